@@ -1,0 +1,2 @@
+//! The `beamline` binary.
+fn main() {}
