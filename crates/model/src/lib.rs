@@ -1,1 +1,3 @@
-//! placeholder
+//! Checkpoints, model families and the forward pass over paged KV.
+
+pub mod step;

@@ -1,0 +1,124 @@
+//! What the scheduler asks of a model for one pass, and what comes back.
+//!
+//! A [`Plan`] is plain data: which rows of which requests go through the model together, and in which
+//! pages their keys and values lie. The scheduler writes it, a [`StepModel`] carries it out, and the
+//! outcomes go back to the scheduler. This is the whole boundary between the two, so the scheduler can be
+//! run against a simulated model, and a model without a scheduler.
+//!
+//! What must not be here: clocks, queues, channels, tensors.
+
+use std::ops::Range;
+
+use beamline_kv_cache::PageId;
+
+/// The place of an admitted request, from [`StepModel::open`] to [`StepModel::close`].
+///
+/// Slots are dense and small, so both sides index arrays with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(pub u32);
+
+/// One pass through the model: context rows and branch rows of any mix of requests.
+///
+/// The vectors are reused from step to step; page tables are ranges of one arena so that a plan can be
+/// cleared and refilled without allocating.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Context rows to compute, at most one chunk per request.
+    pub chunks: Vec<Chunk>,
+    /// Requests whose beams take one more step, at most one entry per request and never together with a chunk
+    /// of the same request.
+    pub branches: Vec<BranchStep>,
+    /// Arena of the page tables named by the ranges in chunks and branch steps.
+    pub pages: Vec<PageId>,
+}
+
+/// Consecutive context rows of one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Whose rows.
+    pub slot: Slot,
+    /// Positions to compute, never empty.
+    pub positions: Range<usize>,
+    /// Positions below this one already lie in pages, perhaps shared ones: they are read, never written. It
+    /// exceeds `positions.start` only when a whole context was cached and its last row is computed again
+    /// because the first expansion needs it.
+    pub cached: usize,
+    /// The request's context pages from position 0 on, enough for `positions.end`; a range of [`Plan::pages`].
+    pub context_pages: Range<usize>,
+    /// Set on the last chunk of a request that decodes: the last row is expanded into at most this many beams.
+    pub expand: Option<usize>,
+}
+
+/// One more step for all beams of one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BranchStep {
+    /// Whose beams.
+    pub slot: Slot,
+    /// All context pages of the request; a range of [`Plan::pages`].
+    pub context_pages: Range<usize>,
+    /// Pages that hold the branch rows of this request, row `step * beam_width + beam` in order, for as long
+    /// as the request lives; a range of [`Plan::pages`]. Never shared, never published.
+    pub branch_pages: Range<usize>,
+}
+
+impl Plan {
+    /// Makes the plan empty and keeps its memory.
+    pub fn clear(&mut self) {
+        self.chunks.clear();
+        self.branches.clear();
+        self.pages.clear();
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty() && self.branches.is_empty()
+    }
+
+    /// Context rows in the plan.
+    pub fn context_rows(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.positions.len()).sum()
+    }
+}
+
+/// What one step did for one request of the plan.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Progress<Answer> {
+    /// Context rows were computed; the request has not finished unless it asked for nothing more.
+    Prefilled,
+    /// The beams were expanded by one step; this many rows are alive and want a branch step.
+    Expanded {
+        /// Beams alive.
+        rows: usize,
+    },
+    /// The request is answered.
+    Finished(Answer),
+    /// This request failed; the others of the step did not.
+    Failed(String),
+}
+
+/// The whole step failed, and nothing is known of any request in it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the model failed: {0}")]
+pub struct StepError(pub String);
+
+/// The one trait through which the scheduler knows a model.
+pub trait StepModel {
+    /// What a request carries that only the model understands.
+    type Payload: Send + 'static;
+    /// What a finished request yields.
+    type Answer: Send + 'static;
+
+    /// A request was admitted and owns `slot` until it is closed.
+    fn open(&mut self, slot: Slot, payload: Self::Payload);
+
+    /// Carries out a plan. Appends exactly one outcome per entry of the plan: chunks first, then branch steps,
+    /// in the order of the plan.
+    ///
+    /// # Errors
+    ///
+    /// When the pass as a whole failed; the caller then closes every slot of the plan.
+    fn step(&mut self, plan: &Plan, outcomes: &mut Vec<(Slot, Progress<Self::Answer>)>) -> Result<(), StepError>;
+
+    /// The request is over, answered or not. Closing may happen at any time between steps.
+    fn close(&mut self, slot: Slot);
+}
