@@ -69,6 +69,10 @@ struct Line {
 }
 
 fn parse(text: &[u8]) -> Result<ItemRecord, RecordProblem> {
+    // serde would also take an array of the fields in order.
+    if !text.trim_ascii_start().starts_with(b"{") {
+        return Err(RecordProblem::Malformed("expected a JSON object, {...}".to_owned()));
+    }
     let line: Line =
         serde_json::from_slice(text).map_err(|error| RecordProblem::Malformed(explain(&error)))?;
     Ok(ItemRecord {
