@@ -12,7 +12,7 @@ use crate::tags::TagTableBuilder;
 use crate::trie::{self, Leaf};
 use crate::version::ContentHasher;
 use crate::{
-    BadRecord, Catalog, CatalogError, CatalogLimits, ItemRecord, Place, RecordProblem, RecordUnit,
+    BadRecord, Catalog, CatalogError, CatalogLimits, ItemRecord, Place, RecordProblem, RecordUnit, SidPart,
     SymbolTable,
 };
 
@@ -115,7 +115,11 @@ impl<'a> CatalogBuilder<'a> {
                 limit: limits.max_tags_per_item,
             });
         }
-        record.tags.iter().try_for_each(|tag| fits("tags", tag, limits.max_tag_bytes))
+        record.tags.iter().try_for_each(|tag| fits("tags", tag, limits.max_tag_bytes))?;
+        record.sid.iter().try_for_each(|part| match part {
+            SidPart::Code(_) => Ok(()),
+            SidPart::Token(text) => fits("sid", text, limits.max_token_bytes),
+        })
     }
 
     fn check_depth(&self, got: usize) -> Result<(), RecordProblem> {

@@ -9,6 +9,8 @@ pub struct CatalogLimits {
     pub max_depth: u8,
     /// Longest item id in bytes. Default 512.
     pub max_item_id_bytes: usize,
+    /// Longest token string of a SID in bytes. Default 256.
+    pub max_token_bytes: usize,
     /// Most tags on one item, repetitions included. Default 256.
     pub max_tags_per_item: usize,
     /// Longest tag in bytes. Default 256.
@@ -30,6 +32,7 @@ impl Default for CatalogLimits {
             max_items: 100_000_000,
             max_depth: 32,
             max_item_id_bytes: 512,
+            max_token_bytes: 256,
             max_tags_per_item: 256,
             max_tag_bytes: 256,
             max_title_bytes: 16 << 10,

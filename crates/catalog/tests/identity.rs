@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 use beamline_catalog::{
-    Catalog, CatalogError, CatalogLimits, ItemRecord, Leaf, RecordProblem, SidPart, SymbolTable,
-    WrittenSymbols,
+    BadRecord, Catalog, CatalogError, CatalogLimits, Filter, ItemRecord, Leaf, Place, RecordProblem,
+    RecordUnit, SidPart, SymbolTable, WrittenSymbols,
 };
+use proptest::prelude::*;
 
 fn item(id: &str, sid: &[&str], tags: &[&str]) -> ItemRecord {
     ItemRecord {
@@ -94,6 +95,28 @@ fn a_table_that_confuses_codes_is_refused() {
         problem(&[coded("a", &[1, 10])]),
         RecordProblem::UnknownCode { level: 1, part: SidPart::Code(10) }
     );
+}
+
+proptest! {
+    #[test]
+    fn a_repeated_id_is_refused_and_both_places_named(len in 2_usize..50, a: prop::sample::Index, b: prop::sample::Index) {
+        let (first, second) = (a.index(len), b.index(len));
+        prop_assume!(first < second);
+        let mut records: Vec<ItemRecord> = (0..len).map(|i| coded(&i.to_string(), &[i as u32 % 10, 0])).collect();
+        records[second].item_id = first.to_string();
+        let place = |position: usize| Place { unit: RecordUnit::Record, number: position as u64 + 1 };
+        let error = Catalog::from_records(records, &Reversed, &CatalogLimits::default());
+        let Err(CatalogError::BadRecords { listed, omitted: 0 }) = error else { panic!("{error:?}") };
+        let problem = RecordProblem::DuplicateItemId { item_id: first.to_string(), first: place(first) };
+        prop_assert_eq!(listed, [BadRecord { place: place(second), problem }]);
+    }
+}
+
+#[test]
+fn snapshots_and_filters_go_to_other_threads() {
+    fn shareable<T: Send + Sync + 'static>() {}
+    shareable::<Catalog>();
+    shareable::<Filter>();
 }
 
 #[test]

@@ -138,6 +138,7 @@ fn every_limit_is_enforced() {
         max_items: 2,
         max_depth: 3,
         max_item_id_bytes: 4,
+        max_token_bytes: 6,
         max_tags_per_item: 2,
         max_tag_bytes: 3,
         max_title_bytes: 5,
@@ -159,6 +160,10 @@ fn every_limit_is_enforced() {
     assert_eq!(
         only(r#"{"item_id": "a", "sid": [1], "tags": ["ab", "long"]}"#),
         RecordProblem::TextTooLong { field: "tags", bytes: 4, limit: 3 }
+    );
+    assert_eq!(
+        only(r#"{"item_id": "a", "sid": ["<a_1234>"]}"#),
+        RecordProblem::TextTooLong { field: "sid", bytes: 8, limit: 6 }
     );
     assert_eq!(
         only(r#"{"item_id": "a", "sid": [1], "tags": ["a", "b", "c"]}"#),
@@ -220,6 +225,8 @@ fn many_bad_lines_become_one_error() {
 #[test]
 fn files_that_are_no_catalogs() {
     assert!(matches!(read(""), Err(CatalogError::Empty)));
+    let long_value = format!("{{\"item_id\": \"a\", \"sid\": \"{}\"}}", "é".repeat(100_000));
+    assert!(problems(long_value)[0].1.to_string().len() < 500, "values are quoted only in part");
     assert!(matches!(read("\u{feff}\n \n"), Err(CatalogError::Empty)));
     assert_eq!(problems(b"{\"item_id\": \"\xff\", \"sid\": [1]}\n").len(), 1);
     assert_eq!(problems("[".repeat(200_000)).len(), 1);

@@ -83,14 +83,18 @@ fn parse(text: &[u8]) -> Result<ItemRecord, RecordProblem> {
     })
 }
 
-/// serde_json sees one line at a time and calls each "line 1"; only its column means something.
+/// serde_json sees one line at a time and calls each "line 1"; only its column means something. It also quotes values
+/// in full, however long they are.
 fn explain(error: &serde_json::Error) -> String {
+    const LONGEST: usize = 200;
     let text = error.to_string();
     let position = format!(" at line {} column {}", error.line(), error.column());
-    match text.strip_suffix(&position) {
-        Some(message) => format!("{message} (column {})", error.column()),
-        None => text,
-    }
+    let Some(message) = text.strip_suffix(&position) else { return text };
+    let (message, dots) = match message.char_indices().nth(LONGEST) {
+        Some((end, _)) => (&message[..end], "..."),
+        None => (message, ""),
+    };
+    format!("{message}{dots} (column {})", error.column())
 }
 
 /// A string, with an error that names the field: ids that are numbers are a common slip.
