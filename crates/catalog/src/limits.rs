@@ -3,7 +3,7 @@
 /// Limits of one catalog. [`CatalogLimits::default`] suits a serving machine; every field may be set freely.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogLimits {
-    /// Most items in a catalog. Default 100,000,000 (about 10 GB at depth 8).
+    /// Most items in a catalog. Default 100,000,000 (about 8 GB at depth 8, and half as much again while it is built).
     pub max_items: u32,
     /// Most levels of a SID. Default 32.
     pub max_depth: u8,

@@ -149,8 +149,9 @@ fn describe(field: &Field) -> String {
     match field {
         Field::Null => "null".to_owned(),
         Field::Bool(value) => value.to_string(),
-        Field::Float(value) => value.to_string(),
-        Field::Double(value) => value.to_string(),
+        // In this form a whole number keeps its ".0", which is what is wrong with it.
+        Field::Float(value) => format!("{value:?}"),
+        Field::Double(value) => format!("{value:?}"),
         Field::Str(_) => "a string".to_owned(),
         Field::Bytes(_) => "bytes that are not UTF-8".to_owned(),
         Field::Group(_) => "a struct".to_owned(),
