@@ -1,0 +1,26 @@
+//! Readers of catalog files. A reader turns a file into records one by one and says where each was found; it holds
+//! one record at a time and judges nothing but their form.
+
+mod json_lines;
+mod parquet;
+
+use std::path::Path;
+
+use crate::{CatalogError, CatalogLimits, ItemRecord, Place, RecordProblem};
+
+/// Takes a record, or what is wrong with it, and its place. An error ends the reading.
+pub(crate) type Sink<'a> =
+    &'a mut dyn FnMut(Place, Result<ItemRecord, RecordProblem>) -> Result<(), CatalogError>;
+
+/// Reads a file in the format that its name says.
+pub(crate) fn for_each_record(
+    path: &Path,
+    limits: &CatalogLimits,
+    sink: Sink<'_>,
+) -> Result<(), CatalogError> {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some(extension) if extension.eq_ignore_ascii_case("jsonl") => json_lines::read(path, limits, sink),
+        Some(extension) if extension.eq_ignore_ascii_case("parquet") => parquet::read(path, sink),
+        _ => Err(CatalogError::UnknownFormat(path.to_owned())),
+    }
+}
