@@ -1,0 +1,218 @@
+//! The rows of one step, laid out for a forward pass.
+//!
+//! Place in the flow: the executor fills a batch from a plan; a family runs it. Rows of different requests lie one
+//! after the other and never see each other except through the pages their own blocks name.
+//!
+//! Invariants: every page that a step writes is written by one request and read by no other request of that step
+//! ([`Batch::check_writes`]); rows of a block are consecutive.
+
+use beamline_kv_cache::PageId;
+
+use crate::cpu::attention::{Block, Sees};
+use crate::cpu::pages::{Destination, PAGE_SIZE};
+
+/// Rows of a step. All vectors are reused.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Token of each row.
+    pub tokens: Vec<u32>,
+    /// Absolute position of each row.
+    pub positions: Vec<u32>,
+    /// Where the key and value of each row go.
+    pub destinations: Vec<Destination>,
+    /// Who attends to what, in every layer but the last.
+    pub blocks: Vec<Block>,
+    /// The same for the last layer, where only the wanted rows go on.
+    pub final_blocks: Vec<Block>,
+    /// Rows whose final state is wanted, ascending.
+    pub wanted: Vec<usize>,
+    /// Page tables that blocks point into.
+    pub pages: Vec<PageId>,
+    /// Ancestors that blocks point into.
+    pub lineage: Vec<u32>,
+    /// Request of each block, for the check of writes.
+    owners: Vec<u32>,
+    /// Per page: step number and owner of the last write.
+    writers: Vec<(u64, u32)>,
+    step: u64,
+}
+
+/// Rows of a batch that continue a context.
+#[derive(Clone, Copy, Debug)]
+pub struct ContextRows<'a> {
+    /// Who asks; only compared with the others of the batch.
+    pub owner: u32,
+    /// Tokens of the rows.
+    pub tokens: &'a [u32],
+    /// Position of the first row.
+    pub first_position: usize,
+    /// Positions below this one are in pages already.
+    pub cached: usize,
+    /// Context pages from position 0 on.
+    pub pages: &'a [PageId],
+    /// How many of the last rows' final states are wanted.
+    pub wanted: usize,
+}
+
+/// Rows of a batch that extend the beams of one request.
+#[derive(Clone, Copy, Debug)]
+pub struct BranchRows<'a> {
+    /// Who asks.
+    pub owner: u32,
+    /// Token of each beam.
+    pub tokens: &'a [u32],
+    /// Positions of the context; the rows stand at `context_len + ancestors - 1`.
+    pub context_len: usize,
+    /// Ancestors per row, the row itself last.
+    pub ancestors: usize,
+    /// `ancestors` branch rows for each row.
+    pub lineage: &'a [u32],
+    /// Context pages.
+    pub context_pages: &'a [PageId],
+    /// Branch pages.
+    pub branch_pages: &'a [PageId],
+}
+
+impl Batch {
+    /// Makes the batch empty and keeps its memory.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.destinations.clear();
+        self.blocks.clear();
+        self.final_blocks.clear();
+        self.wanted.clear();
+        self.pages.clear();
+        self.lineage.clear();
+        self.owners.clear();
+    }
+
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Adds context rows, cut into one block per page.
+    pub fn push_context(&mut self, rows: ContextRows<'_>) {
+        let end = rows.first_position + rows.tokens.len();
+        let table = self.push_pages(&rows.pages[..end.div_ceil(PAGE_SIZE)]);
+        let first_row = self.rows();
+        let last_row = first_row + rows.tokens.len();
+        let row_of = |position: usize| first_row + position - rows.first_position;
+        self.tokens.extend_from_slice(rows.tokens);
+        for position in rows.first_position..end {
+            self.positions.push(position as u32);
+            self.destinations.push(if position < rows.cached {
+                Destination::Cached
+            } else {
+                Destination::Context { page: rows.pages[position / PAGE_SIZE], offset: position % PAGE_SIZE }
+            });
+        }
+        let mut position = rows.first_position;
+        while position < end {
+            let next = end.min((position / PAGE_SIZE + 1) * PAGE_SIZE);
+            self.push_block(
+                rows.owner,
+                Block {
+                    rows: row_of(position)..row_of(next),
+                    context_pages: table.clone(),
+                    sees: Sees::Causal { first_position: position },
+                },
+                last_row - rows.wanted,
+            );
+            position = next;
+        }
+        self.wanted.extend(last_row - rows.wanted..last_row);
+    }
+
+    /// Adds branch rows; the final states of all of them are wanted.
+    pub fn push_branches(&mut self, rows: BranchRows<'_>) {
+        assert_eq!(rows.lineage.len(), rows.tokens.len() * rows.ancestors, "a lineage for every row");
+        let context_pages = self.push_pages(rows.context_pages);
+        let branch_pages = self.push_pages(rows.branch_pages);
+        let (first_row, first_lineage) = (self.rows(), self.lineage.len());
+        self.lineage.extend_from_slice(rows.lineage);
+        self.tokens.extend_from_slice(rows.tokens);
+        for row in 0..rows.tokens.len() {
+            let own = rows.lineage[(row + 1) * rows.ancestors - 1] as usize;
+            self.positions.push((rows.context_len + rows.ancestors - 1) as u32);
+            self.destinations.push(Destination::Branch {
+                page: rows.branch_pages[own / PAGE_SIZE],
+                offset: own % PAGE_SIZE,
+            });
+        }
+        for start in (0..rows.tokens.len()).step_by(PAGE_SIZE) {
+            let end = rows.tokens.len().min(start + PAGE_SIZE);
+            let sees = Sees::Branch {
+                context_len: rows.context_len,
+                ancestors: rows.ancestors,
+                lineage: first_lineage + start * rows.ancestors,
+                branch_pages: branch_pages.clone(),
+            };
+            let block = Block {
+                rows: first_row + start..first_row + end,
+                context_pages: context_pages.clone(),
+                sees,
+            };
+            self.push_block(rows.owner, block, 0);
+        }
+        self.wanted.extend(first_row..first_row + rows.tokens.len());
+    }
+
+    /// Adds a block, and to the last layer what remains of it from row `wanted_from` on.
+    fn push_block(&mut self, owner: u32, block: Block, wanted_from: usize) {
+        let skipped = wanted_from.saturating_sub(block.rows.start).min(block.rows.len());
+        if skipped < block.rows.len() {
+            let mut last = block.clone();
+            last.rows.start += skipped;
+            if let Sees::Causal { first_position } = &mut last.sees {
+                *first_position += skipped;
+            }
+            self.final_blocks.push(last);
+        }
+        self.blocks.push(block);
+        self.owners.push(owner);
+    }
+
+    fn push_pages(&mut self, pages: &[PageId]) -> std::ops::Range<usize> {
+        let start = self.pages.len();
+        self.pages.extend_from_slice(pages);
+        start..self.pages.len()
+    }
+
+    /// Checks that no page is written by one request and read or written by another in this step.
+    ///
+    /// The scheduler promises this; a broken promise would show one user another's history, so it is checked again
+    /// here, where it would do the harm.
+    pub fn check_writes(&mut self, pages: usize) -> Result<(), String> {
+        self.step += 1;
+        self.writers.resize(pages, (0, 0));
+        for (block, &owner) in self.blocks.iter().zip(&self.owners) {
+            for destination in &self.destinations[block.rows.clone()] {
+                let (Destination::Context { page, .. } | Destination::Branch { page, .. }) = destination
+                else {
+                    continue;
+                };
+                let Some(writer) = self.writers.get_mut(page.0 as usize) else {
+                    return Err(format!("page {} of {pages} is written", page.0));
+                };
+                if writer.0 == self.step && writer.1 != owner {
+                    return Err(format!("page {} is written by two requests", page.0));
+                }
+                *writer = (self.step, owner);
+            }
+        }
+        for (block, &owner) in self.blocks.iter().zip(&self.owners) {
+            for page in &self.pages[block.context_pages.clone()] {
+                match self.writers.get(page.0 as usize) {
+                    None => return Err(format!("page {} of {pages} is read", page.0)),
+                    Some(writer) if writer.0 == self.step && writer.1 != owner => {
+                        return Err(format!("page {} is written by one request and read by another", page.0));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}

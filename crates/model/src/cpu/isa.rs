@@ -1,0 +1,97 @@
+//! Which vector instructions the kernels use, chosen once at run time.
+//!
+//! Every kernel body is ordinary safe Rust over fixed-size arrays, compiled once per instruction set by
+//! the macro `per_isa`. All of them compute every output element with the same operations in the same order (fused
+//! multiply-adds included), so the instruction set changes the speed and never a bit of the result.
+
+/// An instruction set that this machine is known to have.
+///
+/// Values other than portable come only from [`Isa::detect`], which is what makes calling the specialised
+/// kernels sound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(Level);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    Portable,
+    Avx2,
+    Avx512,
+}
+
+impl Isa {
+    /// The best instruction set of this machine; the environment variable `BEAMLINE_CPU_ISA` (`portable`,
+    /// `avx2`, `avx512`) lowers it, for tests of the slower kernels. Asking for more than there is has no effect.
+    pub fn detect() -> Self {
+        let most = match std::env::var("BEAMLINE_CPU_ISA").as_deref() {
+            Ok("portable") => Level::Portable,
+            Ok("avx2") => Level::Avx2,
+            _ => Level::Avx512,
+        };
+        Self(best().min(most))
+    }
+
+    /// Every instruction set of this machine, slowest first.
+    pub fn all() -> Vec<Self> {
+        [Level::Portable, Level::Avx2, Level::Avx512].into_iter().filter(|&l| l <= best()).map(Self).collect()
+    }
+
+    /// The name used in logs and by `BEAMLINE_CPU_ISA`.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Level::Portable => "portable",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+        }
+    }
+
+    pub(crate) fn level(self) -> Level {
+        self.0
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn best() -> Level {
+    if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
+        Level::Portable
+    } else if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
+        Level::Avx512
+    } else {
+        Level::Avx2
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn best() -> Level {
+    Level::Portable
+}
+
+/// Compiles `body::<ROWS>` for each instruction set and makes a function `name(isa, ..)` that calls the right
+/// one. `ROWS` is how many rows a register tile holds: as many as the vector registers of that set allow.
+macro_rules! per_isa {
+    ($(#[$attribute:meta])* $vis:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) = $body:ident) => {
+        $(#[$attribute])*
+        $vis fn $name(isa: $crate::cpu::isa::Isa, $($argument: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($argument: $type),*) {
+                $body::<2>($($argument),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512vl,avx2,fma")]
+            fn avx512($($argument: $type),*) {
+                $body::<8>($($argument),*)
+            }
+            match isa.level() {
+                // SAFETY: an `Isa` of this level exists only if `Isa::detect` or `Isa::all` found its features
+                // on this machine.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::isa::Level::Avx512 => unsafe { avx512($($argument),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::isa::Level::Avx2 => unsafe { avx2($($argument),*) },
+                _ => $body::<2>($($argument),*),
+            }
+        }
+    };
+}
+pub(crate) use per_isa;

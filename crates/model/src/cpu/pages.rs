@@ -1,0 +1,161 @@
+//! The contents of KV pages: keys and values of every layer, addressed by page id.
+//!
+//! Which page holds what is decided elsewhere (`beamline-kv-cache` and the scheduler); this is only the memory.
+//! All of it is allocated at start-up.
+//!
+//! ```text
+//! one (layer, head):   page 0              page 1
+//! keys    context page [head_dim][32]      transposed: a page of keys is a panel of the register tile
+//!         branch page  [32][head_dim]      a row is read alone, through parent indices
+//! values  both         [32][value_width]   value_width = head_dim rounded up to 16, padding stays zero
+//! ```
+
+use beamline_kv_cache::PageId;
+
+use super::tile::PANEL;
+use crate::error::ModelError;
+
+/// Context positions in a page.
+pub const PAGE_SIZE: usize = PANEL;
+
+/// Values are padded to this many columns, a vector register of the widest instruction set.
+pub(crate) const VALUE_BLOCK: usize = 16;
+
+/// Keys and values of all pages.
+#[derive(Debug)]
+pub struct PageStore {
+    head_dim: usize,
+    pages: usize,
+    layers: Vec<Vec<HeadPages>>,
+}
+
+/// Keys and values of one head in one layer.
+#[derive(Debug)]
+pub struct HeadPages {
+    head_dim: usize,
+    value_width: usize,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+/// Where the key and value of a row are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// Nowhere: the position is cached already.
+    Cached,
+    /// A context position.
+    Context {
+        /// Page.
+        page: PageId,
+        /// Position within it.
+        offset: usize,
+    },
+    /// A branch row.
+    Branch {
+        /// Page.
+        page: PageId,
+        /// Row within it.
+        offset: usize,
+    },
+}
+
+impl PageStore {
+    /// Bytes that one page takes over all layers.
+    pub fn bytes_per_page(layers: usize, kv_heads: usize, head_dim: usize) -> usize {
+        4 * layers * kv_heads * PAGE_SIZE * (head_dim + head_dim.next_multiple_of(VALUE_BLOCK))
+    }
+
+    /// Allocates `pages` pages.
+    ///
+    /// # Errors
+    ///
+    /// When the size overflows or the memory cannot be reserved.
+    pub fn new(layers: usize, kv_heads: usize, head_dim: usize, pages: usize) -> Result<Self, ModelError> {
+        let value_width = head_dim.next_multiple_of(VALUE_BLOCK);
+        let allocate = |width: usize| -> Result<Vec<f32>, ModelError> {
+            let refuse = || ModelError::Limit(format!("cannot allocate {pages} KV pages"));
+            let len = pages.checked_mul(PAGE_SIZE).and_then(|n| n.checked_mul(width)).ok_or_else(refuse)?;
+            let mut memory = Vec::new();
+            memory.try_reserve_exact(len).map_err(|_| refuse())?;
+            memory.resize(len, 0.0);
+            Ok(memory)
+        };
+        let head = || -> Result<HeadPages, ModelError> {
+            Ok(HeadPages { head_dim, value_width, keys: allocate(head_dim)?, values: allocate(value_width)? })
+        };
+        let layers =
+            (0..layers).map(|_| (0..kv_heads).map(|_| head()).collect()).collect::<Result<_, _>>()?;
+        Ok(Self { head_dim, pages, layers })
+    }
+
+    /// Pages.
+    pub fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Width of a head.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    /// The heads of a layer.
+    pub fn layer(&self, layer: usize) -> &[HeadPages] {
+        &self.layers[layer]
+    }
+
+    /// The heads of a layer, to be written.
+    pub fn layer_mut(&mut self, layer: usize) -> &mut [HeadPages] {
+        &mut self.layers[layer]
+    }
+}
+
+impl HeadPages {
+    /// Writes a key and a value, `head_dim` wide each.
+    pub fn write(&mut self, destination: Destination, key: &[f32], value: &[f32]) {
+        let (page, offset) = match destination {
+            Destination::Cached => return,
+            Destination::Context { page, offset } => {
+                let keys = &mut self.keys[page.0 as usize * PAGE_SIZE * self.head_dim..]
+                    [..PAGE_SIZE * self.head_dim];
+                for (keys, key) in keys.chunks_exact_mut(PAGE_SIZE).zip(key) {
+                    keys[offset] = *key;
+                }
+                (page, offset)
+            }
+            Destination::Branch { page, offset } => {
+                let start = (page.0 as usize * PAGE_SIZE + offset) * self.head_dim;
+                self.keys[start..start + self.head_dim].copy_from_slice(key);
+                (page, offset)
+            }
+        };
+        let start = (page.0 as usize * PAGE_SIZE + offset) * self.value_width;
+        self.values[start..start + self.head_dim].copy_from_slice(value);
+    }
+
+    /// Keys of a context page, `[head_dim][PAGE_SIZE]`.
+    #[inline(always)]
+    pub(crate) fn context_keys(&self, page: PageId) -> &[f32] {
+        &self.keys[page.0 as usize * PAGE_SIZE * self.head_dim..][..PAGE_SIZE * self.head_dim]
+    }
+
+    /// Values of a page, `[PAGE_SIZE][value_width]`.
+    #[inline(always)]
+    pub(crate) fn values(&self, page: PageId) -> &[f32] {
+        &self.values[page.0 as usize * PAGE_SIZE * self.value_width..][..PAGE_SIZE * self.value_width]
+    }
+
+    /// Key and value of one branch row.
+    #[inline(always)]
+    pub(crate) fn branch_row(&self, page: PageId, offset: usize) -> (&[f32], &[f32]) {
+        let row = page.0 as usize * PAGE_SIZE + offset;
+        (
+            &self.keys[row * self.head_dim..][..self.head_dim],
+            &self.values[row * self.value_width..][..self.value_width],
+        )
+    }
+
+    /// Width of a row of values.
+    pub(crate) fn value_width(&self) -> usize {
+        self.value_width
+    }
+}

@@ -1,0 +1,72 @@
+//! Rotary position embedding (Su et al. 2021) on half pairs: element `i` turns with element `i + head_dim / 2`.
+
+use super::isa::per_isa;
+use super::vector::rms_scale;
+
+/// Cosines and sines for every position up to a limit.
+#[derive(Debug)]
+pub struct Rotary {
+    half: usize,
+    /// `[position][cos of half | sin of half]`.
+    table: Vec<f32>,
+}
+
+impl Rotary {
+    /// Tables for `positions` positions. `inverse_frequencies` has one entry per pair; `scale` multiplies both
+    /// cosine and sine (the attention factor of YaRN, otherwise 1).
+    pub fn new(inverse_frequencies: &[f64], scale: f64, positions: usize) -> Self {
+        let half = inverse_frequencies.len();
+        let mut table = Vec::with_capacity(positions * 2 * half);
+        for position in 0..positions {
+            // Double precision, so that far positions are as exact as near ones.
+            let angles = || inverse_frequencies.iter().map(|frequency| position as f64 * frequency);
+            table.extend(angles().map(|angle| (angle.cos() * scale) as f32));
+            table.extend(angles().map(|angle| (angle.sin() * scale) as f32));
+        }
+        Self { half, table }
+    }
+
+    /// Positions the table covers.
+    pub fn positions(&self) -> usize {
+        self.table.len() / (2 * self.half).max(1)
+    }
+
+    /// Turns one head in place.
+    #[inline(always)]
+    pub(crate) fn turn(&self, position: usize, head: &mut [f32]) {
+        let row = &self.table[position * 2 * self.half..][..2 * self.half];
+        let (cos, sin) = row.split_at(self.half);
+        let (low, high) = head.split_at_mut(self.half);
+        for i in 0..self.half {
+            let (a, b) = (low[i], high[i]);
+            low[i] = a * cos[i] - b * sin[i];
+            high[i] = b * cos[i] + a * sin[i];
+        }
+    }
+}
+
+per_isa! {
+    /// Normalises the heads of one row, if a norm is given, then turns them to `position`.
+    pub(crate) fn turn_heads(heads: &mut [f32], dim: usize, norm: Option<&[f32]>, eps: f32, rotary: &Rotary,
+        position: usize) = turn_heads_body
+}
+
+#[inline(always)]
+fn turn_heads_body<const R: usize>(
+    heads: &mut [f32],
+    dim: usize,
+    norm: Option<&[f32]>,
+    eps: f32,
+    rotary: &Rotary,
+    position: usize,
+) {
+    for head in heads.chunks_exact_mut(dim) {
+        if let Some(weights) = norm {
+            let scale = rms_scale(head, eps);
+            for (x, weight) in head.iter_mut().zip(weights) {
+                *x = *x * scale * weight;
+            }
+        }
+        rotary.turn(position, head);
+    }
+}

@@ -1,0 +1,268 @@
+//! Exact beam search over the semantic IDs of a catalog.
+//!
+//! Place in the flow: the executor computes logits; a [`Search`] turns them into the beams of the next step, and at
+//! the end into leaves of the trie. It knows nothing of how logits come about, so it runs on tables as well.
+//!
+//! A *path* is what is generated: the steps of the convention ([`Step`]), each either a level of the SID or a token
+//! that is always the same (an end token, say). After a prefix exactly those tokens are allowed that lead to a leaf
+//! the filter allows; the filter therefore never costs a place in the beam. Every beam is expanded by all its allowed
+//! tokens, then the best `width` candidates of all beams survive.
+//!
+//! The score of a path is the sum over its tokens of the log-probability under the declared [`Normalization`], in
+//! double precision. Higher scores come first; equal scores are ordered by the smaller token path, which is the order
+//! of nodes within a level because symbols of the trie are token ids.
+
+use std::cmp::Ordering;
+use std::ops::Range;
+use std::sync::Arc;
+
+use beamline_catalog::{Catalog, Filter, Leaf, Node};
+
+use crate::cpu::isa::Isa;
+use crate::cpu::vector::log_sum_exp;
+
+/// One generated token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The next level of the SID.
+    Level,
+    /// Always this token; its probability counts.
+    Fixed(u32),
+}
+
+/// What the probability of a token is relative to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Normalization {
+    /// Softmax over every row of the output matrix, padding rows included: what Hugging Face with a logits processor
+    /// and vLLM compute.
+    FullVocab,
+    /// Softmax over the allowed tokens only.
+    AllowedSet,
+}
+
+/// What to search for.
+#[derive(Clone, Debug)]
+pub struct SearchRequest {
+    /// The snapshot whose leaves are searched.
+    pub catalog: Arc<Catalog>,
+    /// Which of them are allowed.
+    pub filter: Filter,
+    /// Where the search begins: the root, or the node of a forced SID prefix, whose tokens are then part of the
+    /// context and not of the score.
+    pub start: Node,
+    /// What is generated from there on.
+    pub steps: Arc<[Step]>,
+    /// How tokens are scored.
+    pub normalization: Normalization,
+}
+
+/// A search in progress.
+#[derive(Debug)]
+pub struct Search {
+    request: SearchRequest,
+    width: usize,
+    step: usize,
+    beams: Vec<Beam>,
+    candidates: Vec<Candidate>,
+    /// `step - 1` ancestors for each beam, oldest first, as rows of earlier steps.
+    lineage: Vec<u32>,
+    next_lineage: Vec<u32>,
+    /// Allowed continuations of the row at hand, reused.
+    allowed: Vec<(u32, Node)>,
+}
+
+/// One hypothesis.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Beam {
+    /// What it has spelled of a SID.
+    pub node: Node,
+    /// Its last token.
+    pub token: u32,
+    /// Sum of log-probabilities.
+    pub score: f64,
+}
+
+/// A finished path.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hypothesis {
+    /// The SID.
+    pub leaf: Leaf,
+    /// Sum of log-probabilities over all generated tokens.
+    pub score: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    beam: Beam,
+    parent: u32,
+}
+
+/// A row of logits holds a value that is not a number or not finite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the model produced logits that are not finite")]
+pub struct NotFinite;
+
+impl Search {
+    /// Begins a search of at most `width` beams.
+    pub fn new(request: SearchRequest, width: usize) -> Self {
+        assert!(width > 0, "a beam has a width");
+        let root = Beam { node: request.start, token: 0, score: 0.0 };
+        let any = request.filter.allows_any(request.catalog.trie().leaves(request.start));
+        Self {
+            request,
+            width,
+            step: 0,
+            beams: if any { vec![root] } else { Vec::new() },
+            candidates: Vec::new(),
+            lineage: Vec::new(),
+            next_lineage: Vec::new(),
+            allowed: Vec::new(),
+        }
+    }
+
+    /// The beams alive, best first. Each wants one row of logits, unless the search [is over](Self::is_over).
+    pub fn beams(&self) -> &[Beam] {
+        &self.beams
+    }
+
+    /// Steps done.
+    pub fn steps_done(&self) -> usize {
+        self.step
+    }
+
+    /// How tokens are scored.
+    pub fn normalization(&self) -> Normalization {
+        self.request.normalization
+    }
+
+    /// The width it began with.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// For each beam, the rows of its ancestors in the branch steps so far, oldest first; a row of step `s` is
+    /// numbered by its place in the beam of that step.
+    pub fn lineage(&self, beam: usize) -> &[u32] {
+        let ancestors = self.step.saturating_sub(1);
+        &self.lineage[beam * ancestors..][..ancestors]
+    }
+
+    /// Whether nothing is left to generate.
+    pub fn is_over(&self) -> bool {
+        self.step == self.request.steps.len() || self.beams.is_empty()
+    }
+
+    /// Adds the continuations of one beam, given the logits that predict its next token. Every beam is offered once
+    /// per step; the order does not matter.
+    ///
+    /// # Errors
+    ///
+    /// When the logits are not finite.
+    pub fn offer(&mut self, isa: Isa, beam: usize, logits: &[f32]) -> Result<(), NotFinite> {
+        let full = match self.request.normalization {
+            Normalization::FullVocab => {
+                let mut lse = 0.0;
+                log_sum_exp(isa, logits, &mut lse);
+                Some(lse)
+            }
+            Normalization::AllowedSet => None,
+        };
+        self.offer_normalized(beam, logits, full)
+    }
+
+    /// As [`Search::offer`], with the log-sum-exp of the whole row already computed (`full_vocab` only).
+    ///
+    /// # Errors
+    ///
+    /// When the log-sum-exp or a used logit is not finite.
+    pub fn offer_normalized(
+        &mut self,
+        beam: usize,
+        logits: &[f32],
+        full: Option<f64>,
+    ) -> Result<(), NotFinite> {
+        let Beam { node, score, .. } = self.beams[beam];
+        let trie = self.request.catalog.trie();
+        self.allowed.clear();
+        match self.request.steps[self.step] {
+            Step::Fixed(token) => self.allowed.push((token, node)),
+            Step::Level => {
+                let filter = &self.request.filter;
+                let children = trie.children(node);
+                self.allowed
+                    .extend(children.iter().filter(|&(_, child)| filter.allows_any(trie.leaves(child))));
+            }
+        }
+        let normalizer = full
+            .unwrap_or_else(|| log_sum_exp_of(self.allowed.iter().map(|&(token, _)| logits[token as usize])));
+        if !normalizer.is_finite() {
+            return Err(NotFinite);
+        }
+        for &(token, node) in &self.allowed {
+            let score = score + (f64::from(logits[token as usize]) - normalizer);
+            self.candidates.push(Candidate { beam: Beam { node, token, score }, parent: beam as u32 });
+        }
+        // Keeps memory bounded by the width when beams have many children each.
+        if self.candidates.len() >= (8 * self.width).max(4096) {
+            keep_best(&mut self.candidates, self.width);
+        }
+        Ok(())
+    }
+
+    /// Ends the step: the best candidates become the beams.
+    pub fn advance(&mut self) {
+        keep_best(&mut self.candidates, self.width);
+        self.candidates.sort_unstable_by(order);
+        let ancestors = self.step.saturating_sub(1);
+        self.next_lineage.clear();
+        for candidate in &self.candidates {
+            let parent = candidate.parent as usize;
+            self.next_lineage.extend_from_slice(&self.lineage[parent * ancestors..][..ancestors]);
+            // The first expansion comes from the context, which is nobody's branch row.
+            if self.step > 0 {
+                self.next_lineage.push(candidate.parent);
+            }
+        }
+        std::mem::swap(&mut self.lineage, &mut self.next_lineage);
+        self.beams.clear();
+        self.beams.extend(self.candidates.drain(..).map(|candidate| candidate.beam));
+        self.step += 1;
+    }
+
+    /// The finished paths, best first. Empty while the search is not over.
+    pub fn hypotheses(&self) -> Vec<Hypothesis> {
+        let finished = self.step == self.request.steps.len();
+        let trie = self.request.catalog.trie();
+        let leaf = |beam: &Beam| Some(Hypothesis { leaf: trie.leaf(beam.node)?, score: beam.score });
+        self.beams.iter().filter(|_| finished).filter_map(leaf).collect()
+    }
+}
+
+/// Steps that generate a SID from `node_level` on: what is left of the convention's steps after a forced prefix.
+pub fn steps_from(steps: &[Step], node_level: usize) -> Option<Range<usize>> {
+    if node_level == 0 {
+        return Some(0..steps.len());
+    }
+    let last_forced =
+        steps.iter().enumerate().filter(|(_, step)| **step == Step::Level).nth(node_level - 1)?.0;
+    Some(last_forced + 1..steps.len())
+}
+
+/// Better candidates first: the higher score, then the smaller path.
+fn order(a: &Candidate, b: &Candidate) -> Ordering {
+    b.beam.score.total_cmp(&a.beam.score).then_with(|| a.beam.node.cmp(&b.beam.node))
+}
+
+/// Keeps the `width` best candidates in any order, without sorting the rest.
+fn keep_best(candidates: &mut Vec<Candidate>, width: usize) {
+    if candidates.len() > width {
+        candidates.select_nth_unstable_by(width - 1, order);
+        candidates.truncate(width);
+    }
+}
+
+/// `ln(sum of e^x)` over few values, in double precision and in the given order.
+fn log_sum_exp_of(logits: impl Iterator<Item = f32> + Clone) -> f64 {
+    let max = logits.clone().fold(f32::NEG_INFINITY, |max, x| if x > max || x.is_nan() { x } else { max });
+    f64::from(max) + logits.map(|x| f64::from(x - max).exp()).sum::<f64>().ln()
+}

@@ -1,0 +1,293 @@
+//! Family `qwen`: Qwen3, Qwen2 and Llama decoders.
+//!
+//! Pre-norm blocks of grouped-query attention with rotary positions and a SwiGLU feed-forward layer:
+//!
+//! ```text
+//! x = embedding[token]
+//! every layer:  q, k, v = norm(x) Wqkv (+ bias)         Qwen3: q and k are normalised per head
+//!               x += attention(rope(q), rope(k), v) Wo  (+ bias)
+//!               g, u = norm(x) Wgate_up;  x += (silu(g) * u) Wdown
+//! logits = norm(x) Whead
+//! ```
+//!
+//! In the last layer only the rows whose state is wanted go past their keys and values.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use crate::batch::Batch;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::config::Config;
+use crate::checkpoint::tensors::Tensors;
+use crate::cpu::Cpu;
+use crate::cpu::attention::{Heads, Tables, attend};
+use crate::cpu::linear::{Linear, Output};
+use crate::cpu::pages::PageStore;
+use crate::cpu::rotary::{Rotary, turn_heads};
+use crate::cpu::vector::{rms_norm, silu_mul};
+use crate::error::ModelError;
+
+/// A loaded decoder.
+#[derive(Debug)]
+pub struct Qwen {
+    config: Config,
+    heads: Heads,
+    /// `[vocab_size, hidden_size]`.
+    embedding: Vec<f32>,
+    layers: Vec<Layer>,
+    final_norm: Vec<f32>,
+    head: Linear,
+    rotary: Rotary,
+}
+
+#[derive(Debug)]
+struct Layer {
+    attention_norm: Vec<f32>,
+    qkv: Linear,
+    /// Weights of the per-head norms of queries and keys.
+    qk_norm: Option<(Vec<f32>, Vec<f32>)>,
+    output: Linear,
+    mlp_norm: Vec<f32>,
+    gate_up: Linear,
+    down: Linear,
+}
+
+/// Activations of a step, reused from step to step.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    hidden: Vec<f32>,
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    attended: Vec<f32>,
+    gate_up: Vec<f32>,
+    gated: Vec<f32>,
+    /// Final states of the wanted rows, `[wanted, hidden_size]`.
+    pub states: Vec<f32>,
+}
+
+impl Qwen {
+    /// Checks every tensor of the checkpoint and packs the weights, with rotary tables for `positions` positions.
+    ///
+    /// # Errors
+    ///
+    /// When tensors are missing, unknown, of the wrong shape or type, or hold values that are not finite.
+    pub fn load(checkpoint: &Checkpoint, positions: usize) -> Result<Self, ModelError> {
+        let (config, tensors) = (checkpoint.config().clone(), checkpoint.tensors());
+        // A tied head may be stored all the same; the flag decides, not the file.
+        tensors
+            .check(&expected_tensors(&config), if config.tied_head { &["lm_head.weight"] } else { &[] })?;
+        let embedding = tensors.load("model.embed_tokens.weight")?;
+        let head = if config.tied_head { embedding.clone() } else { tensors.load("lm_head.weight")? };
+        let layers =
+            (0..config.layers).map(|index| Layer::load(&config, tensors, index)).collect::<Result<_, _>>()?;
+        let (frequencies, scale) = config.rope.frequencies(config.head_dim);
+        Ok(Self {
+            heads: Heads { query: config.heads, key_value: config.kv_heads, dim: config.head_dim },
+            embedding: embedding.flatten_all()?.to_vec1()?,
+            layers,
+            final_norm: tensors.load("model.norm.weight")?.to_vec1()?,
+            head: Linear::pack(&[head], None)?,
+            rotary: Rotary::new(&frequencies, scale, positions),
+            config,
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Positions that can be computed.
+    pub fn positions(&self) -> usize {
+        self.rotary.positions()
+    }
+
+    /// Bytes of weights as they are served.
+    pub fn weight_bytes(&self) -> usize {
+        let layers = self.layers.iter().map(|layer| {
+            layer.qkv.bytes() + layer.output.bytes() + layer.gate_up.bytes() + layer.down.bytes()
+        });
+        4 * self.embedding.len() + self.head.bytes() + layers.sum::<usize>()
+    }
+
+    /// Runs a batch: writes keys and values of its rows, leaves the final states of the wanted rows in
+    /// `workspace.states`. `observe` is given the residual stream after the embedding (0) and after each layer (1..),
+    /// for tests that look inside.
+    pub fn forward(
+        &self,
+        cpu: &Cpu,
+        batch: &Batch,
+        pages: &mut PageStore,
+        workspace: &mut Workspace,
+        observe: &mut dyn FnMut(usize, &[f32]),
+    ) {
+        let width = self.config.hidden_size;
+        let w = workspace;
+        w.hidden.clear();
+        for &token in &batch.tokens {
+            w.hidden.extend_from_slice(&self.embedding[token as usize * width..][..width]);
+        }
+        observe(0, &w.hidden);
+        for (index, layer) in self.layers.iter().enumerate() {
+            self.norm(cpu, &w.hidden, &layer.attention_norm, &mut w.normed);
+            resize(&mut w.qkv, batch.rows() * self.heads.qkv_width());
+            layer.qkv.forward(cpu, &w.normed, Output::Replace, &mut w.qkv);
+            self.rotate(cpu, layer, &batch.positions, &mut w.qkv);
+            self.store(cpu, batch, &w.qkv, pages, index);
+
+            let last = index + 1 == self.layers.len();
+            let blocks = if last { &batch.final_blocks } else { &batch.blocks };
+            let tables = Tables { pages: &batch.pages, lineage: &batch.lineage };
+            resize(&mut w.attended, batch.rows() * self.heads.query * self.heads.dim);
+            attend(cpu, self.heads, &w.qkv, pages.layer(index), blocks, tables, &mut w.attended);
+            if last {
+                keep_rows(&mut w.attended, self.heads.query * self.heads.dim, &batch.wanted);
+                keep_rows(&mut w.hidden, width, &batch.wanted);
+            }
+            layer.output.forward(cpu, &w.attended, Output::Add, &mut w.hidden);
+
+            self.norm(cpu, &w.hidden, &layer.mlp_norm, &mut w.normed);
+            let rows = w.hidden.len() / width;
+            resize(&mut w.gate_up, rows * 2 * self.config.intermediate_size);
+            layer.gate_up.forward(cpu, &w.normed, Output::Replace, &mut w.gate_up);
+            resize(&mut w.gated, rows * self.config.intermediate_size);
+            let (inner, isa) = (self.config.intermediate_size, cpu.isa());
+            cpu.run(|| {
+                let rows = w.gated.par_chunks_mut(inner).zip(w.gate_up.par_chunks(2 * inner));
+                rows.with_min_len(ROWS_PER_TASK).for_each(|(out, row)| silu_mul(isa, row, out));
+            });
+            layer.down.forward(cpu, &w.gated, Output::Add, &mut w.hidden);
+            observe(index + 1, &w.hidden);
+        }
+        self.norm(cpu, &w.hidden, &self.final_norm, &mut w.states);
+    }
+
+    /// Logits of final states `[rows, hidden_size]`, `[rows, vocab_size]`, padding rows of the vocabulary included.
+    pub fn logits(&self, cpu: &Cpu, states: &[f32], out: &mut Vec<f32>) {
+        resize(out, states.len() / self.config.hidden_size * self.config.vocab_size);
+        self.head.forward(cpu, states, Output::Replace, out);
+    }
+
+    fn norm(&self, cpu: &Cpu, x: &[f32], weight: &[f32], out: &mut Vec<f32>) {
+        let (width, eps, isa) = (self.config.hidden_size, self.config.rms_norm_eps, cpu.isa());
+        resize(out, x.len());
+        cpu.run(|| {
+            let rows = out.par_chunks_mut(width).zip(x.par_chunks(width));
+            rows.with_min_len(ROWS_PER_TASK).for_each(|(out, x)| rms_norm(isa, x, weight, eps, out));
+        });
+    }
+
+    /// Normalises (Qwen3) and turns queries and keys in place.
+    fn rotate(&self, cpu: &Cpu, layer: &Layer, positions: &[u32], qkv: &mut [f32]) {
+        let (heads, eps, isa) = (self.heads, self.config.rms_norm_eps, cpu.isa());
+        let (q_norm, k_norm) = layer.qk_norm.as_ref().map(|(q, k)| (q.as_slice(), k.as_slice())).unzip();
+        let turn_row = |(row, &position): (&mut [f32], &u32)| {
+            let (queries, rest) = row.split_at_mut(heads.query * heads.dim);
+            let keys = &mut rest[..heads.key_value * heads.dim];
+            turn_heads(isa, queries, heads.dim, q_norm, eps, &self.rotary, position as usize);
+            turn_heads(isa, keys, heads.dim, k_norm, eps, &self.rotary, position as usize);
+        };
+        cpu.run(|| {
+            let rows = qkv.par_chunks_mut(heads.qkv_width()).zip(positions);
+            rows.with_min_len(ROWS_PER_TASK).for_each(turn_row);
+        });
+    }
+
+    /// Writes keys and values into pages, one head per task.
+    fn store(&self, cpu: &Cpu, batch: &Batch, qkv: &[f32], pages: &mut PageStore, layer: usize) {
+        let heads = self.heads;
+        let store_head = |(head, pages): (usize, &mut crate::cpu::pages::HeadPages)| {
+            for (row, destination) in qkv.chunks_exact(heads.qkv_width()).zip(&batch.destinations) {
+                let key = &row[(heads.query + head) * heads.dim..][..heads.dim];
+                let value = &row[(heads.query + heads.key_value + head) * heads.dim..][..heads.dim];
+                pages.write(*destination, key, value);
+            }
+        };
+        cpu.run(|| pages.layer_mut(layer).par_iter_mut().enumerate().for_each(store_head));
+    }
+}
+
+/// Rows of element-wise work that are worth a task of their own.
+const ROWS_PER_TASK: usize = 32;
+
+impl Layer {
+    fn load(config: &Config, tensors: &Tensors, index: usize) -> Result<Self, ModelError> {
+        let load = |name: &str| tensors.load(&format!("model.layers.{index}.{name}"));
+        let vector = |name: &str| -> Result<Vec<f32>, ModelError> { Ok(load(name)?.to_vec1()?) };
+        let linear = |names: &[&str], bias: bool| -> Result<Linear, ModelError> {
+            let all = |kind: &str| -> Result<Vec<Tensor>, ModelError> {
+                names.iter().map(|name| load(&format!("{name}.{kind}"))).collect()
+            };
+            let biases = if bias { Some(all("bias")?) } else { None };
+            Linear::pack(&all("weight")?, biases.as_deref())
+        };
+        Ok(Self {
+            attention_norm: vector("input_layernorm.weight")?,
+            qkv: linear(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], config.qkv_bias)?,
+            qk_norm: if config.qk_norm {
+                Some((vector("self_attn.q_norm.weight")?, vector("self_attn.k_norm.weight")?))
+            } else {
+                None
+            },
+            output: linear(&["self_attn.o_proj"], config.output_bias)?,
+            mlp_norm: vector("post_attention_layernorm.weight")?,
+            gate_up: linear(&["mlp.gate_proj", "mlp.up_proj"], config.mlp_bias)?,
+            down: linear(&["mlp.down_proj"], config.mlp_bias)?,
+        })
+    }
+}
+
+/// Names and shapes that a checkpoint of this configuration must have.
+pub fn expected_tensors(config: &Config) -> BTreeMap<String, Vec<usize>> {
+    let (width, inner) = (config.hidden_size, config.intermediate_size);
+    let (query, key_value) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+    let mut expected = BTreeMap::from([
+        ("model.embed_tokens.weight".to_owned(), vec![config.vocab_size, width]),
+        ("model.norm.weight".to_owned(), vec![width]),
+    ]);
+    if !config.tied_head {
+        expected.insert("lm_head.weight".to_owned(), vec![config.vocab_size, width]);
+    }
+    for layer in 0..config.layers {
+        let mut add = |name: &str, shape: Vec<usize>| {
+            expected.insert(format!("model.layers.{layer}.{name}"), shape);
+        };
+        add("input_layernorm.weight", vec![width]);
+        add("post_attention_layernorm.weight", vec![width]);
+        let projections = [
+            ("self_attn.q_proj", query, width, config.qkv_bias),
+            ("self_attn.k_proj", key_value, width, config.qkv_bias),
+            ("self_attn.v_proj", key_value, width, config.qkv_bias),
+            ("self_attn.o_proj", width, query, config.output_bias),
+            ("mlp.gate_proj", inner, width, config.mlp_bias),
+            ("mlp.up_proj", inner, width, config.mlp_bias),
+            ("mlp.down_proj", width, inner, config.mlp_bias),
+        ];
+        for (name, outputs, inputs, bias) in projections {
+            add(&format!("{name}.weight"), vec![outputs, inputs]);
+            if bias {
+                add(&format!("{name}.bias"), vec![outputs]);
+            }
+        }
+        if config.qk_norm {
+            add("self_attn.q_norm.weight", vec![config.head_dim]);
+            add("self_attn.k_norm.weight", vec![config.head_dim]);
+        }
+    }
+    expected
+}
+
+/// Gives a buffer its length; what it holds is overwritten by the caller.
+fn resize(buffer: &mut Vec<f32>, len: usize) {
+    buffer.resize(len, 0.0);
+}
+
+/// Keeps only some rows, given in ascending order.
+fn keep_rows(values: &mut Vec<f32>, width: usize, rows: &[usize]) {
+    for (kept, &row) in rows.iter().enumerate() {
+        values.copy_within(row * width..(row + 1) * width, kept * width);
+    }
+    values.truncate(rows.len() * width);
+}
