@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod checkpoint;
+pub mod convention;
 pub mod cpu;
 pub mod decode;
 pub mod error;

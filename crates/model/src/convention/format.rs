@@ -1,0 +1,227 @@
+//! convention.json: how a checkpoint writes SIDs and histories as text.
+//!
+//! ```text
+//! prompt    = prompt_prefix + items joined by item_separator + prompt_suffix + generation_begin
+//! item      = item_begin_token + one token per level + item_end_token
+//! generated = lead_tokens + one token per level + tail_tokens
+//! ```
+//!
+//! The prompt is tokenised as one string. Unknown fields are refused, so that a misspelt one is noticed.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::presets;
+use crate::error::ModelError;
+
+/// Most levels of a SID, lead and tail tokens included.
+pub const MAX_STEPS: usize = 32;
+/// Most codes of a level.
+const MAX_CODES: u32 = 1 << 20;
+
+/// The file as written.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Format {
+    /// Version of the format; 1.
+    #[serde(default = "one")]
+    pub format: u32,
+    /// `decoder`; `encoder-decoder` is recognised and refused.
+    #[serde(default = "decoder")]
+    pub model: String,
+    /// Levels of a SID.
+    pub levels: usize,
+    /// Text of a code, one pattern per level, with `{}` for the number.
+    pub level_token_patterns: Vec<String>,
+    /// Codes per level: numbers from 0 to one less.
+    pub level_code_counts: Vec<u32>,
+    /// Whether every code has a token, or only those that items use.
+    #[serde(default)]
+    pub codes_with_tokens: CodesWithTokens,
+    /// Before the codes of an item of the history.
+    #[serde(default)]
+    pub item_begin_token: Option<Marker>,
+    /// After the codes of an item of the history.
+    #[serde(default)]
+    pub item_end_token: Option<Marker>,
+    /// Between items.
+    #[serde(default)]
+    pub item_separator: String,
+    /// Before the first item.
+    #[serde(default)]
+    pub prompt_prefix: String,
+    /// After the last item.
+    #[serde(default)]
+    pub prompt_suffix: String,
+    /// The last token of the prompt; generation continues from there.
+    #[serde(default)]
+    pub generation_begin: Option<Marker>,
+    /// Whether the tokenizer's post-processor runs on the prompt (it adds a begin token to Llama prompts, say).
+    #[serde(default)]
+    pub add_special_tokens: bool,
+    /// Generated before the first level; their probability counts.
+    #[serde(default)]
+    pub lead_tokens: Vec<Marker>,
+    /// Generated after the last level; their probability counts.
+    #[serde(default)]
+    pub tail_tokens: Vec<Marker>,
+    /// Order of a history in the prompt; `oldest first`.
+    #[serde(default = "oldest_first")]
+    pub history_order: String,
+    /// Most items of a history the model was trained on; longer ones are cut at the old end.
+    #[serde(default)]
+    pub max_history_items: Option<usize>,
+    /// Checked against the number of lead tokens, levels and tail tokens.
+    #[serde(default)]
+    pub generated_steps: Option<usize>,
+    /// Checked against config.json.
+    #[serde(default)]
+    pub vocab_size: Option<usize>,
+    /// Checked against the tokenizer.
+    #[serde(default)]
+    pub tokenizer_size: Option<usize>,
+    /// Of an encoder-decoder.
+    #[serde(default)]
+    pub decoder_start_token: Option<Marker>,
+    /// How the catalog writes SIDs; the catalog itself tells, so it is not used.
+    #[serde(default)]
+    pub catalog_sid_form: Option<String>,
+    /// A note for people.
+    #[serde(default)]
+    pub rendering: Option<String>,
+}
+
+/// Which codes have a token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CodesWithTokens {
+    /// All of them.
+    #[default]
+    All,
+    /// Those that items use.
+    Used,
+}
+
+/// A single token: its text, or text and id.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum Marker {
+    /// The text.
+    Text(String),
+    /// The text, and the id that the tokenizer must give it.
+    Checked {
+        /// The text.
+        text: String,
+        /// The id.
+        id: u32,
+    },
+}
+
+impl Marker {
+    /// The text.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Text(text) | Self::Checked { text, .. } => text,
+        }
+    }
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn decoder() -> String {
+    "decoder".into()
+}
+
+fn oldest_first() -> String {
+    "oldest first".into()
+}
+
+impl Format {
+    /// Parses convention.json. `{"preset": NAME, ...}` starts from a preset; the other fields override it.
+    ///
+    /// # Errors
+    ///
+    /// When the text is not JSON, names an unknown preset or field, or contradicts itself.
+    pub fn parse(json: &str) -> Result<Self, ModelError> {
+        let error = |reason: String| ModelError::Convention(reason);
+        let mut value: Value = serde_json::from_str(json).map_err(|e| error(e.to_string()))?;
+        let given = value.as_object_mut().ok_or_else(|| error("is not a JSON object".into()))?;
+        let value = match given.remove("preset") {
+            None => value,
+            Some(Value::String(name)) => {
+                let mut base = presets::find(&name).ok_or_else(|| {
+                    error(format!("unknown preset {name:?}; known are {}", presets::names().join(", ")))
+                })?;
+                if let Some(base) = base.as_object_mut() {
+                    base.append(given);
+                }
+                base
+            }
+            Some(_) => return Err(error("`preset` is not a string".into())),
+        };
+        let format: Self = serde_path_to_error::deserialize(value).map_err(|e| error(e.to_string()))?;
+        format.check().map_err(error)?;
+        Ok(format)
+    }
+
+    /// A preset by name.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such preset.
+    pub fn preset(name: &str) -> Result<Self, ModelError> {
+        Self::parse(&serde_json::json!({ "preset": name }).to_string())
+    }
+
+    /// Tokens generated for one item.
+    pub fn steps(&self) -> usize {
+        self.lead_tokens.len() + self.levels + self.tail_tokens.len()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.format != 1 {
+            return Err(format!("format {} is not known, only 1", self.format));
+        }
+        if self.model != "decoder" {
+            return Err(format!("model {:?} is not served, only \"decoder\"", self.model));
+        }
+        if self.levels == 0 || self.steps() > MAX_STEPS {
+            return Err(format!("{} generated tokens, expected 1 to {MAX_STEPS}", self.steps()));
+        }
+        if self.generated_steps.is_some_and(|steps| steps != self.steps()) {
+            return Err(format!(
+                "generated_steps is {:?}, but the parts give {}",
+                self.generated_steps,
+                self.steps()
+            ));
+        }
+        if self.level_token_patterns.len() != self.levels || self.level_code_counts.len() != self.levels {
+            return Err(format!(
+                "{} levels, but {} token patterns and {} code counts",
+                self.levels,
+                self.level_token_patterns.len(),
+                self.level_code_counts.len()
+            ));
+        }
+        if let Some(pattern) =
+            self.level_token_patterns.iter().find(|pattern| pattern.matches("{}").count() != 1)
+        {
+            return Err(format!("pattern {pattern:?} does not hold exactly one {{}}"));
+        }
+        if let Some(count) = self.level_code_counts.iter().find(|&&count| count == 0 || count > MAX_CODES) {
+            return Err(format!("{count} codes in a level, expected 1 to {MAX_CODES}"));
+        }
+        if self.history_order != "oldest first" {
+            return Err(format!(
+                "history_order {:?} is not known, only \"oldest first\"",
+                self.history_order
+            ));
+        }
+        if self.max_history_items == Some(0) {
+            return Err("max_history_items is 0".into());
+        }
+        Ok(())
+    }
+}
