@@ -1,4 +1,22 @@
 //! Checkpoints, model families and the forward pass over paged KV.
+//!
+//! Place in the flow: between the scheduler, which decides what runs in a step, and the processor, which runs it.
+//!
+//! ```text
+//! checkpoint ── config, tensors, digest          what the author brought, checked
+//! convention ── tokens of SIDs, prompts          how this checkpoint writes histories and items
+//! families   ── qwen                             checkpoint -> layers -> forward(batch, pages)
+//! cpu        ── linear, attention, pages, ..     kernels and their memory
+//! batch      ── rows of one step
+//! decode     ── exact constrained beam search
+//! step       ── Plan, Progress, StepModel        the boundary to the scheduler
+//! executor   ── a StepModel: batch, forward, expand
+//! ```
+//!
+//! Invariants: the answer to a request is a function of checkpoint, catalog snapshot and request, bit for bit on the
+//! CPU; nothing is used of a checkpoint before all of it was checked.
+//!
+//! What this crate must not know: queues, deadlines, clocks, HTTP, users.
 
 pub mod batch;
 pub mod checkpoint;
@@ -6,5 +24,6 @@ pub mod convention;
 pub mod cpu;
 pub mod decode;
 pub mod error;
+pub mod executor;
 pub mod families;
 pub mod step;

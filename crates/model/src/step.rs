@@ -117,7 +117,11 @@ pub trait StepModel {
     /// # Errors
     ///
     /// When the pass as a whole failed; the caller then closes every slot of the plan.
-    fn step(&mut self, plan: &Plan, outcomes: &mut Vec<(Slot, Progress<Self::Answer>)>) -> Result<(), StepError>;
+    fn step(
+        &mut self,
+        plan: &Plan,
+        outcomes: &mut Vec<(Slot, Progress<Self::Answer>)>,
+    ) -> Result<(), StepError>;
 
     /// The request is over, answered or not. Closing may happen at any time between steps.
     fn close(&mut self, slot: Slot);

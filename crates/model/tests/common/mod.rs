@@ -1,0 +1,189 @@
+//! What the tests share: fixtures, and the smallest possible driver of a step model.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test uses its own part")]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use beamline_catalog::{Catalog, CatalogLimits, FilterSpec, Node};
+use beamline_kv_cache::PageId;
+use beamline_model::checkpoint::Checkpoint;
+use beamline_model::convention::Convention;
+use beamline_model::convention::format::Format;
+use beamline_model::cpu::Cpu;
+use beamline_model::cpu::pages::PAGE_SIZE;
+use beamline_model::decode::{Normalization, SearchRequest, Step};
+use beamline_model::executor::{Executor, Found, Job};
+use beamline_model::families::qwen::Qwen;
+use beamline_model::step::{BranchStep, Chunk, Plan, Progress, Slot, StepModel};
+use serde_json::Value;
+
+pub const CASES: [&str; 5] =
+    ["qwen3-untied", "qwen3-tied-bf16-sharded", "qwen2-minionerec", "llama-lcrec", "qwen3-collisions"];
+
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/hf").join(name)
+}
+
+pub fn cases(name: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(fixture(name).join("cases.json")).unwrap()).unwrap()
+}
+
+/// A loaded fixture.
+pub struct Loaded {
+    pub checkpoint: Checkpoint,
+    pub convention: Arc<Convention>,
+    pub catalog: Arc<Catalog>,
+    pub model: Arc<Qwen>,
+    pub cpu: Arc<Cpu>,
+}
+
+impl Loaded {
+    pub fn open(name: &str) -> Self {
+        let directory = fixture(name);
+        let checkpoint = Checkpoint::open(&directory).unwrap();
+        let format =
+            Format::parse(&std::fs::read_to_string(directory.join("convention.json")).unwrap()).unwrap();
+        let convention = Convention::bind(format, &directory, checkpoint.config().vocab_size).unwrap();
+        let catalog =
+            Catalog::read_path(&directory.join("catalog.jsonl"), &convention, &CatalogLimits::default())
+                .unwrap();
+        let model = Arc::new(Qwen::load(&checkpoint, 2048).unwrap());
+        let cpu = Arc::new(Cpu::new(2).unwrap());
+        Self { checkpoint, convention: Arc::new(convention), catalog: Arc::new(catalog), model, cpu }
+    }
+
+    pub fn executor(&self, pages: usize) -> Executor {
+        Executor::new(Arc::clone(&self.model), Arc::clone(&self.cpu), pages).unwrap()
+    }
+
+    pub fn prompt(&self, history: &[String]) -> Vec<u32> {
+        let trie = self.catalog.trie();
+        let items: Vec<Vec<u32>> = history
+            .iter()
+            .map(|id| {
+                let leaf = self.catalog.leaf_of(self.catalog.item(id).unwrap());
+                let mut path = Vec::new();
+                trie.path(leaf, &mut path);
+                path
+            })
+            .collect();
+        self.convention.prompt(items.iter().map(Vec::as_slice)).unwrap()
+    }
+
+    pub fn job(&self, tokens: Vec<u32>, exclude: &[String], normalization: Normalization) -> Job {
+        let filter = self.catalog.filter(&FilterSpec { exclude_items: exclude, ..FilterSpec::default() });
+        let search = SearchRequest {
+            catalog: Arc::clone(&self.catalog),
+            filter,
+            start: self.catalog.trie().root(),
+            steps: Arc::clone(self.convention.steps()),
+            normalization,
+        };
+        Job { tokens: tokens.into(), search: Some(search) }
+    }
+
+    /// All tokens of a path: what the steps of the convention generate on the way to a node.
+    pub fn tokens_of(&self, leaf: beamline_catalog::Leaf) -> Vec<u32> {
+        let mut path = Vec::new();
+        self.catalog.trie().path(leaf, &mut path);
+        let mut levels = path.into_iter();
+        let token = |step: &Step| match step {
+            Step::Level => levels.next().unwrap(),
+            Step::Fixed(token) => *token,
+        };
+        self.convention.steps().iter().map(token).collect()
+    }
+
+    pub fn root(&self) -> Node {
+        self.catalog.trie().root()
+    }
+}
+
+/// A request on its way through a [`Driver`].
+pub struct Running {
+    pub slot: Slot,
+    pub context_len: usize,
+    pub done: usize,
+    pub width: usize,
+    pub context_pages: Vec<PageId>,
+    pub branch_pages: Vec<PageId>,
+    pub decoding: bool,
+    pub found: Option<Found>,
+}
+
+impl Running {
+    pub fn new(slot: u32, job: &Job, width: usize, next_page: &mut u32) -> Self {
+        let mut take = |count: usize| -> Vec<PageId> {
+            let pages = (*next_page..*next_page + count as u32).map(PageId).collect();
+            *next_page += count as u32;
+            pages
+        };
+        let steps = job.search.as_ref().map_or(0, |search| search.steps.len());
+        Self {
+            slot: Slot(slot),
+            context_len: job.tokens.len(),
+            done: 0,
+            width,
+            context_pages: take(job.tokens.len().div_ceil(PAGE_SIZE)),
+            branch_pages: take((width * steps.saturating_sub(1)).div_ceil(PAGE_SIZE)),
+            decoding: false,
+            found: None,
+        }
+    }
+
+    /// Adds the next piece of work to a plan: at most `rows` context rows, or a branch step.
+    pub fn plan(&mut self, rows: usize, plan: &mut Plan) {
+        let mut pages = |table: &[PageId]| {
+            let start = plan.pages.len();
+            plan.pages.extend_from_slice(table);
+            start..plan.pages.len()
+        };
+        if self.decoding {
+            let (context_pages, branch_pages) = (pages(&self.context_pages), pages(&self.branch_pages));
+            plan.branches.push(BranchStep { slot: self.slot, context_pages, branch_pages });
+        } else {
+            let end = self.context_len.min(self.done + rows.max(1));
+            let last = end == self.context_len;
+            let context_pages = pages(&self.context_pages);
+            plan.chunks.push(Chunk {
+                slot: self.slot,
+                positions: self.done..end,
+                cached: 0,
+                context_pages,
+                expand: last.then_some(self.width),
+            });
+            self.done = end;
+            self.decoding = last;
+        }
+    }
+}
+
+/// Runs one request to its end, in chunks of `rows` rows.
+pub fn run(executor: &mut Executor, job: Job, width: usize, rows: usize) -> Result<Found, String> {
+    let mut running = Running::new(0, &job, width, &mut 0);
+    executor.open(running.slot, job);
+    let result = loop {
+        let (mut plan, mut outcomes) = (Plan::default(), Vec::new());
+        running.plan(rows, &mut plan);
+        executor.step(&plan, &mut outcomes).map_err(|error| error.to_string())?;
+        match outcomes.pop() {
+            Some((_, Progress::Finished(found))) => break Ok(found),
+            Some((_, Progress::Failed(reason))) => break Err(reason),
+            _ => {}
+        }
+    };
+    executor.close(running.slot);
+    result
+}
+
+pub fn strings(value: &Value) -> Vec<String> {
+    value.as_array().unwrap().iter().map(|item| item.as_str().unwrap().to_owned()).collect()
+}
+
+pub fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|item| item.as_f64().unwrap()).collect()
+}
+
+pub fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|item| item.as_u64().unwrap() as u32).collect()
+}

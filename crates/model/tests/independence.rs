@@ -1,0 +1,150 @@
+//! An answer is a function of checkpoint, catalog and request: bit for bit, whatever shares the batch, however the
+//! context is cut, whatever was cached, and with any number of threads and any instruction set.
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
+mod common;
+
+use std::sync::Arc;
+
+use beamline_model::cpu::Cpu;
+use beamline_model::cpu::isa::Isa;
+use beamline_model::cpu::pages::PAGE_SIZE;
+use beamline_model::decode::Normalization;
+use beamline_model::executor::{Executor, Found, Job};
+use beamline_model::step::{Plan, Progress, Slot, StepModel};
+use common::{CASES, Loaded, Running, run};
+use proptest::prelude::*;
+
+/// Scores as bits, so that equal means equal.
+fn bits(found: &Found) -> Vec<(u32, u64)> {
+    found.hypotheses.iter().map(|h| (h.leaf.0, h.score.to_bits())).collect()
+}
+
+fn job(loaded: &Loaded, items: &[usize], exclude: usize, allowed_set: bool) -> Job {
+    let all: Vec<String> =
+        loaded.catalog.items().map(|item| loaded.catalog.item_id(item).to_owned()).collect();
+    let history: Vec<String> = items.iter().map(|item| all[item % all.len()].clone()).collect();
+    let normalization = if allowed_set { Normalization::AllowedSet } else { Normalization::FullVocab };
+    loaded.job(loaded.prompt(&history), &all[..exclude.min(all.len() - 1)], normalization)
+}
+
+/// Runs many jobs together; `schedule` says how many context rows each takes in each step and whether it sits out.
+fn run_together(executor: &mut Executor, jobs: &[(Job, usize)], schedule: &[usize]) -> Vec<Found> {
+    let mut next_page = 0;
+    let mut running: Vec<Running> = Vec::new();
+    for (index, (job, width)) in jobs.iter().enumerate() {
+        running.push(Running::new(index as u32, job, *width, &mut next_page));
+        executor.open(Slot(index as u32), job.clone());
+    }
+    let mut step = 0;
+    while running.iter().any(|request| request.found.is_none()) {
+        let (mut plan, mut outcomes) = (Plan::default(), Vec::new());
+        for (index, request) in running.iter_mut().enumerate() {
+            let rows = schedule[(step + index * 7) % schedule.len()];
+            if request.found.is_none() && (rows > 0 || step % 3 == 0) {
+                request.plan(rows, &mut plan);
+            }
+        }
+        executor.step(&plan, &mut outcomes).unwrap();
+        for (slot, progress) in outcomes {
+            match progress {
+                Progress::Finished(found) => running[slot.0 as usize].found = Some(found),
+                Progress::Failed(reason) => panic!("{reason}"),
+                _ => {}
+            }
+        }
+        step += 1;
+    }
+    for index in 0..jobs.len() {
+        executor.close(Slot(index as u32));
+    }
+    running.into_iter().map(|request| request.found.unwrap()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn neither_batch_nor_chunks_nor_threads_change_a_bit(
+        case in 0usize..CASES.len(),
+        requests in prop::collection::vec(
+            (prop::collection::vec(0usize..1000, 0..60), 1usize..60, 0usize..40, any::<bool>()), 1..6),
+        schedule in prop::collection::vec(0usize..90, 1..8),
+        threads in 1usize..4,
+    ) {
+        let loaded = Loaded::open(CASES[case]);
+        let jobs: Vec<(Job, usize)> = requests
+            .iter()
+            .map(|(items, width, exclude, allowed_set)| (job(&loaded, items, *exclude, *allowed_set), *width))
+            .collect();
+        let alone: Vec<Found> =
+            jobs.iter().map(|(job, width)| run(&mut loaded.executor(512), job.clone(), *width, usize::MAX >> 1).unwrap()).collect();
+        for isa in Isa::all() {
+            let cpu = Arc::new(Cpu::with_isa(threads, isa).unwrap());
+            let mut executor = Executor::new(Arc::clone(&loaded.model), cpu, 512).unwrap();
+            let together = run_together(&mut executor, &jobs, &schedule);
+            for (alone, together) in alone.iter().zip(&together) {
+                prop_assert_eq!(bits(alone), bits(together));
+            }
+        }
+    }
+
+    #[test]
+    fn a_cached_prefix_changes_no_bit(
+        case in 0usize..CASES.len(),
+        items in prop::collection::vec(0usize..1000, 20..60),
+        more in prop::collection::vec(0usize..1000, 0..8),
+        width in 1usize..40,
+    ) {
+        let loaded = Loaded::open(CASES[case]);
+        let first = job(&loaded, &items, 0, false);
+        let longer: Vec<usize> = items.iter().chain(&more).copied().collect();
+        let second = job(&loaded, &longer, 0, false);
+        let cold = run(&mut loaded.executor(512), second.clone(), width, 64).unwrap();
+
+        let mut executor = loaded.executor(512);
+        let mut next_page = 0;
+        let mut running = Running::new(0, &first, width, &mut next_page);
+        executor.open(Slot(0), first.clone());
+        let (mut plan, mut outcomes) = (Plan::default(), Vec::new());
+        running.plan(usize::MAX >> 1, &mut plan);
+        executor.step(&plan, &mut outcomes).unwrap();
+        executor.close(Slot(0));
+
+        // The second visit takes over every whole page of equal tokens.
+        let equal = first.tokens.iter().zip(second.tokens.iter()).take_while(|(a, b)| a == b).count();
+        let cached = equal / PAGE_SIZE * PAGE_SIZE;
+        let mut again = Running::new(1, &second, width, &mut next_page);
+        again.context_pages[..cached / PAGE_SIZE].copy_from_slice(&running.context_pages[..cached / PAGE_SIZE]);
+        // At least the last row is computed, even when every page was there.
+        again.done = cached.min(second.tokens.len() - 1);
+        executor.open(Slot(1), second);
+        let warm = loop {
+            let (mut plan, mut outcomes) = (Plan::default(), Vec::new());
+            again.plan(5, &mut plan);
+            for chunk in &mut plan.chunks {
+                chunk.cached = cached;
+            }
+            executor.step(&plan, &mut outcomes).unwrap();
+            if let Some((_, Progress::Finished(found))) = outcomes.pop() {
+                break found;
+            }
+        };
+        prop_assert_eq!(bits(&cold), bits(&warm));
+    }
+}
+
+#[test]
+fn a_plan_that_shares_a_written_page_is_refused() {
+    let loaded = Loaded::open(CASES[0]);
+    let mut executor = loaded.executor(8);
+    let job = job(&loaded, &[1, 2, 3], 0, false);
+    let (mut plan, mut next_page) = (Plan::default(), 0);
+    for slot in 0..2 {
+        next_page = 0;
+        Running::new(slot, &job, 4, &mut next_page).plan(100, &mut plan);
+        executor.open(Slot(slot), job.clone());
+    }
+    let error = executor.step(&plan, &mut Vec::new()).unwrap_err();
+    assert!(error.to_string().contains("page 0 is written by two requests"), "{error}");
+    assert!(next_page > 0);
+}
