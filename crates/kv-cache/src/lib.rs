@@ -1,5 +1,73 @@
-//! Bookkeeping of the paged KV cache.
+//! Bookkeeping of the paged KV cache: which page holds what, who uses it, and what goes when room is needed.
+//!
+//! A *page* is the KV of `page_size` consecutive context positions, over all layers. Its floats live with the
+//! model, in an array indexed by [`PageId`]; this crate never sees them. It answers three questions:
+//!
+//! | question | who answers |
+//! | --- | --- |
+//! | which pages already hold the beginning of this context? | prefix index, found by a chain of keyed hashes |
+//! | which pages may the rest be written to? | free list, then eviction of the least recently used |
+//! | what did this user's last visit leave behind? | sessions: user -> tail of the newest chain |
+//!
+//! ```text
+//!              match_prefix                    allocate             compute, then publish
+//!  context ───────────────────► pages 0..k ──────────────► pages k..n ──────────────────► findable by others
+//!                                    │                                                          │
+//!                                    └──────────────── release_chain ◄────── remember ◄─────────┘
+//!
+//!  a page:   Free ──allocate──► Private ──publish──► Published ──evict──► Free
+//!              ▲                   │                     │ forget_namespace while referenced
+//!              └────── release ────┴──── Withdrawn ◄─────┘
+//! ```
+//!
+//! # Invariants
+//!
+//! * **Nothing is shared by accident.** A hash only nominates a page. Before it is returned, its namespace, its
+//!   parent and every one of its words are compared with what was asked for.
+//! * **One content, one page.** Two published pages never have the same parent, namespace and words.
+//! * **Chains are held whole.** Whoever holds a reference on a published page holds one on every page before it.
+//!   Hence references are taken head first and given back tail first ([`KvCache::release_chain`] does), and an
+//!   unreferenced page has unreferenced descendants only.
+//! * **Tail first.** Because of the former, the list of unreferenced pages in order of release always has children
+//!   before their parent: its oldest page is a leaf, eviction takes O(1), and `free + unreferenced` is exactly what
+//!   [`KvCache::allocate`] can deliver.
+//! * **A recycled page is never mistaken for what it was.** A page's generation moves on when it stops being
+//!   published; sessions and parent links name page and generation.
+//!
+//! # Limits
+//!
+//! Everything is allocated by [`KvCache::new`]; the steady path does not allocate beyond the caller's own output
+//! vectors. Breaking a rule of use (releasing what is not held, publishing out of order) is a bug of the caller and
+//! panics; no request content can cause it.
+//!
+//! This crate must not know: tensors, devices, models, threads, async, the clock.
 
-/// Names a page of the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PageId(pub u32);
+#![forbid(unsafe_code)]
+
+mod allocation;
+mod cache;
+mod chain;
+mod config;
+mod index;
+mod invariants;
+mod list;
+mod lookup;
+mod namespace;
+mod page;
+mod publication;
+mod reuse;
+mod sessions;
+mod stats;
+mod words;
+
+#[cfg(test)]
+mod tests;
+
+pub use allocation::OutOfPages;
+pub use cache::KvCache;
+pub use config::{CacheConfig, ConfigError};
+pub use namespace::{Namespace, SessionKey};
+pub use page::PageId;
+pub use publication::Publish;
+pub use reuse::ReuseClass;
+pub use stats::CacheStats;

@@ -1,0 +1,83 @@
+//! What the cache tells the metrics: gauges of now, and counters that only grow.
+
+use crate::cache::KvCache;
+
+/// A snapshot of the cache. `free + cached_unreferenced + referenced == pages` always holds.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
+pub struct CacheStats {
+    /// Gauge: pages that exist.
+    pub pages: u64,
+    /// Gauge: pages that hold nothing.
+    pub free: u64,
+    /// Gauge: published pages nobody holds: useful, and evictable.
+    pub cached_unreferenced: u64,
+    /// Gauge: pages somebody holds, published or not.
+    pub referenced: u64,
+    /// Gauge: pages that can be found.
+    pub published: u64,
+    /// Gauge: remembered sessions, those whose chain was evicted since included.
+    pub sessions: u64,
+    /// Counter: calls of `match_prefix`.
+    pub lookups: u64,
+    /// Counter: positions that lookups found cached.
+    pub hit_positions: u64,
+    /// Counter: those of the hit positions that a session led to without hashing.
+    pub session_hit_positions: u64,
+    /// Counter: positions that lookups asked for and did not find.
+    pub missed_positions: u64,
+    /// Counter: pages that had the right hash and the wrong content. Anything but 0 is worth an alarm.
+    pub hash_collisions: u64,
+    /// Counter: pages made findable.
+    pub publications: u64,
+    /// Counter: pages given up because another request had published the same content.
+    pub duplicates: u64,
+    /// Counter: published pages recycled to make room.
+    pub evictions: u64,
+}
+
+/// The counters behind [`CacheStats`].
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) lookups: u64,
+    pub(crate) hit_positions: u64,
+    pub(crate) session_hit_positions: u64,
+    pub(crate) missed_positions: u64,
+    pub(crate) hash_collisions: u64,
+    pub(crate) publications: u64,
+    pub(crate) duplicates: u64,
+    pub(crate) evictions: u64,
+}
+
+impl KvCache {
+    /// Gauges and counters of now, in O(1).
+    pub fn stats(&self) -> CacheStats {
+        let (pages, free) = (self.pages.len() as u64, self.free.len() as u64);
+        let cached_unreferenced = self.unreferenced.len() as u64;
+        let Counters {
+            lookups,
+            hit_positions,
+            session_hit_positions,
+            missed_positions,
+            hash_collisions,
+            publications,
+            duplicates,
+            evictions,
+        } = self.counters;
+        CacheStats {
+            pages,
+            free,
+            cached_unreferenced,
+            referenced: pages - free - cached_unreferenced,
+            published: self.published as u64,
+            sessions: self.sessions.len() as u64,
+            lookups,
+            hit_positions,
+            session_hit_positions,
+            missed_positions,
+            hash_collisions,
+            publications,
+            duplicates,
+            evictions,
+        }
+    }
+}
