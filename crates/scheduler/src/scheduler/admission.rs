@@ -38,7 +38,8 @@ impl<P: Clone> Scheduler<P> {
     pub(super) fn admit<A>(&mut self, now: Micros, events: &mut Vec<Event<P, A>>) {
         // Matching the same words again at every plan would be wasted: the head fits when somebody has left.
         while !self.head_waits
-            && let (Some(head), Some(&slot)) = (self.queue.pop_front(), self.free_slots.last())
+            && let Some(&slot) = self.free_slots.last()
+            && let Some(head) = self.queue.pop_front()
         {
             if let Some(head) = self.take_seat(now, slot, head, events) {
                 self.queue.push_front(head);
