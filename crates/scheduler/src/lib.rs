@@ -11,7 +11,8 @@
 //! | [`limits`](crate::Limits) | what may be asked, and what it will need |
 //! | [`event`](crate::Event) | what the scheduler tells: slots opened and closed, requests ended |
 //! | `pace` | how long a row takes, and how wide a beam still makes its deadline |
-//! | [`scheduler`](crate::Scheduler) | add, plan, commit |
+//! | [`scheduler`](crate::Scheduler) | submit, plan, commit |
+//! | [`engine`](crate::Engine) | channels, clock, panics, answers |
 //!
 //! Invariants:
 //!
@@ -24,6 +25,7 @@
 //! The state machine knows no tensors, no HTTP, no clock and no randomness; only the engine knows time and
 //! threads.
 
+mod engine;
 mod event;
 mod limits;
 mod pace;
@@ -31,6 +33,7 @@ mod request;
 mod scheduler;
 mod time;
 
+pub use engine::{Completed, Engine, EngineDied, EngineHandle, EngineStats, StartError, Ticket, Unserved};
 pub use event::{Degraded, Ended, Ending, Event, Failure, Timings, Usage};
 pub use limits::{ConfigError, Limits, SchedulerConfig};
 pub use request::{Refusal, Request, RequestId};

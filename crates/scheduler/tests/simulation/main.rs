@@ -4,6 +4,9 @@
 //! the trace. Replay it with `BEAMLINE_SEED=<seed> cargo test --release -p beamline-scheduler --test simulation one`,
 //! run more with `BEAMLINE_SOAK=<requests> cargo test ... --test simulation soak`.
 
+// A simulation is a test all over, also outside the functions that are marked as such.
+#![allow(clippy::expect_used, clippy::print_stdout)]
+
 mod driver;
 mod model;
 mod rng;
