@@ -7,7 +7,7 @@ use beamline_scheduler::{Ended, Ending, Event, Failure, Micros, Refusal, Request
 
 use crate::{
     model::SimModel,
-    rng::mix,
+    rng::{Rng, mix},
     scenario::{Scenario, Traffic},
     story::{Fate, Story},
 };
@@ -17,6 +17,8 @@ use crate::{
 pub(crate) struct Report {
     /// A digest of every event, every plan and every moment.
     pub(crate) digest: u64,
+    /// A digest of the answers alone, in whatever order they came.
+    pub(crate) answers: u64,
     pub(crate) steps: u64,
     pub(crate) answered: u64,
     pub(crate) warmed: u64,
@@ -35,7 +37,6 @@ pub(crate) struct Report {
 /// A request that has not ended.
 struct Live {
     story: Story,
-    /// When it arrived, as a number: admission must follow it.
     deadline: Option<Micros>,
     /// Plan number by which it must have ended.
     due: Option<u64>,
@@ -47,6 +48,8 @@ pub(crate) struct Driver<'a> {
     scheduler: Scheduler<Story>,
     model: SimModel,
     traffic: Traffic,
+    /// For when things happen; what is asked does not depend on it.
+    dice: Rng,
     now: Micros,
     live: BTreeMap<u64, Live>,
     /// Who owns which slot.
@@ -73,6 +76,7 @@ impl<'a> Driver<'a> {
             scheduler: Scheduler::new(scenario.config, scenario.cache()).expect("the scenario works"),
             model,
             traffic: Traffic::new(scenario),
+            dice: Rng::new(mix(scenario.seed, 0xd1ce)),
             now: Micros(0),
             live: BTreeMap::new(),
             open: HashMap::new(),
@@ -95,8 +99,8 @@ impl<'a> Driver<'a> {
         let mut submitted = 0;
         while submitted < self.scenario.requests || !self.live.is_empty() {
             let quiet = self.scenario.quiet;
-            if !self.traffic.rng().permille(quiet) {
-                let burst = self.traffic.rng().within(1, self.scenario.burst);
+            if !self.dice.permille(quiet) {
+                let burst = self.dice.within(1, self.scenario.burst);
                 for _ in 0..burst.min(self.scenario.requests - submitted) {
                     self.submit();
                     submitted += 1;
@@ -138,10 +142,10 @@ impl<'a> Driver<'a> {
 
     fn cancel(&mut self, events: &mut Events) {
         let rate = self.scenario.cancel;
-        if !self.traffic.rng().permille(rate) || self.live.is_empty() {
+        if !self.dice.permille(rate) || self.live.is_empty() {
             return;
         }
-        let index = self.traffic.rng().within(0, self.live.len() - 1);
+        let index = self.dice.within(0, self.live.len() - 1);
         let Some((&id, live)) = self.live.iter_mut().nth(index) else { return };
         live.cancelled = true;
         self.tell(|| format!("cancel {id}"));
@@ -291,6 +295,7 @@ impl<'a> Driver<'a> {
                 assert!((story.min_beam_width..=story.beam_width).contains(&usage.beam_width));
                 assert_eq!(Fate::Answer(*answer), story.fate(usage.beam_width));
                 self.report.digest = mix(self.report.digest, *answer);
+                self.report.answers = self.report.answers.wrapping_add(mix(id, *answer));
                 self.report.answered += 1;
             }
             Ending::Warmed => {

@@ -15,6 +15,7 @@ mod story;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use beamline_scheduler::SchedulerConfig;
 use driver::{Driver, Report};
 use scenario::Scenario;
 
@@ -53,6 +54,7 @@ fn explain(scenario: &Scenario) {
 fn add(total: &mut Report, one: &Report) {
     let Report {
         digest: _,
+        answers: _,
         steps,
         answered,
         warmed,
@@ -120,6 +122,35 @@ fn the_same_seed_gives_the_same_trace() {
     for seed in 1000..1010 {
         let scenario = Scenario::from_seed(seed, 500);
         assert_eq!(run(&scenario), run(&scenario));
+    }
+}
+
+#[test]
+fn an_answer_does_not_depend_on_what_shares_its_steps() {
+    for seed in 2000..2020 {
+        let seeded = Scenario::from_seed(seed, 300);
+        // Nobody is refused, late, cancelled or failed, so that everybody is answered in both runs.
+        let crowded = Scenario {
+            config: SchedulerConfig { max_queued: 300, ..seeded.config },
+            quiet: 0,
+            cancel: 0,
+            deadline: 0,
+            faulty: 0,
+            failing: 0,
+            ..seeded
+        };
+        let alone = Scenario {
+            config: SchedulerConfig {
+                max_running: 1,
+                max_step_tokens: 1000,
+                max_chunk: 1000,
+                ..crowded.config
+            },
+            ..crowded.clone()
+        };
+        let (crowded, alone) = (run(&crowded), run(&alone));
+        assert_eq!((crowded.answered, crowded.answers), (alone.answered, alone.answers));
+        assert_eq!(crowded.answered + crowded.warmed, 300);
     }
 }
 

@@ -97,6 +97,13 @@ impl SimModel {
             self.cells[cell] = open.contents[position];
         }
         open.computed = Some(end);
+        if matches!(open.story.fault, Fault::Fails(0)) {
+            // What a failed request leaves in its pages is anything.
+            for position in chunk.cached.max(start)..end {
+                let cell = self.cell(table, position);
+                self.cells[cell] = self.rng.next();
+            }
+        }
 
         let story = &open.story;
         let last_page_full = story.reuse.reusable_positions(len) / page_size * page_size;

@@ -128,10 +128,6 @@ impl Traffic {
         }
     }
 
-    pub(crate) fn rng(&mut self) -> &mut Rng {
-        &mut self.rng
-    }
-
     /// A user visits.
     pub(crate) fn request(&mut self, scenario: &Scenario, now: Micros) -> Request<Story> {
         let user = self.rng.within(0, scenario.users - 1);
