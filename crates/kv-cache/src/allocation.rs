@@ -51,9 +51,14 @@ impl KvCache {
     }
 
     /// One more holder of a page that is held already. To hold a chain once more, retain every page of it.
-    pub fn retain(&mut self, page: PageId) {
-        assert!(self.pages[page.index()].references > 0, "{page:?} is retained by one who does not hold it");
-        self.acquire(page);
+    ///
+    /// Not for pages that are still private: were two tables to share one, and it turned out a duplicate, one of them
+    /// would go on with a page whose chain the other has moved.
+    pub fn retain(&mut self, id: PageId) {
+        let page = &self.pages[id.index()];
+        assert!(page.references > 0, "{id:?} is retained by one who does not hold it");
+        assert!(!matches!(page.state, State::Private), "{id:?} is private and has one holder");
+        self.acquire(id);
     }
 
     /// One holder less. The pages of a chain must be released tail first, as [`KvCache::release_chain`] does.

@@ -19,9 +19,8 @@ impl KvCache {
         let unreferenced = self.unreferenced.contains(id.0);
         match &page.state {
             State::Free => assert!(page.references == 0 && !unreferenced, "{id:?} is free and in use"),
-            State::Private | State::Withdrawn => {
-                assert!(page.references > 0 && !unreferenced, "{id:?} is leaked");
-            }
+            State::Private => assert!(page.references == 1 && !unreferenced, "{id:?} is leaked or shared"),
+            State::Withdrawn => assert!(page.references > 0 && !unreferenced, "{id:?} is leaked"),
             State::Published(place) => {
                 assert_eq!(page.references == 0, unreferenced, "{id:?} is in the wrong list");
                 self.check_place(id, place);

@@ -20,6 +20,37 @@
 //!              └────── release ────┴──── Withdrawn ◄─────┘
 //! ```
 //!
+//! ```
+//! use beamline_kv_cache::{CacheConfig, KvCache, Namespace, Publish, SessionKey};
+//!
+//! let mut cache = KvCache::new(CacheConfig {
+//!     pages: 64,
+//!     page_size: 2,
+//!     words_per_position: 1,
+//!     sessions: 8,
+//!     hash_key: [0; 32], // a random secret
+//! })?;
+//! let ns = Namespace::new(b"sha256 of the checkpoint", b"tenant");
+//! let user = SessionKey::new(&ns, "u1");
+//! let context = [7, 8, 9, 10, 11]; // two whole pages, and a part of a third
+//!
+//! // The last row must be computed to get an answer from, so it is not asked for.
+//! let mut table = Vec::new();
+//! let covered = cache.match_prefix(&ns, Some(user), &context, context.len() - 1, &mut table);
+//! assert_eq!(covered, 0);
+//! cache.allocate(3 - table.len(), &mut table)?;
+//! for index in covered / 2..2 {
+//!     // ... the model computes page `table[index]` ...
+//!     if let Publish::Duplicate(existing) = cache.publish(&ns, &table, index, &context) {
+//!         table[index] = existing;
+//!     }
+//! }
+//! cache.remember(user, &ns, &table);
+//! cache.release_chain(&table);
+//! assert_eq!(cache.peek_prefix(&ns, Some(user), &context, 4), 4);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # Invariants
 //!
 //! * **Nothing is shared by accident.** A hash only nominates a page. Before it is returned, its namespace, its
@@ -28,7 +59,8 @@
 //! * **Chains are held whole.** Whoever holds a reference on a published page holds one on every page before it.
 //!   Hence references are taken head first and given back tail first ([`KvCache::release_chain`] does), and an
 //!   unreferenced page has unreferenced descendants only.
-//! * **Tail first.** Because of the former, the list of unreferenced pages in order of release always has children
+//! * **A private page has one holder.** Only what is published, or was, is shared.
+//! * **Tail first.** Because chains are held whole, the list of unreferenced pages in order of release always has children
 //!   before their parent: its oldest page is a leaf, eviction takes O(1), and `free + unreferenced` is exactly what
 //!   [`KvCache::allocate`] can deliver.
 //! * **A recycled page is never mistaken for what it was.** A page's generation moves on when it stops being

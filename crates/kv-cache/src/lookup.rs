@@ -1,8 +1,10 @@
 //! Finding the longest cached prefix of a context.
 //!
-//! Two ways lead to pages. A *session* names the tail of the user's newest chain: the chain is walked from there to
-//! its head and its words are compared, which costs no hashing. Where that ends, the *prefix index* is asked page by
-//! page. Either way a page is taken only when namespace, parent and words are equal; by induction over the parents
+//! Three ways lead to pages, cheapest first. A *session* names the tail of the user's newest chain, which is walked
+//! from there to its head. Where that ends, every page names the *child published last*, which is the right one
+//! wherever contexts do not branch. Where it is not, the *prefix index* is asked with the chain hash.
+//!
+//! All three only nominate. A page is taken when namespace, parent and words are equal; by induction over the parents
 //! this is equality of everything that went into the page's KV.
 
 use crate::cache::KvCache;
@@ -104,7 +106,7 @@ impl KvCache {
         None
     }
 
-    /// Whether a published page has exactly this content and this history.
+    /// Whether a page is published with exactly this content and this history.
     pub(crate) fn is_child(
         &self,
         page: PageId,
@@ -112,8 +114,10 @@ impl KvCache {
         parent: Option<PageId>,
         words: &[u32],
     ) -> bool {
-        let place = self.place(page);
-        place.ns == *ns && place.parent.map(|parent| parent.page) == parent && self.words.of(page) == words
+        self.pages[page.index()].place().is_some_and(|place| {
+            let its_parent = place.parent.map(|parent| parent.page);
+            place.ns == *ns && its_parent == parent && self.words.of(page) == words
+        })
     }
 
     fn positions(&self, words: &[u32]) -> usize {
@@ -130,7 +134,7 @@ impl KvCache {
         if let Some(key) = session {
             self.follow_session(ns, key, words, limit, &mut found);
         }
-        self.follow_hashes(ns, words, limit, &mut found);
+        self.extend(ns, words, limit, &mut found);
         found
     }
 
@@ -164,21 +168,18 @@ impl KvCache {
         }
     }
 
-    /// Extends the prefix page by page through the prefix index.
-    fn follow_hashes(&self, ns: &Namespace, words: &[u32], limit: usize, found: &mut Found) {
-        if found.pages == limit {
-            return;
-        }
-        let mut link = match found.tail {
-            Some(tail) => self.place(tail).link,
-            None => self.hash.root(ns),
-        };
+    /// Extends the prefix page by page, hashing only where the child published last is not the one.
+    fn extend(&self, ns: &Namespace, words: &[u32], limit: usize, found: &mut Found) {
         while found.pages < limit {
             let words = self.page_words(words, found.pages);
-            link = self.hash.next(&link, words);
-            let Some(page) = self.find_child(ns, found.tail, &link, words, &mut found.collisions) else {
-                return;
-            };
+            let before = found.tail.map(|tail| self.place(tail));
+            let newest = before.and_then(|before| before.newest_child);
+            let page = newest.filter(|&newest| self.is_child(newest, ns, found.tail, words)).or_else(|| {
+                let link_before = before.map_or_else(|| self.hash.root(ns), |before| before.link);
+                let link = self.hash.next(&link_before, words);
+                self.find_child(ns, found.tail, &link, words, &mut found.collisions)
+            });
+            let Some(page) = page else { return };
             found.tail = Some(page);
             found.pages += 1;
         }

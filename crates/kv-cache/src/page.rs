@@ -1,6 +1,6 @@
 //! What is known about one page: its state, its references, and its place in a chain once it is published.
 //!
-//! Invariants: a free page has no references, a private or withdrawn one has at least one. Only a published page has
+//! Invariants: a free page has no references, a private one has one, a withdrawn one has at least one. Only a published page has
 //! a place, and a parent's counters count its published children.
 
 use crate::chain::Link;
@@ -59,6 +59,8 @@ pub(crate) struct Place {
     pub(crate) children: u32,
     /// Those of the children that have references.
     pub(crate) referenced_children: u32,
+    /// The child published last: a hint that saves hashing, and may be long gone.
+    pub(crate) newest_child: Option<PageId>,
 }
 
 impl Page {

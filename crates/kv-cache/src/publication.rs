@@ -40,7 +40,7 @@ impl KvCache {
                 );
                 return Publish::Published;
             }
-            State::Private => {}
+            State::Private => assert_eq!(page.references, 1, "{id:?} is private and has one holder"),
         }
         if let Some(previous) = previous {
             if matches!(self.pages[previous.index()].state, State::Withdrawn) {
@@ -107,8 +107,10 @@ impl KvCache {
             let parent = self.held_parent_mut(parent);
             parent.children += 1;
             parent.referenced_children += 1;
+            parent.newest_child = Some(id);
         }
-        let place = Place { ns: *ns, link, parent, depth, children: 0, referenced_children: 0 };
+        let place =
+            Place { ns: *ns, link, parent, depth, children: 0, referenced_children: 0, newest_child: None };
         self.pages[id.index()].state = State::Published(place);
         self.words.set(id, page_words);
         self.index.insert(link.bucket_hash(), id.0);

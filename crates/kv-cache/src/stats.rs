@@ -21,7 +21,7 @@ pub struct CacheStats {
     pub lookups: u64,
     /// Counter: positions that lookups found cached.
     pub hit_positions: u64,
-    /// Counter: those of the hit positions that a session led to without hashing.
+    /// Counter: those of the hit positions that a session led to.
     pub session_hit_positions: u64,
     /// Counter: positions that lookups asked for and did not find.
     pub missed_positions: u64,

@@ -41,3 +41,14 @@ fn eviction_takes_the_right_one_of_equal_hashes() {
     assert_eq!(cache.peek_prefix(&ns, None, &context(1, 3), 12), 4);
     assert_eq!(cache.peek_prefix(&ns, None, &context(2, 3), 12), 12);
 }
+
+#[test]
+fn a_chain_that_does_not_branch_is_hashed_at_its_head_only() {
+    let (mut cache, ns, words) = (colliding(4), ns("a"), context(1, 3));
+    cached(&mut cache, &ns, &words);
+    let before = cache.stats().hash_collisions;
+    let mut out = Vec::new();
+    assert_eq!(cache.match_prefix(&ns, None, &words, 12, &mut out), 12);
+    // The index nominates the newest first: two in vain for page 0, and it is not asked again.
+    assert_eq!(cache.stats().hash_collisions - before, 2);
+}

@@ -1,6 +1,8 @@
 //! Tests of the whole cache: each rule by example, and all of them together against a naive reference.
 
 mod collisions;
+mod model;
+mod reference;
 mod rules;
 mod stale;
 

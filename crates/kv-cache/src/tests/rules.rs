@@ -249,6 +249,14 @@ fn retaining_what_nobody_holds_is_a_bug() {
 }
 
 #[test]
+#[should_panic(expected = "has one holder")]
+fn sharing_a_private_page_is_a_bug() {
+    let (mut cache, mut table) = (cache(2), Vec::new());
+    cache.allocate(1, &mut table).unwrap();
+    cache.retain(table[0]);
+}
+
+#[test]
 #[should_panic(expected = "is not published")]
 fn publishing_out_of_order_is_a_bug() {
     let (mut cache, mut table) = (cache(2), Vec::new());
