@@ -25,6 +25,8 @@
 //! The state machine knows no tensors, no HTTP, no clock and no randomness; only the engine knows time and
 //! threads.
 
+#![forbid(unsafe_code)]
+
 mod engine;
 mod event;
 mod limits;

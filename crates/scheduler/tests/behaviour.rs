@@ -191,6 +191,18 @@ fn a_returning_context_is_found_and_only_its_last_row_is_computed_again() {
 }
 
 #[test]
+fn a_user_who_returns_with_a_longer_history_is_remembered() {
+    let mut bench = Bench::new(CONFIG);
+    let session = SessionKey::new(&Namespace::new(b"model", b"tenant"), "user");
+    let visit = |id, len| Request { id: RequestId(id), session: Some(session), ..request(1, len, 2) };
+    bench.submit(visit(1, 22));
+    bench.finish();
+    bench.submit(visit(2, 31));
+    assert_eq!(bench.finish()[0].usage.cached_tokens, 20);
+    assert_eq!(bench.scheduler.cache().stats().session_hit_positions, 20);
+}
+
+#[test]
 fn the_reuse_class_is_obeyed() {
     for (class, cached) in [
         (ReuseClass::CrossRequest, 8),

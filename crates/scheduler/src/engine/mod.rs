@@ -74,7 +74,8 @@ impl<P: Clone + Send + 'static, A: Send + 'static> Engine<P, A> {
         let shared = Arc::new(Shared::new(*scheduler.limits()));
         let (sender, commands) = mpsc::channel();
         let engine = Loop::new(model, scheduler, commands, shared.clone());
-        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || engine.run())?;
+        let thread =
+            std::thread::Builder::new().name("beamline-engine".into()).spawn(move || engine.run())?;
         Ok(Self { handle: EngineHandle::new(sender, shared), thread })
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The model checks every plan, the driver every event; see there for what. A failure prints the seed and the end of
 //! the trace. Replay it with `BEAMLINE_SEED=<seed> cargo test --release -p beamline-scheduler --test simulation one`,
-//! run more with `BEAMLINE_SOAK=<requests> cargo test ... --test simulation soak`.
+//! run more with `BEAMLINE_SOAK=<requests>` and `soak`, which starts at that seed, too.
 
 // A simulation is a test all over, also outside the functions that are marked as such.
 #![allow(clippy::expect_used, clippy::print_stdout)]
@@ -154,16 +154,20 @@ fn an_answer_does_not_depend_on_what_shares_its_steps() {
     }
 }
 
+/// A number out of the environment.
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
 #[test]
 fn one() {
-    let seed = std::env::var("BEAMLINE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
-    run(&Scenario::from_seed(seed, REQUESTS));
+    run(&Scenario::from_seed(setting("BEAMLINE_SEED", 0), REQUESTS));
 }
 
 /// Millions, over other seeds than the other tests.
 #[test]
 fn soak() {
-    let requests: u64 = std::env::var("BEAMLINE_SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(20_000);
-    let scenarios = requests.div_ceil(REQUESTS as u64);
-    run_many(1_000_000..1_000_000 + scenarios);
+    let first = setting("BEAMLINE_SEED", 1_000_000);
+    let scenarios = setting("BEAMLINE_SOAK", 20_000).div_ceil(REQUESTS as u64);
+    run_many(first..first + scenarios);
 }

@@ -59,6 +59,12 @@ impl SimModel {
         self.slots.iter().flatten().count()
     }
 
+    /// Beams alive at a slot.
+    pub(crate) fn beams(&self, slot: Slot) -> usize {
+        let open = self.slots[slot.0 as usize].as_ref().expect("the slot is open");
+        *open.rows.last().expect("the beams were expanded")
+    }
+
     fn cell(&self, table: &[PageId], position: usize) -> usize {
         table[position / self.page_size].0 as usize * self.page_size + position % self.page_size
     }
