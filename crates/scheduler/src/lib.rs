@@ -1,1 +1,43 @@
-//! placeholder
+//! Continuous batching: a pure state machine, and the thread that drives it.
+//!
+//! Place in the flow: `server` turns HTTP into a [`Request`], the [`Engine`] hands it to the [`Scheduler`], the
+//! scheduler writes a [`Plan`](beamline_model::step::Plan) per step, a
+//! [`StepModel`](beamline_model::step::StepModel) carries it out, and the outcomes come back. Reading order:
+//!
+//! | module | one idea |
+//! | --- | --- |
+//! | [`time`](crate::Micros) | time is a number that somebody passes in |
+//! | [`request`](crate::Request) | what is asked |
+//! | [`limits`](crate::Limits) | what may be asked, and what it will need |
+//! | [`event`](crate::Event) | what the scheduler tells: slots opened and closed, requests ended |
+//! | `pace` | how long a row takes, and how wide a beam still makes its deadline |
+//! | [`scheduler`](crate::Scheduler) | submit, plan, commit |
+//! | [`engine`](crate::Engine) | channels, clock, panics, answers |
+//!
+//! Invariants:
+//!
+//! - A request is admitted only with every page that it will ever need. So a running request never waits for
+//!   memory: there is no preemption, no swapping and no deadlock.
+//! - Nobody overtakes the head of the queue, and a running request is passed over only for a bounded number of
+//!   steps. So nobody starves.
+//! - Every accepted request ends exactly once, and its pages and slot are free when it has.
+//!
+//! The state machine knows no tensors, no HTTP, no clock and no randomness; only the engine knows time and
+//! threads.
+
+#![forbid(unsafe_code)]
+
+mod engine;
+mod event;
+mod limits;
+mod pace;
+mod request;
+mod scheduler;
+mod time;
+
+pub use engine::{Completed, Engine, EngineDied, EngineHandle, EngineStats, StartError, Ticket, Unserved};
+pub use event::{Degraded, Ended, Ending, Event, Failure, Timings, Usage};
+pub use limits::{ConfigError, Limits, SchedulerConfig};
+pub use request::{Refusal, Request, RequestId};
+pub use scheduler::{Scheduler, SchedulerStats};
+pub use time::Micros;

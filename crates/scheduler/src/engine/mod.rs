@@ -1,0 +1,107 @@
+//! The engine: one thread that owns a model and a scheduler, and handles to it.
+//!
+//! ```text
+//!  EngineHandle::submit ──command──► thread: plan, step, commit ──oneshot──► Ticket
+//! ```
+//!
+//! Invariants:
+//!
+//! - At most `max_queued` requests lie in the channel and the queue together: a place is taken before a command is
+//!   sent, and given back at admission. So overload is answered at once, by whoever submits.
+//! - Every ticket is answered, even when the thread dies.
+//! - A model that panics fails a step, not the thread.
+//! - Idle, the thread sleeps on its channel, and wakes only to show that it is alive.
+//!
+//! Only here are clocks, threads and channels; no HTTP and no async runtime.
+
+mod handle;
+mod run;
+mod shared;
+
+use std::{
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use beamline_kv_cache::CacheConfig;
+use beamline_model::step::StepModel;
+
+use crate::{
+    limits::{ConfigError, SchedulerConfig},
+    scheduler::Scheduler,
+};
+use run::Loop;
+use shared::Shared;
+
+pub use handle::{Completed, EngineHandle, Ticket, Unserved};
+pub use shared::EngineStats;
+
+/// Why an engine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration cannot work.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The system gives no thread.
+    #[error("no thread for the engine: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// The thread of the engine died of a bug. All its tickets are answered with [`Unserved::Stopped`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the engine thread panicked")]
+pub struct EngineDied;
+
+/// A running engine. Dropping it lets go of the thread, which ends when the last handle is gone and the last request
+/// has ended.
+pub struct Engine<P, A> {
+    handle: EngineHandle<P, A>,
+    thread: JoinHandle<()>,
+}
+
+impl<P: Clone + Send + 'static, A: Send + 'static> Engine<P, A> {
+    /// Starts the thread that owns `model`.
+    ///
+    /// # Errors
+    ///
+    /// When the configuration cannot work, or there is no thread to be had.
+    pub fn start<M>(model: M, config: SchedulerConfig, cache: CacheConfig) -> Result<Self, StartError>
+    where
+        M: StepModel<Payload = P, Answer = A> + Send + 'static,
+    {
+        let scheduler = Scheduler::new(config, cache)?;
+        let shared = Arc::new(Shared::new(*scheduler.limits()));
+        let (sender, commands) = mpsc::channel();
+        let engine = Loop::new(model, scheduler, commands, shared.clone());
+        let thread =
+            std::thread::Builder::new().name("beamline-engine".into()).spawn(move || engine.run())?;
+        Ok(Self { handle: EngineHandle::new(sender, shared), thread })
+    }
+
+    /// A handle to submit by.
+    pub fn handle(&self) -> EngineHandle<P, A> {
+        self.handle.clone()
+    }
+
+    /// Takes no more requests, waits at most this long for those at hand, drops the rest, and ends the thread. A step
+    /// is not interrupted, so it may take one step longer. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// When the thread died before.
+    pub fn drain(self, patience: Duration) -> Result<(), EngineDied> {
+        self.handle.start_drain(patience);
+        self.thread.join().map_err(|_| EngineDied)
+    }
+
+    /// Waits until all other handles are gone and all requests have ended. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// When the thread died before.
+    pub fn join(self) -> Result<(), EngineDied> {
+        drop(self.handle);
+        self.thread.join().map_err(|_| EngineDied)
+    }
+}

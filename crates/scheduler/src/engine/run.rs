@@ -1,0 +1,229 @@
+//! The thread: take commands, drop what nobody waits for, plan, step, commit; again.
+
+use std::{
+    any::Any,
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use beamline_model::step::{Plan, Progress, Slot, StepModel};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{
+    handle::{Command, Completed, Reply, Unserved},
+    shared::{EngineStats, Shared},
+};
+use crate::{
+    event::{Ended, Ending, Event, Failure},
+    request::RequestId,
+    scheduler::Scheduler,
+    time::Micros,
+};
+
+/// How long an idle thread sleeps before it shows that it is alive.
+const IDLE_BEAT: Duration = Duration::from_millis(50);
+
+/// Somebody who waits.
+struct Waiting<A> {
+    reply: Reply<A>,
+    /// Held until admission.
+    place: Option<OwnedSemaphorePermit>,
+}
+
+pub(super) struct Loop<M: StepModel> {
+    model: M,
+    scheduler: Scheduler<M::Payload>,
+    commands: mpsc::Receiver<Command<M::Payload, M::Answer>>,
+    shared: Arc<Shared>,
+    /// One per request that has not ended.
+    waiting: HashMap<RequestId, Waiting<M::Answer>>,
+    /// Slots at whose opening the model panicked: a step with one of them fails, which is how the request ends.
+    broken: Vec<(Slot, String)>,
+
+    // Kept from pass to pass for their memory.
+    plan: Plan,
+    outcomes: Vec<(Slot, Progress<M::Answer>)>,
+    events: Vec<Event<M::Payload, M::Answer>>,
+    unwanted: Vec<RequestId>,
+}
+
+impl<M: StepModel> Loop<M>
+where
+    M::Payload: Clone,
+{
+    pub(super) fn new(
+        model: M,
+        scheduler: Scheduler<M::Payload>,
+        commands: mpsc::Receiver<Command<M::Payload, M::Answer>>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let config = scheduler.limits().config;
+        let requests = config.max_queued + config.max_running;
+        Self {
+            model,
+            scheduler,
+            commands,
+            shared,
+            waiting: HashMap::with_capacity(requests),
+            broken: Vec::new(),
+            plan: Plan::default(),
+            outcomes: Vec::with_capacity(config.max_running),
+            events: Vec::with_capacity(2 * requests),
+            unwanted: Vec::with_capacity(requests),
+        }
+    }
+
+    /// Until nobody is left who could ask for anything, or the engine is drained.
+    pub(super) fn run(mut self) {
+        let mut connected = true;
+        loop {
+            self.shared.beat();
+            let idle = self.scheduler.is_idle();
+            connected &= self.take_commands(idle && connected);
+            let leaving = !connected || self.shared.drained_by().is_some();
+            if leaving && self.scheduler.is_idle() {
+                return;
+            }
+            self.drop_unwanted();
+            let now = self.shared.now();
+            self.scheduler.plan(now, &mut self.plan, &mut self.events);
+            self.carry_out();
+            if !self.plan.is_empty() {
+                self.step();
+            }
+        }
+    }
+
+    /// Takes all commands there are, and when idle waits a while for the first. Returns whether more may come.
+    ///
+    /// There are never more than places in the queue, so this ends.
+    fn take_commands(&mut self, idle: bool) -> bool {
+        if idle && self.shared.drained_by().is_none() {
+            match self.commands.recv_timeout(IDLE_BEAT) {
+                Ok(command) => self.take(command),
+                Err(mpsc::RecvTimeoutError::Timeout) => return true,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.take(command),
+                Err(mpsc::TryRecvError::Empty) => return true,
+                Err(mpsc::TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn take(&mut self, command: Command<M::Payload, M::Answer>) {
+        let Command::Submit { request, submitted_at, reply, place } = command else { return };
+        let id = request.id;
+        // Time in the channel is time in the queue. What was submitted before the drain began is at hand, too.
+        match self.scheduler.submit(submitted_at, request) {
+            Ok(()) => {
+                let before = self.waiting.insert(id, Waiting { reply, place: Some(place) });
+                assert!(before.is_none(), "the engine gives every request an id of its own");
+            }
+            Err(refusal) => {
+                let _ = reply.send(Err(refusal.into()));
+            }
+        }
+    }
+
+    /// Cancels those whose ticket was dropped, and all when the time to drain is over.
+    fn drop_unwanted(&mut self) {
+        let now = self.shared.now();
+        let overdue = self.shared.drained_by().is_some_and(|by| by <= now);
+        let unwanted = self.waiting.iter().filter(|(_, waiting)| overdue || waiting.reply.is_closed());
+        self.unwanted.extend(unwanted.map(|(id, _)| *id));
+        for id in self.unwanted.drain(..) {
+            self.scheduler.cancel(now, id, &mut self.events);
+        }
+        self.carry_out();
+    }
+
+    fn step(&mut self) {
+        let before = self.shared.now();
+        let result = match self.broken_in_plan() {
+            Some(why) => Err(Failure::Panicked(why)),
+            None => {
+                match catch_unwind(AssertUnwindSafe(|| self.model.step(&self.plan, &mut self.outcomes))) {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(error)) => Err(Failure::Step(error.0)),
+                    Err(panic) => Err(Failure::Panicked(message(&*panic))),
+                }
+            }
+        };
+        let now = self.shared.now();
+        let took = Micros(now.since(before).0.max(1));
+        match result {
+            Ok(()) => self.scheduler.commit(now, took, &mut self.outcomes, &mut self.events),
+            Err(failure) => {
+                let requests = self.plan.chunks.len() + self.plan.branches.len();
+                tracing::error!(%failure, requests, "a step failed");
+                self.outcomes.clear();
+                self.scheduler.fail_step(now, failure, &mut self.events);
+            }
+        }
+        self.carry_out();
+    }
+
+    fn broken_in_plan(&self) -> Option<String> {
+        let in_plan = |slot: Slot| {
+            self.plan.chunks.iter().any(|chunk| chunk.slot == slot)
+                || self.plan.branches.iter().any(|branch| branch.slot == slot)
+        };
+        self.broken.iter().find(|(slot, _)| in_plan(*slot)).map(|(_, why)| why.clone())
+    }
+
+    /// Does what the scheduler said.
+    fn carry_out(&mut self) {
+        // Before the answers, so that whoever got one finds it counted.
+        let cache = self.scheduler.cache().stats();
+        self.shared.publish(EngineStats { scheduler: self.scheduler.stats(), cache });
+        let mut events = std::mem::take(&mut self.events);
+        for event in events.drain(..) {
+            match event {
+                Event::Opened { id, slot, payload } => {
+                    if let Some(waiting) = self.waiting.get_mut(&id) {
+                        waiting.place = None;
+                    }
+                    let model = &mut self.model;
+                    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| model.open(slot, payload))) {
+                        self.broken.push((slot, message(&*panic)));
+                    }
+                }
+                Event::Closed(slot) => {
+                    self.broken.retain(|(broken, _)| *broken != slot);
+                    let model = &mut self.model;
+                    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| model.close(slot))) {
+                        tracing::error!(slot = slot.0, panic = message(&*panic), "closing a slot panicked");
+                    }
+                }
+                Event::Ended(ended) => self.answer(ended),
+            }
+        }
+        self.events = events;
+    }
+
+    fn answer(&mut self, ended: Ended<M::Answer>) {
+        let Ended { id, ending, usage, timings } = ended;
+        let Some(Waiting { reply, .. }) = self.waiting.remove(&id) else { return };
+        let answer = match ending {
+            Ending::Finished(answer) => Ok(Completed { answer: Some(answer), usage, timings }),
+            Ending::Warmed => Ok(Completed { answer: None, usage, timings }),
+            Ending::Failed(failure) => Err(Unserved::Failed(failure)),
+            Ending::Expired => Err(Unserved::Expired(timings)),
+            Ending::Cancelled => Err(Unserved::Drained),
+        };
+        // Whoever does not wait any more needs no answer.
+        let _ = reply.send(answer);
+    }
+}
+
+/// What a panic said.
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
+}

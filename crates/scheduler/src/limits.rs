@@ -1,0 +1,188 @@
+//! The limits, all named here and all checked before any work is done, and what a request will need.
+//!
+//! Invariant: a request that passes [`Limits::demand`] is admitted by an idle scheduler. So the head of the
+//! queue is never stuck.
+
+use beamline_kv_cache::CacheConfig;
+
+use crate::request::{Refusal, Request};
+
+/// How much the scheduler takes on, and how much of it at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SchedulerConfig {
+    /// Requests that may wait for admission.
+    pub max_queued: usize,
+    /// Requests that may run at the same time: the slots of the model.
+    pub max_running: usize,
+    /// Context positions of one request.
+    pub max_context: usize,
+    /// Beams of one request.
+    pub max_beam_width: usize,
+    /// Expansions of one request.
+    pub max_generated_steps: usize,
+    /// Rows that all running requests together may have been admitted for: context positions that were not
+    /// cached, plus beams times generated steps. It bounds how long an admitted request can take.
+    pub max_running_cost: u64,
+    /// Context rows of one step.
+    pub max_step_tokens: usize,
+    /// Context rows of one request in one step while others wait for rows.
+    pub max_chunk: usize,
+    /// Branch rows of one step.
+    pub max_branch_rows: usize,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        Self {
+            max_queued: 1024,
+            max_running: 128,
+            max_context: 16_384,
+            max_beam_width: 512,
+            max_generated_steps: 64,
+            max_running_cost: 1 << 20,
+            max_step_tokens: 4096,
+            max_chunk: 1024,
+            max_branch_rows: 8192,
+        }
+    }
+}
+
+/// Why a configuration cannot work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The cache cannot be built.
+    #[error("cache: {0}")]
+    Cache(#[from] beamline_kv_cache::ConfigError),
+    /// Nothing could ever be done.
+    #[error("{0} must be at least 1")]
+    Zero(&'static str),
+    /// The widest beam would never get its branch step.
+    #[error("max_branch_rows is {rows}, less than max_beam_width, {width}")]
+    BranchRows {
+        /// [`SchedulerConfig::max_branch_rows`].
+        rows: usize,
+        /// [`SchedulerConfig::max_beam_width`].
+        width: usize,
+    },
+    /// Slots are named by 32 bits.
+    #[error("max_running is {0}, more than there are slots")]
+    TooManySlots(usize),
+}
+
+/// The limits of one scheduler over one cache. Cheap to copy, so that whoever submits can check first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// What the operator set.
+    pub config: SchedulerConfig,
+    /// Pages of the cache.
+    pub pages: usize,
+    /// Positions of a page.
+    pub page_size: usize,
+    /// Words of a position.
+    pub words_per_position: usize,
+}
+
+/// What a request will need, all of it, decided once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Demand {
+    /// Context positions that must lie in pages: all of them for a request that decodes. A warm request needs
+    /// only the whole pages that others may find.
+    pub(crate) target: usize,
+    /// Pages of those positions.
+    pub(crate) context_pages: usize,
+    /// Leading pages that others may find.
+    pub(crate) shared_pages: usize,
+    /// Pages of all branch rows.
+    pub(crate) branch_pages: usize,
+    /// Rows, when nothing is cached.
+    pub(crate) cost: u64,
+}
+
+impl Limits {
+    /// Puts the limits together.
+    ///
+    /// # Errors
+    ///
+    /// When nothing, or not everything that the limits allow, could ever run.
+    pub fn new(config: SchedulerConfig, cache: &CacheConfig) -> Result<Self, ConfigError> {
+        let limits = Self {
+            config,
+            pages: cache.pages as usize,
+            page_size: cache.page_size as usize,
+            words_per_position: cache.words_per_position as usize,
+        };
+        let positive = [
+            ("max_queued", config.max_queued),
+            ("max_running", config.max_running),
+            ("max_context", config.max_context),
+            ("max_beam_width", config.max_beam_width),
+            ("max_step_tokens", config.max_step_tokens),
+            ("max_chunk", config.max_chunk),
+            ("pages", limits.pages),
+            ("page_size", limits.page_size),
+            ("words_per_position", limits.words_per_position),
+        ];
+        if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(ConfigError::Zero(name));
+        }
+        if config.max_branch_rows < config.max_beam_width {
+            return Err(ConfigError::BranchRows {
+                rows: config.max_branch_rows,
+                width: config.max_beam_width,
+            });
+        }
+        if u32::try_from(config.max_running).is_err() {
+            return Err(ConfigError::TooManySlots(config.max_running));
+        }
+        Ok(limits)
+    }
+
+    /// Checks all that does not depend on what else is going on.
+    ///
+    /// # Errors
+    ///
+    /// When the request could never be served.
+    pub fn check<P>(&self, request: &Request<P>) -> Result<(), Refusal> {
+        self.demand(request).map(|_| ())
+    }
+
+    /// What the request will need.
+    pub(crate) fn demand<P>(&self, request: &Request<P>) -> Result<Demand, Refusal> {
+        let Request { context_len: len, beam_width: width, generated_steps: steps, .. } = *request;
+        let config = &self.config;
+        if len == 0 {
+            return Err(Refusal::EmptyContext);
+        }
+        if len > config.max_context {
+            return Err(Refusal::ContextTooLong { len, limit: config.max_context });
+        }
+        let expected = len.saturating_mul(self.words_per_position);
+        if request.words.len() != expected {
+            return Err(Refusal::WordsMismatch { words: request.words.len(), expected });
+        }
+        if width > config.max_beam_width {
+            return Err(Refusal::BeamTooWide { width, limit: config.max_beam_width });
+        }
+        if !request.is_warm() && !(1..=width).contains(&request.min_beam_width) {
+            return Err(Refusal::BeamWidth { width, least: request.min_beam_width });
+        }
+        if steps > config.max_generated_steps {
+            return Err(Refusal::TooManySteps { steps, limit: config.max_generated_steps });
+        }
+
+        let shared_pages = request.reuse.reusable_positions(len).min(len) / self.page_size;
+        let target = if request.is_warm() { shared_pages * self.page_size } else { len };
+        let context_pages = target.div_ceil(self.page_size);
+        let branch_rows = width.saturating_mul(steps.saturating_sub(1));
+        let branch_pages = branch_rows.div_ceil(self.page_size);
+        let pages = context_pages.saturating_add(branch_pages);
+        if pages > self.pages {
+            return Err(Refusal::NeverFits { pages, pool: self.pages });
+        }
+        let cost = target.saturating_add(width.saturating_mul(steps)) as u64;
+        if cost > config.max_running_cost {
+            return Err(Refusal::TooExpensive { cost, limit: config.max_running_cost });
+        }
+        Ok(Demand { target, context_pages, shared_pages, branch_pages, cost })
+    }
+}

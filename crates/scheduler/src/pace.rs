@@ -1,0 +1,114 @@
+//! How long a row takes, and how wide a beam still makes its deadline.
+//!
+//! An estimate out of what steps took, in integers so that a replay gives the same numbers. It decides nothing
+//! but the width of beams that may be narrowed.
+
+use crate::{event::Degraded, time::Micros};
+
+/// A new step weighs one part in this many.
+const INERTIA: u64 = 8;
+
+/// Exponentially weighted mean of nanoseconds per row.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pace {
+    /// `None` until a step was seen.
+    nanos_per_row: Option<u64>,
+}
+
+/// A beam whose width is to be chosen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Beam {
+    /// Widest and least acceptable.
+    pub(crate) width: usize,
+    pub(crate) least: usize,
+    /// Branch steps after the first expansion.
+    pub(crate) branch_steps: usize,
+    /// Rows of the step that makes the first expansion, and those of them that belong to others. The steps
+    /// after it are taken to hold as many rows of others.
+    pub(crate) rows_now: usize,
+    pub(crate) rows_of_others: usize,
+}
+
+impl Pace {
+    /// A step of `rows` rows took this long.
+    pub(crate) fn observe(&mut self, took: Micros, rows: usize) {
+        if rows == 0 {
+            return;
+        }
+        let sample = took.0.saturating_mul(1000) / rows as u64;
+        self.nanos_per_row = Some(match self.nanos_per_row {
+            None => sample,
+            Some(mean) => mean - mean / INERTIA + sample / INERTIA,
+        });
+    }
+
+    /// The widest acceptable beam that is estimated to end within `left`, and why it is not the whole one. Never
+    /// under the least width: an estimate may be wrong, so the deadline itself judges.
+    pub(crate) fn fit(&self, beam: Beam, left: Micros) -> (usize, Option<Degraded>) {
+        assert!(beam.least >= 1 && beam.least <= beam.width);
+        assert!(beam.rows_of_others <= beam.rows_now);
+        let whole = (beam.width, None);
+        let Some(nanos) = self.nanos_per_row else { return whole };
+        if beam.least == beam.width || beam.branch_steps == 0 {
+            return whole;
+        }
+        let steps = beam.branch_steps as u64;
+        let rows_per_step = (beam.rows_of_others + beam.width) as u64;
+        let rows = (beam.rows_now as u64).saturating_add(steps.saturating_mul(rows_per_step));
+        let needed = Micros(rows.saturating_mul(nanos) / 1000);
+        if needed <= left {
+            return whole;
+        }
+        let affordable = left.0.saturating_mul(1000) / nanos.max(1);
+        let per_step = affordable.saturating_sub(beam.rows_now as u64) / steps;
+        let width = per_step.saturating_sub(beam.rows_of_others as u64);
+        let width = usize::try_from(width).unwrap_or(usize::MAX).clamp(beam.least, beam.width);
+        if width == beam.width {
+            return whole;
+        }
+        (width, Some(Degraded::Deadline { asked: beam.width, needed, left }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_narrowed_before_a_step_was_seen() {
+        let beam = Beam { width: 64, least: 1, branch_steps: 2, rows_now: 10, rows_of_others: 0 };
+        assert_eq!(Pace::default().fit(beam, Micros(0)), (64, None));
+    }
+
+    #[test]
+    fn the_beam_is_as_wide_as_the_time_left_affords() {
+        let mut pace = Pace::default();
+        pace.observe(Micros(100), 100); // one microsecond per row
+        let beam = Beam { width: 64, least: 8, branch_steps: 2, rows_now: 20, rows_of_others: 10 };
+        assert_eq!(pace.fit(beam, Micros(20 + 2 * 74)), (64, None));
+        let (width, why) = pace.fit(beam, Micros(20 + 2 * (10 + 32)));
+        assert_eq!(width, 32);
+        assert_eq!(why, Some(Degraded::Deadline { asked: 64, needed: Micros(168), left: Micros(104) }));
+        assert_eq!(pace.fit(beam, Micros(1)).0, 8, "never under the least width");
+    }
+
+    proptest! {
+        #[test]
+        fn more_time_never_narrows(
+            took in 1u64..1_000_000, rows in 1usize..10_000, least in 1usize..512, extra in 0usize..512,
+            steps in 0usize..8, others in 0usize..4096, own in 1usize..64, left in 0u64..1_000_000,
+        ) {
+            let mut pace = Pace::default();
+            pace.observe(Micros(took), rows);
+            let beam = Beam {
+                width: least + extra, least, branch_steps: steps, rows_now: others + own, rows_of_others: others,
+            };
+            let (width, why) = pace.fit(beam, Micros(left));
+            prop_assert!((least..=least + extra).contains(&width));
+            prop_assert_eq!(why.is_some(), width < beam.width);
+            prop_assert!(pace.fit(beam, Micros(left + 1000)).0 >= width);
+        }
+    }
+}

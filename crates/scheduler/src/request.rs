@@ -1,0 +1,134 @@
+//! What is asked of the scheduler, and the reasons to say no at once.
+//!
+//! A request is plain data. What only the model understands travels in its payload, unread.
+
+use std::sync::Arc;
+
+use beamline_kv_cache::{Namespace, ReuseClass, SessionKey};
+
+use crate::time::Micros;
+
+/// Names a request from submission to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// One request: a context to compute, and beams to expand over it.
+#[derive(Clone, Debug)]
+pub struct Request<P> {
+    /// Unique among the requests that have not ended. The engine gives its own.
+    pub id: RequestId,
+    /// Whose cached pages may be used: checkpoint and tenant.
+    pub namespace: Namespace,
+    /// The user whose newest chain of pages is remembered.
+    pub session: Option<SessionKey>,
+    /// Everything that goes into the context, `words_per_position` words per position. It is what pages are
+    /// found by.
+    pub words: Arc<[u32]>,
+    /// Context positions.
+    pub context_len: usize,
+    /// Which positions another request may reuse.
+    pub reuse: ReuseClass,
+    /// Beams wanted.
+    pub beam_width: usize,
+    /// The fewest beams that are still an answer: `beam_width` when it may not be degraded.
+    pub min_beam_width: usize,
+    /// Expansions: the first uses the last context row, each further one takes a branch step. 0 only warms
+    /// the cache and answers nothing.
+    pub generated_steps: usize,
+    /// When the answer is of no more use.
+    pub deadline: Option<Micros>,
+    /// For the model. Cloned when the request is opened, so make it cheap to clone.
+    pub payload: P,
+}
+
+impl<P> Request<P> {
+    /// Whether the request only warms the cache.
+    #[must_use]
+    pub fn is_warm(&self) -> bool {
+        self.generated_steps == 0
+    }
+
+    /// Whether the deadline has come.
+    pub(crate) fn is_late(&self, now: Micros) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= now)
+    }
+}
+
+/// Why a request was not accepted. Nothing was done for it and nothing is kept of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Overload: try again later.
+    #[error("{limit} requests are waiting already")]
+    QueueFull {
+        /// [`SchedulerConfig::max_queued`](crate::SchedulerConfig::max_queued).
+        limit: usize,
+    },
+    /// The engine drains.
+    #[error("shutting down")]
+    ShuttingDown,
+    /// It could only be late.
+    #[error("the deadline has passed already")]
+    DeadlinePassed,
+    /// Another request of this id has not ended.
+    #[error("a request with this id is in progress")]
+    DuplicateId,
+    /// Nothing to compute from.
+    #[error("the context is empty")]
+    EmptyContext,
+    /// The context is over the limit.
+    #[error("the context has {len} positions, the limit is {limit}")]
+    ContextTooLong {
+        /// Positions asked for.
+        len: usize,
+        /// [`SchedulerConfig::max_context`](crate::SchedulerConfig::max_context).
+        limit: usize,
+    },
+    /// Words and positions disagree.
+    #[error("the context has {words} words, its positions need {expected}")]
+    WordsMismatch {
+        /// Words given.
+        words: usize,
+        /// Positions times words per position.
+        expected: usize,
+    },
+    /// No beams, or fewer than the least.
+    #[error("a beam width of {width} with a least width of {least} means nothing")]
+    BeamWidth {
+        /// Beams asked for.
+        width: usize,
+        /// Least beams asked for.
+        least: usize,
+    },
+    /// The beam is over the limit.
+    #[error("{width} beams were asked for, the limit is {limit}")]
+    BeamTooWide {
+        /// Beams asked for.
+        width: usize,
+        /// [`SchedulerConfig::max_beam_width`](crate::SchedulerConfig::max_beam_width).
+        limit: usize,
+    },
+    /// The decode is over the limit.
+    #[error("{steps} generated steps were asked for, the limit is {limit}")]
+    TooManySteps {
+        /// Expansions asked for.
+        steps: usize,
+        /// [`SchedulerConfig::max_generated_steps`](crate::SchedulerConfig::max_generated_steps).
+        limit: usize,
+    },
+    /// It would not fit into an empty cache.
+    #[error("{pages} pages are needed, the cache has {pool}")]
+    NeverFits {
+        /// Pages of context and branches.
+        pages: usize,
+        /// Pages of the cache.
+        pool: usize,
+    },
+    /// It would not be admitted by an idle engine.
+    #[error("the request costs {cost} rows, the limit is {limit}")]
+    TooExpensive {
+        /// Context positions plus beams times generated steps.
+        cost: u64,
+        /// [`SchedulerConfig::max_running_cost`](crate::SchedulerConfig::max_running_cost).
+        limit: u64,
+    },
+}

@@ -1,0 +1,154 @@
+//! What a step has done, written down.
+//!
+//! A page is published as soon as all its rows are computed, so that whoever comes next shares it, even while the
+//! request that computed it still runs.
+
+use beamline_kv_cache::Publish;
+use beamline_model::step::{Progress, Slot};
+
+use super::{
+    Scheduler,
+    seat::{Stage, Work},
+};
+use crate::{
+    event::{Ending, Event, Failure},
+    time::Micros,
+};
+
+impl<P: Clone> Scheduler<P> {
+    /// The step is done and took so long. Takes the outcomes out of `outcomes`, one per entry of the plan and in its
+    /// order; a list that is anything else is a failed step.
+    pub fn commit<A>(
+        &mut self,
+        now: Micros,
+        took: Micros,
+        outcomes: &mut Vec<(Slot, Progress<A>)>,
+        events: &mut Vec<Event<P, A>>,
+    ) {
+        assert!(!self.in_flight.is_empty(), "no step is in flight");
+        let asked = self.in_flight.iter().map(|(slot, _)| *slot);
+        if !outcomes.iter().map(|(slot, _)| *slot).eq(asked) {
+            outcomes.clear();
+            self.fail_step(now, Failure::Protocol("not one outcome per entry of the plan"), events);
+            return;
+        }
+        self.count_step(took);
+        let mut in_flight = std::mem::take(&mut self.in_flight);
+        for ((slot, work), (_, progress)) in in_flight.drain(..).zip(outcomes.drain(..)) {
+            self.seat(slot).running_mut().usage.steps += 1;
+            let ending = match work {
+                Work::Context { end, expand, .. } => self.advance_context(now, slot, end, expand, progress),
+                Work::Branch { .. } => self.advance_branches(slot, progress),
+            };
+            if let Some(ending) = ending {
+                self.end(now, slot, ending, events);
+            }
+        }
+        self.in_flight = in_flight;
+    }
+
+    fn count_step(&mut self, took: Micros) {
+        let (mut context_rows, mut branch_rows) = (0, 0);
+        for (_, work) in &self.in_flight {
+            match work {
+                Work::Context { rows, .. } => context_rows += rows,
+                Work::Branch { rows } => branch_rows += rows,
+            }
+        }
+        self.pace.observe(took, context_rows + branch_rows);
+        self.stats.steps += 1;
+        self.stats.failed_in_a_row = 0;
+        self.stats.context_rows += context_rows as u64;
+        self.stats.branch_rows += branch_rows as u64;
+        self.stats.step_micros += took.0;
+    }
+
+    /// Context positions up to `end` lie in pages now. Returns how the request ended, if it did.
+    fn advance_context<A>(
+        &mut self,
+        now: Micros,
+        slot: Slot,
+        end: usize,
+        expand: Option<usize>,
+        progress: Progress<A>,
+    ) -> Option<Ending<A>> {
+        if let Progress::Failed(why) = progress {
+            return Some(Ending::Failed(Failure::Request(why)));
+        }
+        let running = self.seat(slot).running_mut();
+        assert_eq!(running.stage, Stage::Prefill);
+        assert!(running.computed <= end && end <= running.demand.target);
+        running.computed = end;
+        let complete = end == running.demand.target;
+        let (warm, more_steps) = (running.request.is_warm(), running.request.generated_steps > 1);
+        self.publish(slot);
+        if complete {
+            self.complete_context(now, slot);
+        }
+        match (progress, expand) {
+            (Progress::Finished(answer), _) => Some(Ending::Finished(answer)),
+            (Progress::Prefilled, None) if complete && warm => Some(Ending::Warmed),
+            (Progress::Prefilled, None) if !complete => None,
+            (Progress::Expanded { rows }, Some(width)) if more_steps && (1..=width).contains(&rows) => {
+                self.start_decode(slot, rows);
+                None
+            }
+            _ => Some(Ending::Failed(Failure::Protocol("the outcome does not fit the chunk"))),
+        }
+    }
+
+    /// One more branch step was taken.
+    fn advance_branches<A>(&mut self, slot: Slot, progress: Progress<A>) -> Option<Ending<A>> {
+        let running = self.seat(slot).running_mut();
+        let Stage::Decode { taken, .. } = running.stage else { unreachable!("a branch step decodes") };
+        let taken = taken + 1;
+        let (width, steps) = (running.usage.beam_width, running.request.generated_steps - 1);
+        match progress {
+            Progress::Finished(answer) => Some(Ending::Finished(answer)),
+            Progress::Failed(why) => Some(Ending::Failed(Failure::Request(why))),
+            Progress::Expanded { rows } if taken < steps && (1..=width).contains(&rows) => {
+                running.stage = Stage::Decode { taken, rows };
+                None
+            }
+            Progress::Expanded { .. } | Progress::Prefilled => {
+                Some(Ending::Failed(Failure::Protocol("the outcome does not fit the branch step")))
+            }
+        }
+    }
+
+    fn start_decode(&mut self, slot: Slot, rows: usize) {
+        self.seat(slot).running_mut().stage = Stage::Decode { taken: 0, rows };
+        // A suspect is on neither list: it is served alone to its end.
+        let before = self.prefilling.len();
+        self.prefilling.retain(|other| *other != slot);
+        if self.prefilling.len() < before {
+            self.decoding.push_back(slot);
+        }
+    }
+
+    /// Publishes the pages that are full now.
+    fn publish(&mut self, slot: Slot) {
+        let seat = &mut self.seats[slot.0 as usize];
+        let Some(running) = &mut seat.running else { unreachable!("a listed seat is taken") };
+        let full = (running.computed / self.limits.page_size).min(running.demand.shared_pages);
+        let request = &running.request;
+        for index in running.published..full {
+            match self.cache.publish(&request.namespace, &seat.context_pages, index, &request.words) {
+                Publish::Published | Publish::Withdrawn => {}
+                // Somebody else was faster: read theirs from now on. Ours went back to the cache.
+                Publish::Duplicate(existing) => seat.context_pages[index] = existing,
+            }
+        }
+        running.published = running.published.max(full);
+    }
+
+    /// The whole context lies in pages.
+    fn complete_context(&mut self, now: Micros, slot: Slot) {
+        let seat = &mut self.seats[slot.0 as usize];
+        let Some(running) = &mut seat.running else { unreachable!("a listed seat is taken") };
+        running.prefilled_at.get_or_insert(now);
+        if let Some(session) = running.request.session {
+            self.cache.remember(session, &running.request.namespace, &seat.context_pages);
+        }
+    }
+}

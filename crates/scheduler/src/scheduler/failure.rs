@@ -1,0 +1,48 @@
+//! A step that failed as a whole: who is to blame, and who tries again.
+//!
+//! Nothing is known of any request in such a step. One that was alone in it has failed. Of several, each is a suspect:
+//! it is opened anew and served alone from then on, so that the one that brings every step down brings down only its
+//! own. The others wait meanwhile; that is the price of never failing a request for what its neighbour did.
+
+use beamline_model::step::Slot;
+
+use super::{Scheduler, seat::Stage};
+use crate::{
+    event::{Ending, Event, Failure},
+    time::Micros,
+};
+
+impl<P: Clone> Scheduler<P> {
+    /// The step failed as a whole.
+    pub fn fail_step<A>(&mut self, now: Micros, failure: Failure, events: &mut Vec<Event<P, A>>) {
+        assert!(!self.in_flight.is_empty(), "no step is in flight");
+        self.stats.failed_steps += 1;
+        self.stats.failed_in_a_row += 1;
+        let mut in_flight = std::mem::take(&mut self.in_flight);
+        if let &[(slot, _)] = in_flight.as_slice() {
+            self.end(now, slot, Ending::Failed(failure), events);
+        } else {
+            for (slot, _) in &in_flight {
+                self.suspect(*slot, events);
+            }
+        }
+        in_flight.clear();
+        self.in_flight = in_flight;
+    }
+
+    /// Starts the request over, alone. What earlier steps wrote into its context pages stays good; what the model
+    /// kept of its beams is gone, so a decode starts again at the last context row.
+    fn suspect<A>(&mut self, slot: Slot, events: &mut Vec<Event<P, A>>) {
+        assert!(!self.suspects.contains(&slot), "a suspect is never in a step with others");
+        for list in [&mut self.prefilling, &mut self.decoding] {
+            list.retain(|other| *other != slot);
+        }
+        self.suspects.push_back(slot);
+        self.stats.retried += 1;
+        let running = self.seat(slot).running_mut();
+        running.stage = Stage::Prefill;
+        let (id, payload) = (running.request.id, running.request.payload.clone());
+        events.push(Event::Closed(slot));
+        events.push(Event::Opened { id, slot, payload });
+    }
+}

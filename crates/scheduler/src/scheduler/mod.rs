@@ -1,0 +1,260 @@
+//! The state machine: submit, plan, commit.
+//!
+//! ```text
+//!            submit         plan: admit            commit: advance
+//!  Request ────────► queue ─────────────► seat ─────────────────────► Ended
+//!                                          │  prefilling ─► decoding ───▲
+//!                                          └─ failed step ─► suspects ──┘
+//! ```
+//!
+//! One step is one [`Scheduler::plan`], then [`Scheduler::commit`] or [`Scheduler::fail_step`]. Between steps anything
+//! may be submitted or cancelled. Everything that has to be done outside comes back as [`Event`]s.
+//!
+//! Invariants:
+//!
+//! - A seat holds every page that its request will ever need, from admission to its end.
+//! - A request is in exactly one place: the queue, or a seat and exactly one of the three lists of seats.
+//! - The plan is empty exactly when no request waits or runs: whoever is admitted is served.
+//! - A request that was in a failed step with others never shares a step again.
+//!
+//! No clock, no randomness, no threads: the same calls give the same plans and events.
+
+mod admission;
+mod commit;
+mod failure;
+mod planning;
+mod seat;
+mod stats;
+
+use std::collections::{HashMap, VecDeque};
+
+use beamline_kv_cache::{CacheConfig, KvCache};
+use beamline_model::step::Slot;
+
+use crate::{
+    event::{Ended, Ending, Event, Timings, Usage},
+    limits::{ConfigError, Demand, Limits, SchedulerConfig},
+    pace::Pace,
+    request::{Refusal, Request, RequestId},
+    time::Micros,
+};
+use seat::{Seat, Work};
+
+pub use stats::SchedulerStats;
+
+/// A request that waits for admission.
+struct Queued<P> {
+    request: Request<P>,
+    demand: Demand,
+    queued_at: Micros,
+}
+
+/// Continuous batching as a synchronous state machine.
+pub struct Scheduler<P> {
+    limits: Limits,
+    cache: KvCache,
+    pace: Pace,
+    stats: SchedulerStats,
+
+    /// Where every request is that has not ended: its slot, or `None` in the queue.
+    places: HashMap<RequestId, Option<Slot>>,
+    queue: VecDeque<Queued<P>>,
+    /// The head of the queue did not fit, and nobody has left since.
+    head_waits: bool,
+
+    /// One per slot.
+    seats: Box<[Seat<P>]>,
+    free_slots: Vec<Slot>,
+    /// Cost of all requests in seats.
+    running_cost: u64,
+    /// Seats whose context is not computed yet, by admission.
+    prefilling: VecDeque<Slot>,
+    /// Seats whose beams take branch steps, next to be served first.
+    decoding: VecDeque<Slot>,
+    /// Seats that were in a failed step with others. They are served alone, one after the other, before all else.
+    suspects: VecDeque<Slot>,
+
+    /// What the step that is being carried out does, in the order of its plan.
+    in_flight: Vec<(Slot, Work)>,
+    /// Scratch of the planner: rows given to each prefilling seat.
+    takes: Vec<usize>,
+}
+
+impl<P: Clone> Scheduler<P> {
+    /// An idle scheduler over an empty cache.
+    ///
+    /// # Errors
+    ///
+    /// When the configuration cannot work.
+    pub fn new(config: SchedulerConfig, cache: CacheConfig) -> Result<Self, ConfigError> {
+        let limits = Limits::new(config, &cache)?;
+        let slots =
+            u32::try_from(config.max_running).map_err(|_| ConfigError::TooManySlots(config.max_running))?;
+        Ok(Self {
+            limits,
+            cache: KvCache::new(cache)?,
+            pace: Pace::default(),
+            stats: SchedulerStats::default(),
+            places: HashMap::with_capacity(config.max_queued + config.max_running),
+            queue: VecDeque::with_capacity(config.max_queued),
+            head_waits: false,
+            seats: (0..slots).map(|_| Seat::default()).collect(),
+            free_slots: (0..slots).rev().map(Slot).collect(),
+            running_cost: 0,
+            prefilling: VecDeque::with_capacity(config.max_running),
+            decoding: VecDeque::with_capacity(config.max_running),
+            suspects: VecDeque::with_capacity(config.max_running),
+            in_flight: Vec::with_capacity(config.max_running),
+            takes: Vec::with_capacity(config.max_running),
+        })
+    }
+
+    /// What may be asked.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The bookkeeping of the pages.
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+
+    /// What is going on, and what has happened.
+    pub fn stats(&self) -> SchedulerStats {
+        SchedulerStats { queued: self.queue.len() as u64, running: self.running() as u64, ..self.stats }
+    }
+
+    /// Whether no request waits or runs.
+    pub fn is_idle(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// Takes a request into the queue.
+    ///
+    /// # Errors
+    ///
+    /// When it could never be served, or the queue is full. Nothing is kept of it then.
+    pub fn submit(&mut self, now: Micros, request: Request<P>) -> Result<(), Refusal> {
+        let demand = self.acceptable(now, &request).inspect_err(|_| self.stats.refused += 1)?;
+        self.stats.accepted += 1;
+        self.places.insert(request.id, None);
+        self.queue.push_back(Queued { request, demand, queued_at: now });
+        Ok(())
+    }
+
+    /// Ends a request at once, wherever it is. Returns whether there was one. Only between steps.
+    pub fn cancel<A>(&mut self, now: Micros, id: RequestId, events: &mut Vec<Event<P, A>>) -> bool {
+        assert!(self.in_flight.is_empty(), "requests are cancelled between steps, not within one");
+        match self.places.get(&id) {
+            None => return false,
+            Some(&Some(slot)) => self.end(now, slot, Ending::Cancelled, events),
+            Some(None) => {
+                let queued = self.queue.iter().position(|queued| queued.request.id == id);
+                let Some(queued) = queued.and_then(|index| self.queue.remove(index)) else {
+                    unreachable!("a request without a seat is in the queue")
+                };
+                self.end_queued(now, queued, Ending::Cancelled, events);
+            }
+        }
+        true
+    }
+
+    fn acceptable(&self, now: Micros, request: &Request<P>) -> Result<Demand, Refusal> {
+        let demand = self.limits.demand(request)?;
+        if request.is_late(now) {
+            return Err(Refusal::DeadlinePassed);
+        }
+        if self.places.contains_key(&request.id) {
+            return Err(Refusal::DuplicateId);
+        }
+        let limit = self.limits.config.max_queued;
+        if self.queue.len() >= limit {
+            return Err(Refusal::QueueFull { limit });
+        }
+        Ok(demand)
+    }
+
+    fn running(&self) -> usize {
+        self.seats.len() - self.free_slots.len()
+    }
+
+    fn seat(&mut self, slot: Slot) -> &mut Seat<P> {
+        &mut self.seats[slot.0 as usize]
+    }
+
+    /// The end of a request that has a seat: everything it held is free afterwards.
+    fn end<A>(&mut self, now: Micros, slot: Slot, ending: Ending<A>, events: &mut Vec<Event<P, A>>) {
+        let seat = &mut self.seats[slot.0 as usize];
+        let Some(running) = seat.running.take() else { unreachable!("only a taken seat is vacated") };
+        // Tail first: of what stays cached, the end of a chain is to be evicted before its beginning.
+        self.cache.release_chain(&seat.branch_pages);
+        self.cache.release_chain(&seat.context_pages);
+        seat.branch_pages.clear();
+        seat.context_pages.clear();
+        self.running_cost -= running.cost;
+        for list in [&mut self.prefilling, &mut self.decoding, &mut self.suspects] {
+            list.retain(|other| *other != slot);
+        }
+        self.free_slots.push(slot);
+        events.push(Event::Closed(slot));
+        let timings = Timings {
+            queued_at: running.queued_at,
+            admitted_at: Some(running.admitted_at),
+            prefilled_at: running.prefilled_at,
+            finished_at: now,
+        };
+        self.announce(Ended { id: running.request.id, ending, usage: running.usage, timings }, events);
+    }
+
+    /// The end of a request that never got a seat.
+    fn end_queued<A>(
+        &mut self,
+        now: Micros,
+        queued: Queued<P>,
+        ending: Ending<A>,
+        events: &mut Vec<Event<P, A>>,
+    ) {
+        let Queued { request, queued_at, .. } = queued;
+        let usage = Usage { context_tokens: request.context_len, ..Usage::default() };
+        let timings = Timings { queued_at, admitted_at: None, prefilled_at: None, finished_at: now };
+        self.announce(Ended { id: request.id, ending, usage, timings }, events);
+    }
+
+    /// The one place at which requests end.
+    fn announce<A>(&mut self, ended: Ended<A>, events: &mut Vec<Event<P, A>>) {
+        let place = self.places.remove(&ended.id);
+        assert!(place.is_some(), "a request ends once");
+        self.head_waits = false;
+        self.stats.count(&ended);
+        events.push(Event::Ended(ended));
+    }
+
+    /// Asserts, at length, what must hold between steps. For tests and simulations.
+    ///
+    /// # Panics
+    ///
+    /// When an invariant is broken.
+    pub fn check_invariants(&self) {
+        self.cache.check_invariants();
+        assert_eq!(self.places.len(), self.queue.len() + self.running());
+        assert_eq!(self.running(), self.prefilling.len() + self.decoding.len() + self.suspects.len());
+        let mut cost = 0;
+        for &slot in self.prefilling.iter().chain(&self.decoding).chain(&self.suspects) {
+            let seat = &self.seats[slot.0 as usize];
+            let running = seat.running();
+            assert_eq!(self.places.get(&running.request.id), Some(&Some(slot)));
+            assert_eq!(seat.context_pages.len(), running.demand.context_pages);
+            assert_eq!(seat.branch_pages.len(), running.demand.branch_pages);
+            assert!(running.computed <= running.demand.target);
+            cost += running.cost;
+        }
+        assert_eq!(self.running_cost, cost);
+        assert!(cost <= self.limits.config.max_running_cost);
+        for queued in &self.queue {
+            assert_eq!(self.places.get(&queued.request.id), Some(&None));
+        }
+        if self.running() == 0 {
+            assert_eq!(self.cache.available(), self.limits.pages, "pages leaked");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! A seat: what the scheduler keeps of the request that owns a slot.
+
+use beamline_kv_cache::PageId;
+
+use crate::{event::Usage, limits::Demand, request::Request, time::Micros};
+
+/// One slot. The page tables keep their memory from request to request.
+pub(super) struct Seat<P> {
+    /// Pages of the context from position 0 on; those of the cached prefix are shared.
+    pub(super) context_pages: Vec<PageId>,
+    /// Pages of the branch rows, never shared.
+    pub(super) branch_pages: Vec<PageId>,
+    /// `None` while the slot is free.
+    pub(super) running: Option<Running<P>>,
+}
+
+/// A request that was admitted and has not ended.
+pub(super) struct Running<P> {
+    pub(super) request: Request<P>,
+    pub(super) demand: Demand,
+    /// Rows that it was admitted for.
+    pub(super) cost: u64,
+    /// Leading context positions that lie in pages.
+    pub(super) computed: usize,
+    /// Leading pages that were offered to the prefix index, or came from it.
+    pub(super) published: usize,
+    pub(super) stage: Stage,
+    pub(super) usage: Usage,
+    pub(super) queued_at: Micros,
+    pub(super) admitted_at: Micros,
+    pub(super) prefilled_at: Option<Micros>,
+}
+
+/// What a running request needs next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Context rows.
+    Prefill,
+    /// A branch step.
+    Decode {
+        /// Branch steps taken.
+        taken: usize,
+        /// Beams alive.
+        rows: usize,
+    },
+}
+
+/// What a step does for one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    /// Context rows up to `end`, the last of them expanded into this many beams.
+    Context { rows: usize, end: usize, expand: Option<usize> },
+    /// A branch step of so many rows.
+    Branch { rows: usize },
+}
+
+impl<P> Default for Seat<P> {
+    fn default() -> Self {
+        Self { context_pages: Vec::new(), branch_pages: Vec::new(), running: None }
+    }
+}
+
+impl<P> Seat<P> {
+    /// The request of a seat that is known to be taken: seats on the scheduler's lists are.
+    pub(super) fn running(&self) -> &Running<P> {
+        let Some(running) = &self.running else { unreachable!("a listed seat is taken") };
+        running
+    }
+
+    /// The same, to change it.
+    pub(super) fn running_mut(&mut self) -> &mut Running<P> {
+        let Some(running) = &mut self.running else { unreachable!("a listed seat is taken") };
+        running
+    }
+}
+
+impl<P> Running<P> {
+    /// The first context row to compute next. When all lie in pages, the last one has to be computed again, because
+    /// the first expansion needs it.
+    pub(super) fn next_row(&self) -> usize {
+        assert_eq!(self.stage, Stage::Prefill);
+        self.computed.min(self.demand.target - 1)
+    }
+
+    /// Context rows to compute before the request can go on.
+    pub(super) fn rows_left(&self) -> usize {
+        self.demand.target - self.next_row()
+    }
+
+    /// Beams alive.
+    pub(super) fn branch_rows(&self) -> usize {
+        let Stage::Decode { rows, .. } = self.stage else { unreachable!("a branch step decodes") };
+        rows
+    }
+}

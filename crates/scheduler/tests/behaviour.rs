@@ -1,0 +1,475 @@
+//! The state machine by example, one rule per test. That the rules hold together, the simulation shows.
+
+// Helpers are tests too.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use beamline_kv_cache::{CacheConfig, Namespace, ReuseClass, SessionKey};
+use beamline_model::step::{Plan, Progress, Slot};
+use beamline_scheduler::{
+    ConfigError, Degraded, Ended, Ending, Event, Failure, Micros, Refusal, Request, RequestId, Scheduler,
+    SchedulerConfig, Usage,
+};
+
+const CONFIG: SchedulerConfig = SchedulerConfig {
+    max_queued: 8,
+    max_running: 4,
+    max_context: 64,
+    max_beam_width: 16,
+    max_generated_steps: 4,
+    max_running_cost: 1000,
+    max_step_tokens: 32,
+    max_chunk: 8,
+    max_branch_rows: 16,
+};
+
+const CACHE: CacheConfig =
+    CacheConfig { pages: 64, page_size: 4, words_per_position: 1, sessions: 8, hash_key: [1; 32] };
+
+/// A scheduler, its clock, and what came out of it.
+struct Bench {
+    scheduler: Scheduler<()>,
+    now: Micros,
+    plan: Plan,
+    events: Vec<Event<(), u64>>,
+}
+
+impl Bench {
+    fn new(config: SchedulerConfig) -> Self {
+        let scheduler = Scheduler::new(config, CACHE).unwrap();
+        Self { scheduler, now: Micros(0), plan: Plan::default(), events: Vec::new() }
+    }
+
+    fn submit(&mut self, request: Request<()>) {
+        assert_eq!(self.scheduler.submit(self.now, request), Ok(()));
+    }
+
+    fn plan(&mut self) {
+        self.scheduler.plan(self.now, &mut self.plan, &mut self.events);
+    }
+
+    /// The step takes a microsecond per row. Beams stay whole and there are three expansions.
+    fn commit(&mut self) {
+        let took = Micros(self.plan.context_rows() as u64 + self.plan.branches.len() as u64);
+        let chunks = self.plan.chunks.iter().map(|chunk| match chunk.expand {
+            Some(rows) => (chunk.slot, Progress::Expanded { rows }),
+            None => (chunk.slot, Progress::Prefilled),
+        });
+        let branches = self.plan.branches.iter().map(|branch| (branch.slot, Progress::Finished(7)));
+        let mut outcomes = chunks.chain(branches).collect();
+        self.now = self.now.after(Duration::from_micros(took.0));
+        self.scheduler.commit(self.now, took, &mut outcomes, &mut self.events);
+    }
+
+    fn step(&mut self) {
+        self.plan();
+        self.commit();
+    }
+
+    fn fail(&mut self) {
+        self.scheduler.fail_step(self.now, Failure::Step("smoke".into()), &mut self.events);
+    }
+
+    /// Rows of the chunks in the plan.
+    fn chunks(&self) -> Vec<(u32, std::ops::Range<usize>)> {
+        self.plan.chunks.iter().map(|chunk| (chunk.slot.0, chunk.positions.clone())).collect()
+    }
+
+    /// Who takes a branch step.
+    fn branches(&self) -> Vec<u32> {
+        self.plan.branches.iter().map(|branch| branch.slot.0).collect()
+    }
+
+    fn ended(&mut self) -> Vec<Ended<u64>> {
+        let ended = |event| if let Event::Ended(ended) = event { Some(ended) } else { None };
+        self.events.drain(..).filter_map(ended).collect()
+    }
+
+    /// Steps until nothing is left.
+    fn finish(&mut self) -> Vec<Ended<u64>> {
+        while !self.scheduler.is_idle() {
+            self.step();
+        }
+        self.scheduler.check_invariants();
+        self.ended()
+    }
+}
+
+/// A decode of three expansions over a context of `len` positions that no other id shares.
+fn request(id: u64, len: usize, beam_width: usize) -> Request<()> {
+    Request {
+        id: RequestId(id),
+        namespace: Namespace::new(b"model", b"tenant"),
+        session: None,
+        words: (0..len).map(|position| (id * 1000) as u32 + position as u32).collect(),
+        context_len: len,
+        reuse: ReuseClass::CrossRequest,
+        beam_width,
+        min_beam_width: beam_width,
+        generated_steps: 3,
+        deadline: None,
+        payload: (),
+    }
+}
+
+fn warm(id: u64, len: usize) -> Request<()> {
+    Request { generated_steps: 0, ..request(id, len, 1) }
+}
+
+/// The same context under another id.
+fn again(id: u64, request: &Request<()>) -> Request<()> {
+    Request { id: RequestId(id), ..request.clone() }
+}
+
+#[test]
+fn a_context_then_a_branch_step_per_further_expansion() {
+    let mut bench = Bench::new(CONFIG);
+    bench.submit(request(1, 10, 3));
+    bench.plan();
+    let chunk = &bench.plan.chunks[0];
+    assert_eq!((chunk.positions.clone(), chunk.cached, chunk.expand), (0..10, 0, Some(3)));
+    assert_eq!(bench.plan.pages.len(), 3);
+    bench.commit();
+    bench.plan();
+    let branch = &bench.plan.branches[0];
+    // Three beams, two steps: six rows in two pages of four.
+    assert_eq!((branch.context_pages.len(), branch.branch_pages.len()), (3, 2));
+    bench.commit();
+    let ended = bench.ended().pop().unwrap();
+    assert_eq!(ended.ending, Ending::Finished(7));
+    let usage = Usage { context_tokens: 10, beam_width: 3, steps: 2, ..Usage::default() };
+    assert_eq!(ended.usage, usage);
+    assert_eq!((ended.timings.prefilled_at, ended.timings.finished_at), (Some(Micros(10)), Micros(11)));
+}
+
+#[test]
+fn the_oldest_gets_what_is_left_after_everybody_had_a_chunk() {
+    let mut bench = Bench::new(CONFIG);
+    for (id, len) in [(1, 60), (2, 5), (3, 20)] {
+        bench.submit(request(id, len, 2));
+    }
+    bench.plan();
+    // 8 + 5 + 8 in the first round, 11 more to the oldest.
+    assert_eq!(bench.chunks(), [(0, 0..19), (1, 0..5), (2, 0..8)]);
+    bench.commit();
+    bench.plan();
+    assert_eq!(bench.chunks(), [(0, 19..43), (2, 8..16)]);
+    assert_eq!(bench.branches(), [1]);
+}
+
+#[test]
+fn whoever_is_passed_over_decodes_first_in_the_next_step() {
+    let mut bench = Bench::new(CONFIG);
+    for id in 0..3 {
+        bench.submit(Request { generated_steps: 4, ..request(id, 4, 8) });
+    }
+    bench.step();
+    let mut turns = Vec::new();
+    for _ in 0..3 {
+        bench.plan();
+        turns.push(bench.branches());
+        let mut outcomes = bench.plan.branches.iter();
+        let mut outcomes = outcomes.by_ref().map(|b| (b.slot, Progress::Expanded { rows: 8 })).collect();
+        bench.scheduler.commit(bench.now, Micros(1), &mut outcomes, &mut bench.events);
+    }
+    assert_eq!(turns, [[0, 1], [2, 0], [1, 2]]);
+}
+
+#[test]
+fn a_returning_context_is_found_and_only_its_last_row_is_computed_again() {
+    let mut bench = Bench::new(CONFIG);
+    let first = request(1, 8, 2);
+    bench.submit(first.clone());
+    bench.finish();
+    bench.submit(again(2, &first));
+    bench.plan();
+    let chunk = &bench.plan.chunks[0];
+    assert_eq!((chunk.positions.clone(), chunk.cached, chunk.expand), (7..8, 8, Some(2)));
+    bench.commit();
+    assert_eq!(bench.finish()[0].usage.cached_tokens, 8);
+}
+
+#[test]
+fn a_user_who_returns_with_a_longer_history_is_remembered() {
+    let mut bench = Bench::new(CONFIG);
+    let session = SessionKey::new(&Namespace::new(b"model", b"tenant"), "user");
+    let visit = |id, len| Request { id: RequestId(id), session: Some(session), ..request(1, len, 2) };
+    bench.submit(visit(1, 22));
+    bench.finish();
+    bench.submit(visit(2, 31));
+    assert_eq!(bench.finish()[0].usage.cached_tokens, 20);
+    assert_eq!(bench.scheduler.cache().stats().session_hit_positions, 20);
+}
+
+#[test]
+fn the_reuse_class_is_obeyed() {
+    for (class, cached) in [
+        (ReuseClass::CrossRequest, 8),
+        (ReuseClass::CrossRequestMinusLast, 4),
+        (ReuseClass::WithinRequest, 0),
+        (ReuseClass::Exact, 0),
+    ] {
+        let mut bench = Bench::new(CONFIG);
+        let first = Request { reuse: class, ..request(1, 8, 2) };
+        bench.submit(first.clone());
+        bench.finish();
+        assert_eq!(bench.scheduler.cache().stats().published, cached / 4, "{class:?}");
+        bench.submit(again(2, &first));
+        assert_eq!(bench.finish()[0].usage.cached_tokens, cached as usize, "{class:?}");
+    }
+}
+
+#[test]
+fn pages_are_shared_while_their_first_request_still_runs() {
+    let mut bench = Bench::new(CONFIG);
+    let first = request(1, 40, 2);
+    bench.submit(first.clone());
+    bench.step();
+    bench.submit(again(2, &first));
+    bench.plan();
+    assert_eq!(bench.chunks(), [(0, 32..40), (1, 32..40)]);
+    bench.commit();
+    let cache = bench.scheduler.cache().stats();
+    // Both computed the last two pages; the second to publish took the pages of the first.
+    assert_eq!((cache.duplicates, cache.published), (2, 10));
+    bench.plan();
+    let tables = &bench.plan.branches;
+    assert_eq!(
+        bench.plan.pages[tables[0].context_pages.clone()],
+        bench.plan.pages[tables[1].context_pages.clone()]
+    );
+}
+
+#[test]
+fn tenants_share_nothing() {
+    let mut bench = Bench::new(CONFIG);
+    let first = request(1, 16, 2);
+    bench.submit(first.clone());
+    bench.finish();
+    let stranger = Namespace::new(b"model", b"stranger");
+    bench.submit(Request { namespace: stranger, ..again(2, &first) });
+    assert_eq!(bench.finish()[0].usage.cached_tokens, 0);
+}
+
+#[test]
+fn warming_computes_the_pages_that_can_be_found_and_nothing_when_they_are() {
+    let mut bench = Bench::new(CONFIG);
+    let session = SessionKey::new(&Namespace::new(b"model", b"tenant"), "user");
+    let first = Request { session: Some(session), ..warm(1, 11) };
+    bench.submit(first.clone());
+    bench.plan();
+    // Of eleven positions, the two whole pages.
+    assert_eq!((bench.chunks(), bench.plan.chunks[0].expand), (vec![(0, 0..8)], None));
+    bench.commit();
+    assert_eq!(bench.ended()[0].ending, Ending::Warmed);
+    bench.submit(again(2, &first));
+    bench.submit(Request { reuse: ReuseClass::WithinRequest, ..warm(3, 11) });
+    bench.plan();
+    assert!(bench.plan.is_empty());
+    let ended = bench.ended();
+    assert!(ended.iter().all(|ended| ended.ending == Ending::Warmed && ended.usage.steps == 0));
+    assert_eq!(ended[0].usage.cached_tokens, 8);
+    assert_eq!(bench.scheduler.cache().stats().sessions, 1);
+}
+
+#[test]
+fn nobody_overtakes_the_head_of_the_queue() {
+    // Room for one large request, or many small ones.
+    let mut bench = Bench::new(SchedulerConfig { max_running_cost: 80, ..CONFIG });
+    bench.submit(request(1, 40, 2));
+    bench.submit(request(2, 60, 2));
+    bench.submit(request(3, 4, 2));
+    let mut order = Vec::new();
+    while !bench.scheduler.is_idle() {
+        bench.step();
+        order.extend(bench.events.drain(..).filter_map(|event| match event {
+            Event::Opened { id, .. } => Some(id.0),
+            _ => None,
+        }));
+    }
+    assert_eq!(order, [1, 2, 3]);
+}
+
+#[test]
+fn a_request_is_admitted_with_all_the_pages_it_will_need() {
+    let mut bench = Bench::new(CONFIG);
+    // 16 pages of context, 8 of branches: two fit into 64 pages, the third does not.
+    for id in 0..3 {
+        bench.submit(request(id, 64, 16));
+    }
+    bench.plan();
+    let stats = bench.scheduler.stats();
+    assert_eq!((stats.running, stats.queued), (2, 1));
+    assert_eq!(bench.scheduler.cache().stats().referenced, 48);
+    bench.commit();
+    assert_eq!(bench.finish().len(), 3);
+}
+
+#[test]
+fn late_requests_are_dropped_wherever_they_are() {
+    let mut bench = Bench::new(SchedulerConfig { max_running: 1, ..CONFIG });
+    let deadline = Some(Micros(5));
+    bench.submit(Request { deadline, ..request(1, 10, 2) });
+    bench.submit(Request { deadline, ..request(2, 10, 2) });
+    bench.step();
+    assert_eq!(bench.now, Micros(10));
+    bench.plan();
+    assert!(bench.plan.is_empty());
+    let ended = bench.ended();
+    assert!(ended.iter().all(|ended| ended.ending == Ending::Expired) && ended.len() == 2);
+    assert_eq!(ended[1].timings.admitted_at, None, "no work was done for it");
+    bench.scheduler.check_invariants();
+}
+
+#[test]
+fn a_cancel_frees_pages_and_slot_at_once() {
+    let mut bench = Bench::new(CONFIG);
+    for id in 0..6 {
+        bench.submit(request(id, 40, 4));
+    }
+    bench.step();
+    for id in 0..6 {
+        assert!(bench.scheduler.cancel(bench.now, RequestId(id), &mut bench.events));
+        assert!(!bench.scheduler.cancel(bench.now, RequestId(id), &mut bench.events));
+        bench.scheduler.check_invariants();
+    }
+    assert!(bench.scheduler.is_idle());
+    assert_eq!(bench.scheduler.cache().stats().referenced, 0);
+}
+
+#[test]
+fn a_beam_is_narrowed_only_where_it_may_be_and_only_when_it_would_be_late() {
+    let mut bench = Bench::new(CONFIG);
+    bench.submit(request(0, 30, 1));
+    bench.finish(); // teaches that a row takes a microsecond
+    let now = bench.now;
+    let with_deadline = |id, micros| {
+        let deadline = Some(now.after(Duration::from_micros(micros)));
+        Request { deadline, ..request(id, 4, 16) }
+    };
+    // Four context rows and two branch steps of sixteen: 36 microseconds for the whole beam.
+    bench.submit(Request { min_beam_width: 2, ..with_deadline(1, 36) });
+    bench.plan();
+    assert_eq!(bench.plan.chunks[0].expand, Some(16));
+    bench.scheduler.fail_step(bench.now, Failure::Step("over".into()), &mut bench.events);
+    bench.ended();
+
+    bench.submit(Request { min_beam_width: 2, ..with_deadline(2, 16) });
+    bench.plan();
+    assert_eq!(bench.plan.chunks[0].expand, Some(6));
+    bench.fail();
+    let degraded = Degraded::Deadline { asked: 16, needed: Micros(36), left: Micros(16) };
+    assert_eq!(bench.ended()[0].usage.degraded, Some(degraded));
+
+    bench.submit(with_deadline(3, 16));
+    bench.plan();
+    assert_eq!(bench.plan.chunks[0].expand, Some(16));
+}
+
+#[test]
+fn after_a_failed_step_each_request_tries_again_alone() {
+    let mut bench = Bench::new(CONFIG);
+    for id in 0..3 {
+        bench.submit(request(id, 6, 2));
+    }
+    bench.plan();
+    bench.events.clear();
+    bench.fail();
+    let reopened = |slot| {
+        let id = RequestId(u64::from(slot));
+        [Event::Closed(Slot(slot)), Event::Opened { id, slot: Slot(slot), payload: () }]
+    };
+    assert_eq!(bench.events, [reopened(0), reopened(1), reopened(2)].concat());
+    bench.submit(request(3, 6, 2));
+    bench.plan();
+    assert_eq!(bench.chunks(), [(0, 0..6)]);
+    bench.fail();
+    assert!(matches!(bench.ended().pop().unwrap().ending, Ending::Failed(Failure::Step(_))));
+    bench.plan();
+    assert_eq!(bench.chunks(), [(1, 0..6)]);
+    bench.commit();
+    bench.plan();
+    assert_eq!(bench.branches(), [1], "alone to its end");
+    bench.commit();
+    let ended = bench.finish();
+    assert!(ended.len() == 3 && ended.iter().all(|ended| ended.ending == Ending::Finished(7)));
+    let stats = bench.scheduler.stats();
+    assert_eq!((stats.failed, stats.finished, stats.retried, stats.failed_steps), (1, 3, 3, 2));
+}
+
+#[test]
+fn a_decode_that_tries_again_starts_at_its_last_context_row() {
+    let mut bench = Bench::new(CONFIG);
+    bench.submit(request(0, 6, 2));
+    bench.submit(request(1, 6, 2));
+    bench.step();
+    bench.plan();
+    assert_eq!(bench.branches(), [0, 1]);
+    bench.fail();
+    bench.plan();
+    let chunk = &bench.plan.chunks[0];
+    assert_eq!((chunk.positions.clone(), chunk.cached, chunk.expand), (5..6, 6, Some(2)));
+    bench.commit();
+    assert_eq!(bench.finish().len(), 2);
+}
+
+#[test]
+fn an_outcome_that_means_nothing_fails_its_request() {
+    for nonsense in [Progress::Prefilled, Progress::Expanded { rows: 3 }, Progress::Expanded { rows: 0 }] {
+        let mut bench = Bench::new(CONFIG);
+        bench.submit(request(0, 6, 2));
+        bench.submit(request(1, 6, 2));
+        bench.plan();
+        let mut outcomes = vec![(Slot(0), nonsense), (Slot(1), Progress::Expanded { rows: 2 })];
+        bench.scheduler.commit(bench.now, Micros(1), &mut outcomes, &mut bench.events);
+        let ended = bench.ended();
+        assert!(ended.len() == 1 && ended[0].id == RequestId(0));
+        assert!(matches!(ended[0].ending, Ending::Failed(Failure::Protocol(_))));
+        assert_eq!(bench.finish().len(), 1);
+    }
+}
+
+#[test]
+fn every_refusal_has_its_reason() {
+    let mut bench = Bench::new(SchedulerConfig { max_running_cost: 100, max_generated_steps: 40, ..CONFIG });
+    let good = || request(1, 10, 2);
+    let refusals = [
+        (Request { context_len: 0, ..good() }, Refusal::EmptyContext),
+        (request(1, 65, 2), Refusal::ContextTooLong { len: 65, limit: 64 }),
+        (Request { context_len: 9, ..good() }, Refusal::WordsMismatch { words: 10, expected: 9 }),
+        (request(1, 10, 17), Refusal::BeamTooWide { width: 17, limit: 16 }),
+        (request(1, 10, 0), Refusal::BeamWidth { width: 0, least: 0 }),
+        (Request { min_beam_width: 0, ..good() }, Refusal::BeamWidth { width: 2, least: 0 }),
+        (Request { min_beam_width: 3, ..good() }, Refusal::BeamWidth { width: 2, least: 3 }),
+        (Request { generated_steps: 41, ..good() }, Refusal::TooManySteps { steps: 41, limit: 40 }),
+        (Request { generated_steps: 40, ..request(1, 10, 16) }, Refusal::NeverFits { pages: 159, pool: 64 }),
+        (
+            Request { generated_steps: 10, ..request(1, 10, 16) },
+            Refusal::TooExpensive { cost: 170, limit: 100 },
+        ),
+        (Request { deadline: Some(Micros(0)), ..good() }, Refusal::DeadlinePassed),
+    ];
+    let count = refusals.len() as u64;
+    for (request, refusal) in refusals {
+        assert_eq!(bench.scheduler.submit(bench.now, request), Err(refusal));
+    }
+    bench.submit(good());
+    assert_eq!(bench.scheduler.submit(bench.now, good()), Err(Refusal::DuplicateId));
+    for id in 2..9 {
+        bench.submit(request(id, 10, 2));
+    }
+    assert_eq!(bench.scheduler.submit(bench.now, request(9, 10, 2)), Err(Refusal::QueueFull { limit: 8 }));
+    assert_eq!(bench.scheduler.stats().refused, count + 2);
+    assert_eq!(bench.finish().len(), 8);
+}
+
+#[test]
+fn a_configuration_that_cannot_work_is_refused() {
+    let error = |config| Scheduler::<()>::new(config, CACHE).err();
+    assert_eq!(error(SchedulerConfig { max_chunk: 0, ..CONFIG }), Some(ConfigError::Zero("max_chunk")));
+    let narrow = SchedulerConfig { max_branch_rows: 15, ..CONFIG };
+    assert_eq!(error(narrow), Some(ConfigError::BranchRows { rows: 15, width: 16 }));
+    let cache = CacheConfig { pages: 0, ..CACHE };
+    assert_eq!(Scheduler::<()>::new(CONFIG, cache).err(), Some(ConfigError::Zero("pages")));
+}

@@ -1,0 +1,352 @@
+//! Drives a scheduler through a scenario in virtual time, beside a naive account of what must come of it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use beamline_model::step::{Plan, Progress, Slot, StepModel};
+use beamline_scheduler::{Ended, Ending, Event, Failure, Micros, Refusal, Request, RequestId, Scheduler};
+
+use crate::{
+    model::SimModel,
+    rng::{Rng, mix},
+    scenario::{Scenario, Traffic},
+    story::{Fate, Story},
+};
+
+/// What a run came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Report {
+    /// A digest of every event, every plan and every moment.
+    pub(crate) digest: u64,
+    /// A digest of the answers alone, in whatever order they came.
+    pub(crate) answers: u64,
+    pub(crate) steps: u64,
+    pub(crate) answered: u64,
+    pub(crate) warmed: u64,
+    pub(crate) failed: u64,
+    pub(crate) expired: u64,
+    pub(crate) cancelled: u64,
+    pub(crate) refused: u64,
+    pub(crate) degraded: u64,
+    pub(crate) retried: u64,
+    pub(crate) evictions: u64,
+    pub(crate) duplicates: u64,
+    pub(crate) hit_tokens: u64,
+    pub(crate) missed_tokens: u64,
+}
+
+/// A request that has not ended.
+struct Live {
+    story: Story,
+    deadline: Option<Micros>,
+    /// Plan number by which it must have ended.
+    due: Option<u64>,
+    cancelled: bool,
+}
+
+pub(crate) struct Driver<'a> {
+    scenario: &'a Scenario,
+    scheduler: Scheduler<Story>,
+    model: SimModel,
+    traffic: Traffic,
+    /// For when things happen; what is asked does not depend on it.
+    dice: Rng,
+    now: Micros,
+    live: BTreeMap<u64, Live>,
+    /// Who owns which slot.
+    open: HashMap<Slot, u64>,
+    waiting: usize,
+    /// The newest request that was admitted.
+    last_admitted: Option<u64>,
+    plans: u64,
+    report: Report,
+    /// Where to write what happens, when somebody wants to read it.
+    trace: Option<&'a mut dyn FnMut(String)>,
+}
+
+type Events = Vec<Event<Story, u64>>;
+
+impl<'a> Driver<'a> {
+    pub(crate) fn new(scenario: &'a Scenario, trace: Option<&'a mut dyn FnMut(String)>) -> Self {
+        let slots = scenario.config.max_running;
+        let mut model =
+            SimModel::new(scenario.pages as usize, scenario.page_size as usize, slots, scenario.seed);
+        model.failing = scenario.failing;
+        Self {
+            scenario,
+            scheduler: Scheduler::new(scenario.config, scenario.cache()).expect("the scenario works"),
+            model,
+            traffic: Traffic::new(scenario),
+            dice: Rng::new(mix(scenario.seed, 0xd1ce)),
+            now: Micros(0),
+            live: BTreeMap::new(),
+            open: HashMap::new(),
+            waiting: 0,
+            last_admitted: None,
+            plans: 0,
+            report: Report::default(),
+            trace,
+        }
+    }
+
+    fn tell(&mut self, what: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace(format!("{:>9} {}", self.now.0, what()));
+        }
+    }
+
+    pub(crate) fn run(mut self) -> Report {
+        let (mut plan, mut events, mut outcomes) = (Plan::default(), Events::new(), Vec::new());
+        let mut submitted = 0;
+        while submitted < self.scenario.requests || !self.live.is_empty() {
+            let quiet = self.scenario.quiet;
+            if !self.dice.permille(quiet) {
+                let burst = self.dice.within(1, self.scenario.burst);
+                for _ in 0..burst.min(self.scenario.requests - submitted) {
+                    self.submit();
+                    submitted += 1;
+                }
+            }
+            self.cancel(&mut events);
+            self.plans += 1;
+            self.scheduler.plan(self.now, &mut plan, &mut events);
+            self.apply(&mut events);
+            if self.plans.is_multiple_of(64) {
+                self.scheduler.check_invariants();
+            }
+            if plan.is_empty() {
+                assert!(self.live.is_empty(), "requests are left and nothing is done");
+                self.now.0 += 1000;
+            } else {
+                self.step(&plan, &mut outcomes, &mut events);
+            }
+        }
+        self.finish()
+    }
+
+    fn submit(&mut self) {
+        let request = self.traffic.request(self.scenario, self.now);
+        let Request { id, deadline, .. } = request;
+        let story = request.payload.clone();
+        let full = self.waiting == self.scenario.config.max_queued;
+        let result = self.scheduler.submit(self.now, request);
+        self.tell(|| format!("submit {story:?} {deadline:?}: {result:?}"));
+        let limit = self.scenario.config.max_queued;
+        assert_eq!(result, if full { Err(Refusal::QueueFull { limit }) } else { Ok(()) });
+        if result.is_ok() {
+            self.waiting += 1;
+            self.live.insert(id.0, Live { story, deadline, due: None, cancelled: false });
+        } else {
+            self.report.refused += 1;
+        }
+    }
+
+    fn cancel(&mut self, events: &mut Events) {
+        let rate = self.scenario.cancel;
+        if !self.dice.permille(rate) || self.live.is_empty() {
+            return;
+        }
+        let index = self.dice.within(0, self.live.len() - 1);
+        let Some((&id, live)) = self.live.iter_mut().nth(index) else { return };
+        live.cancelled = true;
+        self.tell(|| format!("cancel {id}"));
+        assert!(self.scheduler.cancel(self.now, RequestId(id), events));
+        self.apply(events);
+        assert!(!self.live.contains_key(&id), "a cancel ends a request at once");
+        assert!(!self.scheduler.cancel(self.now, RequestId(id), events), "and only once");
+    }
+
+    fn step(&mut self, plan: &Plan, outcomes: &mut Vec<(Slot, Progress<u64>)>, events: &mut Events) {
+        self.check_plan(plan);
+        let result = self.model.step(plan, outcomes);
+        let rows = plan.context_rows() + plan.branches.len() * 4;
+        let took = Micros(50 + rows as u64 * 7);
+        self.now.0 += took.0;
+        self.report.steps += 1;
+        self.tell(|| format!("step {plan:?}: {result:?} {outcomes:?}"));
+        match result {
+            Ok(()) => self.scheduler.commit(self.now, took, outcomes, events),
+            Err(error) => {
+                // To the scheduler, all ways in which a step can fail are one.
+                match self.now.0 % 3 {
+                    0 => self.scheduler.fail_step(self.now, Failure::Panicked(error.0), events),
+                    1 => self.scheduler.fail_step(self.now, Failure::Step(error.0), events),
+                    _ => self.scheduler.commit(self.now, took, outcomes, events),
+                }
+            }
+        }
+        assert!(outcomes.is_empty());
+        self.apply(events);
+    }
+
+    fn check_plan(&mut self, plan: &Plan) {
+        let config = &self.scenario.config;
+        assert!(plan.context_rows() <= config.max_step_tokens);
+        let branch_rows: usize = plan.branches.iter().map(|branch| self.model.beams(branch.slot)).sum();
+        assert!(branch_rows <= config.max_branch_rows);
+        let entries = plan.chunks.iter().map(|chunk| chunk.slot);
+        for slot in entries.chain(plan.branches.iter().map(|branch| branch.slot)) {
+            let live = &self.live[&self.open[&slot]];
+            assert!(live.deadline.is_none_or(|deadline| deadline > self.now), "late work is dropped");
+            self.report.digest = mix(self.report.digest, u64::from(slot.0));
+        }
+        for chunk in &plan.chunks {
+            self.report.digest = mix(self.report.digest, chunk.positions.end as u64);
+            let hoards = chunk.positions.len() > config.max_chunk;
+            let waits = |other: &u64| {
+                let slot = self.open.iter().find(|(_, id)| *id == other).map(|(slot, _)| *slot);
+                !plan.branches.iter().any(|b| Some(b.slot) == slot)
+                    && !plan.chunks.iter().any(|c| Some(c.slot) == slot)
+            };
+            if hoards && self.scenario.is_trouble_free() {
+                let waiting = self.open.values().filter(|id| waits(id)).count();
+                // Whoever decodes and is passed over waits for branch rows, not for these.
+                let decoding = self.open.len() - plan.chunks.len() - plan.branches.len();
+                assert!(waiting <= decoding, "a long context keeps others waiting");
+            }
+        }
+    }
+
+    /// Carries out what the scheduler tells, and checks that it may tell it.
+    fn apply(&mut self, events: &mut Events) {
+        for event in events.drain(..) {
+            match event {
+                Event::Opened { id, slot, payload } => {
+                    self.tell(|| format!("open {id:?} {slot:?}"));
+                    self.model.open(slot, payload);
+                    self.opened(id.0, slot);
+                }
+                Event::Closed(slot) => {
+                    self.tell(|| format!("close {slot:?}"));
+                    self.model.close(slot);
+                    assert!(self.open.remove(&slot).is_some());
+                }
+                Event::Ended(ended) => {
+                    self.tell(|| format!("{ended:?}"));
+                    self.ended(ended);
+                }
+            }
+        }
+    }
+
+    fn opened(&mut self, id: u64, slot: Slot) {
+        let again = self.last_admitted.is_some_and(|last| id <= last);
+        let due = self.plans + self.most_steps(&self.live[&id].story);
+        assert_eq!(self.open.insert(slot, id), None);
+        let live = self.live.get_mut(&id).expect("the request has not ended");
+        if again {
+            assert!(
+                !self.scenario.is_trouble_free() && live.due.is_some(),
+                "{id} was overtaken in the queue"
+            );
+            return;
+        }
+        live.due = Some(due);
+        assert!(live.deadline.is_none_or(|deadline| deadline > self.now), "late work is dropped");
+        self.admitted(id);
+    }
+
+    fn admitted(&mut self, id: u64) {
+        self.waiting -= 1;
+        self.last_admitted = Some(id);
+        self.report.digest = mix(self.report.digest, id);
+    }
+
+    /// How many steps an admitted request may take, whatever else goes on. A step in which it gets less than a chunk
+    /// is filled by those before it and by itself; and its branch steps come in turns.
+    fn most_steps(&self, story: &Story) -> u64 {
+        let config = &self.scenario.config;
+        let older: usize = self.open.values().map(|id| self.live[id].story.context_len).sum();
+        let own = story.context_len;
+        let filled = (older + own) / config.max_step_tokens + 1;
+        let chunks = own.div_ceil(config.max_chunk.min(config.max_step_tokens)) + 1;
+        let branches = story.generated_steps.saturating_sub(1) * config.max_running;
+        (filled + chunks + branches) as u64
+    }
+
+    fn ended(&mut self, ended: Ended<u64>) {
+        let id = ended.id.0;
+        let live = self.live.remove(&id).expect("a request ends once");
+        self.report.digest = mix(mix(self.report.digest, id), self.now.0);
+        self.report.degraded += u64::from(ended.usage.degraded.is_some());
+        let (usage, timings, story) = (&ended.usage, &ended.timings, &live.story);
+        if live.due.is_none() && ended.timings.admitted_at.is_some() {
+            // Admitted and over at once.
+            assert_eq!((&ended.ending, usage.steps), (&Ending::Warmed, 0));
+            assert!(self.last_admitted.is_none_or(|last| last < id), "{id} was overtaken in the queue");
+            self.admitted(id);
+        } else if live.due.is_none() {
+            self.waiting -= 1;
+        } else if self.scenario.is_trouble_free() {
+            assert!(live.due.is_some_and(|due| self.plans <= due), "{id} took too long");
+        }
+
+        assert_eq!(usage.context_tokens, story.context_len);
+        assert!(usage.cached_tokens <= story.reuse.reusable_positions(story.context_len));
+        if let Some(degraded) = usage.degraded {
+            assert!(usage.beam_width < story.beam_width, "{degraded:?}");
+        }
+        let times =
+            [Some(timings.queued_at), timings.admitted_at, timings.prefilled_at, Some(timings.finished_at)];
+        assert!(times.iter().flatten().is_sorted() && timings.finished_at == self.now);
+
+        let alone = self.model.failed_alone.remove(&id);
+        match &ended.ending {
+            Ending::Finished(answer) => {
+                assert!(timings.prefilled_at.is_some() && usage.steps > 0);
+                assert_eq!(usage.degraded.is_none(), usage.beam_width == story.beam_width);
+                assert!((story.min_beam_width..=story.beam_width).contains(&usage.beam_width));
+                assert_eq!(Fate::Answer(*answer), story.fate(usage.beam_width));
+                self.report.digest = mix(self.report.digest, *answer);
+                self.report.answers = self.report.answers.wrapping_add(mix(id, *answer));
+                self.report.answered += 1;
+            }
+            Ending::Warmed => {
+                // A fault is not met when there is nothing to compute.
+                assert!(story.is_warm() && (usage.steps == 0 || story.fate(0) == Fate::Warmed));
+                self.report.warmed += 1;
+            }
+            Ending::Failed(why) => {
+                let width = usage.beam_width.max(1);
+                match (why, story.fate(width)) {
+                    (Failure::Request(_), Fate::Fails) | (Failure::Protocol(_), Fate::Babbles) => {}
+                    _ => assert!(alone, "{id} failed for what its neighbours did"),
+                }
+                self.report.failed += 1;
+            }
+            Ending::Expired => {
+                assert!(live.deadline.is_some_and(|deadline| deadline <= self.now));
+                self.report.expired += 1;
+            }
+            Ending::Cancelled => {
+                assert!(live.cancelled);
+                self.report.cancelled += 1;
+            }
+        }
+    }
+
+    /// Nothing is left, and the account agrees with the scheduler's own.
+    fn finish(mut self) -> Report {
+        self.scheduler.check_invariants();
+        assert!(self.scheduler.is_idle());
+        assert_eq!((self.waiting, self.open.len(), self.model.open_slots()), (0, 0, 0));
+        let cache = self.scheduler.cache().stats();
+        assert_eq!((cache.referenced, cache.hash_collisions), (0, 0));
+        let stats = self.scheduler.stats();
+        let report = &mut self.report;
+        assert_eq!((stats.queued, stats.running), (0, 0));
+        assert_eq!(stats.steps + stats.failed_steps, report.steps);
+        assert_eq!(stats.finished, report.answered + report.warmed);
+        assert_eq!(stats.failed, report.failed);
+        assert_eq!(stats.expired, report.expired);
+        assert_eq!(stats.cancelled, report.cancelled);
+        assert_eq!(stats.refused, report.refused);
+        assert_eq!(stats.accepted + stats.refused, self.scenario.requests as u64);
+        assert_eq!(stats.accepted, stats.finished + stats.failed + stats.expired + stats.cancelled);
+        report.retried = stats.retried;
+        report.evictions = cache.evictions;
+        report.duplicates = cache.duplicates;
+        report.hit_tokens = stats.hit_tokens;
+        report.missed_tokens = stats.missed_tokens;
+        self.report
+    }
+}

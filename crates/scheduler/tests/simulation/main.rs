@@ -1,0 +1,173 @@
+//! The scheduler against a simulated model and clock.
+//!
+//! The model checks every plan, the driver every event; see there for what. A failure prints the seed and the end of
+//! the trace. Replay it with `BEAMLINE_SEED=<seed> cargo test --release -p beamline-scheduler --test simulation one`,
+//! run more with `BEAMLINE_SOAK=<requests>` and `soak`, which starts at that seed, too.
+
+// A simulation is a test all over, also outside the functions that are marked as such.
+#![allow(clippy::expect_used, clippy::print_stdout)]
+
+mod driver;
+mod model;
+mod rng;
+mod scenario;
+mod story;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use beamline_scheduler::SchedulerConfig;
+use driver::{Driver, Report};
+use scenario::Scenario;
+
+/// Requests of one scenario.
+const REQUESTS: usize = 2000;
+
+/// Lines of the trace that are printed.
+const TRACE_TAIL: usize = 60;
+
+fn run(scenario: &Scenario) -> Report {
+    match catch_unwind(AssertUnwindSafe(|| Driver::new(scenario, None).run())) {
+        Ok(report) => report,
+        Err(panic) => {
+            explain(scenario);
+            std::panic::resume_unwind(panic)
+        }
+    }
+}
+
+/// Runs the scenario again, which gives the same again, and tells how it came to its end.
+fn explain(scenario: &Scenario) {
+    let mut lines = Vec::new();
+    let mut sink = |line| lines.push(line);
+    let again = catch_unwind(AssertUnwindSafe(|| Driver::new(scenario, Some(&mut sink)).run()));
+    println!("seed {}: {scenario:#?}", scenario.seed);
+    for line in &lines[lines.len().saturating_sub(TRACE_TAIL)..] {
+        println!("{line}");
+    }
+    println!(
+        "after {} lines: {}",
+        lines.len(),
+        if again.is_err() { "the same failure" } else { "no failure!" }
+    );
+}
+
+fn add(total: &mut Report, one: &Report) {
+    let Report {
+        digest: _,
+        answers: _,
+        steps,
+        answered,
+        warmed,
+        failed,
+        expired,
+        cancelled,
+        refused,
+        degraded,
+        retried,
+        evictions,
+        duplicates,
+        hit_tokens,
+        missed_tokens,
+    } = one;
+    total.steps += steps;
+    total.answered += answered;
+    total.warmed += warmed;
+    total.failed += failed;
+    total.expired += expired;
+    total.cancelled += cancelled;
+    total.refused += refused;
+    total.degraded += degraded;
+    total.retried += retried;
+    total.evictions += evictions;
+    total.duplicates += duplicates;
+    total.hit_tokens += hit_tokens;
+    total.missed_tokens += missed_tokens;
+}
+
+fn run_many(seeds: std::ops::Range<u64>) -> Report {
+    let started = std::time::Instant::now();
+    let requests = (seeds.end - seeds.start) * REQUESTS as u64;
+    let mut total = Report::default();
+    for seed in seeds {
+        add(&mut total, &run(&Scenario::from_seed(seed, REQUESTS)));
+    }
+    let took = started.elapsed().as_secs_f64();
+    println!("{requests} requests in {took:.1} s, {:.0} per second: {total:#?}", requests as f64 / took);
+    total
+}
+
+#[test]
+fn every_request_ends_once_and_as_it_must() {
+    let total = run_many(0..100);
+    // The scenarios go where they are meant to go.
+    for (what, count) in [
+        ("answered", total.answered),
+        ("warmed", total.warmed),
+        ("failed", total.failed),
+        ("expired", total.expired),
+        ("cancelled", total.cancelled),
+        ("refused", total.refused),
+        ("degraded", total.degraded),
+        ("retried", total.retried),
+        ("evictions", total.evictions),
+        ("duplicates", total.duplicates),
+        ("hit tokens", total.hit_tokens),
+    ] {
+        assert!(count > 200, "only {count} {what}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for seed in 1000..1010 {
+        let scenario = Scenario::from_seed(seed, 500);
+        assert_eq!(run(&scenario), run(&scenario));
+    }
+}
+
+#[test]
+fn an_answer_does_not_depend_on_what_shares_its_steps() {
+    for seed in 2000..2020 {
+        let seeded = Scenario::from_seed(seed, 300);
+        // Nobody is refused, late, cancelled or failed, so that everybody is answered in both runs.
+        let crowded = Scenario {
+            config: SchedulerConfig { max_queued: 300, ..seeded.config },
+            quiet: 0,
+            cancel: 0,
+            deadline: 0,
+            faulty: 0,
+            failing: 0,
+            ..seeded
+        };
+        let alone = Scenario {
+            config: SchedulerConfig {
+                max_running: 1,
+                max_step_tokens: 1000,
+                max_chunk: 1000,
+                ..crowded.config
+            },
+            ..crowded.clone()
+        };
+        let (crowded, alone) = (run(&crowded), run(&alone));
+        assert_eq!((crowded.answered, crowded.answers), (alone.answered, alone.answers));
+        assert_eq!(crowded.answered + crowded.warmed, 300);
+    }
+}
+
+/// A number out of the environment.
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+fn one() {
+    run(&Scenario::from_seed(setting("BEAMLINE_SEED", 0), REQUESTS));
+}
+
+/// Millions, over other seeds than the other tests.
+#[test]
+fn soak() {
+    let first = setting("BEAMLINE_SEED", 1_000_000);
+    let scenarios = setting("BEAMLINE_SOAK", 20_000).div_ceil(REQUESTS as u64);
+    run_many(first..first + scenarios);
+}

@@ -1,0 +1,295 @@
+//! A model without floats that checks everything it is asked.
+//!
+//! Every page cell holds the number that stands for its keys and values. A row that is computed is written there; a row
+//! that is attended to is read and compared with what this request's own words say must lie there.
+
+use std::collections::HashSet;
+
+use beamline_kv_cache::PageId;
+use beamline_model::step::{BranchStep, Chunk, Plan, Progress, Slot, StepError, StepModel};
+
+use crate::{
+    rng::{Rng, mix},
+    story::{Fault, Story},
+};
+
+/// An open slot.
+struct Open {
+    story: Story,
+    contents: Vec<u64>,
+    /// Context positions known to lie in pages; unknown before the first chunk.
+    computed: Option<usize>,
+    expansions: usize,
+    width: usize,
+    /// Beams alive after every expansion.
+    rows: Vec<usize>,
+    digest: u64,
+}
+
+pub(crate) struct SimModel {
+    page_size: usize,
+    cells: Vec<u64>,
+    slots: Vec<Option<Open>>,
+    /// How many entries of the present plan name a page.
+    named: Vec<u32>,
+    rng: Rng,
+    /// Steps that fail for no reason, in a thousand.
+    pub(crate) failing: u32,
+    /// Requests that were in a failed step: they may never share one again.
+    suspects: HashSet<u64>,
+    /// Requests that were alone in a failed step: they have failed.
+    pub(crate) failed_alone: HashSet<u64>,
+}
+
+impl SimModel {
+    pub(crate) fn new(pages: usize, page_size: usize, slots: usize, seed: u64) -> Self {
+        Self {
+            page_size,
+            cells: vec![0; pages * page_size],
+            slots: (0..slots).map(|_| None).collect(),
+            named: vec![0; pages],
+            rng: Rng::new(mix(seed, 0x40de1)),
+            failing: 0,
+            suspects: HashSet::new(),
+            failed_alone: HashSet::new(),
+        }
+    }
+
+    pub(crate) fn open_slots(&self) -> usize {
+        self.slots.iter().flatten().count()
+    }
+
+    /// Beams alive at a slot.
+    pub(crate) fn beams(&self, slot: Slot) -> usize {
+        let open = self.slots[slot.0 as usize].as_ref().expect("the slot is open");
+        *open.rows.last().expect("the beams were expanded")
+    }
+
+    fn cell(&self, table: &[PageId], position: usize) -> usize {
+        table[position / self.page_size].0 as usize * self.page_size + position % self.page_size
+    }
+
+    fn story(&self, slot: Slot) -> &Story {
+        &self.slots[slot.0 as usize].as_ref().expect("the slot is open").story
+    }
+
+    fn chunk(&mut self, plan: &Plan, chunk: &Chunk) -> Progress<u64> {
+        let Self { page_size, .. } = *self;
+        let table = &plan.pages[chunk.context_pages.clone()];
+        let mut open = self.slots[chunk.slot.0 as usize].take().expect("the slot is open");
+        let (start, end, len) = (chunk.positions.start, chunk.positions.end, open.story.context_len);
+        assert!(start < end && end <= len);
+        assert_eq!(table.len(), end.div_ceil(page_size), "enough pages and no more");
+        if chunk.cached > start {
+            assert_eq!((start, end, chunk.cached), (len - 1, len, len), "only a last row is computed again");
+        } else {
+            assert_eq!(start, chunk.cached, "positions are consecutive");
+        }
+        match open.computed {
+            None => {
+                let shared = open.story.reuse.reusable_positions(len);
+                assert!(chunk.cached <= shared || self.suspects.contains(&open.story.id), "reused too much");
+            }
+            Some(computed) => assert_eq!(computed, chunk.cached, "positions are consecutive"),
+        }
+        for position in 0..start.max(chunk.cached) {
+            let cell = self.cells[self.cell(table, position)];
+            assert_eq!(cell, open.contents[position], "position {position} of {:?} is wrong", chunk.slot);
+        }
+        for position in chunk.cached.max(start)..end {
+            let page = table[position / page_size];
+            assert_eq!(self.named[page.0 as usize], 1, "a shared page is written");
+            let cell = self.cell(table, position);
+            self.cells[cell] = open.contents[position];
+        }
+        open.computed = Some(end);
+        if matches!(open.story.fault, Fault::Fails(0)) {
+            // What a failed request leaves in its pages is anything.
+            for position in chunk.cached.max(start)..end {
+                let cell = self.cell(table, position);
+                self.cells[cell] = self.rng.next();
+            }
+        }
+
+        let story = &open.story;
+        let last_page_full = story.reuse.reusable_positions(len) / page_size * page_size;
+        let progress = if story.is_warm() {
+            assert!(end <= last_page_full && chunk.expand.is_none(), "nobody could use these rows");
+            if story.fault == Fault::Fails(0) {
+                Progress::Failed("as the story goes".into())
+            } else if story.fault == Fault::Babbles(0) {
+                Progress::Expanded { rows: 1 }
+            } else {
+                Progress::Prefilled
+            }
+        } else if story.fault == Fault::Fails(0) {
+            Progress::Failed("as the story goes".into())
+        } else if story.fault == Fault::Babbles(0) {
+            Progress::Expanded { rows: story.beam_width + 1 }
+        } else if end < len {
+            assert_eq!(chunk.expand, None);
+            Progress::Prefilled
+        } else {
+            let width = chunk.expand.expect("the last row is expanded");
+            assert!((story.min_beam_width..=story.beam_width).contains(&width));
+            open.width = width;
+            open.digest = Story::first_digest(self.cells[self.cell(table, len - 1)], width);
+            expand(&mut open)
+        };
+        self.slots[chunk.slot.0 as usize] = Some(open);
+        progress
+    }
+
+    fn branch(&mut self, plan: &Plan, branch: &BranchStep) -> Progress<u64> {
+        let context = &plan.pages[branch.context_pages.clone()];
+        let rows = &plan.pages[branch.branch_pages.clone()];
+        let mut open = self.slots[branch.slot.0 as usize].take().expect("the slot is open");
+        let story = &open.story;
+        assert_eq!(open.computed, Some(story.context_len), "a decode has its whole context");
+        assert!(open.expansions > 0, "the first expansion uses the last context row");
+        assert_eq!(context.len(), story.context_len.div_ceil(self.page_size));
+        for position in 0..story.context_len {
+            assert_eq!(self.cells[self.cell(context, position)], open.contents[position]);
+        }
+        assert!(rows.iter().all(|page| self.named[page.0 as usize] == 1), "branch pages are shared");
+        let step = open.expansions - 1;
+        for (step, alive) in open.rows[..step].iter().enumerate() {
+            for beam in 0..*alive {
+                let cell = self.cell(rows, step * story.beam_width + beam);
+                assert_eq!(self.cells[cell], story.branch_row(step, beam), "an ancestor was overwritten");
+            }
+        }
+        for beam in 0..open.rows[step] {
+            let cell = self.cell(rows, step * story.beam_width + beam);
+            self.cells[cell] = story.branch_row(step, beam);
+            open.digest = mix(open.digest, self.cells[cell]);
+        }
+        let progress = expand(&mut open);
+        self.slots[branch.slot.0 as usize] = Some(open);
+        progress
+    }
+
+    /// Whether this step is to fail as a whole.
+    fn fails(&mut self, plan: &Plan) -> bool {
+        let poisoned = plan.chunks.iter().any(|chunk| match self.story(chunk.slot).fault {
+            Fault::Poison(0) => true,
+            Fault::Poison(1) => chunk.expand.is_some(),
+            _ => false,
+        }) || plan.branches.iter().any(|branch| {
+            let open = self.slots[branch.slot.0 as usize].as_ref().expect("the slot is open");
+            open.story.fault == Fault::Poison(open.expansions + 1)
+        });
+        poisoned || self.rng.permille(self.failing)
+    }
+
+    /// What a failed step leaves behind: anything, wherever it was allowed to write.
+    fn wreck(&mut self, plan: &Plan) {
+        for chunk in &plan.chunks {
+            let table = &plan.pages[chunk.context_pages.clone()];
+            for position in chunk.cached.max(chunk.positions.start)..chunk.positions.end {
+                let cell = self.cell(table, position);
+                self.cells[cell] = self.rng.next();
+            }
+        }
+        for branch in &plan.branches {
+            for page in &plan.pages[branch.branch_pages.clone()] {
+                self.cells[page.0 as usize * self.page_size] = self.rng.next();
+            }
+        }
+    }
+
+    fn slots_of(plan: &Plan) -> impl Iterator<Item = Slot> {
+        plan.chunks.iter().map(|chunk| chunk.slot).chain(plan.branches.iter().map(|branch| branch.slot))
+    }
+
+    /// Counts, or stops counting, the tables of the plan.
+    fn name_pages(&mut self, plan: &Plan, by: i32) {
+        let ranges = plan.chunks.iter().map(|chunk| &chunk.context_pages);
+        let ranges = ranges.chain(plan.branches.iter().flat_map(|b| [&b.context_pages, &b.branch_pages]));
+        for page in ranges.flat_map(|range| &plan.pages[range.clone()]) {
+            let named = &mut self.named[page.0 as usize];
+            *named = named.checked_add_signed(by).expect("counts match");
+        }
+    }
+
+    fn check_company(&mut self, plan: &Plan) {
+        let slots: Vec<Slot> = Self::slots_of(plan).collect();
+        let distinct: HashSet<Slot> = slots.iter().copied().collect();
+        assert_eq!(distinct.len(), slots.len(), "one entry per request");
+        if slots.len() > 1 && !self.suspects.is_empty() {
+            for &slot in &slots {
+                assert!(!self.suspects.contains(&self.story(slot).id), "a suspect is served alone");
+            }
+        }
+    }
+}
+
+/// The next expansion of a request.
+fn expand(open: &mut Open) -> Progress<u64> {
+    open.expansions += 1;
+    let story = &open.story;
+    assert!(open.expansions <= story.generated_steps, "more steps than asked for");
+    if story.fault == Fault::Fails(open.expansions) {
+        return Progress::Failed("as the story goes".into());
+    }
+    if story.fault == Fault::Babbles(open.expansions) {
+        return Progress::Prefilled;
+    }
+    if story.is_last(open.expansions) {
+        return Progress::Finished(open.digest);
+    }
+    let rows = story.rows_after(open.expansions, open.width);
+    open.rows.push(rows);
+    Progress::Expanded { rows }
+}
+
+impl StepModel for SimModel {
+    type Payload = Story;
+    type Answer = u64;
+
+    fn open(&mut self, slot: Slot, story: Story) {
+        let place = &mut self.slots[slot.0 as usize];
+        assert!(place.is_none(), "{slot:?} is open already");
+        let mut contents = Vec::with_capacity(story.context_len);
+        story.contents(&mut contents);
+        *place = Some(Open {
+            story,
+            contents,
+            computed: None,
+            expansions: 0,
+            width: 0,
+            rows: Vec::new(),
+            digest: 0,
+        });
+    }
+
+    fn step(&mut self, plan: &Plan, outcomes: &mut Vec<(Slot, Progress<u64>)>) -> Result<(), StepError> {
+        assert!(!plan.is_empty() && outcomes.is_empty());
+        self.check_company(plan);
+        if self.fails(plan) {
+            self.wreck(plan);
+            let ids: Vec<u64> = Self::slots_of(plan).map(|slot| self.story(slot).id).collect();
+            if let [id] = ids.as_slice() {
+                self.failed_alone.insert(*id);
+            } else {
+                self.suspects.extend(&ids);
+            }
+            return Err(StepError("as the story goes".into()));
+        }
+        self.name_pages(plan, 1);
+        for chunk in &plan.chunks {
+            let progress = self.chunk(plan, chunk);
+            outcomes.push((chunk.slot, progress));
+        }
+        for branch in &plan.branches {
+            let progress = self.branch(plan, branch);
+            outcomes.push((branch.slot, progress));
+        }
+        self.name_pages(plan, -1);
+        Ok(())
+    }
+
+    fn close(&mut self, slot: Slot) {
+        assert!(self.slots[slot.0 as usize].take().is_some(), "{slot:?} is not open");
+    }
+}

@@ -1,0 +1,209 @@
+//! A small world out of a seed: sizes, rates, users and what they ask.
+
+use std::sync::Arc;
+
+use beamline_kv_cache::{CacheConfig, Namespace, ReuseClass, SessionKey};
+use beamline_scheduler::{Micros, Request, RequestId, SchedulerConfig};
+
+use crate::{
+    rng::{Rng, mix},
+    story::{Fault, Story},
+};
+
+/// Rates are in a thousand.
+#[derive(Clone, Debug)]
+pub(crate) struct Scenario {
+    pub(crate) seed: u64,
+    pub(crate) requests: usize,
+    pub(crate) config: SchedulerConfig,
+    pub(crate) pages: u32,
+    pub(crate) page_size: u32,
+    pub(crate) words_per_position: u32,
+    pub(crate) users: usize,
+    pub(crate) tenants: usize,
+    pub(crate) reuse: Vec<ReuseClass>,
+    pub(crate) max_steps: usize,
+    /// Requests that arrive together, at most, between two steps.
+    pub(crate) burst: usize,
+    /// How often nobody arrives between two steps.
+    pub(crate) quiet: u32,
+    pub(crate) warm: u32,
+    pub(crate) cancel: u32,
+    pub(crate) deadline: u32,
+    /// Microseconds that a request with a deadline leaves at most.
+    pub(crate) patience: usize,
+    pub(crate) may_degrade: u32,
+    /// Requests at which the model always fails.
+    pub(crate) faulty: u32,
+    /// Steps that fail for no reason.
+    pub(crate) failing: u32,
+    /// Histories that were edited since the last visit.
+    pub(crate) edited: u32,
+}
+
+impl Scenario {
+    pub(crate) fn from_seed(seed: u64, requests: usize) -> Self {
+        let rng = &mut Rng::new(seed);
+        let max_context = rng.within(4, 48);
+        let max_beam_width = rng.within(1, 12);
+        let page_size = *rng.pick(&[1, 2, 4, 8]);
+        let max_steps = rng.within(1, 5);
+        let largest =
+            max_context.div_ceil(page_size) + (max_beam_width * (max_steps - 1)).div_ceil(page_size);
+        // From a pool that holds hardly one request to one that is never full.
+        let roominess = *rng.pick(&[0, 2, 10, 50]);
+        let pages = largest + rng.within(0, largest * roominess);
+        let troubled = rng.permille(500);
+        let classes =
+            [ReuseClass::CrossRequest, ReuseClass::CrossRequestMinusLast, ReuseClass::WithinRequest];
+        let reuse = if rng.permille(500) { vec![ReuseClass::CrossRequest] } else { classes.to_vec() };
+        Self {
+            seed,
+            requests,
+            config: SchedulerConfig {
+                max_queued: rng.within(1, 64),
+                max_running: rng.within(1, 16),
+                max_context,
+                max_beam_width,
+                max_generated_steps: max_steps,
+                max_running_cost: rng.within(max_context + max_beam_width * max_steps, 1000) as u64,
+                max_step_tokens: rng.within(1, 96),
+                max_chunk: rng.within(1, 48),
+                max_branch_rows: rng.within(max_beam_width, 64),
+            },
+            pages: pages as u32,
+            page_size: page_size as u32,
+            words_per_position: rng.within(1, 3) as u32,
+            users: rng.within(1, 40),
+            tenants: rng.within(1, 3),
+            reuse,
+            max_steps,
+            burst: rng.within(1, 8),
+            quiet: *rng.pick(&[0, 500, 800, 900]),
+            warm: *rng.pick(&[0, 100, 500]),
+            cancel: *rng.pick(&[0, 20, 200]),
+            deadline: *rng.pick(&[0, 300, 900]),
+            patience: *rng.pick(&[500, 2_000, 20_000]),
+            may_degrade: *rng.pick(&[0, 500, 900]),
+            faulty: if troubled { *rng.pick(&[0, 10, 100]) } else { 0 },
+            failing: if troubled { *rng.pick(&[0, 20, 200]) } else { 0 },
+            edited: *rng.pick(&[0, 100]),
+        }
+    }
+
+    pub(crate) fn cache(&self) -> CacheConfig {
+        CacheConfig {
+            pages: self.pages,
+            page_size: self.page_size,
+            words_per_position: self.words_per_position,
+            sessions: 1 + (self.users / 2) as u32,
+            hash_key: [7; 32],
+        }
+    }
+
+    /// Whether requests end only as they wish: then how long they may take is bounded by the load.
+    pub(crate) fn is_trouble_free(&self) -> bool {
+        self.faulty == 0 && self.failing == 0
+    }
+}
+
+/// Users and their histories.
+pub(crate) struct Traffic {
+    rng: Rng,
+    /// One word list per user; tenants see the same ones, which they must not notice.
+    histories: Vec<Vec<u32>>,
+    namespaces: Vec<Namespace>,
+    next_id: u64,
+}
+
+impl Traffic {
+    pub(crate) fn new(scenario: &Scenario) -> Self {
+        let namespaces =
+            (0..scenario.tenants).map(|tenant| Namespace::new(b"model", &[tenant as u8])).collect();
+        Self {
+            rng: Rng::new(mix(scenario.seed, 0x07aff1c)),
+            histories: vec![Vec::new(); scenario.users],
+            namespaces,
+            next_id: 0,
+        }
+    }
+
+    /// A user visits.
+    pub(crate) fn request(&mut self, scenario: &Scenario, now: Micros) -> Request<Story> {
+        let user = self.rng.within(0, scenario.users - 1);
+        let words: Arc<[u32]> = self.grow(scenario, user).into();
+        let rng = &mut self.rng;
+        let context_len = words.len() / scenario.words_per_position as usize;
+        let tenant = rng.within(0, scenario.tenants - 1);
+        let namespace = self.namespaces[tenant];
+        let warm = rng.permille(scenario.warm);
+        let generated_steps = if warm { 0 } else { rng.within(1, scenario.max_steps) };
+        let beam_width = rng.within(1, scenario.config.max_beam_width);
+        let min_beam_width =
+            if rng.permille(scenario.may_degrade) { rng.within(1, beam_width) } else { beam_width };
+        // The class is a property of the model: of the tenant, here.
+        let reuse = scenario.reuse[tenant % scenario.reuse.len()];
+        let fault = match (rng.permille(scenario.faulty), rng.within(0, 2), rng.within(0, generated_steps)) {
+            (false, ..) => Fault::None,
+            (true, 0, at) => Fault::Fails(at),
+            (true, 1, at) => Fault::Poison(at),
+            (true, _, at) => Fault::Babbles(at),
+        };
+        let finishes_at = if rng.permille(100) { rng.within(1, scenario.max_steps) } else { usize::MAX };
+        let deadline =
+            rng.permille(scenario.deadline).then(|| Micros(now.0 + rng.within(1, scenario.patience) as u64));
+        let session = rng.permille(800).then(|| SessionKey::new(&namespace, &user.to_string()));
+        let id = self.next_id;
+        self.next_id += 1;
+        Request {
+            id: RequestId(id),
+            namespace,
+            session,
+            words: words.clone(),
+            context_len,
+            reuse,
+            beam_width,
+            min_beam_width,
+            generated_steps,
+            deadline,
+            payload: Story {
+                id,
+                tenant: tenant as u64,
+                words,
+                context_len,
+                reuse,
+                beam_width,
+                min_beam_width,
+                generated_steps,
+                finishes_at,
+                fault,
+            },
+        }
+    }
+
+    /// The history of a user at the next visit: mostly a few actions longer.
+    fn grow(&mut self, scenario: &Scenario, user: usize) -> Vec<u32> {
+        let per_position = scenario.words_per_position as usize;
+        let most = scenario.config.max_context * per_position;
+        let rng = &mut self.rng;
+        let history = &mut self.histories[user];
+        if rng.permille(scenario.edited) && !history.is_empty() {
+            let at = rng.within(0, history.len() - 1);
+            history[at] ^= 1;
+        }
+        for _ in 0..rng.within(0, 6) * per_position {
+            // Few words, and the same beginning for all: contexts of different users share prefixes.
+            let position = history.len() / per_position;
+            history.push(if position < 6 { position as u32 } else { rng.within(0, 3) as u32 });
+        }
+        if history.is_empty() {
+            history.extend(std::iter::repeat_n(0, per_position));
+        }
+        if history.len() > most {
+            // Cut at the old end, coarsely.
+            let keep = (most / 2).next_multiple_of(per_position).min(most);
+            history.drain(..history.len() - keep);
+        }
+        history.clone()
+    }
+}
