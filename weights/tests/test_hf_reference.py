@@ -1,9 +1,11 @@
 """The parts of the parity check that need no torch: prompts, the trie, and the comparison with a server's answer."""
 
+import http.server
 import json
 import os
 import sys
 import tempfile
+import threading
 import unittest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tools"))
@@ -66,6 +68,37 @@ class CompareTest(unittest.TestCase):
         self.assertIn("missing", self.complaints(("i1", -1.0), ("i3", -3.0))[0])
         self.assertIn("listed after", self.complaints(("i2", -2.0), ("i1", -1.0))[0])
         self.assertIn("nothing", self.complaints()[0])
+
+
+class AskServerTest(unittest.TestCase):
+    def test_request_and_reply(self):
+        asked = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                asked.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+                body = json.dumps({"items": [{"item_id": "i1", "sid": [0, 1], "score": -1.0, "rank": 1}]}).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            request = {"user_id": "u", "history": ["i9", {"item_id": "i8", "action": "view", "timestamp": 5}], "num_items": 3}
+            items = tool.ask_server(f"http://127.0.0.1:{server.server_address[1]}/", request, 50)
+        finally:
+            server.shutdown()
+            server.server_close()
+        self.assertEqual(items[0]["item_id"], "i1")
+        path, body = asked[0]
+        self.assertEqual(path, "/v1/recommend")
+        self.assertEqual(body["history"], [{"item_id": "i9"}, {"item_id": "i8", "action": "view", "timestamp": 5}])
+        self.assertEqual((body["num_items"], body["beam_width"], body["normalization"]), (50, 50, "full_vocab"))
 
 
 if __name__ == "__main__":
