@@ -1,0 +1,308 @@
+#!/usr/bin/env python3
+"""Train a small Qwen3 semantic-ID decoder on item sequences and save it as a checkpoint that beamline serves.
+
+In:
+  --sequences    JSON lines, one user each: {"user_id": ..., "items": [item ids, oldest first]}
+  --catalog      JSON lines, one item each: {"item_id": ..., "sid": [codes, or token strings]}
+  --convention   convention.json: how an item is written as tokens (see weights/README.md for its fields)
+Out (--out DIR): config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json as
+  `save_pretrained` writes them, and copies of catalog.jsonl and convention.json beside them. That directory is a checkpoint.
+
+The choices that matter:
+  Every position is an example. A history is written once, as the token stream the server will see in a prompt, and the model predicts
+    each next item of it. One pass over a history of n items trains n next-item predictions, and a served prompt is exactly
+    a prefix of such a stream.
+  Loss on semantic-ID tokens only: all levels of all items, equally weighted. Begin and end tokens are never sampled by the server
+    (the convention fixes them), so learning them would be wasted capacity.
+  Codes are plain added tokens (special=False): the tokenizer splits them anywhere, and decoding keeps them.
+  Long histories are cut into windows of --max-items, none dropped. The model sees no positions beyond that in training, although
+    max_position_embeddings (--max-positions) may allow more.
+  No dropout, one pass: enough fresh sequences beat regularisation. With little data, raise --epochs and --weight-decay and watch
+    the validation loss.
+  Adam with warm-up and a cosine to a tenth of the peak; gradients clipped at 1. Loss per level is printed on held-out users:
+    the first level is the hard one, the last ones fall quickly.
+  The seed fixes initial weights and batches; on one thread of one machine the result repeats exactly.
+
+Example, the demo checkpoint:
+  python3 weights/demo/world.py sequences --out weights/demo/build
+  python3 weights/recipe/train.py --sequences weights/demo/build/train.jsonl --catalog weights/demo/catalog.jsonl \\
+      --convention weights/demo/convention.json --out weights/demo/checkpoint
+
+Limits: conventions whose prompts are item tokens with begin/end tokens (and special tokens such as <|bos|> in front). For a text
+template ("user: recently watched ...") fine-tune a text model instead; the files a server needs are the same.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import re
+import shutil
+import time
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--sequences", required=True)
+    add("--catalog", required=True)
+    add("--convention", required=True)
+    add("--out", required=True)
+    shape = parser.add_argument_group("shape").add_argument
+    shape("--hidden", type=int, default=160, help="width of the residual stream (default %(default)s)")
+    shape("--layers", type=int, default=4, help="(default %(default)s)")
+    shape("--heads", type=int, default=4, help="query heads (default %(default)s)")
+    shape("--kv-heads", type=int, default=2, help="key/value heads; fewer make the server's cache smaller (default %(default)s)")
+    shape("--head-dim", type=int, default=32, help="(default %(default)s)")
+    shape("--intermediate", type=int, default=480, help="width of the MLP (default %(default)s)")
+    shape("--max-positions", type=int, default=4096, help="max_position_embeddings: the longest prompt a server accepts (default %(default)s)")
+    shape("--rope-theta", type=float, default=10_000.0, help="(default %(default)s)")
+    training = parser.add_argument_group("training").add_argument
+    training("--epochs", type=float, default=1.0, help="passes over the sequences; fractions allowed (default %(default)s)")
+    training("--max-items", type=int, default=500, help="window length in items (default %(default)s)")
+    training("--batch-tokens", type=int, default=4096, help="tokens per step, padding included (default %(default)s)")
+    training("--lr", type=float, default=2.5e-3, help="peak learning rate (default %(default)s)")
+    training("--warmup", type=int, default=100, help="warm-up steps (default %(default)s)")
+    training("--weight-decay", type=float, default=0.01, help="(default %(default)s)")
+    training("--validation-users", type=int, default=500, help="last users of the file, kept out of training (default %(default)s)")
+    training("--seed", type=int, default=1, help="(default %(default)s)")
+    training("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
+    training("--device", default="cpu", help="cpu or cuda (default %(default)s)")
+    training("--bf16", action="store_true", help="autocast matrix products to bfloat16: faster on CPUs with AMX and on GPUs")
+    training("--save-dtype", default="bfloat16", choices=["bfloat16", "float32"], help="dtype of model.safetensors (default %(default)s)")
+    return parser.parse_args()
+
+
+def read_lines(path):
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]
+
+
+# ---------------------------------------------------------------------------------------------------- tokens
+
+
+def token_text(token):
+    return token["text"] if token else None
+
+
+def check_convention(convention):
+    """The recipe trains on the stream prefix + item + item + ...; refuse what that stream cannot express."""
+    if convention["model"] != "decoder":
+        raise SystemExit("this recipe trains decoder-only models")
+    if token_text(convention["generation_begin"]) != token_text(convention["item_begin_token"]):
+        raise SystemExit("generation_begin must be the item_begin_token (or both null): generation has to start like any item of a history")
+    for field in ("item_separator", "prompt_suffix"):
+        if convention[field]:
+            raise SystemExit(f"{field} must be empty for this recipe")
+    if convention["tail_tokens"]:
+        raise SystemExit("tail_tokens must be empty for this recipe: its models generate the semantic ID and nothing else")
+    if re.sub(r"<\|[^|]+\|>", "", convention["prompt_prefix"]):
+        raise SystemExit("prompt_prefix may hold special tokens such as <|bos|> only")
+
+
+def sid_tokens(convention, sid):
+    """A catalog's semantic ID as token strings."""
+    if convention["catalog_sid_form"] == "tokens":
+        return list(sid)
+    return [pattern.format(code) for pattern, code in zip(convention["level_token_patterns"], sid)]
+
+
+def build_tokenizer(convention, catalog):
+    """WordLevel base of special tokens, then one added, non-special token per code, level by level in code order.
+
+    WordLevel needs no training and no text corpus: the vocabulary *is* the codebooks. Anything else in a prompt becomes <unk>.
+    """
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<unk>", "<|endoftext|>"] + re.findall(r"<\|[^|]+\|>", convention["prompt_prefix"])
+    special += [token_text(convention[field]) for field in ("item_begin_token", "item_end_token") if convention[field]]
+    special = list(dict.fromkeys(special))
+    codes = []
+    used = [set(level) for level in zip(*(sid_tokens(convention, item["sid"]) for item in catalog))]
+    for level, (pattern, count) in enumerate(zip(convention["level_token_patterns"], convention["level_code_counts"])):
+        tokens = [pattern.format(code) for code in range(count)]
+        if unknown := used[level] - set(tokens):
+            raise SystemExit(f"level {level}: the catalog uses {sorted(unknown)[:3]}, outside {pattern} x {count}")
+        codes += tokens if convention["codes_with_tokens"] == "all" else [t for t in tokens if t in used[level]]
+
+    tokenizer = Tokenizer(models.WordLevel({token: number for number, token in enumerate(special)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in codes])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="<|endoftext|>")
+
+    for field in ("item_begin_token", "item_end_token", "generation_begin"):
+        token = convention[field]
+        if token and token["id"] != fast.convert_tokens_to_ids(token["text"]):
+            raise SystemExit(f"{field}: the tokenizer gives {token['text']} the id {fast.convert_tokens_to_ids(token['text'])}, write that")
+    for field in ("vocab_size", "tokenizer_size"):
+        if convention[field] != len(fast):
+            raise SystemExit(f"{field}: the tokenizer has {len(fast)} tokens, convention.json says {convention[field]}")
+    return fast
+
+
+class Writer:
+    """Turns item ids into the token ids of a history, and says which of them are semantic-ID tokens (the ones that are learned)."""
+
+    def __init__(self, tokenizer, convention, catalog):
+        begin, end = convention["item_begin_token"], convention["item_end_token"]
+        before, after = ([begin["id"]] if begin else []), ([end["id"]] if end else [])
+        self.prefix = tokenizer(convention["prompt_prefix"], add_special_tokens=convention["add_special_tokens"])["input_ids"]
+        self.item = {}
+        for entry in catalog:
+            self.item[entry["item_id"]] = before + tokenizer.convert_tokens_to_ids(sid_tokens(convention, entry["sid"])) + after
+        levels = convention["levels"]
+        self.level = [-1] * len(before) + list(range(levels)) + [-1] * len(after)
+
+    def write(self, items):
+        ids, levels = list(self.prefix), [-1] * len(self.prefix)
+        for item in items:
+            ids += self.item[item]
+            levels += self.level
+        return ids, levels
+
+
+def batches(sequences, batch_tokens, rng):
+    """Batches of similar length, in random order: little padding, and no bias from the sorting beyond a batch."""
+    order = list(range(len(sequences)))
+    rng.shuffle(order)
+    made = []
+    for start in range(0, len(order), 4096):
+        pool = sorted(order[start : start + 4096], key=lambda n: len(sequences[n][0]))
+        batch = []
+        for number in pool:
+            if batch and (len(batch) + 1) * len(sequences[number][0]) > batch_tokens:
+                made.append(batch)
+                batch = []
+            batch.append(number)
+        made.append(batch)
+    rng.shuffle(made)
+    return made
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+
+def main():
+    args = arguments()
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    torch.use_deterministic_algorithms(args.device == "cpu")
+
+    with open(args.convention, encoding="utf-8") as file:
+        convention = json.load(file)
+    check_convention(convention)
+    catalog = read_lines(args.catalog)
+    tokenizer = build_tokenizer(convention, catalog)
+    writer = Writer(tokenizer, convention, catalog)
+
+    users = [user["items"] for user in read_lines(args.sequences)]
+    held_out = users[len(users) - args.validation_users :]
+    users = users[: len(users) - args.validation_users]
+    cut = lambda items: [items[at : at + args.max_items] for at in range(0, len(items), args.max_items)]  # noqa: E731
+    train = [writer.write(window) for items in users for window in cut(items)]
+    validation = [writer.write(items[-args.max_items :]) for items in held_out]
+    longest = max(len(ids) for ids, _ in train)
+    if longest > args.max_positions:
+        raise SystemExit(f"the longest window has {longest} tokens, --max-positions allows {args.max_positions}")
+
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=args.hidden,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.heads,
+        num_key_value_heads=args.kv_heads,
+        head_dim=args.head_dim,
+        intermediate_size=args.intermediate,
+        max_position_embeddings=args.max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": args.rope_theta},
+        # The vocabulary is small, so separate input and output rows cost nothing.
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        attn_implementation="sdpa",
+    )
+    model = Qwen3ForCausalLM(config).to(args.device)
+    parameters = sum(p.numel() for p in model.parameters())
+    tokens = sum(len(ids) for ids, _ in train)
+    print(f"{parameters:,} parameters, {len(tokenizer)} tokens; {len(users):,} users, {tokens:,} tokens, longest window {longest}", flush=True)
+
+    # Norms and other vectors are not decayed.
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}], lr=args.lr, betas=(0.9, 0.95)
+    )
+
+    def losses(batch):
+        """Per-token losses of a batch and the level each belongs to. Causal attention needs no mask for padding on the right:
+        a real position never looks at what follows it, and padded positions carry no loss."""
+        width = max(len(ids) for ids, _ in batch)
+        ids = torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids, _ in batch], device=args.device)
+        level = torch.tensor([levels + [-1] * (width - len(levels)) for _, levels in batch], device=args.device)[:, 1:]
+        learned = level >= 0
+        with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bf16):
+            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+            logits = model.lm_head(hidden[learned])  # only the rows that have a loss
+        return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][learned], reduction="none"), level[learned]
+
+    def validate():
+        model.eval()
+        total, count = torch.zeros(convention["levels"]), torch.zeros(convention["levels"])
+        with torch.no_grad():
+            for batch in batches(validation, args.batch_tokens, random.Random(0)):
+                loss, level = losses([validation[n] for n in batch])
+                total.index_add_(0, level.cpu(), loss.cpu())
+                count.index_add_(0, level.cpu(), torch.ones(len(loss)))
+        model.train()
+        return (total / count).tolist()
+
+    rng = random.Random(args.seed)
+    plan = []
+    for _ in range(math.ceil(args.epochs)):
+        plan += batches(train, args.batch_tokens, rng)
+    plan = plan[: int(len(plan) * args.epochs / math.ceil(args.epochs))]
+
+    def rate(done):
+        return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
+
+    start, recent = time.time(), []
+    model.train()
+    for step, batch in enumerate(plan):
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * min(1.0, (step + 1) / args.warmup) * rate(step / len(plan))
+        loss, _ = losses([train[n] for n in batch])
+        loss = loss.mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        recent.append(loss.item())
+        if (step + 1) % 50 == 0:
+            left = (time.time() - start) / (step + 1) * (len(plan) - step - 1)
+            print(f"step {step + 1}/{len(plan)}  loss {sum(recent) / len(recent):.4f}  ETA {left / 60:.1f} min", flush=True)
+            recent = []
+        if (step + 1) % 500 == 0:
+            print("  held-out loss per level:", "  ".join(f"{x:.4f}" for x in validate()), flush=True)
+    minutes = (time.time() - start) / 60
+    final = validate()
+    print(f"trained in {minutes:.1f} min; held-out loss per level:", "  ".join(f"{x:.4f}" for x in final), flush=True)
+
+    os.makedirs(args.out, exist_ok=True)
+    model.to("cpu", getattr(torch, args.save_dtype)).save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    for source, name in ((args.catalog, "catalog.jsonl"), (args.convention, "convention.json")):
+        target = os.path.join(args.out, name)
+        if not (os.path.exists(target) and os.path.samefile(source, target)):
+            shutil.copyfile(source, target)
+    print(f"saved to {args.out}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
