@@ -1,0 +1,28 @@
+//! The JSON of the API: what is asked ([`request`]) and what is answered ([`response`]).
+//!
+//! Place in the flow: between the outside (HTTP bodies, lines of a batch file) and [`crate::service`]. The comments of
+//! the fields are the documentation in `/openapi.json`, so they are written for clients.
+//!
+//! What this must not know: HTTP, the engine.
+
+pub mod request;
+pub mod response;
+
+pub use request::{Filters, HistoryAction, Normalization, RecommendRequest, WarmRequest, parse, parse_value};
+pub use response::{
+    CatalogInfo, Degraded, DegradedReason, ErrorBody, ErrorDetail, Health, Item, ModelInfo, ModelList,
+    ModelName, ModelState, Reason, RecommendResponse, Timings, Usage, WarmResponse,
+};
+
+use utoipa::ToSchema;
+
+/// One code of a semantic ID: the integer, or the text of its token.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[schema(as = SidPart)]
+pub enum SidPartSchema {
+    /// The code.
+    Code(u32),
+    /// The token's text.
+    Token(String),
+}

@@ -1,0 +1,223 @@
+//! What is answered.
+
+use beamline_catalog::SidPart;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Normalization, SidPartSchema};
+
+/// A slate and how it came about.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct RecommendResponse {
+    /// The request's id, also in the header `x-request-id` and in the server's log.
+    pub request_id: String,
+    /// The model that answered.
+    pub model: ModelName,
+    /// Content version of the catalog that was searched.
+    pub catalog_version: String,
+    /// The slate, best first.
+    pub items: Vec<Item>,
+    /// `num_items` of the request.
+    pub items_requested: u64,
+    /// Length of `items`.
+    pub items_returned: u64,
+    /// History items that the catalog does not have, in order of first mention. They were skipped.
+    pub unknown_items: Vec<String>,
+    /// Oldest known history items that were cut off because the model's context is limited.
+    pub dropped_history: u64,
+    /// Set when the beam was narrowed to make the deadline.
+    pub degraded: Option<Degraded>,
+    /// Set when there are fewer items than requested.
+    pub reason: Option<Reason>,
+    /// What the scores are relative to.
+    pub normalization: Normalization,
+    /// What the request used.
+    pub usage: Usage,
+    /// Where the time went.
+    pub timings_ms: Timings,
+}
+
+/// The answer to a warm request.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct WarmResponse {
+    /// The request's id.
+    pub request_id: String,
+    /// The model.
+    pub model: ModelName,
+    /// History items that the catalog does not have. They were skipped.
+    pub unknown_items: Vec<String>,
+    /// Oldest known history items that were cut off.
+    pub dropped_history: u64,
+    /// What the request used.
+    pub usage: Usage,
+    /// Where the time went.
+    pub timings_ms: Timings,
+}
+
+/// Which checkpoint answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct ModelName {
+    /// Name by which it is asked for.
+    pub name: String,
+    /// The beginning of `sha256`.
+    pub version: String,
+    /// Digest of the checkpoint's files.
+    pub sha256: String,
+}
+
+/// A recommended item.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct Item {
+    /// The client's id.
+    pub item_id: String,
+    /// Its semantic ID as the catalog writes it.
+    #[schema(value_type = Vec<SidPartSchema>)]
+    pub sid: Vec<SidPart>,
+    /// Sum of the log-probabilities of its generated tokens. Items that share a semantic ID share the score.
+    pub score: f64,
+    /// Place in the slate, from 1.
+    pub rank: u64,
+    /// Its title, if the catalog has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+}
+
+/// Why there are fewer items than requested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// No item passes the filters and the SID prefix.
+    FiltersLeaveNothing,
+    /// All items that pass are in the answer, and there are no more.
+    FewerItemsThanRequested,
+}
+
+/// Why and how an answer is less than what was asked.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct Degraded {
+    /// Why.
+    pub reason: DegradedReason,
+    /// Beams asked for.
+    pub beam_width_asked: u64,
+    /// Milliseconds that they were estimated to take.
+    pub needed_ms: f64,
+    /// Milliseconds that were left.
+    pub left_ms: f64,
+}
+
+/// Why a beam was narrowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DegradedReason {
+    /// The whole beam was estimated to miss the deadline.
+    Deadline,
+}
+
+/// What a request used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Usage {
+    /// Tokens of the context.
+    pub context_tokens: u64,
+    /// Those of them that were cached.
+    pub cached_tokens: u64,
+    /// Beams; never more than there are allowed semantic IDs.
+    pub beam_width: u64,
+    /// Passes through the model.
+    pub steps: u64,
+}
+
+/// Milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, ToSchema)]
+pub struct Timings {
+    /// Waiting for admission.
+    pub queue: f64,
+    /// Computing the context.
+    pub prefill: f64,
+    /// Generating.
+    pub decode: f64,
+    /// All of it, from the body read to the answer ready.
+    pub total: f64,
+}
+
+/// The models that are served.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct ModelList {
+    /// One entry per model.
+    pub models: Vec<ModelInfo>,
+}
+
+/// A model that is served.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct ModelInfo {
+    /// Name by which it is asked for.
+    pub name: String,
+    /// The beginning of `sha256`.
+    pub version: String,
+    /// Digest of the checkpoint's files.
+    pub sha256: String,
+    /// Model family.
+    pub family: String,
+    /// Architecture that config.json names.
+    pub architecture: String,
+    /// Values in the checkpoint.
+    pub parameters: u64,
+    /// Most tokens of a context.
+    pub context_limit: u64,
+    /// Most history items that a context holds; longer histories are cut at the old end.
+    pub max_history_items: u64,
+    /// Levels of a semantic ID.
+    pub levels: u64,
+    /// Tokens generated per item.
+    pub generated_steps: u64,
+    /// Its catalog.
+    pub catalog: CatalogInfo,
+    /// Whether requests are taken.
+    pub state: ModelState,
+}
+
+/// Whether a model takes requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelState {
+    /// It does.
+    Ready,
+    /// The server is shutting down.
+    Draining,
+}
+
+/// A catalog snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct CatalogInfo {
+    /// Content version.
+    pub version: String,
+    /// Items.
+    pub items: u64,
+    /// Distinct semantic IDs.
+    pub leaves: u64,
+}
+
+/// The answer of a health check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Health {
+    /// `ok`.
+    pub status: String,
+}
+
+/// Every error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: ErrorDetail,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorDetail {
+    /// Stable name of the error, to decide by.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// For people.
+    pub message: String,
+    /// The field that is to blame.
+    pub param: Option<String>,
+}

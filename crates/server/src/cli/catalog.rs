@@ -1,0 +1,72 @@
+//! `beamline catalog check`: reads a catalog as a server would, and reports its shape or everything that is wrong.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use beamline_catalog::{Catalog, CatalogError, CatalogLimits, SymbolTable, WrittenSymbols};
+use beamline_model::checkpoint::config::Config;
+use beamline_model::convention::Convention;
+
+use super::output;
+use crate::runtime::Files;
+
+/// Bad records that are listed.
+const LISTED: usize = 100;
+
+/// What to do with a catalog.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Check a catalog file: items, SIDs, collisions, branching per level, memory; or every bad line by its number.
+    Check(Check),
+}
+
+/// Flags of `catalog check`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Check {
+    /// The catalog, .jsonl or .parquet.
+    file: PathBuf,
+    /// Also check every SID against the convention and tokenizer of this checkpoint.
+    #[arg(long, value_name = "DIR")]
+    checkpoint: Option<PathBuf>,
+    /// The convention, if it does not lie beside the checkpoint.
+    #[arg(long, value_name = "FILE|PRESET", requires = "checkpoint")]
+    convention: Option<String>,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let Command::Check(args) = command;
+    let limits = CatalogLimits { max_listed_problems: LISTED, ..CatalogLimits::default() };
+    let catalog = match &args.checkpoint {
+        Some(checkpoint) => {
+            let files =
+                Files { checkpoint: checkpoint.clone(), catalog: None, convention: args.convention.clone() };
+            read(&args, &convention(&files)?, &limits)
+        }
+        None => {
+            WrittenSymbols::scan_path(&args.file, &limits).and_then(|symbols| read(&args, &symbols, &limits))
+        }
+    };
+    let report = catalog.with_context(|| format!("{} cannot be served", args.file.display()))?.report();
+    if args.json {
+        output::print(&(serde_json::to_string_pretty(&report)? + "\n"))?;
+    } else {
+        output::print(&report.to_string())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(args: &Check, symbols: &dyn SymbolTable, limits: &CatalogLimits) -> Result<Catalog, CatalogError> {
+    Catalog::read_path(&args.file, symbols, limits)
+}
+
+/// The convention of a checkpoint, without its weights.
+fn convention(files: &Files) -> anyhow::Result<Convention> {
+    let path = files.checkpoint.join("config.json");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let vocab_size = Config::parse(&text)?.vocab_size;
+    Ok(Convention::bind(files.format()?, &files.checkpoint, vocab_size)?)
+}

@@ -1,0 +1,171 @@
+//! `beamline serve`: listen, load, answer, drain.
+//!
+//! The address is taken first, so that a port that is in use is told at once; while the model loads, /livez says yes
+//! and everything else that loading is in progress.
+
+use std::io;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+use super::{output, tokio_runtime};
+use crate::http::listen::Connections;
+use crate::http::{App, SharedApp, router};
+use crate::runtime::{Runtime, Scale};
+use crate::service::Service;
+use crate::settings::{Flags, HttpLayer, Settings};
+use crate::{logging, metrics};
+
+/// How often samples are moved into histograms when nobody asks for them.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+
+/// Flags of `serve`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Try it:
+  beamline serve --checkpoint DIR
+  curl -s http://127.0.0.1:8080/v1/recommend -H 'content-type: application/json' \\
+       -d '{\"history\": [{\"item_id\": \"an item of your catalog\"}], \"num_items\": 5}'
+
+The first line on stdout is `listening on http://ADDRESS`; the log goes to stderr. SIGTERM or SIGINT stops taking
+requests, finishes those in flight and exits with 0; a second signal exits at once.")]
+pub(super) struct Args {
+    #[command(flatten)]
+    flags: Flags,
+    #[command(flatten)]
+    http: HttpLayer,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let settings = Settings::resolve(args.flags, args.http)?;
+    settings.model.checkpoint()?;
+    logging::start(&settings.log, "info")?;
+    serve(settings, |_, _| Ok(()))
+}
+
+/// Serves until a signal comes. `announce` is called when the model is ready.
+pub(super) fn serve(
+    settings: Settings,
+    announce: impl FnOnce(&Service, SocketAddr) -> io::Result<()>,
+) -> anyhow::Result<ExitCode> {
+    let tokio = tokio_runtime()?;
+    let result = tokio.block_on(serve_async(settings, announce));
+    // Loading cannot be interrupted, and after a second signal nobody waits for it.
+    tokio.shutdown_background();
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+async fn serve_async(
+    settings: Settings,
+    announce: impl FnOnce(&Service, SocketAddr) -> io::Result<()>,
+) -> anyhow::Result<()> {
+    let mut signals = Signals::new().context("cannot wait for signals")?;
+    let listener = bind(settings.http.listen).await?;
+    let address = listener.local_addr().context("the listener has no address")?;
+    let metrics = metrics::start()?;
+    output::print(&format!("listening on http://{address}\n"))?;
+    info!(%address, "listening");
+
+    let requests = settings.engine.max_running.saturating_add(settings.engine.max_queued);
+    let app: SharedApp = Arc::new(App::new(settings.http, metrics.clone(), requests));
+    let connections = Arc::new(Connections::default());
+    let stop = Arc::new(Notify::new());
+    let accepting = tokio::spawn({
+        let (connections, stop, router) =
+            (Arc::clone(&connections), Arc::clone(&stop), router(Arc::clone(&app)));
+        let http = settings.http;
+        async move { connections.accept(listener, router, &http, stop.notified()).await }
+    });
+    let upkeep = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(METRICS_UPKEEP).await;
+            metrics.run_upkeep();
+        }
+    });
+
+    let patience = settings.http.drain_timeout;
+    let delay = settings.http.drain_delay;
+    let loading = tokio::task::spawn_blocking(move || Runtime::load(&settings, Scale::Server));
+    let runtime = tokio::select! {
+        loaded = loading => loaded.context("loading panicked")??,
+        () = signals.next() => {
+            info!("stopped while loading");
+            return Ok(());
+        }
+    };
+    runtime.probe().await?;
+    app.set_ready(runtime.service.clone());
+    info!(%address, "ready");
+    announce(&runtime.service, address)?;
+
+    signals.next().await;
+    info!("draining");
+    app.set_draining();
+    let drained = async {
+        tokio::time::sleep(delay).await;
+        stop.notify_one();
+        let _ = accepting.await;
+        finish(runtime, connections, patience).await
+    };
+    let result = tokio::select! {
+        result = drained => result,
+        () = signals.next() => {
+            warn!("a second signal: leaving at once");
+            Ok(())
+        }
+    };
+    upkeep.abort();
+    info!("stopped");
+    result
+}
+
+/// Lets requests in flight finish.
+async fn finish(runtime: Runtime, connections: Arc<Connections>, patience: Duration) -> anyhow::Result<()> {
+    // Requests that have arrived are still answered; connections close after the one they are at.
+    if let Some(connections) = Arc::into_inner(connections)
+        && tokio::time::timeout(patience, connections.end()).await.is_err()
+    {
+        warn!("some requests did not finish in time");
+    }
+    let drained = tokio::task::spawn_blocking(move || runtime.drain(Duration::ZERO));
+    drained.await.context("draining panicked")?.context("the engine died")
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => anyhow!(
+            "port {} is in use on {}: is another server running? Choose another with --listen {}:PORT",
+            address.port(),
+            address.ip(),
+            address.ip()
+        ),
+        _ => anyhow!(error).context(format!("cannot listen on {address}")),
+    })
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The next of either. A signal that comes while nobody waits is not lost.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! One function per route: read, ask the service, write. The comments are the documentation in `/openapi.json`.
+
+use axum::Json;
+use axum::extract::{Extension, Request, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use super::middleware::RequestId;
+use super::{SharedApp, body, reply};
+use crate::api::{
+    ErrorBody, Health, ModelList, ModelState, RecommendRequest, RecommendResponse, WarmRequest, WarmResponse,
+};
+use crate::error::Error;
+use crate::{metrics as metering, openapi as description};
+
+/// Recommend items to a user.
+#[utoipa::path(
+    post, path = "/v1/recommend", tag = "recommendation", request_body = RecommendRequest,
+    responses(
+        (status = 200, description = "A slate, best item first. It may be shorter than asked; `reason` says why.",
+         body = RecommendResponse),
+        (status = 400, description = "Not JSON, or not this request.", body = ErrorBody),
+        (status = 404, description = "No such model.", body = ErrorBody),
+        (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
+        (status = 413, description = "The body is too large.", body = ErrorBody),
+        (status = 415, description = "The body is not declared to be JSON.", body = ErrorBody),
+        (status = 422, description = "A value means nothing or is over its limit, or no history item is known.",
+         body = ErrorBody),
+        (status = 429, description = "Too many requests; `retry-after` says when to try again.", body = ErrorBody),
+        (status = 500, description = "A bug.", body = ErrorBody),
+        (status = 503, description = "Loading, shutting down or unhealthy.", body = ErrorBody),
+        (status = 504, description = "The deadline came first.", body = ErrorBody),
+    )
+)]
+pub async fn recommend(
+    State(app): State<SharedApp>,
+    Extension(RequestId(id)): Extension<RequestId>,
+    request: Request,
+) -> Result<Response, Error> {
+    let service = app.service()?;
+    let _place = app.take_place()?;
+    let request: RecommendRequest = body::read(&app, request).await?;
+    let answer = service.recommend(request, id).await?;
+    metering::answered(&answer.timings_ms, answer.items.len());
+    Ok(reply::timed(&answer, &answer.timings_ms))
+}
+
+/// Compute a user's context and keep it, so that the next request finds it.
+#[utoipa::path(
+    post, path = "/v1/warm", tag = "recommendation", request_body = WarmRequest,
+    responses(
+        (status = 200, description = "The context is cached.", body = WarmResponse),
+        (status = 400, description = "Not JSON, or not this request.", body = ErrorBody),
+        (status = 404, description = "No such model.", body = ErrorBody),
+        (status = 422, description = "A value means nothing or is over its limit, or no history item is known.",
+         body = ErrorBody),
+        (status = 429, description = "Too many requests; `retry-after` says when to try again.", body = ErrorBody),
+        (status = 503, description = "Loading, shutting down or unhealthy.", body = ErrorBody),
+        (status = 504, description = "The deadline came first.", body = ErrorBody),
+    )
+)]
+pub async fn warm(
+    State(app): State<SharedApp>,
+    Extension(RequestId(id)): Extension<RequestId>,
+    request: Request,
+) -> Result<Response, Error> {
+    let service = app.service()?;
+    let _place = app.take_place()?;
+    let request: WarmRequest = body::read(&app, request).await?;
+    let answer = service.warm(request, id).await?;
+    metering::answered(&answer.timings_ms, 0);
+    Ok(reply::timed(&answer, &answer.timings_ms))
+}
+
+/// The models that are served.
+#[utoipa::path(
+    get, path = "/v1/models", tag = "models",
+    responses((status = 200, description = "All of them.", body = ModelList), (status = 503, description = "Still loading.", body = ErrorBody))
+)]
+pub async fn models(State(app): State<SharedApp>) -> Result<Json<ModelList>, Error> {
+    let state = if app.is_draining() { ModelState::Draining } else { ModelState::Ready };
+    Ok(Json(ModelList { models: vec![app.service()?.served().info(state)] }))
+}
+
+/// Whether the process is alive: its engine's loop comes round. Restart it if not.
+#[utoipa::path(
+    get, path = "/livez", tag = "health",
+    responses((status = 200, description = "Yes.", body = Health), (status = 503, description = "The engine hangs or is dead.", body = ErrorBody))
+)]
+pub async fn livez(State(app): State<SharedApp>) -> Result<Json<Health>, Error> {
+    // While loading there is no engine that could hang.
+    if let Ok(service) = app.service()
+        && !app.is_draining()
+        && service.served().heartbeat_age() > app.settings.liveness_timeout
+    {
+        return Err(Error::Unhealthy);
+    }
+    Ok(Json(Health { status: "ok".into() }))
+}
+
+/// Whether requests are taken: the model is loaded, has answered a probe, and the server is not shutting down.
+#[utoipa::path(
+    get, path = "/readyz", tag = "health",
+    responses((status = 200, description = "Yes.", body = Health), (status = 503, description = "Loading or shutting down.", body = ErrorBody))
+)]
+pub async fn readyz(State(app): State<SharedApp>) -> Result<Json<Health>, Error> {
+    if app.is_draining() {
+        return Err(Error::Draining);
+    }
+    app.service()?;
+    livez(State(app)).await
+}
+
+/// Metrics in Prometheus' text format.
+#[utoipa::path(
+    get, path = "/metrics", tag = "health",
+    responses((status = 200, description = "Prometheus text format.", body = String, content_type = "text/plain"))
+)]
+pub async fn metrics(State(app): State<SharedApp>) -> Response {
+    if let Ok(service) = app.service() {
+        metering::publish(service.served(), !app.is_draining());
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.metrics.render())
+        .into_response()
+}
+
+/// This description.
+#[utoipa::path(get, path = "/openapi.json", tag = "meta", responses((status = 200, description = "OpenAPI document.")))]
+pub async fn openapi() -> Result<Response, Error> {
+    let text = description::json().map_err(Error::internal)?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
+}
+
+/// Where to look next.
+pub async fn index() -> Json<serde_json::Value> {
+    Json(json!({
+        "service": "beamline",
+        "version": env!("CARGO_PKG_VERSION"),
+        "recommend": "POST /v1/recommend",
+        "warm": "POST /v1/warm",
+        "models": "/v1/models",
+        "health": ["/livez", "/readyz"],
+        "metrics": "/metrics",
+        "openapi": "/openapi.json"
+    }))
+}
+
+/// Any other path.
+pub async fn not_found() -> Error {
+    Error::NotFound
+}
+
+/// Any other method.
+pub async fn method_not_allowed() -> Error {
+    Error::MethodNotAllowed
+}

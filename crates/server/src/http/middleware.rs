@@ -1,0 +1,123 @@
+//! What happens around every handler: a request id, one line in the log, and the request metrics.
+//!
+//! A client's `x-request-id` is taken over if it is short and printable, else one is made. It is in the answer, its
+//! header and every line that is logged on the way.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+use tracing::Instrument;
+
+use super::reply::ErrorKind;
+use crate::metrics;
+
+const HEADER: &str = "x-request-id";
+/// Longest id that is taken over.
+const MAX_ID_BYTES: usize = 128;
+
+/// The id of a request, for its handler.
+#[derive(Clone, Debug)]
+pub struct RequestId(pub String);
+
+/// Wraps every handler.
+pub async fn observe(mut request: Request, next: Next) -> Response {
+    let id = given(request.headers()).unwrap_or_else(generate);
+    let endpoint = endpoint(request.uri().path());
+    let method = request.method().clone();
+    let span = tracing::info_span!("request", request_id = %id);
+    request.extensions_mut().insert(RequestId(id.clone()));
+
+    let mut watch = Watch { endpoint, started: Instant::now(), over: false };
+    async {
+        let mut response = next.run(request).await;
+        let took = watch.started.elapsed();
+        let outcome = response.extensions().get::<ErrorKind>().map_or("ok", |kind| kind.0);
+        watch.end(outcome, took);
+        let (status, ms) = (response.status().as_u16(), took.as_micros() as f64 / 1e3);
+        if endpoint.starts_with("/v1/") {
+            tracing::info!(%method, endpoint, status, outcome, ms, "answered");
+        } else {
+            // Health checks and scrapes would drown the rest.
+            tracing::debug!(%method, endpoint, status, outcome, ms, "answered");
+        }
+        if let Ok(value) = HeaderValue::from_str(&id) {
+            response.headers_mut().insert(HEADER, value);
+        }
+        response
+    }
+    .instrument(span)
+    .await
+}
+
+/// Counts a request once: when it is answered, or when the client hung up and the handler was dropped.
+struct Watch {
+    endpoint: &'static str,
+    started: Instant,
+    over: bool,
+}
+
+impl Watch {
+    fn end(&mut self, outcome: &str, took: Duration) {
+        self.over = true;
+        metrics::request_ended(self.endpoint, outcome.to_owned(), took);
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if !self.over {
+            let took = self.started.elapsed();
+            tracing::info!(
+                endpoint = self.endpoint,
+                ms = took.as_micros() as f64 / 1e3,
+                "the client hung up"
+            );
+            self.end("cancelled", took);
+        }
+    }
+}
+
+/// Paths as labels: what clients make up is not one.
+fn endpoint(path: &str) -> &'static str {
+    const KNOWN: [&str; 8] =
+        ["/v1/recommend", "/v1/warm", "/v1/models", "/livez", "/readyz", "/metrics", "/openapi.json", "/"];
+    KNOWN.into_iter().find(|known| *known == path).unwrap_or("other")
+}
+
+fn given(headers: &HeaderMap) -> Option<String> {
+    let id = headers.get(HEADER)?.to_str().ok()?;
+    let fits = !id.is_empty() && id.len() <= MAX_ID_BYTES && id.bytes().all(|byte| byte.is_ascii_graphic());
+    fits.then(|| id.to_owned())
+}
+
+/// A number for this process, and one for the request.
+fn generate() -> String {
+    static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().build_hasher().finish());
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("{:016x}-{:08x}", *PROCESS, NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_taken_over_if_they_are_harmless() {
+        let id = |text: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(HEADER, HeaderValue::from_bytes(text).unwrap());
+            given(&headers)
+        };
+        assert_eq!(id(b"abc-123"), Some("abc-123".to_owned()));
+        assert_eq!(id(b"a b"), None);
+        assert_eq!(id("ä".as_bytes()), None);
+        assert_eq!(id(&[b'x'; 129]), None);
+        assert_ne!(generate(), generate());
+    }
+}

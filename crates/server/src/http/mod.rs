@@ -1,0 +1,122 @@
+//! HTTP: routes, bodies, request ids, connections, draining.
+//!
+//! | module | one idea |
+//! | --- | --- |
+//! | [`handlers`] | one function per route: read, ask the service, write |
+//! | [`body`] | bodies are read with limits and in time, and errors say what is wrong |
+//! | [`middleware`] | request ids, the access log, request metrics, panics |
+//! | [`reply`] | answers and errors as responses |
+//! | [`listen`] | connections, and how they end |
+//!
+//! Invariant: a client that hangs up drops its handler, and with it its request in the engine.
+
+pub mod body;
+pub mod handlers;
+pub mod listen;
+pub mod middleware;
+pub mod reply;
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use axum::Router;
+use axum::routing::{get, post};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::Semaphore;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::error::Error;
+use crate::service::Service;
+use crate::settings::HttpSettings;
+
+/// Bodies that may be in the process of being read beyond what the engine can hold.
+const SPARE_REQUESTS: usize = 64;
+
+/// What handlers share.
+#[derive(Debug)]
+pub struct App {
+    /// Limits and times.
+    pub settings: HttpSettings,
+    /// Renders the metrics.
+    pub metrics: PrometheusHandle,
+    service: OnceLock<Service>,
+    draining: AtomicBool,
+    /// Requests whose bodies are in memory. Beyond that, new ones are refused unread.
+    requests: Semaphore,
+}
+
+/// Shared by all handlers.
+pub type SharedApp = Arc<App>;
+
+impl App {
+    /// An app that is still loading, for an engine that holds at most `requests` requests.
+    pub fn new(settings: HttpSettings, metrics: PrometheusHandle, requests: usize) -> Self {
+        let permits = requests.saturating_add(SPARE_REQUESTS).min(Semaphore::MAX_PERMITS);
+        Self {
+            settings,
+            metrics,
+            service: OnceLock::new(),
+            draining: AtomicBool::new(false),
+            requests: Semaphore::new(permits),
+        }
+    }
+
+    /// The model is loaded and has answered a probe.
+    pub fn set_ready(&self, service: Service) {
+        // It is called once; a second service would not be used.
+        let _ = self.service.set(service);
+    }
+
+    /// From now on /readyz says no.
+    pub fn set_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the server is going down.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The service, once there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Loading`] before.
+    pub fn service(&self) -> Result<&Service, Error> {
+        self.service.get().ok_or(Error::Loading)
+    }
+
+    /// A place for one request.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overloaded`] when there is none.
+    pub fn take_place(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Error> {
+        self.requests.try_acquire().map_err(|_| Error::Overloaded)
+    }
+}
+
+/// All routes.
+pub fn router(app: SharedApp) -> Router {
+    let routes = Router::new()
+        .route("/v1/recommend", post(handlers::recommend))
+        .route("/v1/warm", post(handlers::warm))
+        .route("/v1/models", get(handlers::models))
+        .route("/livez", get(handlers::livez))
+        .route("/readyz", get(handlers::readyz))
+        .route("/metrics", get(handlers::metrics))
+        .route("/openapi.json", get(handlers::openapi))
+        .route("/", get(handlers::index))
+        .fallback(handlers::not_found)
+        .method_not_allowed_fallback(handlers::method_not_allowed);
+    with_layers(routes).with_state(app)
+}
+
+/// What happens around every handler. Panics are caught inside, so that they are logged and counted like other errors.
+fn with_layers(routes: Router<SharedApp>) -> Router<SharedApp> {
+    routes
+        .layer(CatchPanicLayer::custom(reply::panicked))
+        .layer(axum::middleware::from_fn(middleware::observe))
+}

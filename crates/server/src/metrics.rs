@@ -1,0 +1,143 @@
+//! Metrics in Prometheus' text format.
+//!
+//! Place in the flow: requests are counted where they end; what the engine counts itself is copied when somebody asks.
+//!
+//! Buckets are dense from 1 to 150 ms, where answers should be.
+
+use std::time::Duration;
+
+use beamline_scheduler::EngineStats;
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::api::Timings;
+use crate::service::Served;
+
+const STAGE_SECONDS: &str = "beamline_stage_seconds";
+const HTTP_SECONDS: &str = "beamline_http_request_seconds";
+
+/// Bounds of the histograms, in milliseconds.
+const BUCKETS_MS: [f64; 33] = [
+    0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.5, 15.0, 17.5, 20.0, 25.0, 30.0, 35.0,
+    40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0, 125.0, 150.0, 250.0, 500.0, 1000.0, 2500.0, 10000.0,
+];
+
+/// Why there are no metrics.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start metrics: {0}")]
+pub struct MetricsError(String);
+
+/// Starts recording, once per process.
+///
+/// # Errors
+///
+/// When recording was started before.
+pub fn start() -> Result<PrometheusHandle, MetricsError> {
+    let seconds = BUCKETS_MS.map(|ms| ms / 1e3);
+    let builder = [STAGE_SECONDS, HTTP_SECONDS]
+        .into_iter()
+        .try_fold(PrometheusBuilder::new(), |builder, name| {
+            builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), &seconds)
+        })
+        .map_err(|error| MetricsError(error.to_string()))?;
+    let recorder = builder.build_recorder();
+    let handle = recorder.handle();
+    metrics::set_global_recorder(recorder).map_err(|error| MetricsError(error.to_string()))?;
+    describe();
+    gauge!("beamline_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    Ok(handle)
+}
+
+fn describe() {
+    describe_counter!(
+        "beamline_requests_total",
+        "Requests by endpoint and outcome: ok, the type of the error, or cancelled."
+    );
+    describe_histogram!(HTTP_SECONDS, "Time from the head of a request to its answer, by endpoint.");
+    describe_histogram!(STAGE_SECONDS, "Time of answered requests by stage: queue, prefill, decode, total.");
+    describe_counter!("beamline_items_total", "Items returned.");
+    describe_gauge!("beamline_build_info", "1, with the version of the server.");
+    describe_gauge!(
+        "beamline_model_info",
+        "1, with name and digest of the model and the version of its catalog."
+    );
+    describe_gauge!("beamline_ready", "1 while requests are taken.");
+    describe_gauge!("beamline_requests_queued", "Requests waiting for admission.");
+    describe_gauge!("beamline_requests_running", "Requests being computed.");
+    describe_counter!("beamline_engine_requests_total", "Requests by how they ended in the engine.");
+    describe_counter!("beamline_engine_retries_total", "Requests tried again alone after a failed step.");
+    describe_counter!("beamline_steps_total", "Passes through the model by result.");
+    describe_counter!("beamline_step_microseconds_total", "Time of the passes that succeeded.");
+    describe_counter!("beamline_rows_total", "Rows computed: context and branch.");
+    describe_gauge!("beamline_pages", "KV pages: free, referenced by requests, or cached for later.");
+    describe_gauge!("beamline_sessions", "Users whose newest context is remembered.");
+    describe_counter!("beamline_prefix_lookups_total", "Searches for a cached prefix.");
+    describe_counter!(
+        "beamline_prefix_tokens_total",
+        "Context tokens by whether they were cached: hit, miss."
+    );
+    describe_counter!("beamline_page_evictions_total", "Cached pages given up to make room.");
+    describe_counter!(
+        "beamline_hash_collisions_total",
+        "Pages with the right hash and the wrong content. More than 0 is worth an alarm."
+    );
+    describe_gauge!("beamline_engine_heartbeat_age_seconds", "Time since the engine's loop last came round.");
+}
+
+/// A request has ended.
+pub fn request_ended(endpoint: &'static str, outcome: String, took: Duration) {
+    counter!("beamline_requests_total", "endpoint" => endpoint, "outcome" => outcome).increment(1);
+    histogram!(HTTP_SECONDS, "endpoint" => endpoint).record(took.as_secs_f64());
+}
+
+/// A request was answered by the engine.
+pub fn answered(timings: &Timings, items: usize) {
+    let Timings { queue, prefill, decode, total } = *timings;
+    for (stage, ms) in [("queue", queue), ("prefill", prefill), ("decode", decode), ("total", total)] {
+        histogram!(STAGE_SECONDS, "stage" => stage).record(ms / 1e3);
+    }
+    counter!("beamline_items_total").increment(items as u64);
+}
+
+/// Copies what the engine counts.
+pub fn publish(served: &Served, ready: bool) {
+    let EngineStats { scheduler, cache } = served.engine.stats();
+    let labels = [
+        ("name", served.name.clone()),
+        ("sha256", served.digest.clone()),
+        ("catalog_version", served.catalog.version().to_owned()),
+    ];
+    gauge!("beamline_model_info", &labels).set(1.0);
+    gauge!("beamline_ready").set(if ready { 1.0 } else { 0.0 });
+    gauge!("beamline_requests_queued").set(scheduler.queued as f64);
+    gauge!("beamline_requests_running").set(scheduler.running as f64);
+    let ends = [
+        ("accepted", scheduler.accepted),
+        ("refused", scheduler.refused),
+        ("finished", scheduler.finished),
+        ("failed", scheduler.failed),
+        ("expired", scheduler.expired),
+        ("cancelled", scheduler.cancelled),
+        ("degraded", scheduler.degraded),
+    ];
+    for (end, count) in ends {
+        counter!("beamline_engine_requests_total", "end" => end).absolute(count);
+    }
+    counter!("beamline_engine_retries_total").absolute(scheduler.retried);
+    counter!("beamline_steps_total", "result" => "ok").absolute(scheduler.steps);
+    counter!("beamline_steps_total", "result" => "failed").absolute(scheduler.failed_steps);
+    counter!("beamline_step_microseconds_total").absolute(scheduler.step_micros);
+    counter!("beamline_rows_total", "kind" => "context").absolute(scheduler.context_rows);
+    counter!("beamline_rows_total", "kind" => "branch").absolute(scheduler.branch_rows);
+    gauge!("beamline_pages", "state" => "free").set(cache.free as f64);
+    gauge!("beamline_pages", "state" => "referenced").set(cache.referenced as f64);
+    gauge!("beamline_pages", "state" => "cached").set(cache.cached_unreferenced as f64);
+    gauge!("beamline_sessions").set(cache.sessions as f64);
+    counter!("beamline_prefix_lookups_total").absolute(cache.lookups);
+    counter!("beamline_prefix_tokens_total", "result" => "hit").absolute(scheduler.hit_tokens);
+    counter!("beamline_prefix_tokens_total", "result" => "miss").absolute(scheduler.missed_tokens);
+    counter!("beamline_page_evictions_total").absolute(cache.evictions);
+    counter!("beamline_hash_collisions_total").absolute(cache.hash_collisions);
+    let age = served.heartbeat_age();
+    gauge!("beamline_engine_heartbeat_age_seconds").set(age.as_secs_f64());
+}

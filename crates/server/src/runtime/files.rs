@@ -1,0 +1,77 @@
+//! Which files make up what is served: the checkpoint's directory, and what lies beside it unless named otherwise.
+
+use std::path::{Path, PathBuf};
+
+use beamline_model::convention::format::Format;
+use beamline_model::error::ModelError;
+
+use super::LoadError;
+use crate::settings::{ModelSettings, SettingsError};
+
+/// What is meant to be served: used by subcommands that look at a checkpoint without running it, too.
+#[derive(Debug)]
+pub struct Files {
+    /// The checkpoint directory.
+    pub checkpoint: PathBuf,
+    /// The catalog.
+    pub catalog: Option<PathBuf>,
+    /// A file or a preset.
+    pub convention: Option<String>,
+}
+
+impl Files {
+    /// As the settings say.
+    ///
+    /// # Errors
+    ///
+    /// When they name no checkpoint.
+    pub fn of(settings: &ModelSettings) -> Result<Self, SettingsError> {
+        Ok(Self {
+            checkpoint: settings.checkpoint()?.to_owned(),
+            catalog: settings.catalog.clone(),
+            convention: settings.convention.clone(),
+        })
+    }
+
+    /// How histories and items are written.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or it is malformed.
+    pub fn format(&self) -> Result<Format, LoadError> {
+        let beside = self.checkpoint.join("convention.json");
+        let file = match &self.convention {
+            // What is no file and looks like a name is one.
+            Some(name) if !Path::new(name).exists() && !name.contains(['/', '.']) => {
+                return Format::preset(name).map_err(|source| self.blame(source));
+            }
+            Some(file) => PathBuf::from(file),
+            None if beside.exists() => beside,
+            None => return Err(LoadError::NoConvention(self.checkpoint.clone())),
+        };
+        let text = std::fs::read_to_string(&file)
+            .map_err(|source| self.blame(ModelError::Read { path: file, source }))?;
+        Format::parse(&text).map_err(|source| self.blame(source))
+    }
+
+    /// The catalog's file.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn catalog(&self) -> Result<PathBuf, LoadError> {
+        if let Some(file) = &self.catalog {
+            return Ok(file.clone());
+        }
+        let beside = ["catalog.jsonl", "catalog.parquet"].map(|name| self.checkpoint.join(name));
+        beside
+            .into_iter()
+            .find(|file| file.exists())
+            .ok_or_else(|| LoadError::NoCatalog(self.checkpoint.clone()))
+    }
+
+    /// An error of the checkpoint.
+    pub fn blame(&self, source: ModelError) -> LoadError {
+        LoadError::Model { path: self.checkpoint.clone(), source }
+    }
+}

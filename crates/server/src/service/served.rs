@@ -1,0 +1,100 @@
+//! A model that is served: what requests need of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use beamline_catalog::Catalog;
+use beamline_kv_cache::Namespace;
+use beamline_model::checkpoint::config::Config;
+use beamline_model::convention::Convention;
+use beamline_model::executor::{Found, Job};
+use beamline_scheduler::EngineHandle;
+
+use super::PromptLayout;
+use crate::api::{CatalogInfo, ModelInfo, ModelName, ModelState};
+
+/// Digits of the digest that make a version.
+const VERSION_DIGITS: usize = 12;
+
+/// A loaded model with its convention, its catalog and the engine that runs it.
+#[derive(Debug)]
+pub struct Served {
+    /// Name by which requests ask for it.
+    pub name: String,
+    /// sha256 of the checkpoint.
+    pub digest: String,
+    /// Sizes.
+    pub config: Config,
+    /// Values in the checkpoint.
+    pub parameters: usize,
+    /// How histories become tokens.
+    pub convention: Convention,
+    /// What may be recommended.
+    pub catalog: Arc<Catalog>,
+    /// Most tokens of a context.
+    pub context_limit: usize,
+    /// How many items fit.
+    pub layout: PromptLayout,
+    /// Where requests go.
+    pub engine: EngineHandle<Job, Found>,
+    /// Whether it takes no more requests.
+    pub draining: AtomicBool,
+}
+
+impl Served {
+    /// The beginning of the digest.
+    pub fn version(&self) -> &str {
+        self.digest.get(..VERSION_DIGITS).unwrap_or(&self.digest)
+    }
+
+    /// How answers name it.
+    pub fn model_name(&self) -> ModelName {
+        ModelName { name: self.name.clone(), version: self.version().to_owned(), sha256: self.digest.clone() }
+    }
+
+    /// Whose pages a tenant's contexts may share. Keys and values are kept in single precision; another format would
+    /// be another namespace.
+    pub fn namespace(&self, tenant: &str) -> Namespace {
+        Namespace::new(format!("{} f32", self.digest).as_bytes(), tenant.as_bytes())
+    }
+
+    /// Takes no more requests, and waits at most `patience` for those at hand.
+    pub fn start_drain(&self, patience: Duration) {
+        self.draining.store(true, Ordering::Relaxed);
+        self.engine.start_drain(patience);
+    }
+
+    /// Whether [`Served::start_drain`] was called.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Time since the engine's loop last came round.
+    pub fn heartbeat_age(&self) -> Duration {
+        Duration::from_micros(self.engine.now().since(self.engine.heartbeat()).0)
+    }
+
+    /// What `/v1/models` tells.
+    pub fn info(&self, state: ModelState) -> ModelInfo {
+        let ModelName { name, version, sha256 } = self.model_name();
+        ModelInfo {
+            name,
+            version,
+            sha256,
+            family: "qwen".into(),
+            architecture: self.config.architecture.name().into(),
+            parameters: self.parameters as u64,
+            context_limit: self.context_limit as u64,
+            max_history_items: self.layout.max_items(self.context_limit) as u64,
+            levels: self.catalog.depth() as u64,
+            generated_steps: self.convention.steps().len() as u64,
+            catalog: CatalogInfo {
+                version: self.catalog.version().to_owned(),
+                items: self.catalog.num_items() as u64,
+                leaves: self.catalog.num_leaves() as u64,
+            },
+            state,
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The fields of all settings, each once: a flag, its environment twin, and a key of the config file.
+//!
+//! A layer holds what one source says, so every field is optional; defaults are applied where layers are put together.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::ByteSize;
+
+/// Declares a layer: every field optional, readable by clap and from the file, and mergeable.
+macro_rules! layer {
+    (
+        $(#[$meta:meta])*
+        pub struct $name:ident {
+            $($(#[$field_meta:meta])* pub $field:ident: $type:ty,)*
+        }
+    ) => {
+        #[derive(Clone, Debug, Default, clap::Args, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        $(#[$meta])*
+        pub struct $name {
+            $($(#[$field_meta])* pub $field: Option<$type>,)*
+        }
+
+        impl $name {
+            /// This layer, and where it says nothing, the `lower` one.
+            #[must_use]
+            pub fn or(self, lower: Self) -> Self {
+                Self { $($field: self.$field.or(lower.$field),)* }
+            }
+        }
+    };
+}
+
+layer! {
+    /// What is served.
+    #[command(next_help_heading = "Model")]
+    pub struct ModelLayer {
+        /// Checkpoint directory in Hugging Face layout: config.json, safetensors, tokenizer.json.
+        #[arg(long, value_name = "DIR", env = "BEAMLINE_CHECKPOINT")]
+        pub checkpoint: PathBuf,
+        /// Catalog file, .jsonl or .parquet [default: catalog.jsonl or catalog.parquet in the checkpoint].
+        #[arg(long, value_name = "FILE", env = "BEAMLINE_CATALOG")]
+        pub catalog: PathBuf,
+        /// How the checkpoint writes histories and items: a file, or the name of a preset (openonerec, onereason,
+        /// onerec-think, minionerec, lc-rec) [default: convention.json in the checkpoint].
+        #[arg(long, value_name = "FILE|PRESET", env = "BEAMLINE_CONVENTION")]
+        pub convention: String,
+        /// Name by which requests ask for the model [default: default].
+        #[arg(long, value_name = "NAME", env = "BEAMLINE_NAME")]
+        pub name: String,
+    }
+}
+
+layer! {
+    /// How the engine works.
+    #[command(next_help_heading = "Engine")]
+    pub struct EngineLayer {
+        /// Threads of the forward pass [default: all cores].
+        #[arg(long, value_name = "N", env = "BEAMLINE_THREADS")]
+        pub threads: usize,
+        /// Memory for the contexts of users, such as 512MiB or 8GiB. What does not fit is computed again
+        /// [default: 512MiB, or what one largest request needs].
+        #[arg(long, value_name = "SIZE", env = "BEAMLINE_KV_MEMORY")]
+        pub kv_memory: ByteSize,
+        /// Most tokens of a context, if the model has more positions [default: 16384].
+        #[arg(long, value_name = "N", env = "BEAMLINE_MAX_CONTEXT")]
+        pub max_context: usize,
+        /// Requests that are computed at the same time [default: 128].
+        #[arg(long, value_name = "N", env = "BEAMLINE_MAX_RUNNING")]
+        pub max_running: usize,
+        /// Requests that may wait; more are answered with 429 [default: 1024].
+        #[arg(long, value_name = "N", env = "BEAMLINE_MAX_QUEUED")]
+        pub max_queued: usize,
+        /// Context tokens that one step computes [default: 4096].
+        #[arg(long, value_name = "N", env = "BEAMLINE_MAX_STEP_TOKENS")]
+        pub max_step_tokens: usize,
+        /// Users whose newest context is found without a search [default: 100000].
+        #[arg(long, value_name = "N", env = "BEAMLINE_SESSIONS")]
+        pub sessions: u32,
+        /// How histories that are too long are cut at the old end: `coarse` keeps the same first item over many
+        /// visits, so that the cached context stays valid; `exact` keeps as many items as fit, as offline
+        /// evaluations do [default: coarse].
+        #[arg(long, value_name = "HOW", env = "BEAMLINE_HISTORY_CUT")]
+        pub history_cut: HistoryCut,
+    }
+}
+
+layer! {
+    /// What one request may ask.
+    #[command(next_help_heading = "Limits of one request")]
+    pub struct LimitsLayer {
+        /// Beam width of requests that name none [default: 50].
+        #[arg(long, value_name = "N", env = "BEAMLINE_DEFAULT_BEAM_WIDTH")]
+        pub default_beam_width: usize,
+        /// Widest beam [default: 512].
+        #[arg(long, value_name = "N", env = "BEAMLINE_MAX_BEAM_WIDTH")]
+        pub max_beam_width: usize,
+        /// Most items of an answer [default: the widest beam].
+        #[arg(long, value_name = "N", env = "BEAMLINE_MAX_NUM_ITEMS")]
+        pub max_num_items: usize,
+        /// Most items of a history, before it is cut to the context [default: 10000].
+        #[arg(long, value_name = "N", env = "BEAMLINE_MAX_HISTORY_ITEMS")]
+        pub max_history_items: usize,
+        /// Longest list in a filter [default: 10000].
+        #[arg(long, value_name = "N", env = "BEAMLINE_MAX_LIST_ITEMS")]
+        pub max_list_items: usize,
+        /// Longest id, tag or name, in bytes [default: 512].
+        #[arg(long, value_name = "N", env = "BEAMLINE_MAX_STRING_BYTES")]
+        pub max_string_bytes: usize,
+        /// Longest prompt, in bytes [default: 262144].
+        #[arg(long, value_name = "N", env = "BEAMLINE_MAX_PROMPT_BYTES")]
+        pub max_prompt_bytes: usize,
+        /// Deadline of requests that name none [default: 10000].
+        #[arg(long, value_name = "MS", env = "BEAMLINE_DEFAULT_TIMEOUT_MS")]
+        pub default_timeout_ms: u64,
+        /// Latest deadline [default: 60000].
+        #[arg(long, value_name = "MS", env = "BEAMLINE_MAX_TIMEOUT_MS")]
+        pub max_timeout_ms: u64,
+    }
+}
+
+layer! {
+    /// The HTTP side.
+    #[command(next_help_heading = "HTTP")]
+    pub struct HttpLayer {
+        /// Address and port; port 0 takes a free one [default: 127.0.0.1:8080].
+        #[arg(long, value_name = "ADDR", env = "BEAMLINE_LISTEN")]
+        pub listen: SocketAddr,
+        /// Largest body, such as 2MiB [default: 2MiB].
+        #[arg(long, value_name = "SIZE", env = "BEAMLINE_MAX_BODY_BYTES")]
+        pub max_body_bytes: ByteSize,
+        /// Longest time for the head of a request, or its body, to arrive [default: 30000].
+        #[arg(long, value_name = "MS", env = "BEAMLINE_READ_TIMEOUT_MS")]
+        pub read_timeout_ms: u64,
+        /// Connections at a time; more wait to be accepted [default: 4096].
+        #[arg(long, value_name = "N", env = "BEAMLINE_MAX_CONNECTIONS")]
+        pub max_connections: usize,
+        /// After SIGTERM, go on taking requests for so long while /readyz says no, so that load balancers notice
+        /// [default: 0].
+        #[arg(long, value_name = "MS", env = "BEAMLINE_DRAIN_DELAY_MS")]
+        pub drain_delay_ms: u64,
+        /// After that, wait at most so long for requests in flight [default: 30000].
+        #[arg(long, value_name = "MS", env = "BEAMLINE_DRAIN_TIMEOUT_MS")]
+        pub drain_timeout_ms: u64,
+        /// /livez says no when the engine has shown no sign of life for so long [default: 30000].
+        #[arg(long, value_name = "MS", env = "BEAMLINE_LIVENESS_TIMEOUT_MS")]
+        pub liveness_timeout_ms: u64,
+    }
+}
+
+layer! {
+    /// The log.
+    #[command(next_help_heading = "Log")]
+    pub struct LogLayer {
+        /// What to log to stderr: error, warn, info, debug, trace, or per module as in RUST_LOG
+        /// [default: info for servers, else warn].
+        #[arg(long, value_name = "FILTER", env = "BEAMLINE_LOG")]
+        pub log: String,
+        /// text or json [default: text].
+        #[arg(long, value_name = "FORMAT", env = "BEAMLINE_LOG_FORMAT")]
+        pub log_format: LogFormat,
+    }
+}
+
+/// How long histories are cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum HistoryCut {
+    /// In steps of a quarter of the longest history.
+    #[default]
+    Coarse,
+    /// Item by item.
+    Exact,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}

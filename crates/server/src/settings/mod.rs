@@ -1,0 +1,321 @@
+//! Settings: flag, else environment, else config file, else default.
+//!
+//! Place in the flow: read once at start-up. Flags and environment are one layer (clap reads both), the file is the
+//! other; [`layers`] holds their fields, [`Settings::resolve`] puts them together and applies defaults.
+//!
+//! Invariant: a key of the file that no setting has is an error, so that a misspelt one is noticed.
+
+pub mod layers;
+pub mod size;
+#[cfg(test)]
+mod tests;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use serde::Deserialize;
+
+pub use layers::{EngineLayer, HistoryCut, HttpLayer, LimitsLayer, LogFormat, LogLayer, ModelLayer};
+pub use size::ByteSize;
+
+/// Largest config file that is read.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The config file cannot be read.
+    #[error("cannot read the config file {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The config file is not what it should be.
+    #[error("config file {}: {source}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<toml::de::Error>,
+    },
+    /// A setting must be at least one.
+    #[error("{0} must be at least 1")]
+    Zero(&'static str),
+    /// Two settings contradict each other.
+    #[error("{0}")]
+    Contradiction(String),
+    /// A setting has no default and was not given.
+    #[error(
+        "no checkpoint: give --checkpoint DIR, set BEAMLINE_CHECKPOINT, or put `checkpoint` under [model] in the config file"
+    )]
+    NoCheckpoint,
+}
+
+/// What the flags of a subcommand say, with their environment twins.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Flags {
+    /// Config file (TOML) with the tables model, engine, limits, http and log. Its keys are the names of the
+    /// flags, with underscores. Flags and environment variables win over it.
+    #[arg(long, value_name = "FILE", env = "BEAMLINE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// The checkpoint.
+    #[command(flatten)]
+    pub model: ModelLayer,
+    /// The engine.
+    #[command(flatten)]
+    pub engine: EngineLayer,
+    /// Limits of one request.
+    #[command(flatten)]
+    pub limits: LimitsLayer,
+    /// The log.
+    #[command(flatten)]
+    pub log: LogLayer,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    model: ModelLayer,
+    engine: EngineLayer,
+    limits: LimitsLayer,
+    http: HttpLayer,
+    log: LogLayer,
+}
+
+/// All settings, resolved.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Which checkpoint, if one was named.
+    pub model: ModelSettings,
+    /// The engine.
+    pub engine: EngineSettings,
+    /// Limits of one request.
+    pub limits: RequestLimits,
+    /// The HTTP side.
+    pub http: HttpSettings,
+    /// The log.
+    pub log: LogSettings,
+}
+
+/// What is served.
+#[derive(Clone, Debug)]
+pub struct ModelSettings {
+    /// The checkpoint directory.
+    pub checkpoint: Option<PathBuf>,
+    /// The catalog, if it does not lie beside the checkpoint.
+    pub catalog: Option<PathBuf>,
+    /// A file or the name of a preset, if convention.json does not lie beside the checkpoint.
+    pub convention: Option<String>,
+    /// Name by which requests ask for the model.
+    pub name: String,
+}
+
+impl ModelSettings {
+    /// The checkpoint directory.
+    ///
+    /// # Errors
+    ///
+    /// When none was named.
+    pub fn checkpoint(&self) -> Result<&Path, SettingsError> {
+        self.checkpoint.as_deref().ok_or(SettingsError::NoCheckpoint)
+    }
+}
+
+/// How the engine works.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineSettings {
+    /// Threads of the forward pass.
+    pub threads: usize,
+    /// Memory of all KV pages; if not given, 512 MiB or what one largest request needs.
+    pub kv_memory: Option<ByteSize>,
+    /// Most tokens of a context, if fewer than the model's positions.
+    pub max_context: usize,
+    /// Requests that run at the same time.
+    pub max_running: usize,
+    /// Requests that wait.
+    pub max_queued: usize,
+    /// Context rows of a step.
+    pub max_step_tokens: usize,
+    /// Users whose newest context is remembered.
+    pub sessions: u32,
+    /// How long histories are cut.
+    pub history_cut: HistoryCut,
+}
+
+/// What one request may ask.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestLimits {
+    /// Beams when the request names no width.
+    pub default_beam_width: usize,
+    /// Most beams.
+    pub max_beam_width: usize,
+    /// Most items.
+    pub max_num_items: usize,
+    /// Most history items.
+    pub max_history_items: usize,
+    /// Longest list in a filter.
+    pub max_list_items: usize,
+    /// Longest id, tag, name or the like, in bytes.
+    pub max_string_bytes: usize,
+    /// Longest prompt, in bytes.
+    pub max_prompt_bytes: usize,
+    /// Deadline when the request names none.
+    pub default_timeout: Duration,
+    /// Latest deadline.
+    pub max_timeout: Duration,
+}
+
+/// The HTTP side.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpSettings {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Largest body.
+    pub max_body_bytes: usize,
+    /// Longest time that a body, or the head of a request, may take to arrive.
+    pub read_timeout: Duration,
+    /// Connections at a time.
+    pub max_connections: usize,
+    /// How long to go on taking requests after SIGTERM, with /readyz saying no.
+    pub drain_delay: Duration,
+    /// How long requests in flight may take to finish after that.
+    pub drain_timeout: Duration,
+    /// Age of the engine's heartbeat at which /livez says no.
+    pub liveness_timeout: Duration,
+}
+
+/// The log.
+#[derive(Clone, Debug)]
+pub struct LogSettings {
+    /// What is logged, as in `RUST_LOG`; if not given, the subcommand decides.
+    pub filter: Option<String>,
+    /// How.
+    pub format: LogFormat,
+}
+
+impl Settings {
+    /// Puts flags and file together and applies the defaults.
+    ///
+    /// # Errors
+    ///
+    /// When the file is unreadable or has unknown keys, or the settings contradict each other.
+    pub fn resolve(flags: Flags, http: HttpLayer) -> Result<Self, SettingsError> {
+        let file = flags.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+        let limits = limits(flags.limits.or(file.limits))?;
+        Ok(Self {
+            model: model(flags.model.or(file.model)),
+            engine: engine(flags.engine.or(file.engine))?,
+            limits,
+            http: self::http(http.or(file.http))?,
+            log: log(flags.log.or(file.log)),
+        })
+    }
+}
+
+fn read_file(path: &Path) -> Result<File, SettingsError> {
+    let read = |source| SettingsError::Read { path: path.to_owned(), source };
+    if std::fs::metadata(path).map_err(read)?.len() > MAX_FILE_BYTES {
+        return Err(read(std::io::Error::other("too large for a config file")));
+    }
+    let text = std::fs::read_to_string(path).map_err(read)?;
+    toml::from_str(&text)
+        .map_err(|source| SettingsError::Parse { path: path.to_owned(), source: Box::new(source) })
+}
+
+fn model(layer: ModelLayer) -> ModelSettings {
+    ModelSettings {
+        checkpoint: layer.checkpoint,
+        catalog: layer.catalog,
+        convention: layer.convention,
+        name: layer.name.unwrap_or_else(|| "default".into()),
+    }
+}
+
+fn engine(layer: EngineLayer) -> Result<EngineSettings, SettingsError> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(EngineSettings {
+        threads: positive("threads", layer.threads, cores)?,
+        kv_memory: layer.kv_memory,
+        max_context: positive("max-context", layer.max_context, 16_384)?,
+        max_running: positive("max-running", layer.max_running, 128)?,
+        max_queued: positive("max-queued", layer.max_queued, 1024)?,
+        max_step_tokens: positive("max-step-tokens", layer.max_step_tokens, 4096)?,
+        sessions: layer.sessions.unwrap_or(100_000),
+        history_cut: layer.history_cut.unwrap_or_default(),
+    })
+}
+
+fn limits(layer: LimitsLayer) -> Result<RequestLimits, SettingsError> {
+    let max_beam_width = positive("max-beam-width", layer.max_beam_width, 512)?;
+    // Lowering the limit should not make every start fail on the default.
+    let default_beam_width = match layer.default_beam_width {
+        Some(width) => positive("default-beam-width", Some(width), width)?,
+        None => 50.min(max_beam_width),
+    };
+    let limits = RequestLimits {
+        default_beam_width,
+        max_beam_width,
+        max_num_items: positive("max-num-items", layer.max_num_items, max_beam_width)?,
+        max_history_items: positive("max-history-items", layer.max_history_items, 10_000)?,
+        max_list_items: positive("max-list-items", layer.max_list_items, 10_000)?,
+        max_string_bytes: positive("max-string-bytes", layer.max_string_bytes, 512)?,
+        max_prompt_bytes: positive("max-prompt-bytes", layer.max_prompt_bytes, 256 << 10)?,
+        default_timeout: millis(positive("default-timeout-ms", layer.default_timeout_ms, 10_000)?),
+        max_timeout: millis(positive("max-timeout-ms", layer.max_timeout_ms, 60_000)?),
+    };
+    let ordered = [
+        (
+            "default-beam-width",
+            limits.default_beam_width as u128,
+            "max-beam-width",
+            limits.max_beam_width as u128,
+        ),
+        ("max-num-items", limits.max_num_items as u128, "max-beam-width", limits.max_beam_width as u128),
+        (
+            "default-timeout-ms",
+            limits.default_timeout.as_millis(),
+            "max-timeout-ms",
+            limits.max_timeout.as_millis(),
+        ),
+    ];
+    match ordered.into_iter().find(|(_, small, _, large)| small > large) {
+        Some((a, small, b, large)) => {
+            Err(SettingsError::Contradiction(format!("{a} ({small}) is more than {b} ({large})")))
+        }
+        None => Ok(limits),
+    }
+}
+
+fn http(layer: HttpLayer) -> Result<HttpSettings, SettingsError> {
+    let max_body_bytes = layer.max_body_bytes.map_or(2 << 20, |size| size.0);
+    Ok(HttpSettings {
+        listen: layer.listen.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 8080).into()),
+        max_body_bytes: positive("max-body-bytes", Some(max_body_bytes), max_body_bytes)?,
+        read_timeout: millis(positive("read-timeout-ms", layer.read_timeout_ms, 30_000)?),
+        max_connections: positive("max-connections", layer.max_connections, 4096)?,
+        drain_delay: millis(layer.drain_delay_ms.unwrap_or(0)),
+        drain_timeout: millis(layer.drain_timeout_ms.unwrap_or(30_000)),
+        liveness_timeout: millis(positive("liveness-timeout-ms", layer.liveness_timeout_ms, 30_000)?),
+    })
+}
+
+fn log(layer: LogLayer) -> LogSettings {
+    LogSettings { filter: layer.log, format: layer.log_format.unwrap_or_default() }
+}
+
+fn positive<T: Default + PartialEq>(
+    name: &'static str,
+    value: Option<T>,
+    default: T,
+) -> Result<T, SettingsError> {
+    let value = value.unwrap_or(default);
+    if value == T::default() { Err(SettingsError::Zero(name)) } else { Ok(value) }
+}
+
+fn millis(count: u64) -> Duration {
+    Duration::from_millis(count)
+}

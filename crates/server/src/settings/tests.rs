@@ -1,0 +1,70 @@
+//! Precedence, mistakes in the file, contradictions.
+
+use super::*;
+
+fn file(text: &str) -> (tempfile::TempDir, Flags) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("beamline.toml");
+    std::fs::write(&path, text).unwrap();
+    (directory, Flags { config: Some(path), ..Flags::default() })
+}
+
+#[test]
+fn flags_win_over_the_file_and_the_file_over_defaults() {
+    let (_directory, mut flags) = file(
+        "[model]\ncheckpoint = 'a'\nname = 'from-file'\n[engine]\nkv_memory = '64MiB'\nthreads = 3\n\
+         [http]\nlisten = '127.0.0.1:9'\nmax_body_bytes = 1000\n[limits]\nmax_beam_width = 40\n",
+    );
+    flags.model.name = Some("from-flag".into());
+    let settings = Settings::resolve(flags, HttpLayer::default()).unwrap();
+    assert_eq!(settings.model.name, "from-flag");
+    assert_eq!(settings.model.checkpoint().unwrap(), Path::new("a"));
+    assert_eq!(settings.engine.kv_memory, Some(ByteSize(64 << 20)));
+    assert_eq!((settings.engine.threads, settings.engine.max_queued), (3, 1024));
+    assert_eq!(settings.http.listen.port(), 9);
+    assert_eq!(settings.http.max_body_bytes, 1000);
+    assert_eq!((settings.limits.max_beam_width, settings.limits.default_beam_width), (40, 40));
+}
+
+#[test]
+fn the_example_has_every_key_at_its_default() {
+    let example = include_str!("../../beamline.example.toml");
+    let (_directory, flags) = file(example);
+    let given = Settings::resolve(flags, HttpLayer::default()).unwrap();
+    let default = Settings::resolve(Flags::default(), HttpLayer::default()).unwrap();
+    // What depends on the machine is a comment in the example, as are files.
+    assert_eq!(format!("{given:?}"), format!("{default:?}"));
+    let layers = [
+        format!("{:?}", ModelLayer::default()),
+        format!("{:?}", EngineLayer::default()),
+        format!("{:?}", LimitsLayer::default()),
+        format!("{:?}", HttpLayer::default()),
+        format!("{:?}", LogLayer::default()),
+    ];
+    for key in layers.concat().split(['{', ',', '}']).filter_map(|field| field.trim().strip_suffix(": None"))
+    {
+        assert!(example.contains(&format!("{key} = ")), "{key} is not in the example");
+    }
+}
+
+#[test]
+fn what_the_file_misspells_is_an_error() {
+    for text in ["[model]\ncheckpiont = 'a'", "[modle]\n", "threads = 2", "[engine]\nkv_memory = 'lots'"] {
+        let (_directory, flags) = file(text);
+        let error = Settings::resolve(flags, HttpLayer::default()).unwrap_err();
+        assert!(matches!(error, SettingsError::Parse { .. }), "{text}: {error}");
+    }
+    let flags = Flags { config: Some("/nowhere/beamline.toml".into()), ..Flags::default() };
+    assert!(matches!(Settings::resolve(flags, HttpLayer::default()), Err(SettingsError::Read { .. })));
+}
+
+#[test]
+fn contradictions_are_errors() {
+    let limits = |text: &str| {
+        let (_directory, flags) = file(&format!("[limits]\n{text}"));
+        Settings::resolve(flags, HttpLayer::default()).unwrap_err().to_string()
+    };
+    assert!(limits("max_beam_width = 0").contains("max-beam-width must be at least 1"));
+    assert!(limits("max_beam_width = 8\ndefault_beam_width = 9").contains("more than max-beam-width (8)"));
+    assert!(limits("default_timeout_ms = 70000").contains("more than max-timeout-ms"));
+}

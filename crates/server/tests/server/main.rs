@@ -1,0 +1,13 @@
+//! The real binary against the fixtures, over HTTP and from the command line.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as tests do")]
+
+mod cli;
+mod conformance;
+mod determinism;
+mod errors;
+mod harness;
+mod loading;
+mod openapi;
+mod operations;
+mod recommending;
