@@ -1,2 +1,74 @@
-//! Chores.
-fn main() {}
+//! The project's own chores: `cargo xtask <chore>`.
+//!
+//! Each chore is a thin wrapper over commands one could type, printed before they run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+
+/// Chores of the beamline workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+enum Chore {
+    /// Run every test: the workspace's, and those of the Python tools (standard library only).
+    Test,
+    /// Simulate millions of requests against the scheduler and the cache.
+    Soak {
+        /// Requests to simulate.
+        #[arg(long, default_value_t = 5_000_000)]
+        requests: u64,
+    },
+    /// Write crates/server/openapi.json anew from the code.
+    Openapi,
+}
+
+fn main() -> Result<()> {
+    match Chore::parse() {
+        Chore::Test => test(),
+        Chore::Soak { requests } => {
+            let simulation = ["test", "--release", "--workspace", "--test", "simulation", "soak"];
+            run(cargo(&simulation).env("BEAMLINE_SOAK", requests.to_string()))
+        }
+        Chore::Openapi => {
+            let check = ["test", "--release", "--workspace", "--test", "server", "the_committed_description"];
+            run(cargo(&check).env("UPDATE_OPENAPI", "1"))
+        }
+    }
+}
+
+fn test() -> Result<()> {
+    // One invocation and one profile, so that nothing is built twice.
+    run(&mut cargo(&["test", "--release", "--workspace"]))?;
+    let python = |tests: &str| {
+        let mut command = Command::new("python3");
+        command.args(["-m", "unittest", "discover", "-s", tests]).current_dir(root());
+        command
+    };
+    for tests in ["weights/tests", "eval/tests"] {
+        run(&mut python(tests)).context("the Python tools need python3, without packages")?;
+    }
+    Ok(())
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(root());
+    command
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    eprintln!("$ {command:?}");
+    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?}: {status}");
+    }
+    Ok(())
+}
+
+/// The root of the workspace.
+fn root() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own).to_owned()
+}
