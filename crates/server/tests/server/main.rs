@@ -6,6 +6,7 @@ mod cli;
 mod conformance;
 mod determinism;
 mod errors;
+mod fuzz;
 mod harness;
 mod loading;
 mod openapi;
