@@ -5,7 +5,9 @@
 mod batch;
 mod catalog;
 mod demo;
+mod in_flight;
 mod inspect;
+mod lines;
 mod output;
 mod recommend;
 mod serve;
