@@ -12,3 +12,4 @@ mod loading;
 mod openapi;
 mod operations;
 mod recommending;
+mod replaying;

@@ -35,6 +35,7 @@ use crate::settings::{Flags, HttpLayer, Settings};
 use answer::Answerer;
 use input::Input;
 use output::Output;
+pub(super) use progress::lines_bar;
 use run::End;
 use stop::Stop;
 use trec::{TrecRun, TrecScores};

@@ -19,6 +19,11 @@ pub(super) fn bar(path: &Path, input: &Input) -> anyhow::Result<ProgressBar> {
     styled(total)
 }
 
+/// A bar for a file of lines.
+pub(in crate::cli) fn lines_bar(path: &Path) -> anyhow::Result<ProgressBar> {
+    styled(count_lines(path)?)
+}
+
 fn styled(total: Option<u64>) -> anyhow::Result<ProgressBar> {
     let Some(total) = total else {
         let style = ProgressStyle::with_template("{spinner} {human_pos} requests, {per_sec}, {elapsed}")?;
