@@ -11,6 +11,7 @@
 //! | [`service`] | check, resolve, cut, submit, slate: the same for HTTP, batch and the command line |
 //! | [`error`] | everything that can go wrong for a request, with its type and status, in one table |
 //! | [`http`] | routes, bodies, request ids, connections, draining |
+//! | [`request_log`] | what was asked and answered, line by line, to be replayed |
 //! | [`metrics`], [`logging`], [`openapi`] | what operators and clients read |
 //! | [`cli`] | subcommands |
 //!
@@ -28,6 +29,7 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod openapi;
+pub mod request_log;
 pub mod runtime;
 pub mod service;
 pub mod settings;

@@ -5,46 +5,60 @@ use std::fmt;
 use beamline_catalog::SidPart;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
 use super::SidPartSchema;
 use crate::error::Error;
 
 /// Asks for items. Exactly one of `history`, `token_ids` and `prompt` must be given.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct RecommendRequest {
     /// Whose request this is. It finds the user's cached context faster and has no other effect.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub user_id: Option<String>,
     /// What the user did, oldest first. An empty list asks for a cold start. Items that the catalog does not have are
     /// skipped and listed in the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub history: Option<Vec<HistoryAction>>,
     /// The context as token ids of the model, used as they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
     /// The context as text, which the model's tokenizer turns into tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
     /// Only items whose semantic ID begins with these codes. The codes become part of the context; scores count
     /// what follows them.
     #[schema(value_type = Option<Vec<SidPartSchema>>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub sid_prefix: Option<Vec<SidPart>>,
     /// Items wanted. Default 10.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub num_items: Option<u64>,
     /// Width of the beam, at least `num_items`. Default 50, or `num_items` if that is more.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub beam_width: Option<u64>,
     /// Name of the model. Default: the one that is served.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     /// What probabilities are relative to.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub normalization: Option<Normalization>,
     /// Which items may be returned.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub filters: Option<Filters>,
     /// Milliseconds after which the answer is of no more use, counted from when the request has arrived.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
     /// Whether the beam may be narrowed, down to `num_items`, to make the deadline. The answer says so in `degraded`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_degraded: Option<bool>,
     /// Whether history items that the catalog does not have are an error.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub strict_history: Option<bool>,
     /// Cached contexts are shared within a tenant and never between tenants.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
 }
 
@@ -72,22 +86,24 @@ pub struct WarmRequest {
 }
 
 /// One event of a user.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct HistoryAction {
     /// The item.
     pub item_id: String,
     /// What was done with it. Models that read items only ignore it.
     #[serde(default)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
     /// When, in seconds since 1970. Models that read items only ignore it; the order of the list counts.
     #[serde(default)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<i64>,
 }
 
 /// Which items may be returned. All conditions hold at once. They are applied inside the search, so they never cost
 /// items.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Filters {
     /// Never these items. Unknown ids have no effect.
@@ -103,6 +119,7 @@ pub struct Filters {
     #[serde(default)]
     pub forbid_tags: Vec<String>,
     /// Only these items. Unknown ids have no effect; an empty list allows nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_items: Option<Vec<String>>,
 }
 
@@ -144,6 +161,19 @@ macro_rules! objects_only {
 }
 
 objects_only!(RecommendRequest, WarmRequest, HistoryAction, Filters);
+
+/// For the request log. The derive made functions, because of `remote`; these are the traits.
+macro_rules! written_as_read {
+    ($($name:ident),*) => {$(
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                $name::serialize(self, serializer)
+            }
+        }
+    )*};
+}
+
+written_as_read!(RecommendRequest, HistoryAction, Filters);
 
 /// Reads a body.
 ///

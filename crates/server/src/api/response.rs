@@ -93,7 +93,7 @@ pub enum Reason {
 }
 
 /// Why and how an answer is less than what was asked.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Degraded {
     /// Why.
     pub reason: DegradedReason,
@@ -106,7 +106,7 @@ pub struct Degraded {
 }
 
 /// Why a beam was narrowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DegradedReason {
     /// The whole beam was estimated to miss the deadline.

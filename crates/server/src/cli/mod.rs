@@ -5,9 +5,12 @@
 mod batch;
 mod catalog;
 mod demo;
+mod in_flight;
 mod inspect;
+mod lines;
 mod output;
 mod recommend;
+mod replay;
 mod serve;
 
 use std::process::ExitCode;
@@ -51,6 +54,8 @@ enum Command {
     Recommend(recommend::Args),
     /// Answer a file of requests, in order.
     Batch(batch::Args),
+    /// Answer a request log again and compare bit for bit.
+    Replay(replay::Args),
     /// Show what is in a checkpoint, and everything that is wrong with it.
     Inspect(inspect::Args),
     /// Work with catalogs.
@@ -66,6 +71,7 @@ pub fn main() -> ExitCode {
         Some(Command::Demo(args)) => demo::run(args),
         Some(Command::Recommend(args)) => recommend::run(args),
         Some(Command::Batch(args)) => batch::run(args),
+        Some(Command::Replay(args)) => replay::run(args),
         Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::Catalog(command)) => catalog::run(command),
         None => Ok(ExitCode::FAILURE),

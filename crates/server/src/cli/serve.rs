@@ -18,6 +18,7 @@ use tracing::{info, warn};
 use super::{output, tokio_runtime};
 use crate::http::listen::Connections;
 use crate::http::{App, SharedApp, router};
+use crate::request_log::RequestLog;
 use crate::runtime::{Runtime, Scale};
 use crate::service::Service;
 use crate::settings::{Flags, HttpLayer, Settings};
@@ -73,8 +74,13 @@ async fn serve_async(
     output::print(&format!("listening on http://{address}\n"))?;
     info!(%address, "listening");
 
+    let request_log = settings.request_log.as_ref().map(RequestLog::start).transpose()?;
     let requests = settings.engine.max_running.saturating_add(settings.engine.max_queued);
     let app: SharedApp = Arc::new(App::new(settings.http, metrics.clone(), requests));
+    if let Some(log) = request_log {
+        // Nobody has set another before.
+        let _ = app.request_log.set(log);
+    }
     let connections = Arc::new(Connections::default());
     let stop = Arc::new(Notify::new());
     let accepting = tokio::spawn({
@@ -112,7 +118,9 @@ async fn serve_async(
         tokio::time::sleep(delay).await;
         stop.notify_one();
         let _ = accepting.await;
-        finish(runtime, connections, patience).await
+        let finished = finish(runtime, connections, patience).await;
+        close_request_log(&app, patience).await;
+        finished
     };
     let result = tokio::select! {
         result = drained => result,
@@ -136,6 +144,15 @@ async fn finish(runtime: Runtime, connections: Arc<Connections>, patience: Durat
     }
     let drained = tokio::task::spawn_blocking(move || runtime.drain(Duration::ZERO));
     drained.await.context("draining panicked")?.context("the engine died")
+}
+
+/// Writes what of the request log still waits. A disk that hangs does not keep the process.
+async fn close_request_log(app: &SharedApp, patience: Duration) {
+    let app = Arc::clone(app);
+    let closing = tokio::task::spawn_blocking(move || app.request_log.get().map(RequestLog::close));
+    if tokio::time::timeout(patience, closing).await.is_err() {
+        warn!("the request log was not written to its end in time");
+    }
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {

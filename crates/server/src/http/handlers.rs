@@ -41,7 +41,11 @@ pub async fn recommend(
     let service = app.service()?;
     let _place = app.take_place()?;
     let request: RecommendRequest = body::read(&app, request).await?;
+    let logged = app.request_log.get().map(|log| (log, log.asked(&request)));
     let answer = service.recommend(request, id).await?;
+    if let Some((log, pending)) = logged {
+        log.answered(pending, &answer);
+    }
     metering::answered(&answer.timings_ms, answer.items.len());
     Ok(reply::timed(&answer, &answer.timings_ms))
 }

@@ -28,6 +28,7 @@ use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::error::Error;
+use crate::request_log::RequestLog;
 use crate::service::Service;
 use crate::settings::HttpSettings;
 
@@ -41,6 +42,8 @@ pub struct App {
     pub settings: HttpSettings,
     /// Renders the metrics.
     pub metrics: PrometheusHandle,
+    /// Where answers are logged, if they are.
+    pub request_log: OnceLock<RequestLog>,
     service: OnceLock<Service>,
     draining: AtomicBool,
     /// Requests whose bodies are in memory. Beyond that, new ones are refused unread.
@@ -57,6 +60,7 @@ impl App {
         Self {
             settings,
             metrics,
+            request_log: OnceLock::new(),
             service: OnceLock::new(),
             draining: AtomicBool::new(false),
             requests: Semaphore::new(permits),

@@ -148,6 +148,14 @@ layer! {
         /// /livez says no when the engine has shown no sign of life for so long [default: 30000].
         #[arg(long, value_name = "MS", env = "BEAMLINE_LIVENESS_TIMEOUT_MS")]
         pub liveness_timeout_ms: u64,
+        /// Append a JSON line for every answered /v1/recommend: the request, items and scores, checkpoint and
+        /// catalog. `beamline replay` reads it [default: none].
+        #[arg(long, value_name = "FILE", env = "BEAMLINE_REQUEST_LOG")]
+        pub request_log: PathBuf,
+        /// Name users in the request log by a digest of their id instead of the id [default: false].
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+              env = "BEAMLINE_REQUEST_LOG_HASH_USERS")]
+        pub request_log_hash_users: bool,
     }
 }
 

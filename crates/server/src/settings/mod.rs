@@ -20,6 +20,8 @@ use serde::Deserialize;
 pub use layers::{EngineLayer, HistoryCut, HttpLayer, LimitsLayer, LogFormat, LogLayer, ModelLayer};
 pub use size::ByteSize;
 
+use crate::request_log::RequestLogSettings;
+
 /// Largest config file that is read.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -97,6 +99,8 @@ pub struct Settings {
     pub limits: RequestLimits,
     /// The HTTP side.
     pub http: HttpSettings,
+    /// The log of requests and answers, if there is to be one.
+    pub request_log: Option<RequestLogSettings>,
     /// The log.
     pub log: LogSettings,
 }
@@ -206,11 +210,13 @@ impl Settings {
     pub fn resolve(flags: Flags, http: HttpLayer) -> Result<Self, SettingsError> {
         let file = flags.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
         let limits = limits(flags.limits.or(file.limits))?;
+        let http = http.or(file.http);
         Ok(Self {
+            request_log: request_log(&http),
             model: model(flags.model.or(file.model)),
             engine: engine(flags.engine.or(file.engine))?,
             limits,
-            http: self::http(http.or(file.http))?,
+            http: self::http(http)?,
             log: log(flags.log.or(file.log)),
         })
     }
@@ -301,6 +307,11 @@ fn http(layer: HttpLayer) -> Result<HttpSettings, SettingsError> {
         drain_timeout: millis(layer.drain_timeout_ms.unwrap_or(30_000)),
         liveness_timeout: millis(positive("liveness-timeout-ms", layer.liveness_timeout_ms, 30_000)?),
     })
+}
+
+fn request_log(layer: &HttpLayer) -> Option<RequestLogSettings> {
+    let hash_users = layer.request_log_hash_users.unwrap_or(false);
+    layer.request_log.clone().map(|file| RequestLogSettings { file, hash_users })
 }
 
 fn log(layer: LogLayer) -> LogSettings {

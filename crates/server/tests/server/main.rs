@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as tests do")]
 
+mod batch;
 mod cli;
 mod conformance;
 mod determinism;
@@ -12,3 +13,4 @@ mod loading;
 mod openapi;
 mod operations;
 mod recommending;
+mod replaying;

@@ -1,0 +1,119 @@
+//! The requests of a batch, one by one, with their numbers and a digest of all up to there.
+//!
+//! The digest is over what was asked, not over the file: it says whether the answers that an interrupted run has
+//! written are answers to this input. It works for stdin, and for a file that has grown since.
+
+use std::fs::File;
+use std::io::{self, BufReader};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use indicatif::ProgressBar;
+use sha2::{Digest, Sha256};
+
+use super::is_dash;
+use super::parquet::Rows;
+use crate::cli::lines::{Line, Lines};
+
+/// A request as it was found.
+pub(super) struct Record {
+    /// Number of its line or row, from 1.
+    pub(super) number: u64,
+    /// Its JSON, or why there is none.
+    pub(super) json: Line,
+    /// Digest of all records up to here.
+    pub(super) digest: Sha256,
+}
+
+impl Record {
+    /// Whether there is nothing to answer.
+    pub(super) fn is_blank(&self) -> bool {
+        self.json.as_ref().is_ok_and(|line| line.trim_ascii().is_empty())
+    }
+}
+
+/// Where requests come from.
+pub(super) struct Input {
+    source: Source,
+    number: u64,
+    digest: Sha256,
+}
+
+enum Source {
+    Lines(Lines),
+    Rows(Rows),
+}
+
+impl Input {
+    /// Opens a file by its extension, or stdin.
+    pub(super) fn open(path: &Path, limit: usize, ignore_unknown_columns: bool) -> anyhow::Result<Self> {
+        let source = if is_dash(path) {
+            Source::Lines(Lines::new(Box::new(BufReader::new(io::stdin())), limit))
+        } else {
+            let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+            if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
+                let rows = Rows::open(file, limit, ignore_unknown_columns);
+                Source::Rows(rows.with_context(|| format!("cannot read {}", path.display()))?)
+            } else {
+                Source::Lines(Lines::new(Box::new(BufReader::new(file)), limit))
+            }
+        };
+        Ok(Self { source, number: 0, digest: Sha256::new() })
+    }
+
+    /// How many records there are, if the file says so.
+    pub(super) fn len(&self) -> Option<u64> {
+        match &self.source {
+            Source::Lines(_) => None,
+            Source::Rows(rows) => Some(rows.len()),
+        }
+    }
+
+    /// The next record.
+    pub(super) fn next(&mut self) -> anyhow::Result<Option<Record>> {
+        let json = match &mut self.source {
+            Source::Lines(lines) => lines.next().context("cannot read the input")?,
+            Source::Rows(rows) => rows.next().context("cannot read the input")?,
+        };
+        let Some(json) = json else { return Ok(None) };
+        self.number += 1;
+        // Lengths are part of it, so that moving the end of a line changes the digest.
+        match &json {
+            Ok(json) => {
+                self.digest.update((json.len() as u64).to_le_bytes());
+                self.digest.update(json);
+            }
+            Err(error) => {
+                let message = error.to_string();
+                self.digest.update((!(message.len() as u64)).to_le_bytes());
+                self.digest.update(message);
+            }
+        }
+        Ok(Some(Record { number: self.number, json, digest: self.digest.clone() }))
+    }
+
+    /// Passes over the first `count` records, whose digest must be the given one.
+    pub(super) fn skip(&mut self, count: u64, sha256: &str, bar: &ProgressBar) -> anyhow::Result<()> {
+        while self.number < count {
+            if self.next()?.is_none() {
+                bail!(
+                    "the input ends after {} lines, but {count} were answered before; --restart begins anew",
+                    self.number
+                );
+            }
+        }
+        bar.set_position(count);
+        bar.reset_eta();
+        if hex(self.digest.clone()) != sha256 {
+            bail!(
+                "the first {count} lines of the input have changed since they were answered; --restart begins anew"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A digest as text.
+pub(super) fn hex(digest: Sha256) -> String {
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,167 @@
+//! `beamline batch`: answers a file of requests with the same service as over HTTP.
+//!
+//! ```text
+//! input   lines or rows -> records, numbered and digested
+//! answer  a record -> its line of the output, and its rows of the TREC run
+//! run     records in flight up to a bound, so that they share steps; written in their order
+//! output  unfinished files, checkpoints, publication
+//! ```
+//!
+//! Invariant: without `--timings` the output is a function of checkpoint, catalog, settings and input, however often
+//! the run was interrupted. It appears under its name only when it is complete.
+
+mod answer;
+mod input;
+mod job;
+mod manifest;
+mod output;
+mod parquet;
+mod progress;
+mod run;
+mod stop;
+mod trec;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+
+use super::in_flight::InFlight;
+use crate::logging;
+use crate::runtime::{Runtime, Scale};
+use crate::settings::{Flags, HttpLayer, Settings};
+use answer::Answerer;
+use input::Input;
+use output::Output;
+pub(super) use progress::lines_bar;
+use run::End;
+use stop::Stop;
+use trec::{TrecRun, TrecScores};
+
+/// Flags of `batch`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Each line of the input is the body of a POST /v1/recommend, with an extra `id` if you like. A Parquet file has a row
+per request and columns with the names of the fields. Each line of the output holds `line`, the `id`, and the answer or
+its `error`. `-` is stdin or stdout.
+
+  beamline batch --checkpoint DIR requests.jsonl answers.jsonl
+  beamline batch --checkpoint DIR requests.parquet answers.jsonl --trec run.trec
+
+Until it is complete, the output is OUTPUT.partial, with its progress in OUTPUT.partial.json. The same command goes on
+where an interrupted one stopped, and the result is byte for byte the same. If input, checkpoint, catalog or settings
+have changed since, it says what differs and does nothing; --restart begins anew.")]
+pub(super) struct Args {
+    /// Requests: JSON lines, or Parquet if the name ends in .parquet.
+    input: PathBuf,
+    /// Answers, one JSON line per request, in the same order.
+    output: PathBuf,
+    /// Also write a TREC run: `qid Q0 docid rank score tag`. The qid is the request's `id`, else its `user_id`, else the
+    /// number of its line; the docid is the item id. Ids with white space are an error: the format cannot hold them.
+    #[arg(long, value_name = "FILE")]
+    trec: Option<PathBuf>,
+    /// Name of the run, the last column.
+    #[arg(long, value_name = "TAG", default_value = "beamline", value_parser = trec::tag)]
+    trec_tag: String,
+    /// Scores of the run. trec_eval orders by score, not by rank, takes scores that are equal in single precision for
+    /// ties, and puts the larger docid of a tie first: items of one semantic ID share their score and would change
+    /// places. So `rank` writes num_items, num_items - 1, ..., which keeps the order of the slate. `log-probability`
+    /// writes the model's scores, for those who combine runs.
+    #[arg(long, value_name = "WHICH", default_value = "rank")]
+    trec_scores: TrecScores,
+    /// Leave out columns of a Parquet input that are no field of a request. Else they are an error.
+    #[arg(long)]
+    ignore_unknown_columns: bool,
+    /// Begin anew, whatever an interrupted run has left.
+    #[arg(long)]
+    restart: bool,
+    /// Add request ids, timings and cache use, which differ from run to run.
+    #[arg(long)]
+    timings: bool,
+    /// Requests in flight at a time.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    in_flight: u32,
+    /// How often the progress is made safe on disk. More than this is never lost, even if the power fails.
+    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    checkpoint_ms: u64,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let mut settings = Settings::resolve(args.flags.clone(), HttpLayer::default())?;
+    logging::start(&settings.log, "warn")?;
+    let in_flight = args.in_flight as usize;
+    // Nobody else is asking, so none of ours may be refused.
+    settings.engine.max_queued = settings.engine.max_queued.max(in_flight);
+    let trec_file = args.trec.as_deref();
+    ensure!(
+        !trec_file.is_some_and(is_dash),
+        "the TREC run needs a file of its own: stdout is for the answers"
+    );
+    ensure!(trec_file != Some(args.output.as_path()), "the answers and the TREC run are the same file");
+    let mut input = Input::open(&args.input, settings.http.max_body_bytes, args.ignore_unknown_columns)?;
+    let bar = progress::bar(&args.input, &input)?;
+
+    let runtime = Runtime::load(&settings, Scale::Server)?;
+    let service = runtime.service.clone().patient();
+    let trec = trec_file.is_some().then(|| TrecRun::new(args.trec_tag.clone(), args.trec_scores));
+    if trec.is_some() {
+        trec::check_catalog(&service.served().catalog)?;
+    }
+    let job = job::describe(&settings, service.served(), args.timings, trec_file.zip(trec.as_ref()));
+    let pause = Duration::from_millis(args.checkpoint_ms);
+    let mut output = Output::open(&args.output, trec_file, job, args.restart, pause)?;
+    if output.finish_publication()? {
+        eprintln!("{} was complete already", args.output.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let resumed = output.progress().line;
+    if resumed > 0 {
+        eprintln!("going on after line {resumed}");
+        input.skip(resumed, &output.progress().input_sha256, &bar)?;
+    }
+
+    let mut tasks = InFlight::new(in_flight)?;
+    let stop = if output.is_resumable() { Stop::on_signals(tasks.tokio())? } else { Stop::never() };
+    let answerer = Arc::new(Answerer { service, timings: args.timings, trec });
+    let end = match run::answer_all(&mut input, &mut output, &answerer, &mut tasks, &stop, &bar) {
+        Ok(end) => end,
+        Err(error) => {
+            // What is done stays done; why it failed matters more than whether this works.
+            let _ = output.checkpoint();
+            return Err(error.context(kept(&output)));
+        }
+    };
+    bar.finish_and_clear();
+    let counts = output.progress().clone();
+    let code = match end {
+        End::Complete => {
+            output.publish().context("cannot write the output")?;
+            eprintln!("{} answered, {} errors", counts.answered, counts.failed);
+            ExitCode::SUCCESS
+        }
+        End::Stopped(code) => {
+            output.checkpoint().context("cannot write the output")?;
+            eprintln!("stopped. {}", kept(&output));
+            ExitCode::from(code)
+        }
+    };
+    runtime.drain(Duration::ZERO)?;
+    Ok(code)
+}
+
+/// What an interrupted run leaves.
+fn kept(output: &Output) -> String {
+    let line = output.progress().line;
+    match output.is_resumable() {
+        true => format!("Answers up to line {line} are kept: run the same command again to go on"),
+        false => format!("Answers up to line {line} were written"),
+    }
+}
+
+fn is_dash(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
