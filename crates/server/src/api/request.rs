@@ -32,7 +32,8 @@ pub struct RecommendRequest {
     pub num_items: Option<u64>,
     /// Width of the beam, at least `num_items`. Default 50, or `num_items` if that is more.
     pub beam_width: Option<u64>,
-    /// Name of the model. Default: the one that is served.
+    /// The model: `name` for the version that its label `stable` points at, `name@label`, or `name@version` with the
+    /// first 12 digits of the checkpoint's sha256. Default: the name that the server was started with.
     pub model: Option<String>,
     /// What probabilities are relative to.
     pub normalization: Option<Normalization>,
@@ -61,7 +62,8 @@ pub struct WarmRequest {
     pub token_ids: Option<Vec<u32>>,
     /// The context as text.
     pub prompt: Option<String>,
-    /// Name of the model. Default: the one that is served.
+    /// The model: `name` for the version that its label `stable` points at, `name@label`, or `name@version` with the
+    /// first 12 digits of the checkpoint's sha256. Default: the name that the server was started with.
     pub model: Option<String>,
     /// Milliseconds after which the work is dropped.
     pub timeout_ms: Option<u64>,

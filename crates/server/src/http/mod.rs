@@ -3,6 +3,8 @@
 //! | module | one idea |
 //! | --- | --- |
 //! | [`handlers`] | one function per route: read, ask the service, write |
+//! | [`models`] | the routes that list and change models |
+//! | [`admin`] | who may change them |
 //! | [`body`] | bodies are read with limits and in time, and errors say what is wrong |
 //! | [`middleware`] | request ids, the access log, request metrics, panics |
 //! | [`reply`] | answers and errors as responses |
@@ -10,10 +12,12 @@
 //!
 //! Invariant: a client that hangs up drops its handler, and with it its request in the engine.
 
+pub mod admin;
 pub mod body;
 pub mod handlers;
 pub mod listen;
 pub mod middleware;
+pub mod models;
 pub mod reply;
 #[cfg(test)]
 mod tests;
@@ -22,14 +26,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use axum::Router;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::error::Error;
-use crate::service::Service;
-use crate::settings::HttpSettings;
+use crate::registry::Registry;
+use crate::settings::{AdminKey, HttpSettings};
 
 /// Bodies that may be in the process of being read beyond what the engine can hold.
 const SPARE_REQUESTS: usize = 64;
@@ -41,7 +45,9 @@ pub struct App {
     pub settings: HttpSettings,
     /// Renders the metrics.
     pub metrics: PrometheusHandle,
-    service: OnceLock<Service>,
+    /// What changes need.
+    pub admin_key: Option<AdminKey>,
+    registry: OnceLock<Arc<Registry>>,
     draining: AtomicBool,
     /// Requests whose bodies are in memory. Beyond that, new ones are refused unread.
     requests: Semaphore,
@@ -52,21 +58,27 @@ pub type SharedApp = Arc<App>;
 
 impl App {
     /// An app that is still loading, for an engine that holds at most `requests` requests.
-    pub fn new(settings: HttpSettings, metrics: PrometheusHandle, requests: usize) -> Self {
+    pub fn new(
+        settings: HttpSettings,
+        admin_key: Option<AdminKey>,
+        metrics: PrometheusHandle,
+        requests: usize,
+    ) -> Self {
         let permits = requests.saturating_add(SPARE_REQUESTS).min(Semaphore::MAX_PERMITS);
         Self {
             settings,
             metrics,
-            service: OnceLock::new(),
+            admin_key,
+            registry: OnceLock::new(),
             draining: AtomicBool::new(false),
             requests: Semaphore::new(permits),
         }
     }
 
-    /// The model is loaded and has answered a probe.
-    pub fn set_ready(&self, service: Service) {
-        // It is called once; a second service would not be used.
-        let _ = self.service.set(service);
+    /// What was to be loaded at the start is loaded and has answered a probe.
+    pub fn set_ready(&self, registry: Arc<Registry>) {
+        // It is called once; a second registry would not be used.
+        let _ = self.registry.set(registry);
     }
 
     /// From now on /readyz says no.
@@ -79,13 +91,13 @@ impl App {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// The service, once there is one.
+    /// The models, once there are any.
     ///
     /// # Errors
     ///
     /// [`Error::Loading`] before.
-    pub fn service(&self) -> Result<&Service, Error> {
-        self.service.get().ok_or(Error::Loading)
+    pub fn registry(&self) -> Result<&Arc<Registry>, Error> {
+        self.registry.get().ok_or(Error::Loading)
     }
 
     /// A place for one request.
@@ -103,7 +115,10 @@ pub fn router(app: SharedApp) -> Router {
     let routes = Router::new()
         .route("/v1/recommend", post(handlers::recommend))
         .route("/v1/warm", post(handlers::warm))
-        .route("/v1/models", get(handlers::models))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{name}/load", post(models::load))
+        .route("/v1/models/{name}/unload", post(models::unload))
+        .route("/v1/models/{name}/labels/{label}", put(models::set_label).delete(models::remove_label))
         .route("/livez", get(handlers::livez))
         .route("/readyz", get(handlers::readyz))
         .route("/metrics", get(handlers::metrics))

@@ -19,7 +19,7 @@ fn settings() -> HttpSettings {
 }
 
 fn app() -> SharedApp {
-    Arc::new(App::new(settings(), PrometheusBuilder::new().build_recorder().handle(), 1))
+    Arc::new(App::new(settings(), None, PrometheusBuilder::new().build_recorder().handle(), 1))
 }
 
 /// Serves a router while `ask` asks.

@@ -5,6 +5,7 @@
 //!
 //! Invariant: a key of the file that no setting has is an error, so that a misspelt one is noticed.
 
+pub mod key;
 pub mod layers;
 pub mod size;
 #[cfg(test)]
@@ -17,7 +18,10 @@ use std::time::Duration;
 use clap::Args;
 use serde::Deserialize;
 
-pub use layers::{EngineLayer, HistoryCut, HttpLayer, LimitsLayer, LogFormat, LogLayer, ModelLayer};
+pub use key::AdminKey;
+pub use layers::{
+    AdminLayer, EngineLayer, HistoryCut, HttpLayer, LimitsLayer, LogFormat, LogLayer, ModelLayer,
+};
 pub use size::ByteSize;
 
 /// Largest config file that is read.
@@ -26,8 +30,8 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Why the settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// The config file cannot be read.
-    #[error("cannot read the config file {}: {source}", path.display())]
+    /// A file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -42,6 +46,9 @@ pub enum SettingsError {
         /// What is wrong.
         source: Box<toml::de::Error>,
     },
+    /// The admin key is none.
+    #[error("the admin key {0}")]
+    Key(String),
     /// A setting must be at least one.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
@@ -58,7 +65,7 @@ pub enum SettingsError {
 /// What the flags of a subcommand say, with their environment twins.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Flags {
-    /// Config file (TOML) with the tables model, engine, limits, http and log. Its keys are the names of the
+    /// Config file (TOML) with the tables model, engine, limits, http, admin and log. Its keys are the names of the
     /// flags, with underscores. Flags and environment variables win over it.
     #[arg(long, value_name = "FILE", env = "BEAMLINE_CONFIG")]
     pub config: Option<PathBuf>,
@@ -83,6 +90,7 @@ struct File {
     engine: EngineLayer,
     limits: LimitsLayer,
     http: HttpLayer,
+    admin: AdminLayer,
     log: LogLayer,
 }
 
@@ -97,6 +105,8 @@ pub struct Settings {
     pub limits: RequestLimits,
     /// The HTTP side.
     pub http: HttpSettings,
+    /// Changing models and catalogs over HTTP.
+    pub admin: AdminSettings,
     /// The log.
     pub log: LogSettings,
 }
@@ -188,6 +198,17 @@ pub struct HttpSettings {
     pub liveness_timeout: Duration,
 }
 
+/// Changing models and catalogs over HTTP.
+#[derive(Clone, Debug)]
+pub struct AdminSettings {
+    /// Where checkpoints may be loaded from.
+    pub model_root: Option<PathBuf>,
+    /// Memory of all versions.
+    pub model_memory: Option<ByteSize>,
+    /// What changes need.
+    pub key: Option<AdminKey>,
+}
+
 /// The log.
 #[derive(Clone, Debug)]
 pub struct LogSettings {
@@ -204,6 +225,15 @@ impl Settings {
     ///
     /// When the file is unreadable or has unknown keys, or the settings contradict each other.
     pub fn resolve(flags: Flags, http: HttpLayer) -> Result<Self, SettingsError> {
+        Self::resolve_server(flags, http, AdminLayer::default())
+    }
+
+    /// As [`Settings::resolve`], for a server whose models can be changed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Settings::resolve`], and when the admin key cannot be read.
+    pub fn resolve_server(flags: Flags, http: HttpLayer, admin: AdminLayer) -> Result<Self, SettingsError> {
         let file = flags.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
         let limits = limits(flags.limits.or(file.limits))?;
         Ok(Self {
@@ -211,6 +241,7 @@ impl Settings {
             engine: engine(flags.engine.or(file.engine))?,
             limits,
             http: self::http(http.or(file.http))?,
+            admin: self::admin(admin.or(file.admin))?,
             log: log(flags.log.or(file.log)),
         })
     }
@@ -300,6 +331,14 @@ fn http(layer: HttpLayer) -> Result<HttpSettings, SettingsError> {
         drain_delay: millis(layer.drain_delay_ms.unwrap_or(0)),
         drain_timeout: millis(layer.drain_timeout_ms.unwrap_or(30_000)),
         liveness_timeout: millis(positive("liveness-timeout-ms", layer.liveness_timeout_ms, 30_000)?),
+    })
+}
+
+fn admin(layer: AdminLayer) -> Result<AdminSettings, SettingsError> {
+    Ok(AdminSettings {
+        model_root: layer.model_root,
+        model_memory: layer.model_memory,
+        key: AdminKey::read(layer.admin_key_file.as_deref())?,
     })
 }
 

@@ -11,3 +11,6 @@ mod loading;
 mod openapi;
 mod operations;
 mod recommending;
+mod refusing;
+mod root;
+mod swapping;
