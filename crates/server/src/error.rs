@@ -91,6 +91,9 @@ pub enum Error {
     /// The model has no such label.
     #[error("the model has no such label; GET /v1/models lists those that it has")]
     LabelNotFound,
+    /// No such snapshot is kept.
+    #[error("the version has no such catalog; GET its catalog to see those that are kept")]
+    CatalogNotFound,
     /// A label still points at what should be unloaded.
     #[error("the labels {} point at this version: move or delete them first", name(.0))]
     VersionLabelled(Vec<String>),
@@ -150,6 +153,9 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// The body is not declared to be JSON lines.
+    #[error("send the catalog as JSON lines with `content-type: application/x-ndjson`")]
+    NotLines,
     /// The body is not declared to be JSON.
     #[error("send the body with `content-type: application/json`")]
     UnsupportedMediaType,
@@ -222,6 +228,7 @@ impl Error {
             Self::OutsideRoot => ("outside_root", 403),
             Self::NotFound => ("not_found", 404),
             Self::CheckpointNotFound => ("checkpoint_not_found", 404),
+            Self::CatalogNotFound => ("catalog_not_found", 404),
             Self::LabelNotFound => ("label_not_found", 404),
             Self::VersionNotFound => ("version_not_found", 404),
             Self::ModelNotFound(_) => ("model_not_found", 404),
@@ -232,7 +239,7 @@ impl Error {
             Self::VersionLabelled(_) => ("version_labelled", 409),
             Self::Refused { why: Refused::Memory, .. } => ("over_memory_budget", 409),
             Self::BodyTooLarge { .. } => ("body_too_large", 413),
-            Self::UnsupportedMediaType => ("unsupported_media_type", 415),
+            Self::UnsupportedMediaType | Self::NotLines => ("unsupported_media_type", 415),
             Self::InvalidName { .. } => ("invalid_name", 422),
             Self::InvalidValue { .. } => ("invalid_value", 422),
             Self::LimitExceeded { .. } => ("limit_exceeded", 422),
@@ -270,7 +277,7 @@ impl Error {
             Self::InvalidName { param }
             | Self::InvalidValue { param, .. }
             | Self::LimitExceeded { param, .. } => Some(param),
-            Self::VersionNotFound | Self::VersionLabelled(_) => Some("version"),
+            Self::CatalogNotFound | Self::VersionNotFound | Self::VersionLabelled(_) => Some("version"),
             Self::LabelNotFound => Some("label"),
             Self::NoKnownItems(_) | Self::UnknownItems(_) => Some("history"),
             Self::TokenOutOfRange { .. } => Some("token_ids"),
@@ -322,7 +329,9 @@ impl Error {
             },
             LoadError::Panicked => Refused::Damaged,
             LoadError::NoConvention(_) => Refused::Convention,
-            LoadError::Catalog { .. } | LoadError::NoCatalog(_) => Refused::Catalog,
+            LoadError::Catalog { .. } | LoadError::NoCatalog(_) | LoadError::Depth { .. } => Refused::Catalog,
+            // Of the moment, not of the model.
+            LoadError::Probe(error @ (Self::Overloaded | Self::Draining)) => return error.clone(),
             LoadError::Limits(_) => Refused::Limits,
             LoadError::Memory(_) => Refused::Memory,
             LoadError::Probe(_) | LoadError::WrongAnswer(_) => Refused::Probe,

@@ -5,7 +5,7 @@
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use crate::http::{handlers, models};
+use crate::http::{catalogs, handlers, models};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -21,6 +21,10 @@ use crate::http::{handlers, models};
         models::unload,
         models::set_label,
         models::remove_label,
+        catalogs::list,
+        catalogs::replace,
+        catalogs::patch,
+        catalogs::roll_back,
         handlers::livez,
         handlers::readyz,
         handlers::metrics,

@@ -1,6 +1,6 @@
 //! What is answered.
 
-use beamline_catalog::SidPart;
+use beamline_catalog::{Catalog, SidPart};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -224,6 +224,28 @@ pub struct CatalogInfo {
     pub items: u64,
     /// Distinct semantic IDs.
     pub leaves: u64,
+}
+
+impl CatalogInfo {
+    /// Of a catalog.
+    pub fn of(catalog: &Catalog) -> Self {
+        Self {
+            version: catalog.version().to_owned(),
+            items: catalog.num_items() as u64,
+            leaves: catalog.num_leaves() as u64,
+        }
+    }
+}
+
+/// The catalogs of a version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct CatalogList {
+    /// The version.
+    pub model: ModelName,
+    /// The catalog that new requests get.
+    pub current: String,
+    /// All that are kept, in the order in which they came.
+    pub versions: Vec<CatalogInfo>,
 }
 
 /// The answer of a health check.

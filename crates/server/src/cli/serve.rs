@@ -79,8 +79,7 @@ async fn serve_async(
     info!(%address, "listening");
 
     let requests = settings.engine.max_running.saturating_add(settings.engine.max_queued);
-    let app: SharedApp =
-        Arc::new(App::new(settings.http, settings.admin.key.clone(), metrics.clone(), requests));
+    let app: SharedApp = Arc::new(App::new(settings.http, &settings.admin, metrics.clone(), requests));
     let connections = Arc::new(Connections::default());
     let stop = Arc::new(Notify::new());
     let accepting = tokio::spawn({

@@ -35,10 +35,11 @@ mod tests {
     use metrics_exporter_prometheus::PrometheusBuilder;
 
     fn ask(listen: &str, key: Option<&str>, header: Option<&str>) -> Result<(), Error> {
-        let mut settings = Settings::resolve(Flags::default(), HttpLayer::default()).unwrap().http;
-        settings.listen = listen.parse().unwrap();
-        let key = key.map(|key| AdminKey::new(key).unwrap());
-        let app = App::new(settings, key, PrometheusBuilder::new().build_recorder().handle(), 1);
+        let mut settings = Settings::resolve(Flags::default(), HttpLayer::default()).unwrap();
+        settings.http.listen = listen.parse().unwrap();
+        settings.admin.key = key.map(|key| AdminKey::new(key).unwrap());
+        let app =
+            App::new(settings.http, &settings.admin, PrometheusBuilder::new().build_recorder().handle(), 1);
         let mut headers = HeaderMap::new();
         if let Some(value) = header {
             headers.insert(header::AUTHORIZATION, HeaderValue::from_str(value).unwrap());

@@ -85,13 +85,15 @@ impl Drop for Watch {
 
 /// Paths as labels: what clients make up is not one.
 fn endpoint(path: &str) -> &'static str {
-    const KNOWN: [&str; 11] = [
+    const KNOWN: [&str; 13] = [
         "/v1/recommend",
         "/v1/warm",
         "/v1/models",
         "/v1/models/{}/load",
         "/v1/models/{}/unload",
         "/v1/models/{}/labels/{}",
+        "/v1/models/{}/catalog",
+        "/v1/models/{}/catalog/rollback",
         "/livez",
         "/readyz",
         "/metrics",

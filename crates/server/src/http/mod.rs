@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`handlers`] | one function per route: read, ask the service, write |
 //! | [`models`] | the routes that list and change models |
+//! | [`catalogs`] | the routes that show and change catalogs |
 //! | [`admin`] | who may change them |
 //! | [`body`] | bodies are read with limits and in time, and errors say what is wrong |
 //! | [`middleware`] | request ids, the access log, request metrics, panics |
@@ -14,6 +15,7 @@
 
 pub mod admin;
 pub mod body;
+pub mod catalogs;
 pub mod handlers;
 pub mod listen;
 pub mod middleware;
@@ -33,7 +35,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::error::Error;
 use crate::registry::Registry;
-use crate::settings::{AdminKey, HttpSettings};
+use crate::settings::{AdminKey, AdminSettings, HttpSettings};
 
 /// Bodies that may be in the process of being read beyond what the engine can hold.
 const SPARE_REQUESTS: usize = 64;
@@ -47,6 +49,8 @@ pub struct App {
     pub metrics: PrometheusHandle,
     /// What changes need.
     pub admin_key: Option<AdminKey>,
+    /// Largest catalog that is read.
+    pub max_catalog_bytes: usize,
     registry: OnceLock<Arc<Registry>>,
     draining: AtomicBool,
     /// Requests whose bodies are in memory. Beyond that, new ones are refused unread.
@@ -60,7 +64,7 @@ impl App {
     /// An app that is still loading, for an engine that holds at most `requests` requests.
     pub fn new(
         settings: HttpSettings,
-        admin_key: Option<AdminKey>,
+        admin: &AdminSettings,
         metrics: PrometheusHandle,
         requests: usize,
     ) -> Self {
@@ -68,7 +72,8 @@ impl App {
         Self {
             settings,
             metrics,
-            admin_key,
+            admin_key: admin.key.clone(),
+            max_catalog_bytes: admin.max_catalog_bytes,
             registry: OnceLock::new(),
             draining: AtomicBool::new(false),
             requests: Semaphore::new(permits),
@@ -119,6 +124,8 @@ pub fn router(app: SharedApp) -> Router {
         .route("/v1/models/{name}/load", post(models::load))
         .route("/v1/models/{name}/unload", post(models::unload))
         .route("/v1/models/{name}/labels/{label}", put(models::set_label).delete(models::remove_label))
+        .route("/v1/models/{name}/catalog", get(catalogs::list).put(catalogs::replace).patch(catalogs::patch))
+        .route("/v1/models/{name}/catalog/rollback", post(catalogs::roll_back))
         .route("/livez", get(handlers::livez))
         .route("/readyz", get(handlers::readyz))
         .route("/metrics", get(handlers::metrics))

@@ -19,6 +19,7 @@
 //!
 //! What this must not know: HTTP, keys.
 
+mod catalogs;
 pub mod name;
 pub mod root;
 mod table;
@@ -35,9 +36,10 @@ use tracing::{info, warn};
 
 use crate::api::{MemoryBudget, ModelInfo, ModelList, ModelState};
 use crate::error::Error;
-use crate::runtime::{Files, LoadError, Machine, Opened, Runtime, Scale};
+use crate::runtime::{self, Files, LoadError, Machine, Opened, Runtime, Scale};
 use crate::service::{Served, Service};
 use crate::settings::Settings;
+use catalogs::Kept;
 use name::{Reference, STABLE};
 use root::{ModelRoot, Wanted};
 use table::Table;
@@ -56,6 +58,10 @@ pub struct Registry {
     running: Mutex<HashMap<Id, Runtime>>,
     /// The name of what is being loaded.
     loading: Mutex<Option<String>>,
+    /// The catalogs of what is in the table.
+    catalogs: Mutex<HashMap<Id, Kept>>,
+    /// Held while a catalog changes.
+    changing_catalog: Mutex<()>,
     /// What engines counted that are gone.
     retired: Mutex<Totals>,
 }
@@ -78,6 +84,8 @@ impl Registry {
             table: RwLock::default(),
             running: Mutex::default(),
             loading: Mutex::default(),
+            catalogs: Mutex::default(),
+            changing_catalog: Mutex::default(),
             retired: Mutex::default(),
             settings,
         };
@@ -146,7 +154,9 @@ impl Registry {
     /// When it is not loaded, or a label points at it.
     pub fn unload(&self, name: &str, version: &str) -> Result<ModelInfo, Error> {
         let version = self.change(|table| table.without(name, version))?;
-        let runtime = lock(&self.running).remove(&(name.to_owned(), version.clone()));
+        let id = (name.to_owned(), version.clone());
+        lock(&self.catalogs).remove(&id);
+        let runtime = lock(&self.running).remove(&id);
         let runtime = runtime.ok_or_else(|| Error::internal("a version without an engine"))?;
         let info = self.info(runtime.service.served(), ModelState::Unloaded);
         let stats = runtime.retire().map_err(Error::internal)?;
@@ -234,7 +244,7 @@ impl Registry {
         // Libraries that parse what a checkpoint brings have been seen to panic. What is built here is dropped then.
         let load = || opened.load(name, &self.settings, Scale::Server, &self.machine);
         let runtime = catch_unwind(AssertUnwindSafe(load)).unwrap_or(Err(LoadError::Panicked))?;
-        match tokio::runtime::Handle::current().block_on(runtime.probe()) {
+        match tokio::runtime::Handle::current().block_on(runtime::probe(&runtime.service)) {
             Ok(()) => Ok(runtime),
             Err(error) => {
                 // It took no request but the probe's; what its engine has to say is of no interest.
@@ -248,7 +258,9 @@ impl Registry {
     fn admit(&self, runtime: Runtime, label: Option<&str>) -> Result<(), Error> {
         let service = runtime.service.clone();
         let (name, version) = (service.served().name.clone(), service.served().version().to_owned());
-        lock(&self.running).insert((name.clone(), version.clone()), runtime);
+        let id = (name.clone(), version.clone());
+        self.keep(&id, &service.served().catalog);
+        lock(&self.running).insert(id, runtime);
         self.change(|table| {
             let table = table.with(service);
             let table = label.map_or(Ok(table.clone()), |label| table.with_label(&name, label, &version))?;

@@ -9,6 +9,8 @@
 //! Invariant: a name is never anything but a single component of a path that goes down, and a label never looks like a
 //! version, so that a reference means one thing.
 
+use std::fmt;
+
 use crate::error::Error;
 
 /// The label of requests that name none.
@@ -33,6 +35,15 @@ impl<'a> Reference<'a> {
         match text.split_once('@') {
             Some((name, at)) => Self { name, at: Some(at) },
             None => Self { name: text, at: None },
+        }
+    }
+}
+
+impl fmt::Display for Reference<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.at {
+            Some(at) => write!(f, "{}@{at}", self.name),
+            None => f.write_str(self.name),
         }
     }
 }

@@ -48,10 +48,7 @@ impl Table {
     ///
     /// [`Error::ModelNotFound`] when it means nothing.
     pub(super) fn find(&self, reference: Reference<'_>) -> Result<&Service, Error> {
-        let missing = || {
-            let at = reference.at.map(|at| format!("@{at}")).unwrap_or_default();
-            Error::model_not_found(&format!("{}{at}", reference.name))
-        };
+        let missing = || Error::model_not_found(&reference.to_string());
         let model = self.models.get(reference.name).ok_or_else(missing)?;
         let at = reference.at.unwrap_or(STABLE);
         let version = match model.labels.get(at) {
@@ -61,7 +58,21 @@ impl Table {
         model.versions.get(version).ok_or_else(missing)
     }
 
-    /// With another version, or the same one over another catalog.
+    /// With another catalog for a version.
+    ///
+    /// # Errors
+    ///
+    /// When the version has gone meanwhile.
+    pub(super) fn with_catalog(&self, service: Service) -> Result<Self, Error> {
+        let served = service.served();
+        let loaded = self.models.get(&served.name).map(|model| &model.versions);
+        match loaded.and_then(|versions| versions.get(served.version())) {
+            Some(_) => Ok(self.with(service)),
+            None => Err(Error::VersionNotFound),
+        }
+    }
+
+    /// With another version.
     #[must_use]
     pub(super) fn with(&self, service: Service) -> Self {
         let mut table = self.clone();

@@ -40,6 +40,7 @@ use budget::{Budget, OverBudget, Reservation};
 use sizing::LargestRequest;
 
 pub use files::Files;
+pub use probe::probe;
 
 /// Why there is nothing to serve.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +85,14 @@ pub enum LoadError {
     /// The model loads and does not answer.
     #[error("the model was loaded but could not answer a probe: {0}")]
     Probe(Error),
+    /// The semantic IDs of the catalog have another length than the model's.
+    #[error("the catalog's semantic IDs have {depth} levels, the model's have {expected}")]
+    Depth {
+        /// Of the catalog.
+        depth: usize,
+        /// Of the convention.
+        expected: usize,
+    },
     /// A library panicked over a file.
     #[error("a file of the checkpoint is malformed in a way that no check foresaw")]
     Panicked,
@@ -299,6 +308,22 @@ impl Opened {
         info!(name, ms = ms(whole), "loaded the model");
         Ok(Runtime { service, engine, memory: reservation, leases })
     }
+}
+
+/// A service over the same engine with another catalog.
+///
+/// # Errors
+///
+/// When the catalog is not one of this model.
+pub fn with_catalog(service: &Service, catalog: Arc<Catalog>) -> Result<Service, LoadError> {
+    let served = service.served();
+    let (depth, expected) = (catalog.depth(), served.convention.format().levels);
+    if depth != expected {
+        return Err(LoadError::Depth { depth, expected });
+    }
+    let layout = sizing::layout(&served.convention, &catalog, served.context_limit)
+        .map_err(|error| LoadError::Limits(error.to_string()))??;
+    Ok(service.over(Arc::new(Served { catalog, layout, ..Served::clone(served) })))
 }
 
 fn ms(start: Instant) -> u64 {

@@ -10,44 +10,43 @@ use std::time::Instant;
 use beamline_catalog::{Catalog, ItemIndex};
 use tracing::info;
 
-use super::{LoadError, Runtime, ms};
+use super::{LoadError, ms};
 use crate::api::{HistoryAction, Item, RecommendRequest};
 use crate::error::Error;
+use crate::service::Service;
 
 /// Items of the longest history that is tried, spread over the catalog.
 const HISTORY: usize = 8;
 /// Items wanted.
 const ITEMS: u64 = 10;
 
-impl Runtime {
-    /// Asks for items as clients would.
-    ///
-    /// # Errors
-    ///
-    /// When there is no answer, or a wrong one.
-    pub async fn probe(&self) -> Result<(), LoadError> {
-        let start = Instant::now();
-        let service = self.service.clone().patient();
-        let catalog = &self.service.served().catalog;
-        let most = (catalog.num_items() as u64).min(ITEMS);
-        for history in histories(catalog) {
-            let request = RecommendRequest {
-                history: Some(history),
-                num_items: Some(service.most_items().min(most)),
-                // Pages of a tenant of its own, which no client can hit.
-                tenant: Some("beamline probe".into()),
-                ..RecommendRequest::default()
-            };
-            let answer = match service.recommend(request, "probe".into()).await {
-                // Some models have no prompt around a history.
-                Err(Error::EmptyContext) => continue,
-                answer => answer.map_err(LoadError::Probe)?,
-            };
-            check(catalog, &answer.items).map_err(LoadError::WrongAnswer)?;
-        }
-        info!(ms = ms(start), "answered the probe");
-        Ok(())
+/// Asks for items as clients would.
+///
+/// # Errors
+///
+/// When there is no answer, or a wrong one.
+pub async fn probe(service: &Service) -> Result<(), LoadError> {
+    let start = Instant::now();
+    let service = service.clone().patient();
+    let catalog = &service.served().catalog;
+    let most = (catalog.num_items() as u64).min(ITEMS);
+    for history in histories(catalog) {
+        let request = RecommendRequest {
+            history: Some(history),
+            num_items: Some(service.most_items().min(most)),
+            // Pages of a tenant of its own, which no client can hit.
+            tenant: Some("beamline probe".into()),
+            ..RecommendRequest::default()
+        };
+        let answer = match service.recommend(request, "probe".into()).await {
+            // Some models have no prompt around a history.
+            Err(Error::EmptyContext) => continue,
+            answer => answer.map_err(LoadError::Probe)?,
+        };
+        check(catalog, &answer.items).map_err(LoadError::WrongAnswer)?;
     }
+    info!(ms = ms(start), "answered the probe");
+    Ok(())
 }
 
 /// Nobody, somebody with one action, somebody with several.

@@ -76,6 +76,12 @@ impl Service {
         &self.served
     }
 
+    /// The same limits over another model, or the same model with another catalog.
+    #[must_use]
+    pub fn over(&self, served: Arc<Served>) -> Self {
+        Self { served, ..self.clone() }
+    }
+
     /// Most items of an answer.
     pub fn most_items(&self) -> u64 {
         self.limits.max_num_items as u64

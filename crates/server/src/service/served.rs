@@ -117,11 +117,7 @@ impl Served {
             max_history_items: self.layout.max_items(self.context_limit) as u64,
             levels: self.catalog.depth() as u64,
             generated_steps: self.convention.steps().len() as u64,
-            catalog: CatalogInfo {
-                version: self.catalog.version().to_owned(),
-                items: self.catalog.num_items() as u64,
-                leaves: self.catalog.num_leaves() as u64,
-            },
+            catalog: CatalogInfo::of(&self.catalog),
             memory: MemoryInfo { weights_bytes: self.memory.weights as u64, kv_bytes: self.memory.kv as u64 },
             labels: Vec::new(),
             state,

@@ -168,6 +168,12 @@ layer! {
         /// when a proxy forwards to that [default: none].
         #[arg(long, value_name = "FILE", env = "BEAMLINE_ADMIN_KEY_FILE")]
         pub admin_key_file: PathBuf,
+        /// Largest catalog, or change of one, that is taken over HTTP [default: 256MiB].
+        #[arg(long, value_name = "SIZE", env = "BEAMLINE_MAX_CATALOG_BYTES")]
+        pub max_catalog_bytes: ByteSize,
+        /// Earlier catalogs of a version that are kept in memory to roll back to [default: 3].
+        #[arg(long, value_name = "N", env = "BEAMLINE_KEEP_CATALOGS")]
+        pub keep_catalogs: usize,
     }
 }
 

@@ -207,6 +207,10 @@ pub struct AdminSettings {
     pub model_memory: Option<ByteSize>,
     /// What changes need.
     pub key: Option<AdminKey>,
+    /// Largest catalog that is taken.
+    pub max_catalog_bytes: usize,
+    /// Earlier catalogs of a version that are kept.
+    pub keep_catalogs: usize,
 }
 
 /// The log.
@@ -339,6 +343,8 @@ fn admin(layer: AdminLayer) -> Result<AdminSettings, SettingsError> {
         model_root: layer.model_root,
         model_memory: layer.model_memory,
         key: AdminKey::read(layer.admin_key_file.as_deref())?,
+        max_catalog_bytes: layer.max_catalog_bytes.map_or(256 << 20, |size| size.0),
+        keep_catalogs: layer.keep_catalogs.unwrap_or(3),
     })
 }
 
