@@ -6,9 +6,11 @@
 
 use std::borrow::Cow;
 
+use beamline_model::error::ModelError;
 use beamline_scheduler::{Refusal, Unserved};
 
 use crate::api::{ErrorBody, ErrorDetail};
+use crate::runtime::LoadError;
 
 /// How many offending ids a message names.
 const NAMED: usize = 100;
@@ -80,6 +82,62 @@ pub enum Error {
     /// Another model than those served.
     #[error("model {0:?} is not served here; GET /v1/models lists those that are")]
     ModelNotFound(String),
+    /// Nothing is loaded.
+    #[error("no model is loaded")]
+    NoModel,
+    /// The model is loaded, this version of it is not.
+    #[error("the model has no such version loaded; GET /v1/models lists those that are")]
+    VersionNotFound,
+    /// The model has no such label.
+    #[error("the model has no such label; GET /v1/models lists those that it has")]
+    LabelNotFound,
+    /// No such snapshot is kept.
+    #[error("the version has no such catalog; GET its catalog to see those that are kept")]
+    CatalogNotFound,
+    /// A label still points at what should be unloaded.
+    #[error("the labels {} point at this version: move or delete them first", name(.0))]
+    VersionLabelled(Vec<String>),
+    /// The checkpoint is loaded under this name.
+    #[error("this checkpoint is loaded as version {0}; move a label, change its catalog, or unload it first")]
+    AlreadyLoaded(String),
+    /// Another load is not over.
+    #[error("another model is being loaded; try again when it is done")]
+    LoadInProgress,
+    /// There is no directory to load from.
+    #[error("this server loads no models over HTTP: it was started without --model-root")]
+    NoModelRoot,
+    /// A name that could be a path, or anything else but a name.
+    #[error(
+        "`{param}` is no name: it must begin with a letter or a digit, go on with those, `_`, `.` and `-`, be at most 64 \
+         characters long, and not hold `..`"
+    )]
+    InvalidName {
+        /// The field.
+        param: &'static str,
+    },
+    /// There is nothing under the root by this name.
+    #[error("there is no such checkpoint under the model root")]
+    CheckpointNotFound,
+    /// What a name leads to lies elsewhere.
+    #[error("the checkpoint, or a file of it, is a link that leads out of the model root")]
+    OutsideRoot,
+    /// A checkpoint cannot be served.
+    #[error("{message}")]
+    Refused {
+        /// Why, in short.
+        why: Refused,
+        /// Why, in full.
+        message: String,
+    },
+    /// The admin routes are not for everybody who can reach this server.
+    #[error(
+        "models and catalogs are changed only over loopback or with an admin key: listen on 127.0.0.1, or start the server \
+         with --admin-key-file"
+    )]
+    AdminDisabled,
+    /// No key, or a wrong one.
+    #[error("send the admin key as `authorization: Bearer KEY`")]
+    Unauthorized,
     /// No such path.
     #[error("no such path; GET /openapi.json describes all of them")]
     NotFound,
@@ -95,6 +153,9 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// The body is not declared to be JSON lines.
+    #[error("send the catalog as JSON lines with `content-type: application/x-ndjson`")]
+    NotLines,
     /// The body is not declared to be JSON.
     #[error("send the body with `content-type: application/json`")]
     UnsupportedMediaType,
@@ -121,6 +182,31 @@ pub enum Error {
     Internal,
 }
 
+/// Why a checkpoint cannot be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// A file is missing or cannot be read.
+    Unreadable,
+    /// A weight file is truncated, or contradicts itself.
+    Damaged,
+    /// config.json asks for what this build cannot do.
+    Unsupported,
+    /// The tensors have other names or shapes than config.json says.
+    Mismatch,
+    /// Weights are NaN or infinite.
+    NotFinite,
+    /// The tokenizer lacks the tokens of semantic IDs, or how they are written is not known.
+    Convention,
+    /// The catalog is missing, or has bad records.
+    Catalog,
+    /// A largest request would not fit into the limits.
+    Limits,
+    /// There is not so much memory free.
+    Memory,
+    /// It loads, and does not answer as it must.
+    Probe,
+}
+
 /// What the outside goes by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Class {
@@ -136,12 +222,25 @@ impl Error {
         let (kind, status) = match self {
             Self::InvalidJson(_) => ("invalid_json", 400),
             Self::InvalidRequest { .. } => ("invalid_request", 400),
+            Self::Unauthorized => ("unauthorized", 401),
+            Self::AdminDisabled => ("admin_disabled", 403),
+            Self::NoModelRoot => ("no_model_root", 403),
+            Self::OutsideRoot => ("outside_root", 403),
             Self::NotFound => ("not_found", 404),
+            Self::CheckpointNotFound => ("checkpoint_not_found", 404),
+            Self::CatalogNotFound => ("catalog_not_found", 404),
+            Self::LabelNotFound => ("label_not_found", 404),
+            Self::VersionNotFound => ("version_not_found", 404),
             Self::ModelNotFound(_) => ("model_not_found", 404),
             Self::MethodNotAllowed => ("method_not_allowed", 405),
             Self::RequestTimeout => ("request_timeout", 408),
+            Self::AlreadyLoaded(_) => ("already_loaded", 409),
+            Self::LoadInProgress => ("load_in_progress", 409),
+            Self::VersionLabelled(_) => ("version_labelled", 409),
+            Self::Refused { why: Refused::Memory, .. } => ("over_memory_budget", 409),
             Self::BodyTooLarge { .. } => ("body_too_large", 413),
-            Self::UnsupportedMediaType => ("unsupported_media_type", 415),
+            Self::UnsupportedMediaType | Self::NotLines => ("unsupported_media_type", 415),
+            Self::InvalidName { .. } => ("invalid_name", 422),
             Self::InvalidValue { .. } => ("invalid_value", 422),
             Self::LimitExceeded { .. } => ("limit_exceeded", 422),
             Self::NoKnownItems(_) => ("no_known_items", 422),
@@ -150,10 +249,20 @@ impl Error {
             Self::ContextTooLong { .. } => ("context_too_long", 422),
             Self::EmptyContext => ("empty_context", 422),
             Self::UnknownSidPrefix => ("unknown_sid_prefix", 422),
+            Self::Refused { why: Refused::Unreadable, .. } => ("checkpoint_unreadable", 422),
+            Self::Refused { why: Refused::Damaged, .. } => ("checkpoint_damaged", 422),
+            Self::Refused { why: Refused::Unsupported, .. } => ("checkpoint_unsupported", 422),
+            Self::Refused { why: Refused::Mismatch, .. } => ("tensors_mismatch", 422),
+            Self::Refused { why: Refused::NotFinite, .. } => ("weights_not_finite", 422),
+            Self::Refused { why: Refused::Convention, .. } => ("convention_mismatch", 422),
+            Self::Refused { why: Refused::Catalog, .. } => ("catalog_refused", 422),
+            Self::Refused { why: Refused::Limits, .. } => ("limits_exceeded", 422),
+            Self::Refused { why: Refused::Probe, .. } => ("probe_failed", 422),
             Self::Overloaded => ("overloaded", 429),
             Self::ComputationFailed => ("computation_failed", 500),
             Self::Internal => ("internal", 500),
             Self::Loading => ("loading", 503),
+            Self::NoModel => ("no_model", 503),
             Self::Draining => ("draining", 503),
             Self::Unhealthy => ("unhealthy", 503),
             Self::DeadlineExceeded => ("deadline_exceeded", 504),
@@ -165,7 +274,11 @@ impl Error {
     pub fn param(&self) -> Option<&str> {
         match self {
             Self::InvalidRequest { param, .. } => param.as_deref(),
-            Self::InvalidValue { param, .. } | Self::LimitExceeded { param, .. } => Some(param),
+            Self::InvalidName { param }
+            | Self::InvalidValue { param, .. }
+            | Self::LimitExceeded { param, .. } => Some(param),
+            Self::CatalogNotFound | Self::VersionNotFound | Self::VersionLabelled(_) => Some("version"),
+            Self::LabelNotFound => Some("label"),
             Self::NoKnownItems(_) | Self::UnknownItems(_) => Some("history"),
             Self::TokenOutOfRange { .. } => Some("token_ids"),
             Self::UnknownSidPrefix => Some("sid_prefix"),
@@ -178,7 +291,9 @@ impl Error {
     pub fn retry_after(&self) -> Option<u32> {
         match self {
             Self::Overloaded => Some(1),
-            Self::Loading | Self::Draining | Self::Unhealthy => Some(2),
+            Self::Loading | Self::LoadInProgress | Self::NoModel | Self::Draining | Self::Unhealthy => {
+                Some(2)
+            }
             _ => None,
         }
     }
@@ -192,6 +307,37 @@ impl Error {
                 param: self.param().map(str::to_owned),
             },
         }
+    }
+
+    /// No such model; the beginning of what the client sent is quoted back.
+    pub fn model_not_found(reference: &str) -> Self {
+        Self::ModelNotFound(reference.chars().take(64).collect())
+    }
+
+    /// A checkpoint that was refused. `redact` takes the paths of this machine out of a text.
+    pub fn refused(error: &LoadError, redact: impl Fn(&str) -> String) -> Self {
+        let why = match error {
+            LoadError::Model { source, .. } => match source {
+                ModelError::Read { .. } => Refused::Unreadable,
+                ModelError::Tensors { .. } => Refused::Damaged,
+                ModelError::Config(_) => Refused::Unsupported,
+                ModelError::Mismatch(_) => Refused::Mismatch,
+                ModelError::NotFinite { .. } => Refused::NotFinite,
+                ModelError::Tokenizer(_) | ModelError::Convention(_) => Refused::Convention,
+                ModelError::Limit(_) => Refused::Limits,
+                ModelError::Internal(_) => return Self::internal(error),
+            },
+            LoadError::Panicked => Refused::Damaged,
+            LoadError::NoConvention(_) => Refused::Convention,
+            LoadError::Catalog { .. } | LoadError::NoCatalog(_) | LoadError::Depth { .. } => Refused::Catalog,
+            // Of the moment, not of the model.
+            LoadError::Probe(error @ (Self::Overloaded | Self::Draining)) => return error.clone(),
+            LoadError::Limits(_) => Refused::Limits,
+            LoadError::Memory(_) => Refused::Memory,
+            LoadError::Probe(_) | LoadError::WrongAnswer(_) => Refused::Probe,
+            LoadError::Settings(_) | LoadError::Engine(_) => return Self::internal(error),
+        };
+        Self::Refused { why, message: redact(&error.to_string()) }
     }
 
     /// A bug or a failure of the machine: logged in full, told without detail.

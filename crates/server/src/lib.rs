@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | [`settings`] | flags, environment, config file and defaults, in this order |
 //! | [`runtime`] | from files on disk to a running engine |
+//! | [`registry`] | several versions of several models, and how one takes the place of another |
 //! | [`api`] | what is asked and answered, as JSON |
 //! | [`service`] | check, resolve, cut, submit, slate: the same for HTTP, batch and the command line |
 //! | [`error`] | everything that can go wrong for a request, with its type and status, in one table |
@@ -29,6 +30,7 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod openapi;
+pub mod registry;
 pub mod request_log;
 pub mod runtime;
 pub mod service;

@@ -4,6 +4,8 @@
 //!
 //! Buckets are dense from 1 to 150 ms, where answers should be.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use beamline_scheduler::EngineStats;
@@ -11,7 +13,7 @@ use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gau
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::api::Timings;
-use crate::service::Served;
+use crate::registry::Registry;
 
 const STAGE_SECONDS: &str = "beamline_stage_seconds";
 const HTTP_SECONDS: &str = "beamline_http_request_seconds";
@@ -99,15 +101,10 @@ pub fn answered(timings: &Timings, items: usize) {
     counter!("beamline_items_total").increment(items as u64);
 }
 
-/// Copies what the engine counts.
-pub fn publish(served: &Served, ready: bool) {
-    let EngineStats { scheduler, cache } = served.engine.stats();
-    let labels = [
-        ("name", served.name.clone()),
-        ("sha256", served.digest.clone()),
-        ("catalog_version", served.catalog.version().to_owned()),
-    ];
-    gauge!("beamline_model_info", &labels).set(1.0);
+/// Copies what the engines count.
+pub fn publish(registry: &Registry, ready: bool) {
+    let EngineStats { scheduler, cache } = registry.stats();
+    publish_models(registry);
     gauge!("beamline_ready").set(if ready { 1.0 } else { 0.0 });
     gauge!("beamline_requests_queued").set(scheduler.queued as f64);
     gauge!("beamline_requests_running").set(scheduler.running as f64);
@@ -138,6 +135,23 @@ pub fn publish(served: &Served, ready: bool) {
     counter!("beamline_prefix_tokens_total", "result" => "miss").absolute(scheduler.missed_tokens);
     counter!("beamline_page_evictions_total").absolute(cache.evictions);
     counter!("beamline_hash_collisions_total").absolute(cache.hash_collisions);
-    let age = served.heartbeat_age();
+    let age = registry.heartbeat_age();
     gauge!("beamline_engine_heartbeat_age_seconds").set(age.as_secs_f64());
+}
+
+/// 1 for every version with its catalog that is served, 0 for those that were.
+fn publish_models(registry: &Registry) {
+    static KNOWN: Mutex<BTreeSet<[String; 3]>> = Mutex::new(BTreeSet::new());
+    let now: BTreeSet<[String; 3]> = registry
+        .served()
+        .iter()
+        .map(|served| [served.name.clone(), served.digest.clone(), served.catalog.version().to_owned()])
+        .collect();
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    for model in known.union(&now) {
+        let [name, sha256, catalog_version] = model.clone();
+        let labels = [("name", name), ("sha256", sha256), ("catalog_version", catalog_version)];
+        gauge!("beamline_model_info", &labels).set(if now.contains(model) { 1.0 } else { 0.0 });
+    }
+    *known = now;
 }

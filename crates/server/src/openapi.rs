@@ -2,9 +2,10 @@
 //!
 //! A copy is committed as `openapi.json` beside the manifest; a test keeps it up to date.
 
-use utoipa::OpenApi;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::{Modify, OpenApi};
 
-use crate::http::handlers;
+use crate::http::{catalogs, handlers, models};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -15,14 +16,38 @@ use crate::http::handlers;
     paths(
         handlers::recommend,
         handlers::warm,
-        handlers::models,
+        models::list,
+        models::load,
+        models::unload,
+        models::set_label,
+        models::remove_label,
+        catalogs::list,
+        catalogs::replace,
+        catalogs::patch,
+        catalogs::roll_back,
         handlers::livez,
         handlers::readyz,
         handlers::metrics,
         handlers::openapi
-    )
+    ),
+    modifiers(&AdminScheme)
 )]
 struct Api;
+
+/// Says how the admin key is sent.
+struct AdminScheme;
+
+impl Modify for AdminScheme {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let mut http = Http::new(HttpAuthScheme::Bearer);
+        http.description = Some(
+            "The admin key. A server without one takes changes only while it listens on a loopback address."
+                .into(),
+        );
+        let components = openapi.components.get_or_insert_default();
+        components.add_security_scheme("admin_key", SecurityScheme::Http(http));
+    }
+}
 
 /// The description as JSON, pretty-printed, with a line end.
 ///

@@ -1,17 +1,20 @@
-//! The JSON of the API: what is asked ([`request`]) and what is answered ([`response`]).
+//! The JSON of the API: what is asked ([`request`], and [`admin`] of models and catalogs) and what is answered ([`response`]).
 //!
 //! Place in the flow: between the outside (HTTP bodies, lines of a batch file) and [`crate::service`]. The comments of
 //! the fields are the documentation in `/openapi.json`, so they are written for clients.
 //!
 //! What this must not know: HTTP, the engine.
 
+pub mod admin;
 pub mod request;
 pub mod response;
 
+pub use admin::{CatalogPatch, CatalogVersionRequest, LoadRequest, NewItem, Retag, VersionRequest};
 pub use request::{Filters, HistoryAction, Normalization, RecommendRequest, WarmRequest, parse, parse_value};
 pub use response::{
-    CatalogInfo, Degraded, DegradedReason, ErrorBody, ErrorDetail, Health, Item, ModelInfo, ModelList,
-    ModelName, ModelState, Reason, RecommendResponse, Timings, Usage, WarmResponse,
+    CatalogInfo, CatalogList, Degraded, DegradedReason, ErrorBody, ErrorDetail, Health, Item, MemoryBudget,
+    MemoryInfo, ModelInfo, ModelList, ModelName, ModelState, Reason, RecommendResponse, Timings, Usage,
+    WarmResponse,
 };
 
 use utoipa::ToSchema;

@@ -39,7 +39,8 @@ pub struct RecommendRequest {
     /// Width of the beam, at least `num_items`. Default 50, or `num_items` if that is more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beam_width: Option<u64>,
-    /// Name of the model. Default: the one that is served.
+    /// The model: `name` for the version that its label `stable` points at, `name@label`, or `name@version` with the
+    /// first 12 digits of the checkpoint's sha256. Default: the name that the server was started with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     /// What probabilities are relative to.
@@ -75,7 +76,8 @@ pub struct WarmRequest {
     pub token_ids: Option<Vec<u32>>,
     /// The context as text.
     pub prompt: Option<String>,
-    /// Name of the model. Default: the one that is served.
+    /// The model: `name` for the version that its label `stable` points at, `name@label`, or `name@version` with the
+    /// first 12 digits of the checkpoint's sha256. Default: the name that the server was started with.
     pub model: Option<String>,
     /// Milliseconds after which the work is dropped.
     pub timeout_ms: Option<u64>,

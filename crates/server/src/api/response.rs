@@ -1,6 +1,6 @@
 //! What is answered.
 
-use beamline_catalog::SidPart;
+use beamline_catalog::{Catalog, SidPart};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -142,11 +142,35 @@ pub struct Timings {
 /// The models that are served.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct ModelList {
-    /// One entry per model.
+    /// One entry per loaded version, by name and version.
     pub models: Vec<ModelInfo>,
+    /// The name that answers requests that name no model.
+    pub default: String,
+    /// The name of the model that is being loaded, if one is.
+    pub loading: Option<String>,
+    /// Memory of all versions, those that finish their last requests included.
+    pub memory: MemoryBudget,
 }
 
-/// A model that is served.
+/// Memory of all versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct MemoryBudget {
+    /// Bytes of weights and KV pages.
+    pub used_bytes: u64,
+    /// Most of them, if there is a limit.
+    pub limit_bytes: Option<u64>,
+}
+
+/// Memory of a version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct MemoryInfo {
+    /// Weights, at most.
+    pub weights_bytes: u64,
+    /// KV pages.
+    pub kv_bytes: u64,
+}
+
+/// A version of a model that is served.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct ModelInfo {
     /// Name by which it is asked for.
@@ -171,6 +195,10 @@ pub struct ModelInfo {
     pub generated_steps: u64,
     /// Its catalog.
     pub catalog: CatalogInfo,
+    /// What it takes.
+    pub memory: MemoryInfo,
+    /// Labels that point at it.
+    pub labels: Vec<String>,
     /// Whether requests are taken.
     pub state: ModelState,
 }
@@ -183,6 +211,8 @@ pub enum ModelState {
     Ready,
     /// The server is shutting down.
     Draining,
+    /// It was taken out of service, and its memory is free.
+    Unloaded,
 }
 
 /// A catalog snapshot.
@@ -194,6 +224,28 @@ pub struct CatalogInfo {
     pub items: u64,
     /// Distinct semantic IDs.
     pub leaves: u64,
+}
+
+impl CatalogInfo {
+    /// Of a catalog.
+    pub fn of(catalog: &Catalog) -> Self {
+        Self {
+            version: catalog.version().to_owned(),
+            items: catalog.num_items() as u64,
+            leaves: catalog.num_leaves() as u64,
+        }
+    }
+}
+
+/// The catalogs of a version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct CatalogList {
+    /// The version.
+    pub model: ModelName,
+    /// The catalog that new requests get.
+    pub current: String,
+    /// All that are kept, in the order in which they came.
+    pub versions: Vec<CatalogInfo>,
 }
 
 /// The answer of a health check.

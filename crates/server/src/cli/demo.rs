@@ -13,8 +13,8 @@ use serde_json::json;
 use super::{output, serve};
 use crate::api::{self, RecommendRequest};
 use crate::logging;
-use crate::service::Service;
-use crate::settings::{Flags, HttpLayer, Settings};
+use crate::registry::Registry;
+use crate::settings::{AdminLayer, Flags, HttpLayer, Settings};
 
 /// Where the demo lies within the project.
 const DEMO: &str = "weights/demo/checkpoint";
@@ -36,17 +36,19 @@ pub(super) struct Args {
     flags: Flags,
     #[command(flatten)]
     http: HttpLayer,
+    #[command(flatten)]
+    admin: AdminLayer,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut settings = Settings::resolve(args.flags, args.http)?;
+    let mut settings = Settings::resolve_server(args.flags, args.http, args.admin)?;
     settings.model.checkpoint = Some(match settings.model.checkpoint {
         Some(named) => named,
         None => find(args.demo_dir)?,
     });
     logging::start(&settings.log, "info")?;
     let visitor = settings.model.checkpoint.as_deref().and_then(visitor);
-    serve::serve(settings, |service, address| announce(service, address, visitor.unwrap_or_default()))
+    serve::serve(settings, |registry, address| announce(registry, address, visitor.unwrap_or_default()))
 }
 
 /// The newest items of the first visitor, if there is one. The demo works without.
@@ -77,7 +79,8 @@ fn find(named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
 }
 
 /// Says what to try.
-fn announce(service: &Service, address: SocketAddr, mut visitor: Vec<String>) -> io::Result<()> {
+fn announce(registry: &Registry, address: SocketAddr, mut visitor: Vec<String>) -> io::Result<()> {
+    let service = registry.resolve(None).map_err(io::Error::other)?;
     let catalog = &service.served().catalog;
     visitor.retain(|item| catalog.item(item).is_some());
     if visitor.is_empty() {

@@ -18,10 +18,9 @@ use tracing::{info, warn};
 use super::{output, tokio_runtime};
 use crate::http::listen::Connections;
 use crate::http::{App, SharedApp, router};
+use crate::registry::Registry;
 use crate::request_log::RequestLog;
-use crate::runtime::{Runtime, Scale};
-use crate::service::Service;
-use crate::settings::{Flags, HttpLayer, Settings};
+use crate::settings::{AdminLayer, Flags, HttpLayer, Settings};
 use crate::{logging, metrics};
 
 /// How often samples are moved into histograms when nobody asks for them.
@@ -32,6 +31,7 @@ const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 #[command(after_help = "\
 Try it:
   beamline serve --checkpoint DIR
+  beamline serve --checkpoint DIR --model-root DIR    and load others while it runs: see docs/OPERATIONS.md
   curl -s http://127.0.0.1:8080/v1/recommend -H 'content-type: application/json' \\
        -d '{\"history\": [{\"item_id\": \"an item of your catalog\"}], \"num_items\": 5}'
 
@@ -42,11 +42,16 @@ pub(super) struct Args {
     flags: Flags,
     #[command(flatten)]
     http: HttpLayer,
+    #[command(flatten)]
+    admin: AdminLayer,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let settings = Settings::resolve(args.flags, args.http)?;
-    settings.model.checkpoint()?;
+    let settings = Settings::resolve_server(args.flags, args.http, args.admin)?;
+    // With a root to load from, it may begin with nothing.
+    if settings.admin.model_root.is_none() {
+        settings.model.checkpoint()?;
+    }
     logging::start(&settings.log, "info")?;
     serve(settings, |_, _| Ok(()))
 }
@@ -54,7 +59,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// Serves until a signal comes. `announce` is called when the model is ready.
 pub(super) fn serve(
     settings: Settings,
-    announce: impl FnOnce(&Service, SocketAddr) -> io::Result<()>,
+    announce: impl FnOnce(&Registry, SocketAddr) -> io::Result<()>,
 ) -> anyhow::Result<ExitCode> {
     let tokio = tokio_runtime()?;
     let result = tokio.block_on(serve_async(settings, announce));
@@ -65,7 +70,7 @@ pub(super) fn serve(
 
 async fn serve_async(
     settings: Settings,
-    announce: impl FnOnce(&Service, SocketAddr) -> io::Result<()>,
+    announce: impl FnOnce(&Registry, SocketAddr) -> io::Result<()>,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("cannot wait for signals")?;
     let listener = bind(settings.http.listen).await?;
@@ -76,7 +81,7 @@ async fn serve_async(
 
     let request_log = settings.request_log.as_ref().map(RequestLog::start).transpose()?;
     let requests = settings.engine.max_running.saturating_add(settings.engine.max_queued);
-    let app: SharedApp = Arc::new(App::new(settings.http, metrics.clone(), requests));
+    let app: SharedApp = Arc::new(App::new(settings.http, &settings.admin, metrics.clone(), requests));
     if let Some(log) = request_log {
         // Nobody has set another before.
         let _ = app.request_log.set(log);
@@ -98,18 +103,18 @@ async fn serve_async(
 
     let patience = settings.http.drain_timeout;
     let delay = settings.http.drain_delay;
-    let loading = tokio::task::spawn_blocking(move || Runtime::load(&settings, Scale::Server));
-    let runtime = tokio::select! {
+    let loading = tokio::task::spawn_blocking(move || Registry::start(settings));
+    let registry = tokio::select! {
         loaded = loading => loaded.context("loading panicked")??,
         () = signals.next() => {
             info!("stopped while loading");
             return Ok(());
         }
     };
-    runtime.probe().await?;
-    app.set_ready(runtime.service.clone());
+    let registry = Arc::new(registry);
+    app.set_ready(Arc::clone(&registry));
     info!(%address, "ready");
-    announce(&runtime.service, address)?;
+    announce(&registry, address)?;
 
     signals.next().await;
     info!("draining");
@@ -118,7 +123,7 @@ async fn serve_async(
         tokio::time::sleep(delay).await;
         stop.notify_one();
         let _ = accepting.await;
-        let finished = finish(runtime, connections, patience).await;
+        let finished = finish(registry, connections, patience).await;
         close_request_log(&app, patience).await;
         finished
     };
@@ -135,14 +140,18 @@ async fn serve_async(
 }
 
 /// Lets requests in flight finish.
-async fn finish(runtime: Runtime, connections: Arc<Connections>, patience: Duration) -> anyhow::Result<()> {
+async fn finish(
+    registry: Arc<Registry>,
+    connections: Arc<Connections>,
+    patience: Duration,
+) -> anyhow::Result<()> {
     // Requests that have arrived are still answered; connections close after the one they are at.
     if let Some(connections) = Arc::into_inner(connections)
         && tokio::time::timeout(patience, connections.end()).await.is_err()
     {
         warn!("some requests did not finish in time");
     }
-    let drained = tokio::task::spawn_blocking(move || runtime.drain(Duration::ZERO));
+    let drained = tokio::task::spawn_blocking(move || registry.drain(Duration::ZERO));
     drained.await.context("draining panicked")?.context("the engine died")
 }
 

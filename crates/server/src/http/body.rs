@@ -17,10 +17,36 @@ use crate::error::Error;
 ///
 /// When the body is none.
 pub async fn read<T: DeserializeOwned>(app: &App, request: Request) -> Result<T, Error> {
-    if !is_json(&request) {
+    read_up_to(app, request, app.settings.max_body_bytes).await
+}
+
+/// As [`read`], with a limit of its own.
+///
+/// # Errors
+///
+/// When the body is none.
+pub async fn read_up_to<T: DeserializeOwned>(app: &App, request: Request, limit: usize) -> Result<T, Error> {
+    if !media(&request).is_some_and(|media| is_json(&media)) {
         return Err(Error::UnsupportedMediaType);
     }
-    let limit = app.settings.max_body_bytes;
+    api::parse(&bytes(app, request, limit).await?)
+}
+
+/// Reads the lines of a catalog.
+///
+/// # Errors
+///
+/// When the body is none.
+pub async fn read_lines(app: &App, request: Request) -> Result<Bytes, Error> {
+    const LINES: [&str; 4] =
+        ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"];
+    if !media(&request).is_some_and(|media| LINES.contains(&media.as_str())) {
+        return Err(Error::NotLines);
+    }
+    bytes(app, request, app.max_catalog_bytes).await
+}
+
+async fn bytes(app: &App, mut request: Request, limit: usize) -> Result<Bytes, Error> {
     let declared = request
         .headers()
         .get(header::CONTENT_LENGTH)
@@ -28,21 +54,20 @@ pub async fn read<T: DeserializeOwned>(app: &App, request: Request) -> Result<T,
     if declared.is_some_and(|length| length > limit as u64) {
         return Err(Error::BodyTooLarge { limit });
     }
-    let mut request = request;
     DefaultBodyLimit::max(limit).apply(&mut request);
     let body = tokio::time::timeout(app.settings.read_timeout, Bytes::from_request(request, &())).await;
-    let body = body.map_err(|_| Error::RequestTimeout)?.map_err(|rejection| match rejection.status() {
+    body.map_err(|_| Error::RequestTimeout)?.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => Error::BodyTooLarge { limit },
         _ => Error::InvalidRequest { message: "the body could not be read to its end".into(), param: None },
-    })?;
-    api::parse(&body)
+    })
 }
 
-fn is_json(request: &Request) -> bool {
-    let Some(value) = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok())
-    else {
-        return false;
-    };
-    let media = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+/// What the body is declared to be.
+fn media(request: &Request) -> Option<String> {
+    let value = request.headers().get(header::CONTENT_TYPE)?.to_str().ok()?;
+    Some(value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
+}
+
+fn is_json(media: &str) -> bool {
     media == "application/json" || (media.starts_with("application/") && media.ends_with("+json"))
 }

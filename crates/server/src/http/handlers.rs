@@ -8,9 +8,7 @@ use serde_json::json;
 
 use super::middleware::RequestId;
 use super::{SharedApp, body, reply};
-use crate::api::{
-    ErrorBody, Health, ModelList, ModelState, RecommendRequest, RecommendResponse, WarmRequest, WarmResponse,
-};
+use crate::api::{ErrorBody, Health, RecommendRequest, RecommendResponse, WarmRequest, WarmResponse};
 use crate::error::Error;
 use crate::{metrics as metering, openapi as description};
 
@@ -38,9 +36,11 @@ pub async fn recommend(
     Extension(RequestId(id)): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, Error> {
-    let service = app.service()?;
+    let registry = app.registry()?;
     let _place = app.take_place()?;
-    let request: RecommendRequest = body::read(&app, request).await?;
+    let mut request: RecommendRequest = body::read(&app, request).await?;
+    // From here on, the request belongs to this version and this catalog.
+    let service = registry.resolve(request.model.take().as_deref())?;
     let logged = app.request_log.get().map(|log| (log, log.asked(&request)));
     let answer = service.recommend(request, id).await?;
     if let Some((log, pending)) = logged {
@@ -69,22 +69,14 @@ pub async fn warm(
     Extension(RequestId(id)): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, Error> {
-    let service = app.service()?;
+    let registry = app.registry()?;
     let _place = app.take_place()?;
-    let request: WarmRequest = body::read(&app, request).await?;
+    let mut request: WarmRequest = body::read(&app, request).await?;
+    // From here on, the request belongs to this version and this catalog.
+    let service = registry.resolve(request.model.take().as_deref())?;
     let answer = service.warm(request, id).await?;
     metering::answered(&answer.timings_ms, 0);
     Ok(reply::timed(&answer, &answer.timings_ms))
-}
-
-/// The models that are served.
-#[utoipa::path(
-    get, path = "/v1/models", tag = "models",
-    responses((status = 200, description = "All of them.", body = ModelList), (status = 503, description = "Still loading.", body = ErrorBody))
-)]
-pub async fn models(State(app): State<SharedApp>) -> Result<Json<ModelList>, Error> {
-    let state = if app.is_draining() { ModelState::Draining } else { ModelState::Ready };
-    Ok(Json(ModelList { models: vec![app.service()?.served().info(state)] }))
 }
 
 /// Whether the process is alive: its engine's loop comes round. Restart it if not.
@@ -94,9 +86,9 @@ pub async fn models(State(app): State<SharedApp>) -> Result<Json<ModelList>, Err
 )]
 pub async fn livez(State(app): State<SharedApp>) -> Result<Json<Health>, Error> {
     // While loading there is no engine that could hang.
-    if let Ok(service) = app.service()
+    if let Ok(registry) = app.registry()
         && !app.is_draining()
-        && service.served().heartbeat_age() > app.settings.liveness_timeout
+        && registry.heartbeat_age() > app.settings.liveness_timeout
     {
         return Err(Error::Unhealthy);
     }
@@ -112,7 +104,7 @@ pub async fn readyz(State(app): State<SharedApp>) -> Result<Json<Health>, Error>
     if app.is_draining() {
         return Err(Error::Draining);
     }
-    app.service()?;
+    app.registry()?.resolve(None)?;
     livez(State(app)).await
 }
 
@@ -122,8 +114,8 @@ pub async fn readyz(State(app): State<SharedApp>) -> Result<Json<Health>, Error>
     responses((status = 200, description = "Prometheus text format.", body = String, content_type = "text/plain"))
 )]
 pub async fn metrics(State(app): State<SharedApp>) -> Response {
-    if let Ok(service) = app.service() {
-        metering::publish(service.served(), !app.is_draining());
+    if let Ok(registry) = app.registry() {
+        metering::publish(registry, !app.is_draining());
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.metrics.render())
         .into_response()

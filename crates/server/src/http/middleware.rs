@@ -85,9 +85,34 @@ impl Drop for Watch {
 
 /// Paths as labels: what clients make up is not one.
 fn endpoint(path: &str) -> &'static str {
-    const KNOWN: [&str; 8] =
-        ["/v1/recommend", "/v1/warm", "/v1/models", "/livez", "/readyz", "/metrics", "/openapi.json", "/"];
-    KNOWN.into_iter().find(|known| *known == path).unwrap_or("other")
+    const KNOWN: [&str; 13] = [
+        "/v1/recommend",
+        "/v1/warm",
+        "/v1/models",
+        "/v1/models/{}/load",
+        "/v1/models/{}/unload",
+        "/v1/models/{}/labels/{}",
+        "/v1/models/{}/catalog",
+        "/v1/models/{}/catalog/rollback",
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/openapi.json",
+        "/",
+    ];
+    KNOWN.into_iter().find(|known| is_like(known, path)).unwrap_or("other")
+}
+
+/// Whether a path is that of a route; `{}` stands for any component.
+fn is_like(route: &str, path: &str) -> bool {
+    let (mut route, mut path) = (route.split('/'), path.split('/'));
+    loop {
+        match (route.next(), path.next()) {
+            (None, None) => return true,
+            (Some(known), Some(given)) if known == given || known == "{}" => {}
+            _ => return false,
+        }
+    }
 }
 
 fn given(headers: &HeaderMap) -> Option<String> {
@@ -106,6 +131,17 @@ fn generate() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_become_routes() {
+        assert_eq!(endpoint("/v1/models"), "/v1/models");
+        assert_eq!(endpoint("/v1/models/shop/load"), "/v1/models/{}/load");
+        assert_eq!(endpoint("/v1/models/shop/labels/stable"), "/v1/models/{}/labels/{}");
+        assert_eq!(endpoint("/"), "/");
+        for other in ["", "/v1", "/v1/models/", "/v1/models/a/b/load", "/v1/models/shop/load/"] {
+            assert_eq!(endpoint(other), "other", "{other}");
+        }
+    }
 
     #[test]
     fn ids_are_taken_over_if_they_are_harmless() {

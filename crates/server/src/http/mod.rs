@@ -3,6 +3,9 @@
 //! | module | one idea |
 //! | --- | --- |
 //! | [`handlers`] | one function per route: read, ask the service, write |
+//! | [`models`] | the routes that list and change models |
+//! | [`catalogs`] | the routes that show and change catalogs |
+//! | [`admin`] | who may change them |
 //! | [`body`] | bodies are read with limits and in time, and errors say what is wrong |
 //! | [`middleware`] | request ids, the access log, request metrics, panics |
 //! | [`reply`] | answers and errors as responses |
@@ -10,10 +13,13 @@
 //!
 //! Invariant: a client that hangs up drops its handler, and with it its request in the engine.
 
+pub mod admin;
 pub mod body;
+pub mod catalogs;
 pub mod handlers;
 pub mod listen;
 pub mod middleware;
+pub mod models;
 pub mod reply;
 #[cfg(test)]
 mod tests;
@@ -22,15 +28,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use axum::Router;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::error::Error;
+use crate::registry::Registry;
 use crate::request_log::RequestLog;
-use crate::service::Service;
-use crate::settings::HttpSettings;
+use crate::settings::{AdminKey, AdminSettings, HttpSettings};
 
 /// Bodies that may be in the process of being read beyond what the engine can hold.
 const SPARE_REQUESTS: usize = 64;
@@ -44,7 +50,11 @@ pub struct App {
     pub metrics: PrometheusHandle,
     /// Where answers are logged, if they are.
     pub request_log: OnceLock<RequestLog>,
-    service: OnceLock<Service>,
+    /// What changes need.
+    pub admin_key: Option<AdminKey>,
+    /// Largest catalog that is read.
+    pub max_catalog_bytes: usize,
+    registry: OnceLock<Arc<Registry>>,
     draining: AtomicBool,
     /// Requests whose bodies are in memory. Beyond that, new ones are refused unread.
     requests: Semaphore,
@@ -55,22 +65,29 @@ pub type SharedApp = Arc<App>;
 
 impl App {
     /// An app that is still loading, for an engine that holds at most `requests` requests.
-    pub fn new(settings: HttpSettings, metrics: PrometheusHandle, requests: usize) -> Self {
+    pub fn new(
+        settings: HttpSettings,
+        admin: &AdminSettings,
+        metrics: PrometheusHandle,
+        requests: usize,
+    ) -> Self {
         let permits = requests.saturating_add(SPARE_REQUESTS).min(Semaphore::MAX_PERMITS);
         Self {
             settings,
             metrics,
             request_log: OnceLock::new(),
-            service: OnceLock::new(),
+            admin_key: admin.key.clone(),
+            max_catalog_bytes: admin.max_catalog_bytes,
+            registry: OnceLock::new(),
             draining: AtomicBool::new(false),
             requests: Semaphore::new(permits),
         }
     }
 
-    /// The model is loaded and has answered a probe.
-    pub fn set_ready(&self, service: Service) {
-        // It is called once; a second service would not be used.
-        let _ = self.service.set(service);
+    /// What was to be loaded at the start is loaded and has answered a probe.
+    pub fn set_ready(&self, registry: Arc<Registry>) {
+        // It is called once; a second registry would not be used.
+        let _ = self.registry.set(registry);
     }
 
     /// From now on /readyz says no.
@@ -83,13 +100,13 @@ impl App {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// The service, once there is one.
+    /// The models, once there are any.
     ///
     /// # Errors
     ///
     /// [`Error::Loading`] before.
-    pub fn service(&self) -> Result<&Service, Error> {
-        self.service.get().ok_or(Error::Loading)
+    pub fn registry(&self) -> Result<&Arc<Registry>, Error> {
+        self.registry.get().ok_or(Error::Loading)
     }
 
     /// A place for one request.
@@ -107,7 +124,12 @@ pub fn router(app: SharedApp) -> Router {
     let routes = Router::new()
         .route("/v1/recommend", post(handlers::recommend))
         .route("/v1/warm", post(handlers::warm))
-        .route("/v1/models", get(handlers::models))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{name}/load", post(models::load))
+        .route("/v1/models/{name}/unload", post(models::unload))
+        .route("/v1/models/{name}/labels/{label}", put(models::set_label).delete(models::remove_label))
+        .route("/v1/models/{name}/catalog", get(catalogs::list).put(catalogs::replace).patch(catalogs::patch))
+        .route("/v1/models/{name}/catalog/rollback", post(catalogs::roll_back))
         .route("/livez", get(handlers::livez))
         .route("/readyz", get(handlers::readyz))
         .route("/metrics", get(handlers::metrics))

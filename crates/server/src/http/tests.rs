@@ -19,7 +19,8 @@ fn settings() -> HttpSettings {
 }
 
 fn app() -> SharedApp {
-    Arc::new(App::new(settings(), PrometheusBuilder::new().build_recorder().handle(), 1))
+    let admin = Settings::resolve(Flags::default(), HttpLayer::default()).unwrap().admin;
+    Arc::new(App::new(settings(), &admin, PrometheusBuilder::new().build_recorder().handle(), 1))
 }
 
 /// Serves a router while `ask` asks.

@@ -9,7 +9,7 @@ use super::LoadError;
 use crate::settings::{ModelSettings, SettingsError};
 
 /// What is meant to be served: used by subcommands that look at a checkpoint without running it, too.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Files {
     /// The checkpoint directory.
     pub checkpoint: PathBuf,
@@ -41,10 +41,13 @@ impl Files {
     pub fn format(&self) -> Result<Format, LoadError> {
         let beside = self.checkpoint.join("convention.json");
         let file = match &self.convention {
-            // What is no file and looks like a name is one.
-            Some(name) if !Path::new(name).exists() && !name.contains(['/', '.']) => {
-                return Format::preset(name).map_err(|source| self.blame(source));
-            }
+            // A preset wins over a file of its name, so that what a client names is never looked for in the directory
+            // in which the server happens to run. What is no file and looks like a name is meant as one, too.
+            Some(name) if !name.contains(['/', '.']) => match Format::preset(name) {
+                Ok(format) => return Ok(format),
+                Err(source) if !Path::new(name).exists() => return Err(self.blame(source)),
+                Err(_) => PathBuf::from(name),
+            },
             Some(file) => PathBuf::from(file),
             None if beside.exists() => beside,
             None => return Err(LoadError::NoConvention(self.checkpoint.clone())),

@@ -4,6 +4,7 @@
 
 use beamline_catalog::{Catalog, Leaf};
 use beamline_kv_cache::CacheConfig;
+use beamline_model::checkpoint::Checkpoint;
 use beamline_model::convention::Convention;
 use beamline_model::cpu::pages::PAGE_SIZE;
 use beamline_model::error::ModelError;
@@ -92,6 +93,27 @@ pub(super) fn pages(
     }
     u32::try_from(pages)
         .map_err(|_| LoadError::Limits(format!("{pages} pages are more than can be numbered")))
+}
+
+/// Bytes of the weights once they are loaded, in single precision; an upper bound, from the header alone.
+pub(super) fn weights(checkpoint: &Checkpoint, positions: usize) -> usize {
+    let config = checkpoint.config();
+    // Rows of matrices are packed in panels, the last of which may be half empty.
+    let packed = checkpoint.tensors().entries().values().map(|entry| match entry.shape.as_slice() {
+        [rows, rest @ ..] if !rest.is_empty() => {
+            rest.iter().fold(rows.saturating_add(PAGE_SIZE), |bytes, size| bytes.saturating_mul(*size))
+        }
+        shape => shape.iter().product(),
+    });
+    let values = packed.fold(0_usize, usize::saturating_add);
+    // The output matrix is a copy of its own, packed another way than the embedding.
+    let tied = if config.tied_head {
+        config.vocab_size.saturating_add(PAGE_SIZE).saturating_mul(config.hidden_size)
+    } else {
+        0
+    };
+    let rotary = positions.saturating_mul(config.head_dim);
+    values.saturating_add(tied).saturating_add(rotary).saturating_mul(4)
 }
 
 pub(super) fn scheduler_config(settings: &Settings, largest: LargestRequest) -> SchedulerConfig {

@@ -35,7 +35,7 @@ use checks::Asked;
 use context::Context;
 
 pub use history::PromptLayout;
-pub use served::Served;
+pub use served::{Lease, Memory, Served};
 
 /// Work of preparing a request beyond which other requests should not wait for it on this thread.
 const LONG_PROMPT_BYTES: usize = 16 << 10;
@@ -74,6 +74,17 @@ impl Service {
     /// The model.
     pub fn served(&self) -> &Arc<Served> {
         &self.served
+    }
+
+    /// The same limits over another model, or the same model with another catalog.
+    #[must_use]
+    pub fn over(&self, served: Arc<Served>) -> Self {
+        Self { served, ..self.clone() }
+    }
+
+    /// Most items of an answer.
+    pub fn most_items(&self) -> u64 {
+        self.limits.max_num_items as u64
     }
 
     /// Recommends items.
@@ -163,7 +174,7 @@ impl Service {
 
     fn find(&self, name: Option<&str>) -> Result<&Served, Error> {
         match name {
-            Some(name) if name != self.served.name => Err(Error::ModelNotFound(clip(name))),
+            Some(name) if name != self.served.name => Err(Error::model_not_found(name)),
             _ => Ok(&self.served),
         }
     }

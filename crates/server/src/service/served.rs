@@ -1,7 +1,7 @@
 //! A model that is served: what requests need of it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use beamline_catalog::Catalog;
@@ -12,13 +12,37 @@ use beamline_model::executor::{Found, Job};
 use beamline_scheduler::EngineHandle;
 
 use super::PromptLayout;
-use crate::api::{CatalogInfo, ModelInfo, ModelName, ModelState};
+use crate::api::{CatalogInfo, MemoryInfo, ModelInfo, ModelName, ModelState};
 
 /// Digits of the digest that make a version.
 const VERSION_DIGITS: usize = 12;
 
-/// A loaded model with its convention, its catalog and the engine that runs it.
-#[derive(Debug)]
+/// Held by whoever may still ask a model: its engine is ended after the last one is gone.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    _held: mpsc::Sender<()>,
+}
+
+impl Lease {
+    /// A lease, and what is closed when it and all its clones are gone.
+    pub fn new() -> (Self, mpsc::Receiver<()>) {
+        let (held, gone) = mpsc::channel();
+        (Self { _held: held }, gone)
+    }
+}
+
+/// Bytes that a version takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Weights.
+    pub weights: usize,
+    /// KV pages.
+    pub kv: usize,
+}
+
+/// A loaded model with its convention, its catalog and the engine that runs it. It never changes: another catalog makes
+/// another one, over the same engine, and a request stays with the one that it began with.
+#[derive(Clone, Debug)]
 pub struct Served {
     /// Name by which requests ask for it.
     pub name: String,
@@ -28,8 +52,10 @@ pub struct Served {
     pub config: Config,
     /// Values in the checkpoint.
     pub parameters: usize,
+    /// What it takes.
+    pub memory: Memory,
     /// How histories become tokens.
-    pub convention: Convention,
+    pub convention: Arc<Convention>,
     /// What may be recommended.
     pub catalog: Arc<Catalog>,
     /// Most tokens of a context.
@@ -39,7 +65,9 @@ pub struct Served {
     /// Where requests go.
     pub engine: EngineHandle<Job, Found>,
     /// Whether it takes no more requests.
-    pub draining: AtomicBool,
+    pub draining: Arc<AtomicBool>,
+    /// Keeps the engine.
+    pub lease: Lease,
 }
 
 impl Served {
@@ -75,7 +103,7 @@ impl Served {
         Duration::from_micros(self.engine.now().since(self.engine.heartbeat()).0)
     }
 
-    /// What `/v1/models` tells.
+    /// What `/v1/models` tells, but for the labels, which are not known here.
     pub fn info(&self, state: ModelState) -> ModelInfo {
         let ModelName { name, version, sha256 } = self.model_name();
         ModelInfo {
@@ -89,11 +117,9 @@ impl Served {
             max_history_items: self.layout.max_items(self.context_limit) as u64,
             levels: self.catalog.depth() as u64,
             generated_steps: self.convention.steps().len() as u64,
-            catalog: CatalogInfo {
-                version: self.catalog.version().to_owned(),
-                items: self.catalog.num_items() as u64,
-                leaves: self.catalog.num_leaves() as u64,
-            },
+            catalog: CatalogInfo::of(&self.catalog),
+            memory: MemoryInfo { weights_bytes: self.memory.weights as u64, kv_bytes: self.memory.kv as u64 },
+            labels: Vec::new(),
             state,
         }
     }

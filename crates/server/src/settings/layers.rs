@@ -160,6 +160,32 @@ layer! {
 }
 
 layer! {
+    /// Changing models and catalogs while the server runs.
+    #[command(next_help_heading = "Models and catalogs over HTTP")]
+    pub struct AdminLayer {
+        /// Directory whose checkpoints may be loaded over HTTP: DIR/NAME, or DIR/NAME/ANYTHING for several of one
+        /// model. Nothing outside it is ever opened for a client [default: none, so none can be loaded].
+        #[arg(long, value_name = "DIR", env = "BEAMLINE_MODEL_ROOT")]
+        pub model_root: PathBuf,
+        /// Memory for the weights and contexts of all versions together, such as 16GiB. A load that does not fit is
+        /// refused, so leave room for two versions to swap one for the other [default: no limit].
+        #[arg(long, value_name = "SIZE", env = "BEAMLINE_MODEL_MEMORY")]
+        pub model_memory: ByteSize,
+        /// File with the key that changes need, sent as `Authorization: Bearer KEY`; or put the key itself into
+        /// BEAMLINE_ADMIN_KEY. Without a key, changes are taken only while listening on a loopback address; set one
+        /// when a proxy forwards to that [default: none].
+        #[arg(long, value_name = "FILE", env = "BEAMLINE_ADMIN_KEY_FILE")]
+        pub admin_key_file: PathBuf,
+        /// Largest catalog, or change of one, that is taken over HTTP [default: 256MiB].
+        #[arg(long, value_name = "SIZE", env = "BEAMLINE_MAX_CATALOG_BYTES")]
+        pub max_catalog_bytes: ByteSize,
+        /// Earlier catalogs of a version that are kept in memory to roll back to [default: 3].
+        #[arg(long, value_name = "N", env = "BEAMLINE_KEEP_CATALOGS")]
+        pub keep_catalogs: usize,
+    }
+}
+
+layer! {
     /// The log.
     #[command(next_help_heading = "Log")]
     pub struct LogLayer {

@@ -5,6 +5,7 @@
 //!
 //! Invariant: a key of the file that no setting has is an error, so that a misspelt one is noticed.
 
+pub mod key;
 pub mod layers;
 pub mod size;
 #[cfg(test)]
@@ -17,7 +18,10 @@ use std::time::Duration;
 use clap::Args;
 use serde::Deserialize;
 
-pub use layers::{EngineLayer, HistoryCut, HttpLayer, LimitsLayer, LogFormat, LogLayer, ModelLayer};
+pub use key::AdminKey;
+pub use layers::{
+    AdminLayer, EngineLayer, HistoryCut, HttpLayer, LimitsLayer, LogFormat, LogLayer, ModelLayer,
+};
 pub use size::ByteSize;
 
 use crate::request_log::RequestLogSettings;
@@ -28,8 +32,8 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Why the settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// The config file cannot be read.
-    #[error("cannot read the config file {}: {source}", path.display())]
+    /// A file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -44,6 +48,9 @@ pub enum SettingsError {
         /// What is wrong.
         source: Box<toml::de::Error>,
     },
+    /// The admin key is none.
+    #[error("the admin key {0}")]
+    Key(String),
     /// A setting must be at least one.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
@@ -60,7 +67,7 @@ pub enum SettingsError {
 /// What the flags of a subcommand say, with their environment twins.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Flags {
-    /// Config file (TOML) with the tables model, engine, limits, http and log. Its keys are the names of the
+    /// Config file (TOML) with the tables model, engine, limits, http, admin and log. Its keys are the names of the
     /// flags, with underscores. Flags and environment variables win over it.
     #[arg(long, value_name = "FILE", env = "BEAMLINE_CONFIG")]
     pub config: Option<PathBuf>,
@@ -85,6 +92,7 @@ struct File {
     engine: EngineLayer,
     limits: LimitsLayer,
     http: HttpLayer,
+    admin: AdminLayer,
     log: LogLayer,
 }
 
@@ -101,6 +109,8 @@ pub struct Settings {
     pub http: HttpSettings,
     /// The log of requests and answers, if there is to be one.
     pub request_log: Option<RequestLogSettings>,
+    /// Changing models and catalogs over HTTP.
+    pub admin: AdminSettings,
     /// The log.
     pub log: LogSettings,
 }
@@ -192,6 +202,21 @@ pub struct HttpSettings {
     pub liveness_timeout: Duration,
 }
 
+/// Changing models and catalogs over HTTP.
+#[derive(Clone, Debug)]
+pub struct AdminSettings {
+    /// Where checkpoints may be loaded from.
+    pub model_root: Option<PathBuf>,
+    /// Memory of all versions.
+    pub model_memory: Option<ByteSize>,
+    /// What changes need.
+    pub key: Option<AdminKey>,
+    /// Largest catalog that is taken.
+    pub max_catalog_bytes: usize,
+    /// Earlier catalogs of a version that are kept.
+    pub keep_catalogs: usize,
+}
+
 /// The log.
 #[derive(Clone, Debug)]
 pub struct LogSettings {
@@ -208,6 +233,15 @@ impl Settings {
     ///
     /// When the file is unreadable or has unknown keys, or the settings contradict each other.
     pub fn resolve(flags: Flags, http: HttpLayer) -> Result<Self, SettingsError> {
+        Self::resolve_server(flags, http, AdminLayer::default())
+    }
+
+    /// As [`Settings::resolve`], for a server whose models can be changed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Settings::resolve`], and when the admin key cannot be read.
+    pub fn resolve_server(flags: Flags, http: HttpLayer, admin: AdminLayer) -> Result<Self, SettingsError> {
         let file = flags.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
         let limits = limits(flags.limits.or(file.limits))?;
         let http = http.or(file.http);
@@ -217,6 +251,7 @@ impl Settings {
             engine: engine(flags.engine.or(file.engine))?,
             limits,
             http: self::http(http)?,
+            admin: self::admin(admin.or(file.admin))?,
             log: log(flags.log.or(file.log)),
         })
     }
@@ -312,6 +347,16 @@ fn http(layer: HttpLayer) -> Result<HttpSettings, SettingsError> {
 fn request_log(layer: &HttpLayer) -> Option<RequestLogSettings> {
     let hash_users = layer.request_log_hash_users.unwrap_or(false);
     layer.request_log.clone().map(|file| RequestLogSettings { file, hash_users })
+}
+
+fn admin(layer: AdminLayer) -> Result<AdminSettings, SettingsError> {
+    Ok(AdminSettings {
+        model_root: layer.model_root,
+        model_memory: layer.model_memory,
+        key: AdminKey::read(layer.admin_key_file.as_deref())?,
+        max_catalog_bytes: layer.max_catalog_bytes.map_or(256 << 20, |size| size.0),
+        keep_catalogs: layer.keep_catalogs.unwrap_or(3),
+    })
 }
 
 fn log(layer: LogLayer) -> LogSettings {

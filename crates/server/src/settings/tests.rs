@@ -39,6 +39,7 @@ fn the_example_has_every_key_at_its_default() {
         format!("{:?}", EngineLayer::default()),
         format!("{:?}", LimitsLayer::default()),
         format!("{:?}", HttpLayer::default()),
+        format!("{:?}", AdminLayer::default()),
         format!("{:?}", LogLayer::default()),
     ];
     for key in layers.concat().split(['{', ',', '}']).filter_map(|field| field.trim().strip_suffix(": None"))

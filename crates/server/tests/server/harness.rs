@@ -64,9 +64,27 @@ impl Server {
     }
 
     pub(crate) fn start_at(checkpoint: &Path, flags: &[&str]) -> Self {
+        Self::start_with(checkpoint, flags, &[])
+    }
+
+    pub(crate) fn start_with(checkpoint: &Path, flags: &[&str], environment: &[(&str, &str)]) -> Self {
+        let checkpoint = checkpoint.to_str().unwrap();
+        let server = Self::spawn_with(&[&["--checkpoint", checkpoint], flags].concat(), environment);
+        server.wait_for("readiness", |server| server.get("/readyz").status == 200);
+        server
+    }
+
+    /// A server that listens, and may not be ready.
+    pub(crate) fn spawn(flags: &[&str]) -> Self {
+        Self::spawn_with(flags, &[])
+    }
+
+    pub(crate) fn spawn_with(flags: &[&str], environment: &[(&str, &str)]) -> Self {
+        let listen: &[&str] = if flags.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
         let mut child = beamline()
-            .args(["serve", "--listen", "127.0.0.1:0", "--log", "error", "--checkpoint"])
-            .arg(checkpoint)
+            .args(["serve", "--log", "error"])
+            .args(listen)
+            .envs(environment.iter().copied())
             .args(if flags.contains(&"--kv-memory") { &[][..] } else { &["--kv-memory", "32MiB"] })
             .args(flags)
             .stdout(Stdio::piped())
@@ -76,9 +94,36 @@ impl Server {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().strip_prefix("listening on http://").unwrap().parse().unwrap();
         let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE));
-        let server = Self { child, address, agent: config.build().into() };
-        server.wait_for("readiness", |server| server.get("/readyz").status == 200);
-        server
+        Self { child, address, agent: config.build().into() }
+    }
+
+    /// Sends a body, or none, by any method.
+    pub(crate) fn call(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&str>,
+        headers: &[(&str, &str)],
+    ) -> Answer {
+        let mut request = ureq::http::Request::builder().method(method).uri(self.url(path));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        match body {
+            Some(body) => answer(self.agent.run(request.body(body.to_owned()).unwrap())),
+            None => answer(self.agent.run(request.body(()).unwrap())),
+        }
+    }
+
+    pub(crate) fn put(&self, path: &str, body: &Value) -> Answer {
+        self.call("PUT", path, Some(&body.to_string()), &[("content-type", "application/json")])
+    }
+
+    /// Resident memory in bytes.
+    pub(crate) fn resident(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() << 10
     }
 
     fn url(&self, path: &str) -> String {

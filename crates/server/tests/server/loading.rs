@@ -31,13 +31,13 @@ fn stderr_of_serve(checkpoint: &Path, flags: &[&str]) -> String {
     text
 }
 
-fn edit(path: PathBuf, change: impl FnOnce(&mut Vec<u8>)) {
+pub(crate) fn edit(path: PathBuf, change: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = std::fs::read(&path).unwrap();
     change(&mut bytes);
     std::fs::write(path, bytes).unwrap();
 }
 
-fn edit_json(path: PathBuf, change: impl FnOnce(&mut Value)) {
+pub(crate) fn edit_json(path: PathBuf, change: impl FnOnce(&mut Value)) {
     edit(path, |bytes| {
         let mut value = serde_json::from_slice(bytes).unwrap();
         change(&mut value);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as tests do")]
 
 mod batch;
+mod catalogs;
 mod cli;
 mod conformance;
 mod determinism;
@@ -13,4 +14,7 @@ mod loading;
 mod openapi;
 mod operations;
 mod recommending;
+mod refusing;
 mod replaying;
+mod root;
+mod swapping;

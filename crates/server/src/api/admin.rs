@@ -1,0 +1,90 @@
+//! What is asked to change models and catalogs.
+
+use beamline_catalog::{ItemRecord, SidPart};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::SidPartSchema;
+
+/// Asks for a checkpoint to be loaded. All of it is optional.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoadRequest {
+    /// The directory of the checkpoint, within the model's directory under the model root. Default: that directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<String>,
+    /// A label to point at the version once it takes requests. Default: `stable` if the model has no version with that
+    /// label yet, else none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// The catalog, a file of the checkpoint. Default: catalog.jsonl or catalog.parquet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub catalog: Option<String>,
+    /// The convention: a file of the checkpoint, or a preset. Default: convention.json.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub convention: Option<String>,
+}
+
+/// Names a version.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VersionRequest {
+    /// The version: the first 12 digits of the checkpoint's sha256, or more of them.
+    pub version: String,
+}
+
+/// Names a catalog that was kept.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CatalogVersionRequest {
+    /// The catalog's content version.
+    pub version: String,
+}
+
+/// Changes to a catalog: items are removed, then retagged, then added. An item can be replaced by removing and adding it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CatalogPatch {
+    /// Items to add. An id that is there already is an error, unless it is removed as well.
+    #[serde(default)]
+    pub add: Vec<NewItem>,
+    /// Ids of items to remove. An id that is not there is an error.
+    #[serde(default)]
+    pub remove: Vec<String>,
+    /// Items whose tags change.
+    #[serde(default)]
+    pub retag: Vec<Retag>,
+}
+
+/// An item of a catalog.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewItem {
+    /// The client's own id; unique within a catalog.
+    pub item_id: String,
+    /// The semantic ID, one code per level.
+    #[schema(value_type = Vec<SidPartSchema>)]
+    pub sid: Vec<SidPart>,
+    /// Labels that requests can require or forbid.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// A name for people.
+    #[serde(default)]
+    pub title: Option<String>,
+}
+
+/// Other tags for an item.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Retag {
+    /// The item.
+    pub item_id: String,
+    /// All its tags from now on.
+    pub tags: Vec<String>,
+}
+
+impl From<NewItem> for ItemRecord {
+    fn from(NewItem { item_id, sid, tags, title }: NewItem) -> Self {
+        Self { item_id, sid, tags, title }
+    }
+}

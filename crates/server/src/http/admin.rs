@@ -1,0 +1,77 @@
+//! Who may change models and catalogs.
+//!
+//! With an admin key: who sends it. Without: whoever reaches the server, provided that it listens on a loopback address
+//! only; else nobody. The key is checked before anything of the request is looked at.
+
+use axum::http::{HeaderMap, header};
+
+use super::App;
+use crate::error::Error;
+
+/// Checks that the sender of these headers may change things.
+///
+/// # Errors
+///
+/// [`Error::Unauthorized`] without the right key, [`Error::AdminDisabled`] when there is none to be had.
+pub fn check(app: &App, headers: &HeaderMap) -> Result<(), Error> {
+    let Some(key) = &app.admin_key else {
+        let local = app.settings.listen.ip().to_canonical().is_loopback();
+        return if local { Ok(()) } else { Err(Error::AdminDisabled) };
+    };
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
+    if given.is_some_and(|given| key.is(given)) { Ok(()) } else { Err(Error::Unauthorized) }
+}
+
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, key) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::{AdminKey, Flags, HttpLayer, Settings};
+    use axum::http::HeaderValue;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    fn ask(listen: &str, key: Option<&str>, header: Option<&str>) -> Result<(), Error> {
+        let mut settings = Settings::resolve(Flags::default(), HttpLayer::default()).unwrap();
+        settings.http.listen = listen.parse().unwrap();
+        settings.admin.key = key.map(|key| AdminKey::new(key).unwrap());
+        let app =
+            App::new(settings.http, &settings.admin, PrometheusBuilder::new().build_recorder().handle(), 1);
+        let mut headers = HeaderMap::new();
+        if let Some(value) = header {
+            headers.insert(header::AUTHORIZATION, HeaderValue::from_str(value).unwrap());
+        }
+        check(&app, &headers)
+    }
+
+    #[test]
+    fn without_a_key_only_a_loopback_listener_is_open() {
+        for local in ["127.0.0.1:80", "[::1]:80", "[::ffff:127.0.0.1]:80"] {
+            assert_eq!(ask(local, None, None), Ok(()));
+        }
+        for open in ["0.0.0.0:80", "[::]:80", "192.168.1.1:80"] {
+            assert_eq!(ask(open, None, Some("Bearer x")), Err(Error::AdminDisabled));
+        }
+    }
+
+    #[test]
+    fn with_a_key_the_key_is_needed_everywhere() {
+        let key = Some("0123456789abcdef");
+        for address in ["127.0.0.1:80", "0.0.0.0:80"] {
+            assert_eq!(ask(address, key, Some("Bearer 0123456789abcdef")), Ok(()));
+            assert_eq!(ask(address, key, Some("bearer 0123456789abcdef")), Ok(()));
+            for wrong in [
+                None,
+                Some("Bearer 0123456789abcdeg"),
+                Some("Basic 0123456789abcdef"),
+                Some("Bearer"),
+                Some(""),
+            ] {
+                assert_eq!(ask(address, key, wrong), Err(Error::Unauthorized), "{wrong:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The routes that show and change catalogs.
+//!
+//! The model in the path is written as in a request: `name`, `name@label` or `name@version`. The version that it means when the
+//! change begins is the one whose catalog changes.
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::http::HeaderMap;
+
+use super::models::{change, component};
+use super::{SharedApp, admin, body};
+use crate::api::{CatalogList, CatalogPatch, CatalogVersionRequest, ErrorBody};
+use crate::error::Error;
+
+type Name = Result<Path<String>, PathRejection>;
+
+/// The catalogs of a version: the one that serves, and earlier ones to roll back to.
+#[utoipa::path(
+    get, path = "/v1/models/{name}/catalog", tag = "catalogs",
+    params(("name" = String, Path, description = "The model, `name@label` or `name@version`.")),
+    responses(
+        (status = 200, description = "All that are kept.", body = CatalogList),
+        (status = 404, description = "No such model.", body = ErrorBody),
+    )
+)]
+pub async fn list(State(app): State<SharedApp>, path: Name) -> Result<Json<CatalogList>, Error> {
+    app.registry()?.catalogs(&component(path)?).map(Json)
+}
+
+/// Replace the catalog of a version.
+///
+/// The body is JSON lines, one item per line as in catalog.jsonl, sent as `application/x-ndjson`. It is checked and probed
+/// beside the old one; requests in flight keep theirs.
+#[utoipa::path(
+    put, path = "/v1/models/{name}/catalog", tag = "catalogs",
+    request_body(content = String, content_type = "application/x-ndjson"),
+    params(("name" = String, Path, description = "The model, `name@label` or `name@version`.")),
+    security(("admin_key" = [])),
+    responses(
+        (status = 200, description = "New requests get this catalog.", body = CatalogList),
+        (status = 401, description = "No admin key, or a wrong one.", body = ErrorBody),
+        (status = 403, description = "Changes are disabled.", body = ErrorBody),
+        (status = 404, description = "No such model.", body = ErrorBody),
+        (status = 413, description = "Larger than --max-catalog-bytes.", body = ErrorBody),
+        (status = 422, description = "Not a catalog of this model; the message names the lines.", body = ErrorBody),
+    )
+)]
+pub async fn replace(
+    State(app): State<SharedApp>,
+    path: Name,
+    headers: HeaderMap,
+    request: Request,
+) -> Result<Json<CatalogList>, Error> {
+    admin::check(&app, &headers)?;
+    let name = component(path)?;
+    app.registry()?.resolve(Some(&name))?;
+    let lines = body::read_lines(&app, request).await?;
+    change(&app, move |registry| registry.replace_catalog(&name, &lines)).await.map(Json)
+}
+
+/// Add, remove and retag items of a version's catalog.
+#[utoipa::path(
+    patch, path = "/v1/models/{name}/catalog", tag = "catalogs", request_body = CatalogPatch,
+    params(("name" = String, Path, description = "The model, `name@label` or `name@version`.")),
+    security(("admin_key" = [])),
+    responses(
+        (status = 200, description = "New requests get this catalog.", body = CatalogList),
+        (status = 401, description = "No admin key, or a wrong one.", body = ErrorBody),
+        (status = 403, description = "Changes are disabled.", body = ErrorBody),
+        (status = 404, description = "No such model.", body = ErrorBody),
+        (status = 413, description = "Larger than --max-catalog-bytes.", body = ErrorBody),
+        (status = 422, description = "An item is not there, or is none of this model.", body = ErrorBody),
+    )
+)]
+pub async fn patch(
+    State(app): State<SharedApp>,
+    path: Name,
+    headers: HeaderMap,
+    request: Request,
+) -> Result<Json<CatalogList>, Error> {
+    admin::check(&app, &headers)?;
+    let name = component(path)?;
+    let patch: CatalogPatch = body::read_up_to(&app, request, app.max_catalog_bytes).await?;
+    change(&app, move |registry| registry.patch_catalog(&name, &patch)).await.map(Json)
+}
+
+/// Go back to a catalog that was kept.
+#[utoipa::path(
+    post, path = "/v1/models/{name}/catalog/rollback", tag = "catalogs", request_body = CatalogVersionRequest,
+    params(("name" = String, Path, description = "The model, `name@label` or `name@version`.")),
+    security(("admin_key" = [])),
+    responses(
+        (status = 200, description = "New requests get this catalog.", body = CatalogList),
+        (status = 401, description = "No admin key, or a wrong one.", body = ErrorBody),
+        (status = 403, description = "Changes are disabled.", body = ErrorBody),
+        (status = 404, description = "No such model, or no such catalog is kept.", body = ErrorBody),
+    )
+)]
+pub async fn roll_back(
+    State(app): State<SharedApp>,
+    path: Name,
+    headers: HeaderMap,
+    request: Request,
+) -> Result<Json<CatalogList>, Error> {
+    admin::check(&app, &headers)?;
+    let name = component(path)?;
+    let CatalogVersionRequest { version } = body::read(&app, request).await?;
+    change(&app, move |registry| registry.roll_back_catalog(&name, &version)).await.map(Json)
+}

@@ -1,0 +1,326 @@
+//! The model registry: several versions of several models in one process, and how one takes the place of another.
+//!
+//! ```text
+//! a version   a loaded checkpoint with its own engine, KV pages and catalog, known by digits of its sha256
+//! a model     a name with versions
+//! a label     a name within a model that points at a loaded version: `stable` unless a request says otherwise
+//! ```
+//!
+//! Place in the flow: between HTTP and [`crate::service`]. A request asks [`Registry::resolve`] once and keeps what it got.
+//!
+//! Loading: open, check, load the weights, start an engine, probe, and only then switch. Whatever fails before the switch
+//! changes nothing, and gives its memory back.
+//!
+//! Unloading: the version leaves the table; requests that began on it finish on it; after the last of them its engine ends
+//! and its weights and pages are freed. Every version has its own pages, so those of one that is gone cannot be hit.
+//!
+//! Invariants: one load at a time; labels point at loaded versions only; what is loaded fits the memory budget, versions that
+//! finish their last requests included; all versions compute on one thread pool.
+//!
+//! What this must not know: HTTP, keys.
+
+mod catalogs;
+pub mod name;
+pub mod root;
+mod table;
+mod totals;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use beamline_scheduler::{EngineDied, EngineStats};
+use tracing::{info, warn};
+
+use crate::api::{MemoryBudget, ModelInfo, ModelList, ModelState};
+use crate::error::Error;
+use crate::runtime::{self, Files, LoadError, Machine, Opened, Runtime, Scale};
+use crate::service::{Served, Service};
+use crate::settings::Settings;
+use catalogs::Kept;
+use name::{Reference, STABLE};
+use root::{ModelRoot, Wanted};
+use table::Table;
+use totals::Totals;
+
+/// Name and version.
+type Id = (String, String);
+
+/// All loaded versions.
+pub struct Registry {
+    settings: Settings,
+    machine: Machine,
+    root: Option<ModelRoot>,
+    table: RwLock<Arc<Table>>,
+    /// The engines of what is in the table.
+    running: Mutex<HashMap<Id, Runtime>>,
+    /// The name of what is being loaded.
+    loading: Mutex<Option<String>>,
+    /// The catalogs of what is in the table.
+    catalogs: Mutex<HashMap<Id, Kept>>,
+    /// Held while a catalog changes.
+    changing_catalog: Mutex<()>,
+    /// What engines counted that are gone.
+    retired: Mutex<Totals>,
+}
+
+impl Registry {
+    /// Starts the threads, and loads the checkpoint that the settings name, if they name one. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be loaded.
+    pub fn start(settings: Settings) -> Result<Self, LoadError> {
+        let admin = &settings.admin;
+        let root = admin.model_root.as_deref().map(|path| {
+            ModelRoot::new(path)
+                .map_err(|error| LoadError::Limits(format!("model-root {}: {error}", path.display())))
+        });
+        let registry = Self {
+            root: root.transpose()?,
+            machine: Machine::new(settings.engine.threads, admin.model_memory)?,
+            table: RwLock::default(),
+            running: Mutex::default(),
+            loading: Mutex::default(),
+            catalogs: Mutex::default(),
+            changing_catalog: Mutex::default(),
+            retired: Mutex::default(),
+            settings,
+        };
+        if registry.settings.model.checkpoint.is_some() {
+            let model = &registry.settings.model;
+            if !name::is_name(&model.name) {
+                let message = format!(
+                    "name {:?}: a name begins with a letter or a digit, goes on with those, `_`, `.` and `-`, and has \
+                     at most 64 characters",
+                    model.name
+                );
+                return Err(LoadError::Limits(message));
+            }
+            let runtime = registry.build(Opened::open(Files::of(model)?)?, &model.name)?;
+            registry.admit(runtime, Some(STABLE)).map_err(LoadError::Probe)?;
+        }
+        Ok(registry)
+    }
+
+    /// The version that a request wants, with the catalog of this moment.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn resolve(&self, model: Option<&str>) -> Result<Service, Error> {
+        let table = self.table();
+        match model {
+            None if table.is_empty() => Err(Error::NoModel),
+            model => table.find(Reference::parse(model.unwrap_or(&self.settings.model.name))).cloned(),
+        }
+    }
+
+    /// Loads a checkpoint from under the root, and points a label at it. Without a label, a model's first version becomes
+    /// `stable`, and no other becomes anything. Blocks for as long as loading takes.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be served; then nothing has changed.
+    pub fn load(&self, wanted: Wanted<'_>, label: Option<&str>) -> Result<ModelInfo, Error> {
+        let root = self.root.as_ref().ok_or(Error::NoModelRoot)?;
+        name::check("name", wanted.name)?;
+        label.map_or(Ok(()), |label| name::check_label("label", label))?;
+        let _turn = Turn::take(&self.loading, wanted.name)?;
+        let files = root.find(wanted)?;
+        let refuse = |error: LoadError| {
+            warn!(model = wanted.name, %error, "a checkpoint was refused");
+            Error::refused(&error, |text| root.redact(&files, text))
+        };
+        let opened = Opened::open(files.clone()).map_err(refuse)?;
+        let table = self.table();
+        let loaded = Reference { name: wanted.name, at: Some(opened.digest()) };
+        if let Ok(service) = table.find(loaded) {
+            return Err(Error::AlreadyLoaded(service.served().version().to_owned()));
+        }
+        let runtime = self.build(opened, wanted.name).map_err(refuse)?;
+        let label = label.or_else(|| (!table.is_stable(wanted.name)).then_some(STABLE));
+        let served = Arc::clone(runtime.service.served());
+        self.admit(runtime, label)?;
+        Ok(self.info(&served, ModelState::Ready))
+    }
+
+    /// Takes a version out, waits for the requests that began on it, and frees its memory. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// When it is not loaded, or a label points at it.
+    pub fn unload(&self, name: &str, version: &str) -> Result<ModelInfo, Error> {
+        let version = self.change(|table| table.without(name, version))?;
+        let id = (name.to_owned(), version.clone());
+        lock(&self.catalogs).remove(&id);
+        let runtime = lock(&self.running).remove(&id);
+        let runtime = runtime.ok_or_else(|| Error::internal("a version without an engine"))?;
+        let info = self.info(runtime.service.served(), ModelState::Unloaded);
+        let stats = runtime.retire().map_err(Error::internal)?;
+        lock(&self.retired).add_counters(&stats);
+        info!(name, version, "unloaded the model");
+        Ok(info)
+    }
+
+    /// Points a label at a loaded version.
+    ///
+    /// # Errors
+    ///
+    /// When the label or the version is none.
+    pub fn set_label(&self, name: &str, label: &str, version: &str) -> Result<ModelInfo, Error> {
+        name::check_label("label", label)?;
+        self.change(|table| Ok((table.with_label(name, label, version)?, ())))?;
+        info!(name, label, version, "moved a label");
+        let service = self.resolve(Some(&format!("{name}@{label}")))?;
+        Ok(self.info(service.served(), ModelState::Ready))
+    }
+
+    /// Removes a label, so that its version can be unloaded.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn remove_label(&self, name: &str, label: &str) -> Result<(), Error> {
+        self.change(|table| Ok((table.without_label(name, label)?, ())))?;
+        info!(name, label, "removed a label");
+        Ok(())
+    }
+
+    /// All versions.
+    pub fn list(&self, state: ModelState) -> ModelList {
+        let budget = &self.machine.budget;
+        ModelList {
+            models: self
+                .table()
+                .versions()
+                .map(|(service, labels)| ModelInfo { labels, ..service.served().info(state) })
+                .collect(),
+            default: self.settings.model.name.clone(),
+            loading: lock(&self.loading).clone(),
+            memory: MemoryBudget {
+                used_bytes: budget.used() as u64,
+                limit_bytes: budget.limit().map(|bytes| bytes as u64),
+            },
+        }
+    }
+
+    /// What is loaded now.
+    pub fn served(&self) -> Vec<Arc<Served>> {
+        self.table().versions().map(|(service, _)| Arc::clone(service.served())).collect()
+    }
+
+    /// What all engines have counted, those that are gone included, and what they hold now.
+    pub fn stats(&self) -> EngineStats {
+        let mut totals = lock(&self.retired).clone();
+        for served in self.served() {
+            totals.add(&served.engine.stats());
+        }
+        totals.stats()
+    }
+
+    /// The longest time since an engine's loop last came round.
+    pub fn heartbeat_age(&self) -> Duration {
+        self.served().iter().map(|served| served.heartbeat_age()).max().unwrap_or_default()
+    }
+
+    /// Takes no more requests, waits at most `patience` for those at hand, and ends all engines. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// When an engine died before.
+    pub fn drain(&self, patience: Duration) -> Result<(), EngineDied> {
+        for served in self.served() {
+            served.start_drain(patience);
+        }
+        let running = std::mem::take(&mut *lock(&self.running));
+        running.into_values().try_for_each(|runtime| runtime.drain(patience))
+    }
+
+    /// Loads and probes. A version that fails the probe is ended.
+    fn build(&self, opened: Opened, name: &str) -> Result<Runtime, LoadError> {
+        // Libraries that parse what a checkpoint brings have been seen to panic. What is built here is dropped then.
+        let load = || opened.load(name, &self.settings, Scale::Server, &self.machine);
+        let runtime = catch_unwind(AssertUnwindSafe(load)).unwrap_or(Err(LoadError::Panicked))?;
+        match tokio::runtime::Handle::current().block_on(runtime::probe(&runtime.service)) {
+            Ok(()) => Ok(runtime),
+            Err(error) => {
+                // It took no request but the probe's; what its engine has to say is of no interest.
+                let _ = runtime.retire();
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes a version known, and points a label at it, in one change.
+    fn admit(&self, runtime: Runtime, label: Option<&str>) -> Result<(), Error> {
+        let service = runtime.service.clone();
+        let (name, version) = (service.served().name.clone(), service.served().version().to_owned());
+        let id = (name.clone(), version.clone());
+        self.keep(&id, &service.served().catalog);
+        lock(&self.running).insert(id, runtime);
+        self.change(|table| {
+            let table = table.with(service);
+            let table = label.map_or(Ok(table.clone()), |label| table.with_label(&name, label, &version))?;
+            Ok((table, ()))
+        })?;
+        info!(name, version, label, "the model takes requests");
+        Ok(())
+    }
+
+    fn info(&self, served: &Served, state: ModelState) -> ModelInfo {
+        let table = self.table();
+        let mut versions = table.versions();
+        let found = versions.find(|(service, _)| {
+            let other = service.served();
+            other.name == served.name && other.digest == served.digest
+        });
+        ModelInfo { labels: found.map(|(_, labels)| labels).unwrap_or_default(), ..served.info(state) }
+    }
+
+    fn table(&self) -> Arc<Table> {
+        // A table is replaced by one assignment, so there is no half of one.
+        Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts another table in place of the one that `make` was given, unless it fails.
+    fn change<T>(&self, make: impl FnOnce(&Table) -> Result<(Table, T), Error>) -> Result<T, Error> {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let (next, result) = make(&table)?;
+        *table = Arc::new(next);
+        Ok(result)
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").field("table", &self.table).finish_non_exhaustive()
+    }
+}
+
+/// The right to load, given back when dropped.
+struct Turn<'a>(&'a Mutex<Option<String>>);
+
+impl<'a> Turn<'a> {
+    fn take(loading: &'a Mutex<Option<String>>, name: &str) -> Result<Self, Error> {
+        let mut current = lock(loading);
+        if current.is_some() {
+            return Err(Error::LoadInProgress);
+        }
+        *current = Some(name.to_owned());
+        Ok(Self(loading))
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *lock(self.0) = None;
+    }
+}
+
+/// What these locks guard is changed by single operations, so a panic elsewhere leaves nothing half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

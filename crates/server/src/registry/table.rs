@@ -1,0 +1,148 @@
+//! Which versions are loaded, and where labels point: an immutable table, replaced as a whole.
+//!
+//! Place in the flow: every request reads the table of the moment and keeps what it found; changes make another table
+//! beside it. So a label moves between two requests, never within one.
+//!
+//! Invariant: a label points at a loaded version of its model, and a model has at least one version.
+//!
+//! What this must not know: engines, files, HTTP.
+
+use std::collections::BTreeMap;
+
+use super::name::{self, Reference, STABLE};
+use crate::error::Error;
+use crate::service::Service;
+
+/// All models.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Table {
+    models: BTreeMap<String, Model>,
+}
+
+/// The versions of a model.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Model {
+    versions: BTreeMap<String, Service>,
+    labels: BTreeMap<String, String>,
+}
+
+impl Table {
+    /// All versions with the labels that point at them.
+    pub(super) fn versions(&self) -> impl Iterator<Item = (&Service, Vec<String>)> {
+        self.models.values().flat_map(|model| {
+            model.versions.iter().map(|(version, service)| {
+                let labels = model.labels.iter().filter(|(_, target)| *target == version);
+                (service, labels.map(|(label, _)| label.clone()).collect())
+            })
+        })
+    }
+
+    /// Whether nothing is loaded.
+    pub(super) fn is_empty(&self) -> bool {
+        self.models.is_empty()
+    }
+
+    /// What a reference means.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ModelNotFound`] when it means nothing.
+    pub(super) fn find(&self, reference: Reference<'_>) -> Result<&Service, Error> {
+        let missing = || Error::model_not_found(&reference.to_string());
+        let model = self.models.get(reference.name).ok_or_else(missing)?;
+        let at = reference.at.unwrap_or(STABLE);
+        let version = match model.labels.get(at) {
+            Some(version) => version,
+            None => model.version(at).ok_or_else(missing)?,
+        };
+        model.versions.get(version).ok_or_else(missing)
+    }
+
+    /// With another catalog for a version.
+    ///
+    /// # Errors
+    ///
+    /// When the version has gone meanwhile.
+    pub(super) fn with_catalog(&self, service: Service) -> Result<Self, Error> {
+        let served = service.served();
+        let loaded = self.models.get(&served.name).map(|model| &model.versions);
+        match loaded.and_then(|versions| versions.get(served.version())) {
+            Some(_) => Ok(self.with(service)),
+            None => Err(Error::VersionNotFound),
+        }
+    }
+
+    /// With another version.
+    #[must_use]
+    pub(super) fn with(&self, service: Service) -> Self {
+        let mut table = self.clone();
+        let (name, version) = {
+            let served = service.served();
+            (served.name.clone(), served.version().to_owned())
+        };
+        table.models.entry(name).or_default().versions.insert(version, service);
+        table
+    }
+
+    /// With a label moved, or made.
+    ///
+    /// # Errors
+    ///
+    /// When the version is not loaded.
+    pub(super) fn with_label(&self, name: &str, label: &str, version: &str) -> Result<Self, Error> {
+        let mut table = self.clone();
+        let model = table.models.get_mut(name).ok_or_else(|| Error::model_not_found(name))?;
+        let version = model.version(version).ok_or(Error::VersionNotFound)?.to_owned();
+        model.labels.insert(label.to_owned(), version);
+        Ok(table)
+    }
+
+    /// Without a label.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub(super) fn without_label(&self, name: &str, label: &str) -> Result<Self, Error> {
+        let mut table = self.clone();
+        let model = table.models.get_mut(name).ok_or_else(|| Error::model_not_found(name))?;
+        model.labels.remove(label).ok_or(Error::LabelNotFound)?;
+        Ok(table)
+    }
+
+    /// Without a version, and its full name.
+    ///
+    /// # Errors
+    ///
+    /// When it is not loaded, or a label points at it.
+    pub(super) fn without(&self, name: &str, version: &str) -> Result<(Self, String), Error> {
+        let mut table = self.clone();
+        let model = table.models.get_mut(name).ok_or_else(|| Error::model_not_found(name))?;
+        let version = model.version(version).ok_or(Error::VersionNotFound)?.to_owned();
+        let labels: Vec<String> =
+            model.labels.iter().filter(|(_, target)| **target == version).map(|(l, _)| l.clone()).collect();
+        if !labels.is_empty() {
+            return Err(Error::VersionLabelled(labels));
+        }
+        model.versions.remove(&version);
+        if model.versions.is_empty() {
+            table.models.remove(name);
+        }
+        Ok((table, version))
+    }
+
+    /// Whether a model has the label of requests that name none.
+    pub(super) fn is_stable(&self, name: &str) -> bool {
+        self.models.get(name).is_some_and(|model| model.labels.contains_key(STABLE))
+    }
+}
+
+impl Model {
+    /// The version that begins with some digits, enough of them.
+    fn version(&self, digits: &str) -> Option<&str> {
+        if !name::is_version(digits) {
+            return None;
+        }
+        let fits = |service: &Service| service.served().digest.starts_with(digits);
+        self.versions.iter().find(|(_, service)| fits(service)).map(|(version, _)| version.as_str())
+    }
+}

@@ -1,0 +1,135 @@
+//! Catalogs that change under load: no request fails, every answer fits the catalog it names, and what was removed is gone
+//! from the next request on.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Server, fixture, ids};
+use crate::root::{CASE, Reference, Root, bodies, under_load};
+
+const UPDATES: usize = 50;
+const LINES: [(&str, &str); 1] = [("content-type", "application/x-ndjson")];
+
+fn lines() -> Vec<String> {
+    let text = std::fs::read_to_string(fixture(CASE).join("catalog.jsonl")).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// The catalog without every so many items.
+fn without(lines: &[String], phase: usize) -> String {
+    let kept = lines.iter().enumerate().filter(|(index, _)| index % 5 != phase);
+    kept.map(|(_, line)| format!("{line}\n")).collect()
+}
+
+fn push(server: &Server, model: &str, text: &str) -> Value {
+    server.call("PUT", &format!("/v1/models/{model}/catalog"), Some(text), &LINES).ok()
+}
+
+fn patch(server: &Server, body: &Value) -> crate::harness::Answer {
+    let json = [("content-type", "application/json")];
+    server.call("PATCH", "/v1/models/shop/catalog", Some(&body.to_string()), &json)
+}
+
+#[test]
+fn fifty_updates_and_fifty_swaps_under_load() {
+    let root = Root::new();
+    let server = root.serve(&[]);
+    let all = lines();
+    let catalogs: Vec<String> = (0..4).map(|phase| without(&all, phase)).collect();
+    let load = |directory: &str| {
+        let body = json!({"directory": directory, "label": "stable"});
+        server.post("/v1/models/shop/load", &body).ok()["version"].as_str().unwrap().to_owned()
+    };
+    let mut reference = Reference::default();
+    let mut version = server.get("/v1/models").ok()["models"][0]["version"].as_str().unwrap().to_owned();
+    for directory in ["b", "a"] {
+        let next = load(directory);
+        server.post("/v1/models/shop/unload", &json!({"version": version})).ok();
+        version = next;
+        reference.learn(&server, "shop");
+        for catalog in &catalogs {
+            push(&server, "shop", catalog);
+            reference.learn(&server, "shop");
+        }
+    }
+    assert_eq!(reference.len(), 10);
+
+    let (answered, ()) = under_load(&server, &reference, || {
+        for round in 0..UPDATES {
+            let phase = round % catalogs.len();
+            let current = push(&server, "shop", &catalogs[phase])["current"].clone();
+            // From the next request on.
+            let answer = server.recommend(&bodies()[round % 12]).ok();
+            assert_eq!(answer["catalog_version"], current);
+            assert!(ids(&answer).iter().all(|id| catalogs[phase].contains(&format!("\"{id}\""))), "{answer}");
+            let next = load(["b", "a"][round % 2]);
+            server.post("/v1/models/shop/unload", &json!({"version": version})).ok();
+            version = next;
+        }
+    });
+    println!("{UPDATES} catalogs and {UPDATES} swaps, {answered} answers");
+    assert!(answered > UPDATES, "{answered}");
+    assert_eq!(server.metric("beamline_engine_requests_total", "end=\"failed\""), 0.0);
+}
+
+#[test]
+fn catalogs_are_patched_listed_and_rolled_back() {
+    let root = Root::new();
+    let server = root.serve(&["--keep-catalogs", "2"]);
+    let body = json!({"history": [], "num_items": 130, "beam_width": 130});
+    let first = server.get("/v1/models/shop/catalog").ok();
+    let first_version = first["current"].as_str().unwrap().to_owned();
+    let best = ids(&server.recommend(&body).ok())[0].clone();
+
+    // Remove and retag.
+    let removed = patch(&server, &json!({"remove": [best], "retag": []})).ok();
+    assert_eq!(removed["versions"][1]["items"], 129);
+    let answer = server.recommend(&body).ok();
+    assert!(!ids(&answer).contains(&best) && ids(&answer).len() == 129);
+    assert_eq!(answer["catalog_version"], removed["current"]);
+    let second = ids(&answer)[0].clone();
+    patch(&server, &json!({"retag": [{"item_id": second, "tags": ["only"]}]})).ok();
+    let mut tagged = body.clone();
+    tagged["filters"] = json!({"require_tags": ["only"]});
+    assert_eq!(ids(&server.recommend(&tagged).ok()), [second.as_str()]);
+
+    // Add it again under another name.
+    let line: Value = lines()
+        .iter()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .find(|line| line["item_id"] == json!(best))
+        .unwrap();
+    let added =
+        patch(&server, &json!({"add": [{"item_id": "fresh", "sid": line["sid"], "tags": ["new"]}]})).ok();
+    assert!(ids(&server.recommend(&body).ok()).contains(&"fresh".to_owned()));
+    // One serves and two are kept: the first is forgotten.
+    assert_eq!(added["versions"].as_array().unwrap().len(), 3);
+    let roll_back =
+        |version: &Value| server.post("/v1/models/shop/catalog/rollback", &json!({"version": version}));
+    roll_back(&json!(first_version)).fails(404, "catalog_not_found");
+    assert_eq!(roll_back(&removed["current"]).ok()["current"], removed["current"]);
+    assert_eq!(ids(&server.recommend(&body).ok()), ids(&answer));
+
+    // What is wrong changes nothing.
+    let before = server.get("/v1/models/shop/catalog").ok();
+    patch(&server, &json!({"remove": ["nonesuch"]})).fails(422, "invalid_value");
+    patch(&server, &json!({"retag": [{"item_id": "nonesuch", "tags": []}]})).fails(422, "invalid_value");
+    patch(&server, &json!({"add": [{"item_id": second, "sid": line["sid"]}]})).fails(422, "catalog_refused");
+    patch(&server, &json!({"add": [{"item_id": "x", "sid": [1, 2, 99]}]})).fails(422, "catalog_refused");
+    patch(&server, &json!({"add": [{"item_id": "x", "sid": [1, 2]}]})).fails(422, "catalog_refused");
+    patch(&server, &json!({"added": []})).fails(400, "invalid_request");
+    let put = |text: &str| server.call("PUT", "/v1/models/shop/catalog", Some(text), &LINES);
+    put("").fails(422, "catalog_refused");
+    let error = put("{\"item_id\": \"a\", \"sid\": [1, 2, 3]}\nnonsense\n").fails(422, "catalog_refused");
+    assert!(error["message"].as_str().unwrap().starts_with("line 2"), "{error}");
+    server.put("/v1/models/shop/catalog", &json!({})).fails(415, "unsupported_media_type");
+    server.call("PUT", "/v1/models/none/catalog", Some(""), &LINES).fails(404, "model_not_found");
+    assert_eq!(server.get("/v1/models/shop/catalog").ok(), before);
+}
+
+#[test]
+fn a_large_catalog_has_a_limit_of_its_own() {
+    let root = Root::new();
+    let server = root.serve(&["--max-catalog-bytes", "1KiB"]);
+    let text = lines().join("\n");
+    server.call("PUT", "/v1/models/shop/catalog", Some(&text), &LINES).fails(413, "body_too_large");
+}
