@@ -37,7 +37,7 @@ def add_arguments(parser):
     parser.add_argument("--train-users", type=int, default=20000, help="demo: shoppers that baselines may count (default %(default)s)")
     parser.add_argument("--exclude-seen", action="store_true", help="demo: ask for items that are not in the history")
     parser.add_argument("--beam-width", type=int, default=50, help="of the main run (default %(default)s)")
-    parser.add_argument("--beams", default="10,20,50,100,200", help="widths of the quality-latency curve (default %(default)s)")
+    parser.add_argument("--beams", default="2,5,10,20,50,100", help="widths of the quality-latency curve (default %(default)s); a beam narrower than the cut-off leaves places empty, and that counts")
     parser.add_argument("--frontier-users", type=int, default=1000, help="users of that curve, evenly spaced (default %(default)s)")
     parser.add_argument("--latency-users", type=int, default=200, help="of those, asked one at a time for latency (default %(default)s)")
     parser.add_argument("--cut-offs", default="1,5,10,20", help="(default %(default)s)")
@@ -67,12 +67,16 @@ def timed_run(program, checkpoint, prepared, out, label, beam_width, num_items, 
     os.makedirs(place, exist_ok=True)
     requests, answers = os.path.join(place, "requests.jsonl"), os.path.join(place, "answers.jsonl")
     engine.with_beam(prepared.path("requests.jsonl"), requests, beam_width, num_items, users)
+    load = os.getloadavg()[0]
     spent = engine.batch(program, checkpoint, requests, answers, threads)
     single, slow = os.path.join(place, "latency-requests.jsonl"), os.path.join(place, "latency-answers.jsonl")
     engine.with_beam(prepared.path("requests.jsonl"), single, beam_width, num_items, runs.sample(users, latency_users))
     engine.batch(program, checkpoint, single, slow, threads, in_flight=1, timings=True)
     timing = {
         "system": "beamline batch", "requests": len(users), "beam_width": beam_width, "threads": threads or "all cores", **spent,
+        "cpu_ms_per_request": round(1000 * spent["cpu_s"] / len(users), 3),
+        # Clocks on a busy machine lie; CPU time lies less. Both are written down, with how busy it was when this began.
+        "load_average_before": round(load, 2), "cores": os.cpu_count(),
         "users_per_second": round(len(users) / spent["wall_s"], 3), "latency_requests": min(latency_users, len(users)),
         "latency_ms": engine.percentiles(engine.latencies(slow)),
     }
@@ -116,9 +120,6 @@ def main(arguments):
     frontier, some = [], runs.sample(everybody, arguments.frontier_users)
     k = 10 if 10 in cut_offs else max(cut_offs)
     for width in parse_cut_offs(arguments.beams):
-        if width < k:
-            say(f"beam {width} is left out: it cannot fill {k} places")
-            continue
         say(f"beam {width}, {len(some)} users")
         found, spent = timed_run(program, checkpoint, prepared, out, f"beam-{width}", width, max(cut_offs), arguments.threads, some, arguments.latency_users)
         values = measures.per_user({user: prepared.targets[user] for user in some}, runs.read(found).slates, [k], computed_by)

@@ -29,6 +29,7 @@ def add_arguments(parser):
     parser.add_argument("--cut-offs", default="1,5,10,20,50", help="(default %(default)s); those beyond the slates' length are left out")
     parser.add_argument("--buckets", default=BUCKETS, help="history lengths (default %(default)s)")
     parser.add_argument("--sample", type=int, help="only N users, evenly spaced over the qrels")
+    parser.add_argument("--users-of", metavar="RUN", help="only users that this other run has: to judge two systems on the sample that the slower one did")
     parser.add_argument("--timing", help="timing.json of the run, to go into the result")
     parser.add_argument("--engine", choices=["ir-measures", "plain"], default="ir-measures", help="who computes (default %(default)s); `plain` needs nothing installed")
 
@@ -66,11 +67,16 @@ def semantic_id_measures(targets, slates, sids, cut_offs):
     return measures.mean(values, [f"{name}@{k}" for k in cut_offs for name in ("HR", "NDCG")])
 
 
-def evaluate(data, run_path, catalog=None, name=None, cut_offs=(1, 5, 10, 20, 50), buckets=BUCKETS, sample=None, timing=None, engine="ir-measures"):
+def evaluate(data, run_path, catalog=None, name=None, cut_offs=(1, 5, 10, 20, 50), buckets=BUCKETS, sample=None, timing=None, engine="ir-measures", users_of=None):
     """The whole result as one JSON-able object."""
     prepared = data if isinstance(data, Prepared) else Prepared(data)
     catalog = Catalog(catalog) if isinstance(catalog, str) else catalog
     users = runs.sample(prepared.targets, sample)
+    if users_of:
+        chosen = runs.read(users_of).slates
+        users = [user for user in users if user in chosen]
+        if not users:
+            raise EvalError(f"{users_of}: has none of the users of {prepared.folder}/qrels.txt")
     targets = {user: prepared.targets[user] for user in users}
     everything = runs.read(run_path)
     strangers = [user for user in everything.slates if user not in prepared.targets]
@@ -99,7 +105,7 @@ def evaluate(data, run_path, catalog=None, name=None, cut_offs=(1, 5, 10, 20, 50
         "users": len(users),
         "users_without_answer": sum(user not in run.slates for user in users),
         "users_with_empty_slate": sum(not slate for slate in run.slates.values()),
-        "sampled": bool(sample) and len(users) < len(prepared.targets),
+        "sampled": len(users) < len(prepared.targets),
         "cut_offs": kept,
         "computed_by": engine,
         "metrics": overall,
@@ -147,7 +153,7 @@ def table(result):
 
 def main(arguments):
     result = evaluate(arguments.data, arguments.run, arguments.catalog, arguments.name, parse_cut_offs(arguments.cut_offs), arguments.buckets,
-                      arguments.sample, arguments.timing, arguments.engine)
+                      arguments.sample, arguments.timing, arguments.engine, arguments.users_of)
     for key in ("users_without_answer",):
         if result[key]:
             say(f"{result[key]} users have no answer and count as misses")

@@ -35,7 +35,7 @@ def write(prepared, checkpoint, users, out, threads=1, beam_width=None, tool=Non
         reference = tool.Reference(checkpoint, width, threads)
     except ImportError as error:
         raise EvalError(f"{error}; pip install 'beamline-eval[hf]'") from error
-    requests, everything, slates, walls = prepared.requests(), reference.items_of, {}, []
+    requests, everything, slates, walls, cpu = prepared.requests(), reference.items_of, {}, [], 0.0
     for user in track(users, "generate"):
         body = requests[user]
         if exclude_seen:
@@ -44,19 +44,22 @@ def write(prepared, checkpoint, users, out, threads=1, beam_width=None, tool=Non
             left = {path: [item for item in items if item not in seen] for path, items in everything.items()}
             reference.items_of = {path: items for path, items in left.items() if items}
             reference.allowed = tool.exact_trie(reference.items_of)
-        begun = time.perf_counter()
+        begun, spent = time.perf_counter(), time.process_time()
         answer = reference.answer(body)
         walls.append(answer.get("wall_s", time.perf_counter() - begun))
+        cpu += time.process_time() - spent
         slates[user] = [item for items in answer["items"] for item in items][:length]
     run, timing = os.path.join(out, "hf.run"), os.path.join(out, "hf.timing.json")
+    load = os.getloadavg()[0]
     trec.write_run(run, slates, "hf")
     walls.sort()
     write_json(timing, {
         "system": "Hugging Face generate, float32, one request at a time",
-        "requests": len(walls), "beam_width": width, "threads": threads, "wall_s": round(sum(walls), 3),
+        "requests": len(walls), "beam_width": width, "threads": threads, "wall_s": round(sum(walls), 3), "cpu_s": round(cpu, 3),
+        "cpu_ms_per_request": round(1000 * cpu / len(walls), 3), "load_average_after": round(load, 2), "cores": os.cpu_count(),
         "users_per_second": round(len(walls) / sum(walls), 3),
         "latency_ms": {name: round(1000 * walls[min(int(len(walls) * share), len(walls) - 1)], 2) for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))},
         "checkpoint": digest(os.path.join(checkpoint, "config.json")),
     })
-    say(f"hf: {run}, {sum(walls) / len(walls) * 1000:.0f} ms per user")
+    say(f"hf: {run}, {sum(walls) / len(walls) * 1000:.0f} ms per user, {cpu / len(walls) * 1000:.0f} ms of CPU")
     return run, timing

@@ -68,7 +68,7 @@ def protocol_sentence(result):
     split = {"leave-one-out": f"leave-one-out, {p.get('part')} target", "temporal": f"temporal split at {p.get('cut')}, target {p.get('targets')}",
              "given": "split as given by the source"}[p["split"]]
     seen = ("items of the history are excluded from the slate" if p["exclude_seen"] else "items of the history may be recommended again")
-    sampled = f" {result['users']:,} of {p['questions']:,} questions, evenly spaced." if result["sampled"] else ""
+    sampled = f" {result['users']:,} of {p['questions']:,} questions." if result["sampled"] else ""
     return (f"Full ranking over {result['catalog_items']:,} items; {split}; {seen}; {p['targets_in_history']:,} of {p['questions']:,} targets are in their own "
             f"history. Users without an answer count as misses.{sampled}")
 
@@ -123,7 +123,17 @@ def speed(results, price, currency):
     cost = f"{currency} per million" if price else "cost (no price given)"
     head = ["", "beam", "threads", "p50 ms", "p90 ms", "p99 ms", "requests/s", "CPU ms/request", cost]
     note = "Latency is one request at a time and nothing cached; requests/s is the whole file at once, start included."
-    return "<h2>Latency and cost</h2>" + table(head, rows, note + (f" Machine at {price:g} {currency} an hour, fully used." if price else ""), 0)
+    return "<h2>Latency and cost</h2>" + table(head, rows, note + (f" Machine at {price:g} {currency} an hour, fully used." if price else ""), 0) + busy([r["timing"] for r in timed])
+
+
+def busy(timings):
+    """A warning where the clock was not to be trusted."""
+    loaded = [t for t in timings if t.get("cores") and t.get("load_average_before", 0) > 0.5 * t["cores"]]
+    if not loaded:
+        return ""
+    worst = max(t["load_average_before"] for t in loaded)
+    return (f"<p><b>The machine was busy with other work</b> (load {worst:.1f} on {loaded[0]['cores']} cores before a measurement): latencies and requests/s are too pessimistic "
+            "and not comparable with each other; CPU time per request is steadier.</p>")
 
 
 def frontier_part(points, price, currency):
@@ -131,12 +141,12 @@ def frontier_part(points, price, currency):
         return ""
     key = points[0]["measure"]
     marks = [(p["latency_ms"]["p50"], p[key], f"beam {p['beam_width']}", f"beam {p['beam_width']}: {key} {p[key]:.4f}, {p['latency_ms']['p50']:.2f} ms") for p in points]
-    rows = [[p["beam_width"], p["users"], p["HR"], p[key], f"{p['latency_ms']['p50']:.2f}", f"{p['latency_ms']['p99']:.2f}", f"{p['users_per_second']:.1f}", per_million(p, price)] for p in points]
+    rows = [[p["beam_width"], p["users"], p["HR"], p[key], f"{p['latency_ms']['p50']:.2f}", f"{p['latency_ms']['p99']:.2f}", f"{p['users_per_second']:.1f}", f"{p['cpu_ms_per_request']:.2f}", per_million(p, price)] for p in points]
     k = key.split("@")[1]
     cost = f"{currency} per million" if price else "cost (no price given)"
     return ("<h2>Quality against latency</h2><p>Each point is a beam width, over the same users. To the upper left is better; where the curve is flat, a wider beam only costs.</p>"
             f"<figure>{svg.curve(marks, 'median latency of one request, ms', key, key + ' against latency')}</figure>"
-            + table(["beam", "users", f"HR@{k}", key, "p50 ms", "p99 ms", "requests/s", cost], rows))
+            + table(["beam", "users", f"HR@{k}", key, "p50 ms", "p99 ms", "requests/s", "CPU ms/request", cost], rows) + busy(points))
 
 
 def comparison_part(found):

@@ -29,8 +29,7 @@ class Run:
 def read(path):
     """A run from either form; the first line tells which."""
     first = next(itertools.islice(lines(path), 1), (0, ""))[1]
-    if not first:
-        raise EvalError(f"{path}: empty")
+    # A run in which nobody gets anything is a file without lines, and a valid statement.
     if first.lstrip().startswith("{"):
         return read_answers(path)
     slates, notes = trec.read_run(path)
@@ -71,8 +70,12 @@ def read_answers(path):
 
 
 def sample(users, count):
-    """`count` users evenly spaced over the list, the first included: users[::n][:count]. None, or more than there are: all."""
+    """`count` users evenly spaced over the whole list, from the first on. None, or more than there are: all.
+
+    Place i is i * n / count, not i * (n // count): the latter stops short of the end of the list, and files are ordered. On Beauty the
+    last 500 users are ten times easier than the first, so 4,000 users by the second rule gave HR@10 .0455 where all have .0585.
+    """
     users = list(users)
     if not count or count >= len(users):
         return users
-    return users[:: len(users) // count][:count]
+    return [users[place * len(users) // count] for place in range(count)]
