@@ -13,7 +13,7 @@ def parser():
     top = argparse.ArgumentParser(
         prog="beamline-eval", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Is this checkpoint good, is it better than that one, by how much, and at what cost? On the engine that serves it.",
-        epilog="from nothing to a report on the demo world:\n  cargo build --release\n  beamline-eval run --out evaluation\n\n"
+        epilog="from nothing to a report on the demo world:\n  cargo build --release\n  beamline-eval run --out target/evaluation\n\n"
                "on your own data:\n  beamline-eval prepare sequences.txt --out data\n  beamline batch --checkpoint DIR data/requests.jsonl answers.jsonl\n"
                "  beamline-eval evaluate data answers.jsonl --catalog DIR/catalog.jsonl --out metrics.json\n"
                "  beamline-eval baselines data --out runs\n  beamline-eval compare data runs/co-occurrence.run answers.jsonl\n\n"

@@ -4,8 +4,8 @@ Without --data it uses the demo world: shoppers that the demo checkpoint never s
 shoppers), baselines counted on training shoppers. With --data it takes a folder of `prepare` and your own checkpoint.
 
   cargo build --release
-  beamline-eval run --out evaluation                        # then open evaluation/report.html
-  beamline-eval run --checkpoint DIR --data data --out evaluation
+  beamline-eval run --out target/evaluation                 # then open target/evaluation/report.html
+  beamline-eval run --checkpoint DIR --data data --out target/evaluation
 """
 
 import os

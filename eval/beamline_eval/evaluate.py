@@ -26,7 +26,7 @@ def add_arguments(parser):
     parser.add_argument("--catalog", help="catalog.jsonl: which items exist. Default: the items of the training part and the targets")
     parser.add_argument("--name", help="what to call this run in tables (default: the file's name)")
     parser.add_argument("--out", help="write everything as JSON; a table goes to standard output in any case")
-    parser.add_argument("--cut-offs", default="1,5,10,20,50", help="(default %(default)s); those beyond the slates' length are left out")
+    parser.add_argument("--cut-offs", default="1,5,10,20,50", help="(default %(default)s); those beyond the length that was asked for are left out")
     parser.add_argument("--buckets", default=BUCKETS, help="history lengths (default %(default)s)")
     parser.add_argument("--sample", type=int, help="only N users, evenly spaced over the qrels")
     parser.add_argument("--users-of", metavar="RUN", help="only users that this other run has: to judge two systems on the sample that the slower one did")
@@ -85,7 +85,8 @@ def evaluate(data, run_path, catalog=None, name=None, cut_offs=(1, 5, 10, 20, 50
     run = everything.only(users)
     deepest = max((len(slate) for slate in run.slates.values()), default=0)
     asked = int(prepared.protocol.get("num_items", deepest))
-    kept = [k for k in cut_offs if k <= max(deepest, 1)] or [min(cut_offs)]
+    # By what was asked for and not by what came: a run of empty slates must stand in the same table, with zeros.
+    kept = [k for k in cut_offs if k <= asked] or [min(cut_offs)]
     values = measures.per_user(targets, run.slates, kept, engine)
     names = measures.keys(kept)
     counts, histories = prepared.counts(), prepared.histories()

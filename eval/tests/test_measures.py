@@ -33,6 +33,17 @@ class ByHand(unittest.TestCase):
         self.assertAlmostEqual(values["Recall@4"], 2 / 3)
         self.assertAlmostEqual(values["NDCG@4"], (1 / math.log2(3) + 1 / math.log2(4)) / ideal)
 
+    def test_leave_one_out_says_the_same(self):
+        import leave_one_out
+
+        draw = random.Random(2)
+        slates = {f"u{n}": draw.sample(range(30), 10) for n in range(200)}
+        targets = {user: [draw.randrange(30)] for user in slates}
+        script = leave_one_out.metrics([leave_one_out.rank_of(targets[user][0], slate) for user, slate in slates.items()], [5, 10])
+        package = measures.mean(measures.by_hand(targets, slates, [5, 10]), measures.keys([5, 10]))
+        for key, value in script.items():
+            self.assertAlmostEqual(package[key], value, places=12)
+
     def test_nobody_answers(self):
         self.assertEqual(set(measures.by_hand({"u": ["a"]}, {}, [10])["u"].values()), {0.0})
 
@@ -164,6 +175,10 @@ class Evaluate(Folder):
         self.put_lines("a.jsonl", [{"id": "1", "items": [{"item_id": "d"}]}])
         result = evaluate.evaluate(self.at("data"), self.at("a.jsonl"), cut_offs=(1,), sample=1, engine="plain")
         self.assertEqual((result["users"], result["metrics"]["HR@1"], result["sampled"]), (1, 1.0, True))
+
+    def test_a_run_of_nothing_keeps_its_cut_offs(self):
+        result = evaluate.evaluate(self.at("data"), self.put("x.run", ""), cut_offs=(1, 2, 50), engine="plain")
+        self.assertEqual((result["cut_offs"], result["metrics"]["HR@2"], result["users_without_answer"]), ([1, 2], 0.0, 3))
 
     def test_only_the_users_of_another_run(self):
         self.put_lines("a.jsonl", [{"id": "1", "items": [{"item_id": "d"}]}])
