@@ -2,6 +2,8 @@
 
 from html import escape
 
+# For renderers that do not apply the page's styles inside pictures; where they do, the styles win.
+FALLBACK = ("#1c5cab", "#b4610a", "#2f7d4f", "#8a4fa8", "#a8324a", "#5f6b76")
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 300, 64, 46, 16, 24
 
 
@@ -26,7 +28,7 @@ def text(x, y, what, anchor="middle", extra=""):
 def frame(x_ticks, y_ticks, x_at, y_at, x_label, y_label):
     parts = []
     for tick in y_ticks:
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_at(tick):.1f}" y2="{y_at(tick):.1f}"/>')
+        parts.append(f'<line class="grid" stroke="#d9d7d2" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_at(tick):.1f}" y2="{y_at(tick):.1f}"/>')
         parts.append(text(LEFT - 8, y_at(tick) + 4, f"{tick:g}", "end"))
     for tick in x_ticks:
         parts.append(text(x_at(tick), HEIGHT - BOTTOM + 18, f"{tick:g}" if isinstance(tick, (int, float)) else tick))
@@ -37,8 +39,7 @@ def frame(x_ticks, y_ticks, x_at, y_at, x_label, y_label):
 
 
 def curve(points, x_label, y_label, title):
-    """`points`: (x, y, label, hover text), joined in the order of x."""
-    points = sorted(points)
+    """`points`: (x, y, label, hover text), joined in the order given: that of the setting, whatever the clock did."""
     if not points:
         return ""
     x_ticks = nice_ticks(0, max(point[0] for point in points))
@@ -52,9 +53,9 @@ def curve(points, x_label, y_label, title):
         return HEIGHT - BOTTOM - (y - y_ticks[0]) / ((y_ticks[-1] - y_ticks[0]) or 1) * (HEIGHT - BOTTOM - TOP)
 
     parts = frame(x_ticks, y_ticks, x_at, y_at, x_label, y_label)
-    parts.append('<polyline class="curve" points="' + " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y, *_ in points) + '"/>')
+    parts.append('<polyline class="curve" fill="none" stroke="#1c5cab" points="' + " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y, *_ in points) + '"/>')
     for x, y, label, hover in points:
-        parts.append(f'<circle class="dot" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="4.5"><title>{escape(hover)}</title></circle>')
+        parts.append(f'<circle class="dot" fill="#1c5cab" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="4.5"><title>{escape(hover)}</title></circle>')
         parts.append(text(x_at(x), y_at(y) - 10 if y_at(y) > TOP + 14 else y_at(y) + 18, label))
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
 
@@ -76,7 +77,7 @@ def bars(groups, series, x_label, y_label, title):
         for place, value in enumerate(values):
             x = centre[label] + (place - len(values) / 2) * wide
             hover = escape(f"{series[place]}, {label}: {value:.4f}")
-            parts.append(f'<rect class="s{place % 6}" x="{x:.1f}" y="{y_at(value):.1f}" width="{wide - 2:.1f}" height="{HEIGHT - BOTTOM - y_at(value):.1f}">'
+            parts.append(f'<rect class="s{place % 6}" fill="{FALLBACK[place % 6]}" x="{x:.1f}" y="{y_at(value):.1f}" width="{wide - 2:.1f}" height="{HEIGHT - BOTTOM - y_at(value):.1f}">'
                          f"<title>{hover}</title></rect>")
     legend = "".join(f'<span><i class="s{place % 6}"></i>{escape(name)}</span>' for place, name in enumerate(series))
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg><p class="legend">{legend}</p>'
