@@ -1,0 +1,81 @@
+"""Files: JSON lines, JSON, digests. Everything is written beside its place and moved there, so a half-written file has no name."""
+
+import contextlib
+import hashlib
+import json
+import os
+
+from beamline_eval.errors import EvalError
+
+
+def lines(path):
+    """(line number, text) of the non-blank lines."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvalError(f"{path}: {error}") from error
+
+
+def json_lines(path):
+    """(line number, object) of a JSON-lines file."""
+    for number, line in lines(path):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise EvalError(f"{path}:{number}: not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise EvalError(f"{path}:{number}: expected a JSON object")
+        yield number, record
+
+
+def read_json(path):
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise EvalError(f"{path}: {error}") from error
+
+
+@contextlib.contextmanager
+def writing(path):
+    """A text file that appears under `path` only when the block has ended well."""
+    directory = os.path.dirname(path)
+    if directory:
+        os.makedirs(directory, exist_ok=True)
+    unfinished = f"{path}.{os.getpid()}.unfinished"
+    try:
+        with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
+            yield file
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(unfinished)
+        raise
+
+
+def write_json_lines(path, records):
+    with writing(path) as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+def write_json(path, value):
+    with writing(path) as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def digest(path):
+    """{"file", "sha256"}: what an input was. Of a path only the last two parts are kept, so that results do not name machines."""
+    found = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    except OSError as error:
+        raise EvalError(f"{path}: {error}") from error
+    parts = os.path.abspath(path).split(os.sep)
+    return {"file": "/".join(parts[-2:]), "sha256": found.hexdigest()}
