@@ -9,6 +9,7 @@ mod determinism;
 mod errors;
 mod harness;
 mod loading;
+mod managing;
 mod openapi;
 mod operations;
 mod recommending;
