@@ -12,6 +12,7 @@ mod loading;
 mod managing;
 mod openapi;
 mod operations;
+mod protocol;
 mod recommending;
 mod refusing;
 mod root;
