@@ -5,7 +5,7 @@
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use crate::http::{catalogs, handlers, models};
+use crate::http::{catalogs, handlers, models, oip};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -25,6 +25,16 @@ use crate::http::{catalogs, handlers, models};
         catalogs::replace,
         catalogs::patch,
         catalogs::roll_back,
+        oip::server,
+        oip::live,
+        oip::ready,
+        oip::model,
+        oip::model_ready,
+        oip::version,
+        oip::version_ready,
+        oip::index,
+        oip::load,
+        oip::unload,
         handlers::livez,
         handlers::readyz,
         handlers::metrics,

@@ -1,4 +1,5 @@
 //! `beamline catalog check`: reads a catalog as a server would, and reports its shape or everything that is wrong.
+//! `beamline catalog push`: gives one to a running server.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,6 +9,7 @@ use beamline_catalog::{Catalog, CatalogError, CatalogLimits, SymbolTable, Writte
 use beamline_model::checkpoint::config::Config;
 use beamline_model::convention::Convention;
 
+use super::client::{self, Payload, ServerArgs};
 use super::output;
 use crate::runtime::Files;
 
@@ -19,6 +21,24 @@ const LISTED: usize = 100;
 pub(super) enum Command {
     /// Check a catalog file: items, SIDs, collisions, branching per level, memory; or every bad line by its number.
     Check(Check),
+    /// Replace the catalog of a running server: it is checked there beside the old one, and new requests get it at once.
+    Push(Push),
+}
+
+/// Flags of `catalog push`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Try it:
+  beamline catalog push catalog.jsonl --model shop
+  beamline catalog push catalog.jsonl --model shop@canary --server http://127.0.0.1:8080 --admin-key-file key")]
+pub(super) struct Push {
+    /// The catalog, .jsonl.
+    file: PathBuf,
+    /// Whose catalog: a model, for the version that `stable` points at, or model@label, or model@version.
+    #[arg(long, value_name = "NAME")]
+    model: String,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 /// Flags of `catalog check`.
@@ -38,7 +58,28 @@ pub(super) struct Check {
 }
 
 pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
-    let Command::Check(args) = command;
+    match command {
+        Command::Check(args) => check(args),
+        Command::Push(args) => push(&args),
+    }
+}
+
+fn push(args: &Push) -> anyhow::Result<ExitCode> {
+    let path = format!("/v1/models/{}/catalog", client::reference(&args.model)?);
+    let lines = std::fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
+    let answer = args.server.call("PUT", &path, Payload::Lines(&lines))?;
+    let current = &answer["current"];
+    let items = answer["versions"].as_array().into_iter().flatten().find(|one| one["version"] == *current);
+    output::print(&format!(
+        "{} serves catalog {}, {} items\n",
+        args.model,
+        current.as_str().unwrap_or("?"),
+        items.map_or("?".into(), |one| one["items"].to_string())
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(args: Check) -> anyhow::Result<ExitCode> {
     let limits = CatalogLimits { max_listed_problems: LISTED, ..CatalogLimits::default() };
     let catalog = match &args.checkpoint {
         Some(checkpoint) => {

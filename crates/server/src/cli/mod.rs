@@ -4,10 +4,12 @@
 
 mod batch;
 mod catalog;
+mod client;
 mod demo;
 mod in_flight;
 mod inspect;
 mod lines;
+mod models;
 mod output;
 mod recommend;
 mod replay;
@@ -35,6 +37,7 @@ Start here:
   beamline inspect DIR                              what is in a checkpoint, and what is wrong with it
   beamline serve --checkpoint DIR                   serve your own
   beamline recommend --checkpoint DIR --history a,b one request, answered as a table
+  beamline models list                              what a running server has loaded
 
 Every flag has an environment twin (--max-beam-width is BEAMLINE_MAX_BEAM_WIDTH) and a key in the config file
 (--config FILE). A flag wins over the environment, the environment over the file."
@@ -61,6 +64,9 @@ enum Command {
     /// Work with catalogs.
     #[command(subcommand)]
     Catalog(catalog::Command),
+    /// See and change what a running server has loaded.
+    #[command(subcommand)]
+    Models(models::Command),
 }
 
 /// Runs the command line of this process.
@@ -74,6 +80,7 @@ pub fn main() -> ExitCode {
         Some(Command::Replay(args)) => replay::run(args),
         Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::Catalog(command)) => catalog::run(command),
+        Some(Command::Models(command)) => models::run(command),
         None => Ok(ExitCode::FAILURE),
     };
     result.unwrap_or_else(|error| {

@@ -1,7 +1,7 @@
 //! Who may change models and catalogs.
 //!
 //! With an admin key: who sends it. Without: whoever reaches the server, provided that it listens on a loopback address
-//! only; else nobody. The key is checked before anything of the request is looked at.
+//! only; else nobody. A page in a browser is never let in without the key, because it may come from anywhere. The key is checked before anything of the request is looked at.
 
 use axum::http::{HeaderMap, header};
 
@@ -16,7 +16,8 @@ use crate::error::Error;
 pub fn check(app: &App, headers: &HeaderMap) -> Result<(), Error> {
     let Some(key) = &app.admin_key else {
         let local = app.settings.listen.ip().to_canonical().is_loopback();
-        return if local { Ok(()) } else { Err(Error::AdminDisabled) };
+        let page = headers.contains_key(header::ORIGIN);
+        return if local && !page { Ok(()) } else { Err(Error::AdminDisabled) };
     };
     let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
     if given.is_some_and(|given| key.is(given)) { Ok(()) } else { Err(Error::Unauthorized) }

@@ -32,6 +32,20 @@ pub async fn read_up_to<T: DeserializeOwned>(app: &App, request: Request, limit:
     api::parse(&bytes(app, request, limit).await?)
 }
 
+/// As [`read`], of a body that may be left out.
+///
+/// # Errors
+///
+/// When the body is something else.
+pub async fn read_if_any<T: DeserializeOwned + Default>(app: &App, request: Request) -> Result<T, Error> {
+    let json = media(&request).is_some_and(|media| is_json(&media));
+    match bytes(app, request, app.settings.max_body_bytes).await? {
+        body if body.is_empty() => Ok(T::default()),
+        _ if !json => Err(Error::UnsupportedMediaType),
+        body => api::parse(&body),
+    }
+}
+
 /// Reads the lines of a catalog.
 ///
 /// # Errors

@@ -85,7 +85,7 @@ impl Drop for Watch {
 
 /// Paths as labels: what clients make up is not one.
 fn endpoint(path: &str) -> &'static str {
-    const KNOWN: [&str; 13] = [
+    const KNOWN: [&str; 23] = [
         "/v1/recommend",
         "/v1/warm",
         "/v1/models",
@@ -94,6 +94,16 @@ fn endpoint(path: &str) -> &'static str {
         "/v1/models/{}/labels/{}",
         "/v1/models/{}/catalog",
         "/v1/models/{}/catalog/rollback",
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/{}",
+        "/v2/models/{}/ready",
+        "/v2/models/{}/versions/{}",
+        "/v2/models/{}/versions/{}/ready",
+        "/v2/repository/index",
+        "/v2/repository/models/{}/load",
+        "/v2/repository/models/{}/unload",
         "/livez",
         "/readyz",
         "/metrics",

@@ -5,6 +5,7 @@
 //! | [`handlers`] | one function per route: read, ask the service, write |
 //! | [`models`] | the routes that list and change models |
 //! | [`catalogs`] | the routes that show and change catalogs |
+//! | [`oip`] | the Open Inference Protocol over the same registry |
 //! | [`admin`] | who may change them |
 //! | [`body`] | bodies are read with limits and in time, and errors say what is wrong |
 //! | [`middleware`] | request ids, the access log, request metrics, panics |
@@ -20,6 +21,7 @@ pub mod handlers;
 pub mod listen;
 pub mod middleware;
 pub mod models;
+pub mod oip;
 pub mod reply;
 #[cfg(test)]
 mod tests;
@@ -130,6 +132,16 @@ pub fn router(app: SharedApp) -> Router {
         .route("/v1/models/{name}/labels/{label}", put(models::set_label).delete(models::remove_label))
         .route("/v1/models/{name}/catalog", get(catalogs::list).put(catalogs::replace).patch(catalogs::patch))
         .route("/v1/models/{name}/catalog/rollback", post(catalogs::roll_back))
+        .route("/v2", get(oip::server))
+        .route("/v2/health/live", get(oip::live))
+        .route("/v2/health/ready", get(oip::ready))
+        .route("/v2/models/{name}", get(oip::model))
+        .route("/v2/models/{name}/ready", get(oip::model_ready))
+        .route("/v2/models/{name}/versions/{version}", get(oip::version))
+        .route("/v2/models/{name}/versions/{version}/ready", get(oip::version_ready))
+        .route("/v2/repository/index", post(oip::index))
+        .route("/v2/repository/models/{name}/load", post(oip::load))
+        .route("/v2/repository/models/{name}/unload", post(oip::unload))
         .route("/livez", get(handlers::livez))
         .route("/readyz", get(handlers::readyz))
         .route("/metrics", get(handlers::metrics))

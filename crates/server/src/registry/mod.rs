@@ -154,14 +154,29 @@ impl Registry {
     /// When it is not loaded, or a label points at it.
     pub fn unload(&self, name: &str, version: &str) -> Result<ModelInfo, Error> {
         let version = self.change(|table| table.without(name, version))?;
-        let id = (name.to_owned(), version.clone());
+        self.retire(name, version)
+    }
+
+    /// Takes all versions of a model out, and its labels with them. Blocks as [`Registry::unload`] does.
+    ///
+    /// # Errors
+    ///
+    /// When it is not loaded.
+    pub fn unload_all(&self, name: &str) -> Result<(), Error> {
+        let versions = self.change(|table| table.without_model(name))?;
+        versions.into_iter().try_for_each(|version| self.retire(name, version).map(drop))
+    }
+
+    /// Ends the engine of a version that is not in the table any more.
+    fn retire(&self, name: &str, version: String) -> Result<ModelInfo, Error> {
+        let id = (name.to_owned(), version);
         lock(&self.catalogs).remove(&id);
         let runtime = lock(&self.running).remove(&id);
         let runtime = runtime.ok_or_else(|| Error::internal("a version without an engine"))?;
         let info = self.info(runtime.service.served(), ModelState::Unloaded);
         let stats = runtime.retire().map_err(Error::internal)?;
         lock(&self.retired).add_counters(&stats);
-        info!(name, version, "unloaded the model");
+        info!(name, version = id.1, "unloaded the model");
         Ok(info)
     }
 

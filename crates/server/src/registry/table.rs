@@ -130,6 +130,17 @@ impl Table {
         Ok((table, version))
     }
 
+    /// Without a model, and its versions.
+    ///
+    /// # Errors
+    ///
+    /// When it is not loaded.
+    pub(super) fn without_model(&self, name: &str) -> Result<(Self, Vec<String>), Error> {
+        let mut table = self.clone();
+        let model = table.models.remove(name).ok_or_else(|| Error::model_not_found(name))?;
+        Ok((table, model.versions.into_keys().collect()))
+    }
+
     /// Whether a model has the label of requests that name none.
     pub(super) fn is_stable(&self, name: &str) -> bool {
         self.models.get(name).is_some_and(|model| model.labels.contains_key(STABLE))

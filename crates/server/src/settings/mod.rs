@@ -5,7 +5,7 @@
 //!
 //! Invariant: a key of the file that no setting has is an error, so that a misspelt one is noticed.
 
-pub mod key;
+pub(crate) mod key;
 pub mod layers;
 pub mod size;
 #[cfg(test)]

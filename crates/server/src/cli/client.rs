@@ -1,0 +1,105 @@
+//! Talking to a running server: the side of the command line that changes models and catalogs.
+//!
+//! Invariant: names are checked before they become part of an address, and the key goes into a header only.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use serde_json::Value;
+
+use crate::api::ErrorBody;
+use crate::registry::name::{Reference, is_name};
+use crate::settings::key;
+
+/// Longest time to reach a server. Answers may take as long as loading takes.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Largest answer that is read.
+const MAX_ANSWER_BYTES: u64 = 64 << 20;
+
+/// Which server, and how to be let in.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Server")]
+pub(super) struct ServerArgs {
+    /// Where the server listens. Only http: for a server behind TLS, go through a tunnel.
+    #[arg(long, value_name = "URL", env = "BEAMLINE_SERVER", default_value = "http://127.0.0.1:8080")]
+    server: String,
+    /// File with the admin key, if the server has one; or put the key itself into BEAMLINE_ADMIN_KEY.
+    #[arg(long, value_name = "FILE", env = "BEAMLINE_ADMIN_KEY_FILE")]
+    admin_key_file: Option<PathBuf>,
+}
+
+/// What is sent.
+pub(super) enum Payload<'a> {
+    /// Nothing.
+    None,
+    /// JSON.
+    Json(Value),
+    /// A file of JSON lines.
+    Lines(&'a [u8]),
+}
+
+impl ServerArgs {
+    /// Sends a request and reads the answer; `null` when it is empty.
+    ///
+    /// # Errors
+    ///
+    /// When the server cannot be reached, or says no: then with its reason.
+    pub(super) fn call(&self, method: &str, path: &str, payload: Payload<'_>) -> anyhow::Result<Value> {
+        let base = self.server.trim_end_matches('/');
+        if !base.starts_with("http://") {
+            bail!("{base}: not an http:// address");
+        }
+        let (media, body) = match payload {
+            Payload::None => (None, Vec::new()),
+            Payload::Json(value) => (Some("application/json"), value.to_string().into_bytes()),
+            Payload::Lines(lines) => (Some("application/x-ndjson"), lines.to_vec()),
+        };
+        let mut request = ureq::http::Request::builder().method(method).uri(format!("{base}{path}"));
+        if let Some(media) = media {
+            request = request.header("content-type", media);
+        }
+        if let Some(key) = key::text(self.admin_key_file.as_deref())? {
+            request = request.header("authorization", format!("Bearer {}", key.trim()));
+        }
+        let config =
+            ureq::Agent::config_builder().http_status_as_error(false).timeout_connect(Some(CONNECT)).build();
+        let agent = ureq::Agent::new_with_config(config);
+        // A header that cannot be written would quote the key.
+        let unsendable = |_| anyhow!("the request cannot be written: is the admin key printable?");
+        let sent = match media {
+            Some(_) => agent.run(request.body(body).map_err(unsendable)?),
+            None => agent.run(request.body(()).map_err(unsendable)?),
+        };
+        let mut answer = sent.with_context(|| format!("no answer from {base}"))?;
+        let text = answer.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_string()?;
+        let status = answer.status();
+        if !status.is_success() {
+            return Err(match serde_json::from_str::<ErrorBody>(&text) {
+                Ok(ErrorBody { error }) => anyhow!("{} ({}, {})", error.message, error.kind, status.as_u16()),
+                Err(_) => anyhow!("{base} answered {status}: is it a beamline server?"),
+            });
+        }
+        if text.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_str(&text).with_context(|| format!("{base} did not answer with JSON"))
+    }
+}
+
+/// Checks a part of an address.
+pub(super) fn name<'a>(what: &str, text: &'a str) -> anyhow::Result<&'a str> {
+    if is_name(text) {
+        Ok(text)
+    } else {
+        bail!("{what} {text:?} is no name: letters, digits, `_`, `.` and `-`")
+    }
+}
+
+/// Checks a model, with or without a label or version.
+pub(super) fn reference(text: &str) -> anyhow::Result<&str> {
+    let Reference { name: model, at } = Reference::parse(text);
+    name("model", model)?;
+    at.map_or(Ok(""), |at| name("label or version", at))?;
+    Ok(text)
+}
