@@ -256,6 +256,23 @@ fn conventions_that_do_not_fit_are_refused() {
 }
 
 #[test]
+fn a_zero_byte_anywhere_in_a_tokenizer_is_survived() {
+    let directory = tempfile::tempdir().unwrap();
+    let tokens: Vec<String> =
+        ["<unk>", "<a_0>", "<a_1>", "<a_2>", "<b_0>", "<b_1>", "<b_2>"].map(String::from).into();
+    write_tokenizer(directory.path(), &tokens);
+    let path = directory.path().join("tokenizer.json");
+    let whole = std::fs::read(&path).unwrap();
+    let format = Format::parse(&format(json!({})).to_string()).unwrap();
+    for at in 0..whole.len() {
+        let mut damaged = whole.clone();
+        damaged[at] = 0;
+        std::fs::write(&path, damaged).unwrap();
+        Convention::bind(format.clone(), directory.path(), 20).expect_err("a zero byte is not JSON");
+    }
+}
+
+#[test]
 fn every_preset_binds_and_composes() {
     for name in presets::names() {
         let directory = tempfile::tempdir().unwrap();

@@ -62,7 +62,7 @@ impl Convention {
     /// When the tokenizer is damaged, lacks a token the format needs, or gives one an id the format contradicts.
     pub fn bind(format: Format, checkpoint: &Path, vocab_size: usize) -> Result<Self, ModelError> {
         let json = read_json(&checkpoint.join("tokenizer.json"))?;
-        let mut tokenizer: Tokenizer = json.parse().map_err(|e| ModelError::Tokenizer(format!("{e}")))?;
+        let mut tokenizer = parse_tokenizer(&json)?;
         let bad = |e| ModelError::Tokenizer(format!("{e}"));
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(bad)?;
@@ -238,6 +238,14 @@ impl SymbolTable for Convention {
         };
         *level.tokens.get(code as usize)?
     }
+}
+
+/// Parses tokenizer.json. The library panics on some damage instead of returning an error.
+fn parse_tokenizer(json: &str) -> Result<Tokenizer, ModelError> {
+    let parsed = std::panic::catch_unwind(|| json.parse::<Tokenizer>());
+    let parsed = parsed
+        .map_err(|_| ModelError::Tokenizer("is damaged in a way its parser does not survive".into()))?;
+    parsed.map_err(|error| ModelError::Tokenizer(error.to_string()))
 }
 
 /// The id of a single token.
