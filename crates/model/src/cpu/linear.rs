@@ -14,6 +14,8 @@ use crate::error::ModelError;
 
 /// Under this many multiply-adds a product runs on the calling thread: waking another costs more.
 const PARALLEL_FROM: usize = 200_000;
+/// Input values that stay in a core's own cache while all panels pass by: rows are taken in groups of so many.
+const CACHED_INPUT: usize = 128 << 10;
 
 /// `y = x W^T + b` for weights in single precision.
 #[derive(Debug)]
@@ -93,26 +95,30 @@ impl Linear {
         assert_eq!(out.len(), rows * self.outputs, "as many output rows as input rows");
         let out = SharedMatrix::new(out, self.outputs);
         let panels = self.outputs.div_ceil(PANEL);
-        let panel = |index: usize| {
-            let weights = &self.panels[index * self.inputs * PANEL..][..self.inputs * PANEL];
+        let group = (CACHED_INPUT / self.inputs).clamp(PANEL, rows.max(PANEL));
+        let task = |index: usize| {
+            let (first_row, panel) = (index / panels * group, index % panels);
+            let x = &x[first_row * self.inputs..rows.min(first_row + group) * self.inputs];
+            let weights = &self.panels[panel * self.inputs * PANEL..][..self.inputs * PANEL];
             let bias =
-                self.bias.as_ref().map(|bias| &bias[index * PANEL..self.outputs.min((index + 1) * PANEL)]);
-            multiply_panel(cpu.isa, x, self.inputs, weights, bias, index * PANEL, output, out);
+                self.bias.as_ref().map(|bias| &bias[panel * PANEL..self.outputs.min((panel + 1) * PANEL)]);
+            multiply_panel(cpu.isa, x, self.inputs, weights, bias, first_row, panel * PANEL, output, out);
         };
+        let tasks = panels * rows.div_ceil(group);
         if rows * self.inputs * self.outputs < PARALLEL_FROM {
-            (0..panels).for_each(panel);
+            (0..tasks).for_each(task);
         } else {
-            let least = PARALLEL_FROM.div_ceil(rows * self.inputs * PANEL);
-            cpu.run(|| (0..panels).into_par_iter().with_min_len(least).for_each(panel));
+            let least = PARALLEL_FROM.div_ceil(rows.min(group) * self.inputs * PANEL);
+            cpu.run(|| (0..tasks).into_par_iter().with_min_len(least).for_each(task));
         }
     }
 }
 
 per_isa! {
-    /// All rows of `x` times one panel of weights, into columns `column..` of `out`. The calls that share `out`
-    /// must be for different panels.
-    fn multiply_panel(x: &[f32], inputs: usize, panel: &[f32], bias: Option<&[f32]>, column: usize, output: Output,
-        out: SharedMatrix<'_>) = multiply_panel_body
+    /// All rows of `x` times one panel of weights, into rows `first_row..` and columns `column..` of `out`. The calls
+    /// that share `out` must be for different rows or different panels.
+    fn multiply_panel(x: &[f32], inputs: usize, panel: &[f32], bias: Option<&[f32]>, first_row: usize, column: usize,
+        output: Output, out: SharedMatrix<'_>) = multiply_panel_body
 }
 
 #[inline(always)]
@@ -121,6 +127,7 @@ fn multiply_panel_body<const R: usize>(
     inputs: usize,
     panel: &[f32],
     bias: Option<&[f32]>,
+    first_row: usize,
     column: usize,
     output: Output,
     out: SharedMatrix<'_>,
@@ -131,14 +138,14 @@ fn multiply_panel_body<const R: usize>(
         let mut sums = [[0.0; PANEL]; R];
         accumulate(&x[row * inputs..], inputs, inputs, panel, PANEL, &mut sums);
         for (offset, sums) in sums.iter().enumerate() {
-            store(sums, bias, column, output, row + offset, out);
+            store(sums, bias, column, output, first_row + row + offset, out);
         }
         row += R;
     }
     while row < rows {
         let mut sums = [[0.0; PANEL]; 1];
         accumulate(&x[row * inputs..], inputs, inputs, panel, PANEL, &mut sums);
-        store(&sums[0], bias, column, output, row, out);
+        store(&sums[0], bias, column, output, first_row + row, out);
         row += 1;
     }
 }
@@ -153,7 +160,8 @@ fn store(
     out: SharedMatrix<'_>,
 ) {
     let width = PANEL.min(out.columns() - column);
-    // SAFETY: `column` names the panel, each panel is multiplied by one call, and a call visits a row once.
+    // SAFETY: `column` names the panel; each pair of row group and panel is multiplied by one call, which visits a row
+    // once.
     let out = unsafe { out.row_segment(row, column, width) };
     for (index, out) in out.iter_mut().enumerate() {
         let mut value = sums[index];
