@@ -1,7 +1,8 @@
 //! Who may change models and catalogs.
 //!
 //! With an admin key: who sends it. Without: whoever reaches the server, provided that it listens on a loopback address
-//! only; else nobody. A page in a browser is never let in without the key, because it may come from anywhere. The key is checked before anything of the request is looked at.
+//! only; else nobody. A page in a browser is never let in without the key, because it may come from anywhere. The key
+//! is checked before anything of the request is looked at.
 
 use axum::http::{HeaderMap, header};
 

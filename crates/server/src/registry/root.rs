@@ -105,7 +105,12 @@ impl ModelRoot {
     /// A link in a checkpoint could lead anywhere, and reading a pipe could take for ever.
     fn check_entries(&self, checkpoint: &Path) -> Result<(), Error> {
         let entries = std::fs::read_dir(checkpoint).map_err(|_| Error::CheckpointNotFound)?;
-        for entry in entries.take(MAX_ENTRIES) {
+        for (index, entry) in entries.enumerate() {
+            // What is not looked at is not trusted.
+            if index == MAX_ENTRIES {
+                let message = format!("holds more than {MAX_ENTRIES} files").into();
+                return Err(Error::InvalidValue { param: "directory", message });
+            }
             let path = entry.map_err(|_| Error::CheckpointNotFound)?.path();
             let kind = std::fs::metadata(self.resolve(&path)?).map_err(|_| Error::CheckpointNotFound)?;
             if !kind.is_file() && !kind.is_dir() {
@@ -120,6 +125,21 @@ impl ModelRoot {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_directory_too_large_to_be_looked_through_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let checkpoint = directory.path().join("shop");
+        std::fs::create_dir(&checkpoint).unwrap();
+        for index in 0..MAX_ENTRIES {
+            std::fs::write(checkpoint.join(index.to_string()), "").unwrap();
+        }
+        let root = ModelRoot::new(directory.path()).unwrap();
+        let wanted = Wanted { name: "shop", ..Wanted::default() };
+        assert!(root.find(wanted).is_ok());
+        std::fs::write(checkpoint.join("one more"), "").unwrap();
+        assert!(matches!(root.find(wanted), Err(Error::InvalidValue { param: "directory", .. })));
+    }
 
     #[test]
     fn only_what_lies_under_the_root_is_found() {
