@@ -69,6 +69,8 @@ pub struct Search {
     next_lineage: Vec<u32>,
     /// Allowed continuations of the row at hand, reused.
     allowed: Vec<(u32, Node)>,
+    /// `width` candidates are at least this good: worse ones need not be kept.
+    cutoff: f64,
 }
 
 /// One hypothesis.
@@ -117,6 +119,7 @@ impl Search {
             lineage: Vec::new(),
             next_lineage: Vec::new(),
             allowed: Vec::new(),
+            cutoff: f64::NEG_INFINITY,
         }
     }
 
@@ -152,8 +155,22 @@ impl Search {
         self.step == self.request.steps.len() || self.beams.is_empty()
     }
 
-    /// Adds the continuations of one beam, given the logits that predict its next token. Every beam is offered once
-    /// per step; the order does not matter.
+    /// Calls `want` with every token whose logit [`Search::offer_normalized`] will look at for these beams; some of them
+    /// more than once.
+    pub fn wanted(&self, beams: Range<usize>, mut want: impl FnMut(u32)) {
+        match self.request.steps[self.step] {
+            Step::Fixed(token) => want(token),
+            Step::Level => {
+                let trie = self.request.catalog.trie();
+                for beam in &self.beams[beams] {
+                    trie.children(beam.node).iter().for_each(|(token, _)| want(token));
+                }
+            }
+        }
+    }
+
+    /// Adds the continuations of one beam, given the logits that predict its next token, `[vocab_size]`. Every beam is
+    /// offered once per step; the order does not matter.
     ///
     /// # Errors
     ///
@@ -167,10 +184,11 @@ impl Search {
             }
             Normalization::AllowedSet => None,
         };
-        self.offer_normalized(beam, logits, full)
+        self.offer_normalized(beam, |token| logits[token as usize], full)
     }
 
-    /// As [`Search::offer`], with the log-sum-exp of the whole row already computed (`full_vocab` only).
+    /// As [`Search::offer`], given the logits that were [`wanted`](Search::wanted) and, for `full_vocab` only, the
+    /// log-sum-exp of all logits.
     ///
     /// # Errors
     ///
@@ -178,7 +196,7 @@ impl Search {
     pub fn offer_normalized(
         &mut self,
         beam: usize,
-        logits: &[f32],
+        logit: impl Fn(u32) -> f32,
         full: Option<f64>,
     ) -> Result<(), NotFinite> {
         let Beam { node, score, .. } = self.beams[beam];
@@ -193,18 +211,22 @@ impl Search {
                     .extend(children.iter().filter(|&(_, child)| filter.allows_any(trie.leaves(child))));
             }
         }
-        let normalizer = full
-            .unwrap_or_else(|| log_sum_exp_of(self.allowed.iter().map(|&(token, _)| logits[token as usize])));
+        let normalizer =
+            full.unwrap_or_else(|| log_sum_exp_of(self.allowed.iter().map(|&(token, _)| logit(token))));
         if !normalizer.is_finite() {
             return Err(NotFinite);
         }
         for &(token, node) in &self.allowed {
-            let score = score + (f64::from(logits[token as usize]) - normalizer);
-            self.candidates.push(Candidate { beam: Beam { node, token, score }, parent: beam as u32 });
+            let score = score + (f64::from(logit(token)) - normalizer);
+            // At equal score the smaller path wins, so an equal one is kept.
+            if score >= self.cutoff {
+                self.candidates.push(Candidate { beam: Beam { node, token, score }, parent: beam as u32 });
+            }
         }
         // Keeps memory bounded by the width when beams have many children each.
         if self.candidates.len() >= (8 * self.width).max(4096) {
             keep_best(&mut self.candidates, self.width);
+            self.cutoff = self.candidates[self.width - 1].beam.score;
         }
         Ok(())
     }
@@ -212,6 +234,7 @@ impl Search {
     /// Ends the step: the best candidates become the beams.
     pub fn advance(&mut self) {
         keep_best(&mut self.candidates, self.width);
+        self.cutoff = f64::NEG_INFINITY;
         self.candidates.sort_unstable_by(order);
         let ancestors = self.step.saturating_sub(1);
         self.next_lineage.clear();
@@ -253,7 +276,7 @@ fn order(a: &Candidate, b: &Candidate) -> Ordering {
     b.beam.score.total_cmp(&a.beam.score).then_with(|| a.beam.node.cmp(&b.beam.node))
 }
 
-/// Keeps the `width` best candidates in any order, without sorting the rest.
+/// Keeps the `width` best candidates, the worst of them last, without sorting.
 fn keep_best(candidates: &mut Vec<Candidate>, width: usize) {
     if candidates.len() > width {
         candidates.select_nth_unstable_by(width - 1, order);

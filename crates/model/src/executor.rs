@@ -6,21 +6,25 @@
 //! Invariant: what happens to one request in a step is independent of the others in it; a request whose logits are not
 //! finite fails alone.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use crate::batch::{Batch, BranchRows, ContextRows};
 use crate::cpu::Cpu;
+use crate::cpu::isa::Isa;
+use crate::cpu::linear::{Rows, Scores};
 use crate::cpu::pages::{PAGE_SIZE, PageStore};
-use crate::cpu::vector::log_sum_exp;
 use crate::decode::{Hypothesis, Normalization, NotFinite, Search, SearchRequest};
 use crate::error::ModelError;
 use crate::families::qwen::{Qwen, Workspace};
-use crate::step::{Plan, Progress, Slot, StepError, StepModel};
+use crate::step::{BranchStep, Plan, Progress, Slot, StepError, StepModel};
 
-/// Rows whose logits are computed together: bounds the memory of `[rows, vocab_size]`.
-const LOGIT_ROWS: usize = 32;
+/// Values kept of a head product: bounds its memory. At least [`SCORED_ROWS`] rows are scored together all the same.
+const SCORED_VALUES: usize = 4 << 20;
+/// Fewest rows that are scored together.
+const SCORED_ROWS: usize = 64;
 
 /// A request as the executor sees it.
 #[derive(Clone, Debug)]
@@ -49,8 +53,9 @@ pub struct Executor {
     slots: Vec<Option<InFlight>>,
     batch: Batch,
     workspace: Workspace,
-    logits: Vec<f32>,
-    normalizers: Vec<f64>,
+    scored_rows: Rows,
+    scores: Scores,
+    expansions: Vec<Expansion>,
     branch_tokens: Vec<u32>,
     branch_lineage: Vec<u32>,
 }
@@ -59,6 +64,42 @@ pub struct Executor {
 struct InFlight {
     job: Job,
     search: Option<Search>,
+}
+
+/// A search that takes a step, taken out of its slot so that all of them can go on at once.
+#[derive(Debug)]
+struct Expansion {
+    slot: Slot,
+    /// First of its rows among the wanted rows of the batch, one row per beam.
+    first_row: usize,
+    search: Search,
+    failed: Option<NotFinite>,
+}
+
+impl Expansion {
+    fn end_row(&self) -> usize {
+        self.first_row + self.search.beams().len()
+    }
+
+    /// Its beams whose rows lie in a range.
+    fn beams_in(&self, rows: &Range<usize>) -> Range<usize> {
+        let start = rows.start.max(self.first_row).min(self.end_row());
+        let end = rows.end.min(self.end_row()).max(start);
+        start - self.first_row..end - self.first_row
+    }
+
+    fn offer(&mut self, isa: Isa, rows: &Range<usize>, scores: &Scores) {
+        let full = self.search.normalization() == Normalization::FullVocab;
+        for beam in self.beams_in(rows) {
+            let row = self.first_row + beam - rows.start;
+            let normalizer = if full { scores.normalizer(isa, row) } else { None };
+            let offered = self.search.offer_normalized(beam, |token| scores.logit(row, token), normalizer);
+            if let Err(error) = offered {
+                self.failed = Some(error);
+                return;
+            }
+        }
+    }
 }
 
 impl Executor {
@@ -77,8 +118,9 @@ impl Executor {
             slots: Vec::new(),
             batch: Batch::default(),
             workspace: Workspace::default(),
-            logits: Vec::new(),
-            normalizers: Vec::new(),
+            scored_rows: Rows::default(),
+            scores: Scores::default(),
+            expansions: Vec::new(),
             branch_tokens: Vec::new(),
             branch_lineage: Vec::new(),
         })
@@ -140,33 +182,34 @@ impl Executor {
         self.batch.check_writes(self.pages.pages()).map_err(StepError)
     }
 
-    /// Expands the beams of a request from its rows of `workspace.states`.
-    fn expand(&mut self, slot: Slot, first_row: usize) -> Progress<Found> {
-        let Some(search) = in_flight(&mut self.slots, slot).and_then(|request| request.search.as_mut())
-        else {
-            return Progress::Failed("nothing to decode".into());
-        };
-        let width = self.model.config().hidden_size;
-        let beams = search.beams().len();
-        let states = &self.workspace.states[first_row * width..][..beams * width];
-        for (block, states) in states.chunks(LOGIT_ROWS * width).enumerate() {
-            if let Err(error) = offer_rows(
-                &self.model,
-                &self.cpu,
-                states,
-                search,
-                block * LOGIT_ROWS,
-                &mut self.logits,
-                &mut self.normalizers,
-            ) {
-                return Progress::Failed(error.to_string());
-            }
+    /// Scores the rows of all expansions, a bounded number at a time, and takes every search one step further.
+    fn expand(&mut self, rows: usize) {
+        let (isa, width) = (self.cpu.isa(), self.model.config().hidden_size);
+        let full = |e: &Expansion| e.search.normalization() == Normalization::FullVocab;
+        let mut start = 0;
+        while start < rows {
+            // What is wanted of the first rows says how many fit; more rows may want more, which then is a little over.
+            let mut range = start..rows.min(start + SCORED_ROWS);
+            self.want(&range, full);
+            range.end = rows.min(start + (SCORED_VALUES / self.scores.width().max(1)).max(SCORED_ROWS));
+            self.want(&range, full);
+            let hidden = &self.workspace.hidden[range.start * width..range.end * width];
+            self.model.score(&self.cpu, hidden, &mut self.scored_rows, &mut self.scores);
+            let scores = &self.scores;
+            self.expansions.par_iter_mut().for_each(|expansion| expansion.offer(isa, &range, scores));
+            start = range.end;
         }
-        search.advance();
-        if search.is_over() {
-            Progress::Finished(Found { hypotheses: search.hypotheses(), steps: search.steps_done() })
-        } else {
-            Progress::Expanded { rows: search.beams().len() }
+        // A filter that allows nothing leaves a search that is over before it begins.
+        let going = self.expansions.par_iter_mut().filter(|expansion| !expansion.search.is_over());
+        going.for_each(|expansion| expansion.search.advance());
+    }
+
+    /// Says which logits of a range of rows are wanted.
+    fn want(&mut self, rows: &Range<usize>, full: impl Fn(&Expansion) -> bool) {
+        let among = |e: &&Expansion| !e.beams_in(rows).is_empty();
+        self.scores.begin(self.expansions.iter().filter(among).any(full));
+        for expansion in self.expansions.iter().filter(among) {
+            expansion.search.wanted(expansion.beams_in(rows), |token| self.scores.want(token));
         }
     }
 
@@ -175,63 +218,52 @@ impl Executor {
         plan: &Plan,
         outcomes: &mut Vec<(Slot, Progress<Found>)>,
     ) -> Result<(), StepError> {
+        // What a step that panicked left behind: its slots are closed.
+        self.expansions.clear();
         self.fill_batch(plan)?;
         self.model.forward(&self.cpu, &self.batch, &mut self.pages, &mut self.workspace, &mut |_, _| {});
         let mut row = 0;
-        for chunk in &plan.chunks {
-            let Some(width) = chunk.expand else {
-                outcomes.push((chunk.slot, Progress::Prefilled));
-                continue;
-            };
-            let progress = match in_flight(&mut self.slots, chunk.slot) {
-                Some(InFlight { job: Job { search: Some(request), .. }, search }) => {
-                    let begun = search.insert(Search::new(request.clone(), width));
-                    if begun.is_over() {
-                        Progress::Finished(Found { hypotheses: begun.hypotheses(), steps: 0 })
-                    } else {
-                        self.expand(chunk.slot, row)
-                    }
-                }
-                _ => Progress::Failed("nothing to decode".into()),
-            };
-            outcomes.push((chunk.slot, progress));
+        let chunks = plan.chunks.iter().filter_map(|chunk| Some((chunk.slot, chunk.expand?)));
+        for (slot, width) in chunks {
+            if let Some(InFlight { job: Job { search: Some(request), .. }, .. }) =
+                in_flight(&mut self.slots, slot)
+            {
+                let search = Search::new(request.clone(), width);
+                self.expansions.push(Expansion { slot, first_row: row, search, failed: None });
+            }
             row += 1;
         }
-        for branch in &plan.branches {
-            let beams = in_flight(&mut self.slots, branch.slot)
-                .and_then(|r| r.search.as_ref())
-                .map_or(0, |s| s.beams().len());
-            let progress = self.expand(branch.slot, row);
-            outcomes.push((branch.slot, progress));
-            row += beams;
+        for &BranchStep { slot, .. } in &plan.branches {
+            if let Some(search) = in_flight(&mut self.slots, slot).and_then(|request| request.search.take()) {
+                let beams = search.beams().len();
+                self.expansions.push(Expansion { slot, first_row: row, search, failed: None });
+                row += beams;
+            }
+        }
+        self.expand(row);
+
+        let mut expanded = self.expansions.drain(..).peekable();
+        let slots = plan.chunks.iter().map(|chunk| (chunk.slot, chunk.expand.is_some()));
+        for (slot, expands) in slots.chain(plan.branches.iter().map(|branch| (branch.slot, true))) {
+            let progress = match expanded.next_if(|expansion| expansion.slot == slot) {
+                None if expands => Progress::Failed("nothing to decode".into()),
+                None => Progress::Prefilled,
+                Some(Expansion { failed: Some(error), .. }) => Progress::Failed(error.to_string()),
+                Some(Expansion { search, .. }) if search.is_over() => {
+                    Progress::Finished(Found { hypotheses: search.hypotheses(), steps: search.steps_done() })
+                }
+                Some(Expansion { search, .. }) => {
+                    let rows = search.beams().len();
+                    if let Some(request) = in_flight(&mut self.slots, slot) {
+                        request.search = Some(search);
+                    }
+                    Progress::Expanded { rows }
+                }
+            };
+            outcomes.push((slot, progress));
         }
         Ok(())
     }
-}
-
-/// Computes the logits of some rows and offers them to the beams from `first_beam` on.
-fn offer_rows(
-    model: &Qwen,
-    cpu: &Cpu,
-    states: &[f32],
-    search: &mut Search,
-    first_beam: usize,
-    logits: &mut Vec<f32>,
-    normalizers: &mut Vec<f64>,
-) -> Result<(), NotFinite> {
-    model.logits(cpu, states, logits);
-    let vocab = model.config().vocab_size;
-    let full = search.normalization() == Normalization::FullVocab;
-    normalizers.clear();
-    normalizers.resize(logits.len() / vocab, 0.0);
-    if full {
-        let rows = logits.par_chunks(vocab).zip(normalizers.par_iter_mut());
-        rows.for_each(|(row, normalizer)| log_sum_exp(cpu.isa(), row, normalizer));
-    }
-    for (index, (row, normalizer)) in logits.chunks(vocab).zip(normalizers.iter()).enumerate() {
-        search.offer_normalized(first_beam + index, row, full.then_some(*normalizer))?;
-    }
-    Ok(())
 }
 
 fn in_flight(slots: &mut [Option<InFlight>], slot: Slot) -> Option<&mut InFlight> {

@@ -102,14 +102,24 @@ fn states_and_logits_are_those_of_hugging_face() {
                         &format!("{case} layer {layer}"),
                     );
                 });
-                assert_close(&workspace.states, &values(&tensors["h2.hidden_all.f64"]), HIDDEN, case);
+                assert_close(
+                    &model.states(&loaded.cpu, &workspace.hidden),
+                    &values(&tensors["h2.hidden_all.f64"]),
+                    HIDDEN,
+                    case,
+                );
             }
             batch.clear();
             batch.push_context(rows(1));
             model.forward(&loaded.cpu, &batch, &mut pages, &mut workspace, &mut |_, _| {});
-            assert_close(&workspace.states, &values(&tensors[&format!("{name}.hidden.f64")]), HIDDEN, case);
+            assert_close(
+                &model.states(&loaded.cpu, &workspace.hidden),
+                &values(&tensors[&format!("{name}.hidden.f64")]),
+                HIDDEN,
+                case,
+            );
             let mut logits = Vec::new();
-            model.logits(&loaded.cpu, &workspace.states, &mut logits);
+            model.logits(&loaded.cpu, &workspace.hidden, &mut logits);
             assert_close(&logits, &values(&tensors[&format!("{name}.logits.f64")]), LOGITS, case);
 
             // The best path, token by token through branch rows.
@@ -134,7 +144,7 @@ fn states_and_logits_are_those_of_hugging_face() {
                     branch_pages: &branch_table,
                 });
                 model.forward(&loaded.cpu, &batch, &mut pages, &mut workspace, &mut |_, _| {});
-                model.logits(&loaded.cpu, &workspace.states, &mut logits);
+                model.logits(&loaded.cpu, &workspace.hidden, &mut logits);
                 assert_close(
                     &logits,
                     &expected[step * vocab..(step + 1) * vocab],

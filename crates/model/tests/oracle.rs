@@ -13,6 +13,7 @@ use beamline_model::batch::{Batch, BranchRows, ContextRows};
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::checkpoint::config::Config;
 use beamline_model::cpu::Cpu;
+use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_model::families::qwen::{Qwen, Workspace};
 use proptest::prelude::*;
@@ -169,7 +170,7 @@ proptest! {
         let directory = tempfile::tempdir().unwrap();
         let tensors = made::write(directory.path(), &config, seed);
         let checkpoint = Checkpoint::open(directory.path()).unwrap();
-        let model = Qwen::load(&checkpoint, 512).unwrap();
+        let model = Qwen::load(&checkpoint, 512, WeightFormat::F32).unwrap();
         let naive = Naive { config: checkpoint.config(), tensors: &tensors };
         let expected = naive.states(&tokens);
 
@@ -186,7 +187,7 @@ proptest! {
                     owner: 0, tokens: &tokens[range.clone()], first_position: range.start, cached: 0, pages: &table, wanted: range.len(),
                 });
                 model.forward(&cpu, &batch, &mut pages, &mut workspace, &mut |_, _| {});
-                close(&workspace.states, &expected[range].concat())?;
+                close(&model.states(&cpu, &workspace.hidden), &expected[range].concat())?;
             }
         }
         for position in context_len..tokens.len() {
@@ -198,9 +199,9 @@ proptest! {
                 context_pages: &table[..context_len.div_ceil(PAGE_SIZE)], branch_pages: &[PageId(3)],
             });
             model.forward(&cpu, &batch, &mut pages, &mut workspace, &mut |_, _| {});
-            close(&workspace.states, &expected[position])?;
+            close(&model.states(&cpu, &workspace.hidden), &expected[position])?;
             let mut logits = Vec::new();
-            model.logits(&cpu, &workspace.states, &mut logits);
+            model.logits(&cpu, &workspace.hidden, &mut logits);
             close(&logits, &naive.logits(&expected[position]))?;
         }
     }

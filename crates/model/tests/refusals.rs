@@ -11,6 +11,7 @@ use beamline_model::checkpoint::Checkpoint;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
 use beamline_model::convention::presets;
+use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::families::qwen::{Qwen, expected_tensors};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -39,7 +40,7 @@ fn made() -> Made {
 
 fn load(directory: &Path) -> Result<(), String> {
     let checkpoint = Checkpoint::open(directory).map_err(|error| error.to_string())?;
-    Qwen::load(&checkpoint, 64).map(|_| ()).map_err(|error| error.to_string())
+    Qwen::load(&checkpoint, 64, WeightFormat::F32).map(|_| ()).map_err(|error| error.to_string())
 }
 
 fn weights(made: &Made) -> std::path::PathBuf {

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use super::Cpu;
 use super::isa::per_isa;
 use super::pages::{HeadPages, PAGE_SIZE, VALUE_BLOCK};
-use super::tile::{SharedMatrix, accumulate};
+use super::tile::{PANEL, SharedMatrix, accumulate};
 use super::vector::{LANES, dot, exp, fold_lanes, larger};
 
 /// Most ancestors a branch row can have, itself included.
@@ -161,31 +161,16 @@ fn attend_block_body<const R: usize>(
         Sees::Causal { first_position } => {
             let page = first_position / PAGE_SIZE;
             for &full in &context_pages[..page] {
-                see_page::<R>(pages, full, PAGE_SIZE, 0..queries, dim, scratch);
+                see_page::<R>(pages, full, &|_| PAGE_SIZE, 0..queries, dim, scratch);
             }
             // The page the rows lie in: every row sees up to itself.
-            for row in 0..block.rows.len() {
-                let visible = first_position % PAGE_SIZE + row + 1;
-                see_page::<R>(
-                    pages,
-                    context_pages[page],
-                    visible,
-                    row * group..(row + 1) * group,
-                    dim,
-                    scratch,
-                );
-            }
+            let visible = |query: usize| first_position % PAGE_SIZE + query / group + 1;
+            see_page::<R>(pages, context_pages[page], &visible, 0..queries, dim, scratch);
         }
         Sees::Branch { context_len, ancestors, lineage, branch_pages } => {
             for (page, &id) in context_pages[..context_len.div_ceil(PAGE_SIZE)].iter().enumerate() {
-                see_page::<R>(
-                    pages,
-                    id,
-                    PAGE_SIZE.min(context_len - page * PAGE_SIZE),
-                    0..queries,
-                    dim,
-                    scratch,
-                );
+                let visible = PAGE_SIZE.min(context_len - page * PAGE_SIZE);
+                see_page::<R>(pages, id, &|_| visible, 0..queries, dim, scratch);
             }
             let branch_pages = &tables.pages[branch_pages.clone()];
             for row in 0..block.rows.len() {
@@ -209,12 +194,13 @@ fn attend_block_body<const R: usize>(
     }
 }
 
-/// A range of queries sees the first `visible` keys of a context page.
+/// A range of queries sees the first keys of a context page, each as many as `visible` says, which never falls from one
+/// query to the next.
 #[inline(always)]
 fn see_page<const R: usize>(
     pages: &HeadPages,
     page: PageId,
-    visible: usize,
+    visible: &impl Fn(usize) -> usize,
     queries: Range<usize>,
     dim: usize,
     scratch: &mut Scratch,
@@ -222,17 +208,29 @@ fn see_page<const R: usize>(
     let (keys, values) = (pages.context_keys(page), pages.values(page));
     let mut query = queries.start;
     while query + R <= queries.end {
-        let mut logits = [[0.0; PAGE_SIZE]; R];
-        accumulate(&scratch.queries[query * dim..], dim, dim, keys, PAGE_SIZE, &mut logits);
-        merge(logits, values, visible, query, pages.value_width(), scratch);
+        see_keys::<R>(keys, values, visible, query, dim, pages.value_width(), scratch);
         query += R;
     }
     while query < queries.end {
-        let mut logits = [[0.0; PAGE_SIZE]; 1];
-        accumulate(&scratch.queries[query * dim..], dim, dim, keys, PAGE_SIZE, &mut logits);
-        merge(logits, values, visible, query, pages.value_width(), scratch);
+        see_keys::<1>(keys, values, visible, query, dim, pages.value_width(), scratch);
         query += 1;
     }
+}
+
+#[inline(always)]
+fn see_keys<const R: usize>(
+    keys: &[f32],
+    values: &[f32],
+    visible: &impl Fn(usize) -> usize,
+    query: usize,
+    dim: usize,
+    value_width: usize,
+    scratch: &mut Scratch,
+) {
+    let mut logits = [[0.0; PAGE_SIZE]; R];
+    accumulate(&scratch.queries[query * dim..], dim, dim, keys, PAGE_SIZE, &mut logits);
+    let visible: [usize; R] = std::array::from_fn(|member| visible(query + member));
+    merge(logits, values, visible, query, value_width, scratch);
 }
 
 /// The queries of one branch row see the row's ancestors.
@@ -256,18 +254,18 @@ fn see_ancestors(
         for (logit, ancestor) in logits[0].iter_mut().zip(lineage) {
             *logit = dot(&scratch.queries[query * dim..][..dim], row(ancestor).0);
         }
-        merge(logits, &values, lineage.len(), query, pages.value_width(), scratch);
+        merge(logits, &values, [lineage.len()], query, pages.value_width(), scratch);
     }
     scratch.ancestor_values = values;
 }
 
-/// Merges `visible` keys, given by their logits and values `[visible][value_width]`, into the running state of `R`
-/// queries.
+/// Merges keys, given by their logits and values `[key][value_width]`, into the running state of `R` queries, of which
+/// each sees the first `visible`; the last of them sees the most.
 #[inline(always)]
 fn merge<const R: usize>(
     logits: [[f32; PAGE_SIZE]; R],
     values: &[f32],
-    visible: usize,
+    visible: [usize; R],
     first_query: usize,
     value_width: usize,
     scratch: &mut Scratch,
@@ -277,7 +275,7 @@ fn merge<const R: usize>(
     for (member, weights) in weights.iter_mut().enumerate() {
         let query = first_query + member;
         // What is not visible weighs nothing: e^-inf is 0.
-        for weight in &mut weights[visible..] {
+        for weight in &mut weights[visible[member]..] {
             *weight = f32::NEG_INFINITY;
         }
         let mut lanes = [scratch.maxima[query]; LANES];
@@ -301,19 +299,49 @@ fn merge<const R: usize>(
         scratch.totals[query] = scratch.totals[query].mul_add(decay[member], total);
         scratch.maxima[query] = max;
     }
-    // Only visible values are touched: what lies behind them may belong to nobody.
-    for column in (0..value_width).step_by(VALUE_BLOCK) {
-        let mut sums = [[0.0f32; VALUE_BLOCK]; R];
-        for (member, sums) in sums.iter_mut().enumerate() {
-            let old = &scratch.sums[(first_query + member) * value_width + column..][..VALUE_BLOCK];
-            for (sum, old) in sums.iter_mut().zip(old) {
-                *sum = old * decay[member];
-            }
+    // Only values that some query sees are touched: what lies behind them may belong to nobody. Those that a query does not see
+    // add zero.
+    let visible = visible[R - 1];
+    let mut column = 0;
+    while column + PANEL <= value_width {
+        add_values::<R, PANEL>(&weights, &decay, values, visible, first_query, column, value_width, scratch);
+        column += PANEL;
+    }
+    if column < value_width {
+        add_values::<R, VALUE_BLOCK>(
+            &weights,
+            &decay,
+            values,
+            visible,
+            first_query,
+            column,
+            value_width,
+            scratch,
+        );
+    }
+}
+
+/// `sums = sums * decay + weights * values`, for `W` columns.
+#[inline(always)]
+fn add_values<const R: usize, const W: usize>(
+    weights: &[[f32; PAGE_SIZE]; R],
+    decay: &[f32; R],
+    values: &[f32],
+    visible: usize,
+    first_query: usize,
+    column: usize,
+    value_width: usize,
+    scratch: &mut Scratch,
+) {
+    let mut sums = [[0.0f32; W]; R];
+    for (member, sums) in sums.iter_mut().enumerate() {
+        let old = &scratch.sums[(first_query + member) * value_width + column..][..W];
+        for (sum, old) in sums.iter_mut().zip(old) {
+            *sum = old * decay[member];
         }
-        accumulate(weights.as_flattened(), PAGE_SIZE, visible, &values[column..], value_width, &mut sums);
-        for (member, sums) in sums.iter().enumerate() {
-            scratch.sums[(first_query + member) * value_width + column..][..VALUE_BLOCK]
-                .copy_from_slice(sums);
-        }
+    }
+    accumulate(weights.as_flattened(), PAGE_SIZE, visible, &values[column..], value_width, &mut sums);
+    for (member, sums) in sums.iter().enumerate() {
+        scratch.sums[(first_query + member) * value_width + column..][..W].copy_from_slice(sums);
     }
 }

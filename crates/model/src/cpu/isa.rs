@@ -16,23 +16,24 @@ pub(crate) enum Level {
     Portable,
     Avx2,
     Avx512,
+    /// With dot products of bytes (VNNI).
+    Avx512Vnni,
+    /// With dot products of bfloat16 pairs as well.
+    Avx512Bf16,
 }
 
 impl Isa {
-    /// The best instruction set of this machine; the environment variable `BEAMLINE_CPU_ISA` (`portable`,
-    /// `avx2`, `avx512`) lowers it, for tests of the slower kernels. Asking for more than there is has no effect.
+    /// The best instruction set of this machine; the environment variable `BEAMLINE_CPU_ISA` (a [name](Self::name))
+    /// lowers it, for tests of the slower kernels. Asking for more than there is has no effect.
     pub fn detect() -> Self {
-        let most = match std::env::var("BEAMLINE_CPU_ISA").as_deref() {
-            Ok("portable") => Level::Portable,
-            Ok("avx2") => Level::Avx2,
-            _ => Level::Avx512,
-        };
-        Self(best().min(most))
+        let asked = std::env::var("BEAMLINE_CPU_ISA").unwrap_or_default();
+        let most = LEVELS.into_iter().find(|&level| Self(level).name() == asked);
+        Self(best().min(most.unwrap_or(Level::Avx512Bf16)))
     }
 
     /// Every instruction set of this machine, slowest first.
     pub fn all() -> Vec<Self> {
-        [Level::Portable, Level::Avx2, Level::Avx512].into_iter().filter(|&l| l <= best()).map(Self).collect()
+        LEVELS.into_iter().filter(|&level| level <= best()).map(Self).collect()
     }
 
     /// The name used in logs and by `BEAMLINE_CPU_ISA`.
@@ -41,6 +42,8 @@ impl Isa {
             Level::Portable => "portable",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
+            Level::Avx512Vnni => "avx512vnni",
+            Level::Avx512Bf16 => "avx512bf16",
         }
     }
 
@@ -49,15 +52,21 @@ impl Isa {
     }
 }
 
+/// All levels, slowest first; each implies those before it.
+const LEVELS: [Level; 5] =
+    [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Vnni, Level::Avx512Bf16];
+
 #[cfg(target_arch = "x86_64")]
 fn best() -> Level {
-    if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
-        Level::Portable
-    } else if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
-        Level::Avx512
-    } else {
-        Level::Avx2
-    }
+    let steps = [
+        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512bw"),
+        is_x86_feature_detected!("avx512vnni"),
+        is_x86_feature_detected!("avx512bf16"),
+    ];
+    LEVELS[steps.into_iter().take_while(|&step| step).count()]
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -85,7 +94,7 @@ macro_rules! per_isa {
                 // SAFETY: an `Isa` of this level exists only if `Isa::detect` or `Isa::all` found its features
                 // on this machine.
                 #[cfg(target_arch = "x86_64")]
-                $crate::cpu::isa::Level::Avx512 => unsafe { avx512($($argument),*) },
+                level if level >= $crate::cpu::isa::Level::Avx512 => unsafe { avx512($($argument),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::isa::Level::Avx2 => unsafe { avx2($($argument),*) },

@@ -9,12 +9,14 @@
 pub mod attention;
 pub mod isa;
 pub mod linear;
+mod memory;
 pub mod pages;
 pub mod rotary;
 pub mod tile;
 pub mod vector;
 
 use isa::Isa;
+use linear::Bf16Kernel;
 
 use crate::error::ModelError;
 
@@ -23,6 +25,7 @@ use crate::error::ModelError;
 pub struct Cpu {
     pool: rayon::ThreadPool,
     isa: Isa,
+    bf16_kernel: Bf16Kernel,
 }
 
 impl Cpu {
@@ -46,12 +49,23 @@ impl Cpu {
             .thread_name(|index| format!("beamline-cpu-{index}"))
             .build()
             .map_err(|error| ModelError::Limit(format!("cannot start {threads} threads: {error}")))?;
-        Ok(Self { pool, isa })
+        Ok(Self { pool, isa, bf16_kernel: Bf16Kernel::fastest(isa) })
     }
 
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    pub(crate) fn bf16_kernel(&self) -> Bf16Kernel {
+        self.bf16_kernel
+    }
+
+    /// The same with the other kernel for bfloat16, if the machine has it.
+    #[cfg(test)]
+    pub(crate) fn with_bf16_kernel(mut self, kernel: Bf16Kernel) -> Self {
+        self.bf16_kernel = kernel;
+        self
     }
 
     /// Threads of the pool.

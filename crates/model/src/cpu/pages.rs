@@ -12,6 +12,7 @@
 
 use beamline_kv_cache::PageId;
 
+use super::memory::Memory;
 use super::tile::PANEL;
 use crate::error::ModelError;
 
@@ -34,8 +35,8 @@ pub struct PageStore {
 pub struct HeadPages {
     head_dim: usize,
     value_width: usize,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    keys: Memory,
+    values: Memory,
 }
 
 /// Where the key and value of a row are written.
@@ -72,13 +73,10 @@ impl PageStore {
     /// When the size overflows or the memory cannot be reserved.
     pub fn new(layers: usize, kv_heads: usize, head_dim: usize, pages: usize) -> Result<Self, ModelError> {
         let value_width = head_dim.next_multiple_of(VALUE_BLOCK);
-        let allocate = |width: usize| -> Result<Vec<f32>, ModelError> {
+        let allocate = |width: usize| -> Result<Memory, ModelError> {
             let refuse = || ModelError::Limit(format!("cannot allocate {pages} KV pages"));
             let len = pages.checked_mul(PAGE_SIZE).and_then(|n| n.checked_mul(width)).ok_or_else(refuse)?;
-            let mut memory = Vec::new();
-            memory.try_reserve_exact(len).map_err(|_| refuse())?;
-            memory.resize(len, 0.0);
-            Ok(memory)
+            Memory::zeroed(len).map_err(|_| refuse())
         };
         let head = || -> Result<HeadPages, ModelError> {
             Ok(HeadPages { head_dim, value_width, keys: allocate(head_dim)?, values: allocate(value_width)? })

@@ -23,10 +23,10 @@ use crate::checkpoint::config::Config;
 use crate::checkpoint::tensors::Tensors;
 use crate::cpu::Cpu;
 use crate::cpu::attention::{Heads, Tables, attend};
-use crate::cpu::linear::{Linear, Output};
+use crate::cpu::linear::{Linear, Output, Rows, Scores, WeightFormat};
 use crate::cpu::pages::PageStore;
 use crate::cpu::rotary::{Rotary, turn_heads};
-use crate::cpu::vector::{rms_norm, silu_mul};
+use crate::cpu::vector::rms_norm;
 use crate::error::ModelError;
 
 /// A loaded decoder.
@@ -57,38 +57,38 @@ struct Layer {
 /// Activations of a step, reused from step to step.
 #[derive(Debug, Default)]
 pub struct Workspace {
-    hidden: Vec<f32>,
-    normed: Vec<f32>,
+    /// The residual stream; after a forward pass only that of the wanted rows, `[wanted, hidden_size]`, not yet normed.
+    pub hidden: Vec<f32>,
     qkv: Vec<f32>,
     attended: Vec<f32>,
-    gate_up: Vec<f32>,
     gated: Vec<f32>,
-    /// Final states of the wanted rows, `[wanted, hidden_size]`.
-    pub states: Vec<f32>,
+    rows: Rows,
 }
 
 impl Qwen {
-    /// Checks every tensor of the checkpoint and packs the weights, with rotary tables for `positions` positions.
+    /// Checks every tensor of the checkpoint and packs the weights, with rotary tables for `positions` positions. The
+    /// embedding stays in single precision in every format.
     ///
     /// # Errors
     ///
     /// When tensors are missing, unknown, of the wrong shape or type, or hold values that are not finite.
-    pub fn load(checkpoint: &Checkpoint, positions: usize) -> Result<Self, ModelError> {
+    pub fn load(checkpoint: &Checkpoint, positions: usize, format: WeightFormat) -> Result<Self, ModelError> {
         let (config, tensors) = (checkpoint.config().clone(), checkpoint.tensors());
         // A tied head may be stored all the same; the flag decides, not the file.
         tensors
             .check(&expected_tensors(&config), if config.tied_head { &["lm_head.weight"] } else { &[] })?;
         let embedding = tensors.load("model.embed_tokens.weight")?;
         let head = if config.tied_head { embedding.clone() } else { tensors.load("lm_head.weight")? };
-        let layers =
-            (0..config.layers).map(|index| Layer::load(&config, tensors, index)).collect::<Result<_, _>>()?;
+        let layers = (0..config.layers)
+            .map(|index| Layer::load(&config, tensors, index, format))
+            .collect::<Result<_, _>>()?;
         let (frequencies, scale) = config.rope.frequencies(config.head_dim);
         Ok(Self {
             heads: Heads { query: config.heads, key_value: config.kv_heads, dim: config.head_dim },
             embedding: embedding.flatten_all()?.to_vec1()?,
             layers,
             final_norm: tensors.load("model.norm.weight")?.to_vec1()?,
-            head: Linear::pack(&[head], None)?,
+            head: Linear::pack(&[head], None, format)?,
             rotary: Rotary::new(&frequencies, scale, positions),
             config,
         })
@@ -112,8 +112,13 @@ impl Qwen {
         4 * self.embedding.len() + self.head.bytes() + layers.sum::<usize>()
     }
 
+    /// The format of the weights.
+    pub fn format(&self) -> WeightFormat {
+        self.head.format()
+    }
+
     /// Runs a batch: writes keys and values of its rows, leaves the final states of the wanted rows in
-    /// `workspace.states`. `observe` is given the residual stream after the embedding (0) and after each layer (1..),
+    /// `workspace.hidden`. `observe` is given the residual stream after the embedding (0) and after each layer (1..),
     /// for tests that look inside.
     pub fn forward(
         &self,
@@ -130,53 +135,59 @@ impl Qwen {
             w.hidden.extend_from_slice(&self.embedding[token as usize * width..][..width]);
         }
         observe(0, &w.hidden);
+        let (eps, format) = (self.config.rms_norm_eps, self.format());
         for (index, layer) in self.layers.iter().enumerate() {
-            self.norm(cpu, &w.hidden, &layer.attention_norm, &mut w.normed);
+            w.rows.pack_normed(cpu, &w.hidden, &layer.attention_norm, eps, format);
             resize(&mut w.qkv, batch.rows() * self.heads.qkv_width());
-            layer.qkv.forward(cpu, &w.normed, Output::Replace, &mut w.qkv);
+            layer.qkv.forward(cpu, &w.rows, Output::Replace, &mut w.qkv);
             self.rotate(cpu, layer, &batch.positions, &mut w.qkv);
             self.store(cpu, batch, &w.qkv, pages, index);
 
             let last = index + 1 == self.layers.len();
             let blocks = if last { &batch.final_blocks } else { &batch.blocks };
             let tables = Tables { pages: &batch.pages, lineage: &batch.lineage };
-            resize(&mut w.attended, batch.rows() * self.heads.query * self.heads.dim);
+            let attended = self.heads.query * self.heads.dim;
+            resize(&mut w.attended, batch.rows() * attended);
             attend(cpu, self.heads, &w.qkv, pages.layer(index), blocks, tables, &mut w.attended);
             if last {
-                keep_rows(&mut w.attended, self.heads.query * self.heads.dim, &batch.wanted);
+                keep_rows(&mut w.attended, attended, &batch.wanted);
                 keep_rows(&mut w.hidden, width, &batch.wanted);
             }
-            layer.output.forward(cpu, &w.attended, Output::Add, &mut w.hidden);
+            w.rows.pack(cpu, &w.attended, attended, format);
+            layer.output.forward(cpu, &w.rows, Output::Add, &mut w.hidden);
 
-            self.norm(cpu, &w.hidden, &layer.mlp_norm, &mut w.normed);
-            let rows = w.hidden.len() / width;
-            resize(&mut w.gate_up, rows * 2 * self.config.intermediate_size);
-            layer.gate_up.forward(cpu, &w.normed, Output::Replace, &mut w.gate_up);
-            resize(&mut w.gated, rows * self.config.intermediate_size);
-            let (inner, isa) = (self.config.intermediate_size, cpu.isa());
-            cpu.run(|| {
-                let rows = w.gated.par_chunks_mut(inner).zip(w.gate_up.par_chunks(2 * inner));
-                rows.with_min_len(ROWS_PER_TASK).for_each(|(out, row)| silu_mul(isa, row, out));
-            });
-            layer.down.forward(cpu, &w.gated, Output::Add, &mut w.hidden);
+            w.rows.pack_normed(cpu, &w.hidden, &layer.mlp_norm, eps, format);
+            let inner = self.config.intermediate_size;
+            resize(&mut w.gated, w.hidden.len() / width * inner);
+            layer.gate_up.forward(cpu, &w.rows, Output::Replace, &mut w.gated);
+            w.rows.pack(cpu, &w.gated, inner, format);
+            layer.down.forward(cpu, &w.rows, Output::Add, &mut w.hidden);
             observe(index + 1, &w.hidden);
         }
-        self.norm(cpu, &w.hidden, &self.final_norm, &mut w.states);
     }
 
-    /// Logits of final states `[rows, hidden_size]`, `[rows, vocab_size]`, padding rows of the vocabulary included.
-    pub fn logits(&self, cpu: &Cpu, states: &[f32], out: &mut Vec<f32>) {
-        resize(out, states.len() / self.config.hidden_size * self.config.vocab_size);
-        self.head.forward(cpu, states, Output::Replace, out);
+    /// Scores the tokens that follow rows of [`Workspace::hidden`]. `scores` says which are wanted; `rows` is scratch.
+    pub fn score(&self, cpu: &Cpu, hidden: &[f32], rows: &mut Rows, scores: &mut Scores) {
+        rows.pack_normed(cpu, hidden, &self.final_norm, self.config.rms_norm_eps, self.format());
+        self.head.score(cpu, rows, scores);
     }
 
-    fn norm(&self, cpu: &Cpu, x: &[f32], weight: &[f32], out: &mut Vec<f32>) {
-        let (width, eps, isa) = (self.config.hidden_size, self.config.rms_norm_eps, cpu.isa());
-        resize(out, x.len());
-        cpu.run(|| {
-            let rows = out.par_chunks_mut(width).zip(x.par_chunks(width));
-            rows.with_min_len(ROWS_PER_TASK).for_each(|(out, x)| rms_norm(isa, x, weight, eps, out));
-        });
+    /// Final states of rows of [`Workspace::hidden`], `[rows, hidden_size]`.
+    pub fn states(&self, cpu: &Cpu, hidden: &[f32]) -> Vec<f32> {
+        let (norm, width) = (&self.final_norm, self.config.hidden_size);
+        let mut out = vec![0.0; hidden.len()];
+        for (out, x) in out.chunks_exact_mut(width).zip(hidden.chunks_exact(width)) {
+            rms_norm(cpu.isa(), x, norm, self.config.rms_norm_eps, out);
+        }
+        out
+    }
+
+    /// Logits of rows of [`Workspace::hidden`], `[rows, vocab_size]`, padding rows of the vocabulary included.
+    pub fn logits(&self, cpu: &Cpu, hidden: &[f32], out: &mut Vec<f32>) {
+        let mut rows = Rows::default();
+        rows.pack_normed(cpu, hidden, &self.final_norm, self.config.rms_norm_eps, self.format());
+        resize(out, rows.count() * self.config.vocab_size);
+        self.head.forward(cpu, &rows, Output::Replace, out);
     }
 
     /// Normalises (Qwen3) and turns queries and keys in place.
@@ -213,7 +224,12 @@ impl Qwen {
 const ROWS_PER_TASK: usize = 32;
 
 impl Layer {
-    fn load(config: &Config, tensors: &Tensors, index: usize) -> Result<Self, ModelError> {
+    fn load(
+        config: &Config,
+        tensors: &Tensors,
+        index: usize,
+        format: WeightFormat,
+    ) -> Result<Self, ModelError> {
         let load = |name: &str| tensors.load(&format!("model.layers.{index}.{name}"));
         let vector = |name: &str| -> Result<Vec<f32>, ModelError> { Ok(load(name)?.to_vec1()?) };
         let linear = |names: &[&str], bias: bool| -> Result<Linear, ModelError> {
@@ -221,7 +237,7 @@ impl Layer {
                 names.iter().map(|name| load(&format!("{name}.{kind}"))).collect()
             };
             let biases = if bias { Some(all("bias")?) } else { None };
-            Linear::pack(&all("weight")?, biases.as_deref())
+            Linear::pack(&all("weight")?, biases.as_deref(), format)
         };
         Ok(Self {
             attention_norm: vector("input_layernorm.weight")?,
@@ -233,7 +249,16 @@ impl Layer {
             },
             output: linear(&["self_attn.o_proj"], config.output_bias)?,
             mlp_norm: vector("post_attention_layernorm.weight")?,
-            gate_up: linear(&["mlp.gate_proj", "mlp.up_proj"], config.mlp_bias)?,
+            gate_up: Linear::pack_gated(
+                load("mlp.gate_proj.weight")?,
+                load("mlp.up_proj.weight")?,
+                if config.mlp_bias {
+                    Some([load("mlp.gate_proj.bias")?, load("mlp.up_proj.bias")?])
+                } else {
+                    None
+                },
+                format,
+            )?,
             down: linear(&["mlp.down_proj"], config.mlp_bias)?,
         })
     }

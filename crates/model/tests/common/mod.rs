@@ -10,6 +10,7 @@ use beamline_model::checkpoint::Checkpoint;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
 use beamline_model::cpu::Cpu;
+use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::cpu::pages::PAGE_SIZE;
 use beamline_model::decode::{Normalization, SearchRequest, Step};
 use beamline_model::executor::{Executor, Found, Job};
@@ -47,7 +48,7 @@ impl Loaded {
         let catalog =
             Catalog::read_path(&directory.join("catalog.jsonl"), &convention, &CatalogLimits::default())
                 .unwrap();
-        let model = Arc::new(Qwen::load(&checkpoint, 2048).unwrap());
+        let model = Arc::new(Qwen::load(&checkpoint, 2048, WeightFormat::F32).unwrap());
         let cpu = Arc::new(Cpu::new(2).unwrap());
         Self { checkpoint, convention: Arc::new(convention), catalog: Arc::new(catalog), model, cpu }
     }

@@ -63,6 +63,8 @@ pub struct ModelName {
     pub version: String,
     /// Digest of the checkpoint's files.
     pub sha256: String,
+    /// How the weights are kept, which the scores depend on: `f32`, `bf16` or `q8_0`.
+    pub weight_format: String,
 }
 
 /// A recommended item.
@@ -179,6 +181,8 @@ pub struct ModelInfo {
     pub version: String,
     /// Digest of the checkpoint's files.
     pub sha256: String,
+    /// How the weights are kept, which the scores depend on: `f32`, `bf16` or `q8_0`.
+    pub weight_format: String,
     /// Model family.
     pub family: String,
     /// Architecture that config.json names.

@@ -154,7 +154,7 @@ async fn compare(service: &Service, line: u64, text: Line) -> Outcome {
         Err(error) => return Outcome::Unreadable { line, why: error.to_string() },
     };
     let served = service.served();
-    if logged.model.sha256 != served.digest {
+    if logged.model.sha256 != served.digest || logged.model.weight_format != served.weight_format.name() {
         return Outcome::OtherModel;
     }
     if logged.catalog_version != served.catalog.version() {

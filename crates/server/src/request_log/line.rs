@@ -1,5 +1,6 @@
 //! A line of the request log.
 
+use beamline_model::cpu::linear::WeightFormat;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -33,6 +34,14 @@ pub struct LoggedAnswer {
 pub struct LoggedModel {
     /// Digest of the checkpoint.
     pub sha256: String,
+    /// How its weights were kept.
+    #[serde(default = "single_precision")]
+    pub weight_format: String,
+}
+
+/// What lines without a format were written with.
+fn single_precision() -> String {
+    WeightFormat::F32.name().to_owned()
 }
 
 /// An item of a logged answer.

@@ -98,7 +98,10 @@ impl RequestLog {
             request_id: answer.request_id.clone(),
             received_at,
             request,
-            model: LoggedModel { sha256: answer.model.sha256.clone() },
+            model: LoggedModel {
+                sha256: answer.model.sha256.clone(),
+                weight_format: answer.model.weight_format.clone(),
+            },
             catalog_version: answer.catalog_version.clone(),
             items: answer.items.iter().map(item).collect(),
             degraded: answer.degraded.clone(),

@@ -14,7 +14,7 @@ fn line(request_id: &str) -> LoggedAnswer {
         request_id: request_id.into(),
         received_at: 1,
         request: RecommendRequest { user_id: Some("u".into()), ..RecommendRequest::default() },
-        model: LoggedModel { sha256: "x".into() },
+        model: LoggedModel { sha256: "x".into(), weight_format: "f32".into() },
         catalog_version: "v".into(),
         items: vec![LoggedItem { item_id: "a".into(), score: -0.1 - 0.2 }],
         degraded: None,
@@ -128,7 +128,12 @@ fn users_have_one_name_and_not_their_own() {
 fn answer() -> RecommendResponse {
     RecommendResponse {
         request_id: "r".into(),
-        model: crate::api::ModelName { name: "m".into(), version: "v".into(), sha256: "s".into() },
+        model: crate::api::ModelName {
+            name: "m".into(),
+            version: "v".into(),
+            sha256: "s".into(),
+            weight_format: "f32".into(),
+        },
         catalog_version: "c".into(),
         items: Vec::new(),
         items_requested: 1,

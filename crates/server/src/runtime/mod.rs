@@ -238,8 +238,9 @@ impl Opened {
         let largest = LargestRequest { context: context_limit, beams: settings.limits.max_beam_width, steps };
         let page_bytes = PageStore::bytes_per_page(config.layers, config.kv_heads, config.head_dim);
         let pages = sizing::pages(settings.engine.kv_memory, page_bytes, largest, scale)?;
+        let weight_format = settings.engine.weight_format;
         let memory = Memory {
-            weights: sizing::weights(&checkpoint, context_limit.saturating_add(steps)),
+            weights: sizing::weights(&checkpoint, context_limit.saturating_add(steps), weight_format),
             kv: page_bytes.saturating_mul(pages as usize),
         };
         let reservation = machine.budget.reserve(memory.weights.saturating_add(memory.kv))?;
@@ -269,8 +270,8 @@ impl Opened {
         let layout = sizing::layout(&convention, &catalog, context_limit).map_err(blame)??;
 
         let start = Instant::now();
-        let model = Qwen::load(&checkpoint, context_limit + steps).map_err(blame)?;
-        info!(weights = %ByteSize(model.weight_bytes()), ms = ms(start), "loaded the weights");
+        let model = Qwen::load(&checkpoint, context_limit + steps, weight_format).map_err(blame)?;
+        info!(weights = %ByteSize(model.weight_bytes()), format = %weight_format, ms = ms(start), "loaded the weights");
 
         let start = Instant::now();
         let executor =
@@ -293,6 +294,7 @@ impl Opened {
         let served = Served {
             name: name.to_owned(),
             digest: checkpoint.digest().to_owned(),
+            weight_format,
             config,
             parameters: checkpoint.tensors().parameters(),
             memory,

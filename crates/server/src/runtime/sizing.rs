@@ -6,6 +6,7 @@ use beamline_catalog::{Catalog, Leaf};
 use beamline_kv_cache::CacheConfig;
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::convention::Convention;
+use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::cpu::pages::PAGE_SIZE;
 use beamline_model::error::ModelError;
 use beamline_scheduler::SchedulerConfig;
@@ -95,9 +96,11 @@ pub(super) fn pages(
         .map_err(|_| LoadError::Limits(format!("{pages} pages are more than can be numbered")))
 }
 
-/// Bytes of the weights once they are loaded, in single precision; an upper bound, from the header alone.
-pub(super) fn weights(checkpoint: &Checkpoint, positions: usize) -> usize {
+/// Bytes of the weights once they are loaded; an upper bound, from the header alone.
+pub(super) fn weights(checkpoint: &Checkpoint, positions: usize, format: WeightFormat) -> usize {
     let config = checkpoint.config();
+    // The embedding, norms and rotary tables are in single precision in every format.
+    let embedding = config.vocab_size.saturating_mul(config.hidden_size);
     // Rows of matrices are packed in panels, the last of which may be half empty.
     let packed = checkpoint.tensors().entries().values().map(|entry| match entry.shape.as_slice() {
         [rows, rest @ ..] if !rest.is_empty() => {
@@ -113,7 +116,14 @@ pub(super) fn weights(checkpoint: &Checkpoint, positions: usize) -> usize {
         0
     };
     let rotary = positions.saturating_mul(config.head_dim);
-    values.saturating_add(tied).saturating_add(rotary).saturating_mul(4)
+    let single = embedding.saturating_add(rotary).saturating_mul(4);
+    let formatted = values.saturating_sub(embedding).saturating_add(tied);
+    single.saturating_add(match format {
+        WeightFormat::F32 => formatted.saturating_mul(4),
+        WeightFormat::Bf16 => formatted.saturating_mul(2),
+        // A byte and an eighth of one; blocks of 32 inputs may not be full.
+        WeightFormat::Q8_0 => formatted.saturating_add(formatted / 4),
+    })
 }
 
 pub(super) fn scheduler_config(settings: &Settings, largest: LargestRequest) -> SchedulerConfig {

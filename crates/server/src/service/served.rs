@@ -8,6 +8,7 @@ use beamline_catalog::Catalog;
 use beamline_kv_cache::Namespace;
 use beamline_model::checkpoint::config::Config;
 use beamline_model::convention::Convention;
+use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::executor::{Found, Job};
 use beamline_scheduler::EngineHandle;
 
@@ -48,6 +49,8 @@ pub struct Served {
     pub name: String,
     /// sha256 of the checkpoint.
     pub digest: String,
+    /// How its weights are kept.
+    pub weight_format: WeightFormat,
     /// Sizes.
     pub config: Config,
     /// Values in the checkpoint.
@@ -78,13 +81,18 @@ impl Served {
 
     /// How answers name it.
     pub fn model_name(&self) -> ModelName {
-        ModelName { name: self.name.clone(), version: self.version().to_owned(), sha256: self.digest.clone() }
+        ModelName {
+            name: self.name.clone(),
+            version: self.version().to_owned(),
+            sha256: self.digest.clone(),
+            weight_format: self.weight_format.name().to_owned(),
+        }
     }
 
-    /// Whose pages a tenant's contexts may share. Keys and values are kept in single precision; another format would
-    /// be another namespace.
+    /// Whose pages a tenant's contexts may share. Keys and values depend on the format of the weights, so it is part of
+    /// the namespace.
     pub fn namespace(&self, tenant: &str) -> Namespace {
-        Namespace::new(format!("{} f32", self.digest).as_bytes(), tenant.as_bytes())
+        Namespace::new(format!("{} {}", self.digest, self.weight_format).as_bytes(), tenant.as_bytes())
     }
 
     /// Takes no more requests, and waits at most `patience` for those at hand.
@@ -105,11 +113,12 @@ impl Served {
 
     /// What `/v1/models` tells, but for the labels, which are not known here.
     pub fn info(&self, state: ModelState) -> ModelInfo {
-        let ModelName { name, version, sha256 } = self.model_name();
+        let ModelName { name, version, sha256, weight_format } = self.model_name();
         ModelInfo {
             name,
             version,
             sha256,
+            weight_format,
             family: "qwen".into(),
             architecture: self.config.architecture.name().into(),
             parameters: self.parameters as u64,

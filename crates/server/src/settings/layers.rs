@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use beamline_model::cpu::linear::WeightFormat;
 use serde::Deserialize;
 
 use super::ByteSize;
@@ -61,6 +62,10 @@ layer! {
         /// Threads of the forward pass [default: all cores].
         #[arg(long, value_name = "N", env = "BEAMLINE_THREADS")]
         pub threads: usize,
+        /// How weights are kept: `f32` as they are; `bf16` half the memory; `q8_0` 8-bit integers, the fastest, whose
+        /// answers differ a little [default: f32].
+        #[arg(long, value_name = "f32|bf16|q8_0", env = "BEAMLINE_WEIGHT_FORMAT")]
+        pub weight_format: WeightFormat,
         /// Memory for the contexts of users, such as 512MiB or 8GiB. What does not fit is computed again
         /// [default: 512MiB, or what one largest request needs].
         #[arg(long, value_name = "SIZE", env = "BEAMLINE_KV_MEMORY")]

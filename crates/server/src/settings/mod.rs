@@ -15,6 +15,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use beamline_model::cpu::linear::WeightFormat;
 use clap::Args;
 use serde::Deserialize;
 
@@ -144,6 +145,8 @@ impl ModelSettings {
 pub struct EngineSettings {
     /// Threads of the forward pass.
     pub threads: usize,
+    /// How weights are kept in memory.
+    pub weight_format: WeightFormat,
     /// Memory of all KV pages; if not given, 512 MiB or what one largest request needs.
     pub kv_memory: Option<ByteSize>,
     /// Most tokens of a context, if fewer than the model's positions.
@@ -280,6 +283,7 @@ fn engine(layer: EngineLayer) -> Result<EngineSettings, SettingsError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Ok(EngineSettings {
         threads: positive("threads", layer.threads, cores)?,
+        weight_format: layer.weight_format.unwrap_or_default(),
         kv_memory: layer.kv_memory,
         max_context: positive("max-context", layer.max_context, 16_384)?,
         max_running: positive("max-running", layer.max_running, 128)?,

@@ -1,0 +1,195 @@
+//! Activations of one call, packed as the kernels of a weight format read them.
+//!
+//! Rows are cut into tiles of equal height (the last may be lower), at most as many rows as the registers allow, and laid
+//! out block of inputs by block of inputs, so that a kernel reads one contiguous stream whatever the width of the row. Packing also does what a format
+//! asks of activations: rounding, quantising. It may normalise on the way.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::format::WeightFormat;
+use super::{MAX_HEIGHT, bfloat16, quantized, single};
+use crate::cpu::Cpu;
+use crate::cpu::isa::{Isa, Level};
+use crate::cpu::vector::rms_norm;
+
+/// Under this many values packing runs on the calling thread.
+const PARALLEL_FROM: usize = 16 << 10;
+
+/// Packed rows; the memory is reused from call to call.
+#[derive(Debug, Default)]
+pub struct Rows {
+    format: WeightFormat,
+    count: usize,
+    inputs: usize,
+    height: usize,
+    /// Words of a row in `words`.
+    stride: usize,
+    /// Tiles: f32 values, bfloat16 pairs, or four quantised values each, by format.
+    words: Vec<u32>,
+    /// Per tile, block and row of quantised activations.
+    factors: Vec<quantized::Factor>,
+}
+
+impl Rows {
+    /// Packs rows `[count, inputs]`.
+    pub fn pack(&mut self, cpu: &Cpu, x: &[f32], inputs: usize, format: WeightFormat) {
+        self.pack_with(cpu, x, inputs, format, &|x, _| x);
+    }
+
+    /// Packs rows after a root-mean-square norm with these weights (`vector::rms_norm`).
+    pub fn pack_normed(&mut self, cpu: &Cpu, x: &[f32], weight: &[f32], eps: f32, format: WeightFormat) {
+        let isa = cpu.isa();
+        self.pack_with(cpu, x, weight.len(), format, &|x, scratch| {
+            scratch.resize(x.len(), 0.0);
+            for (x, out) in x.chunks_exact(weight.len()).zip(scratch.chunks_exact_mut(weight.len())) {
+                rms_norm(isa, x, weight, eps, out);
+            }
+            scratch
+        });
+    }
+
+    fn pack_with(
+        &mut self,
+        cpu: &Cpu,
+        x: &[f32],
+        inputs: usize,
+        format: WeightFormat,
+        prepare: &(dyn for<'a> Fn(&'a [f32], &'a mut Vec<f32>) -> &'a [f32] + Sync),
+    ) {
+        assert_eq!(x.len() % inputs, 0, "whole rows");
+        let count = x.len() / inputs;
+        (self.format, self.count, self.inputs) = (format, count, inputs);
+        let tiles = count.div_ceil(tallest(cpu.isa(), format));
+        self.height = count.div_ceil(tiles.max(1)).max(1);
+        self.stride = match format {
+            WeightFormat::F32 => single::words_per_row(inputs),
+            WeightFormat::Bf16 => bfloat16::words_per_row(cpu.bf16_kernel(), inputs),
+            WeightFormat::Q8_0 => quantized::words_per_row(inputs),
+        };
+        self.words.resize(count * self.stride, 0);
+        let blocks = if format == WeightFormat::Q8_0 { quantized::blocks(inputs) } else { 0 };
+        self.factors.resize(count * blocks, quantized::Factor::default());
+
+        let (kernel, isa) = (cpu.bf16_kernel(), cpu.isa());
+        let pack = |(x, words, factors): (&[f32], &mut [u32], &mut [quantized::Factor])| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let x = prepare(x, scratch);
+                match format {
+                    WeightFormat::F32 => single::pack_tile(x, inputs, as_floats_mut(words), |value| value),
+                    WeightFormat::Bf16 => bfloat16::pack_tile(kernel, isa, x, inputs, words),
+                    WeightFormat::Q8_0 => quantized::pack_tile(isa, x, inputs, words, factors),
+                }
+            });
+        };
+        let (x_size, word_size) = (self.height * inputs, self.height * self.stride);
+        let factor_size = (self.height * blocks).max(1);
+        if count * inputs < PARALLEL_FROM {
+            let mut factors = self.factors.chunks_mut(factor_size);
+            for (x, words) in x.chunks(x_size).zip(self.words.chunks_mut(word_size)) {
+                pack((x, words, factors.next().unwrap_or_default()));
+            }
+        } else if blocks == 0 {
+            cpu.run(|| {
+                let tiles = x.par_chunks(x_size).zip(self.words.par_chunks_mut(word_size));
+                tiles.for_each(|(x, words)| pack((x, words, &mut [])));
+            });
+        } else {
+            cpu.run(|| {
+                let tiles = x.par_chunks(x_size).zip(self.words.par_chunks_mut(word_size));
+                tiles
+                    .zip(self.factors.par_chunks_mut(factor_size))
+                    .for_each(|((x, words), factors)| pack((x, words, factors)));
+            });
+        }
+    }
+
+    /// Rows.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Width of a row before packing.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// The format they are packed for.
+    pub fn format(&self) -> WeightFormat {
+        self.format
+    }
+
+    pub(super) fn height(&self) -> usize {
+        self.height
+    }
+
+    pub(super) fn tiles(&self) -> usize {
+        self.count.div_ceil(self.height)
+    }
+
+    pub(super) fn tile_rows(&self, tile: usize) -> Range<usize> {
+        tile * self.height..self.count.min((tile + 1) * self.height)
+    }
+
+    pub(super) fn words(&self, tile: usize) -> &[u32] {
+        let rows = self.tile_rows(tile);
+        &self.words[rows.start * self.stride..rows.end * self.stride]
+    }
+
+    pub(super) fn single(&self, tile: usize) -> &[f32] {
+        as_floats(self.words(tile))
+    }
+
+    pub(super) fn quantized(&self, tile: usize) -> quantized::Tile<'_> {
+        let (rows, blocks) = (self.tile_rows(tile), quantized::blocks(self.inputs));
+        quantized::Tile {
+            words: self.words(tile),
+            factors: &self.factors[rows.start * blocks..rows.end * blocks],
+        }
+    }
+}
+
+thread_local! {
+    /// Normed rows of the tile at hand.
+    static SCRATCH: std::cell::RefCell<Vec<f32>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// Rows that fit into the registers beside a panel's weights.
+fn tallest(isa: Isa, format: WeightFormat) -> usize {
+    match (isa.level() >= Level::Avx512, format) {
+        (true, WeightFormat::Q8_0) => quantized::TALLEST,
+        (true, _) => MAX_HEIGHT,
+        (false, _) => 2,
+    }
+}
+
+/// Calls `$run::<height>(arguments)`; `$registers` is the constant of `per_isa`, more than 2 for wide registers.
+macro_rules! for_height {
+    ($registers:expr, $height:expr, $run:ident, $($argument:expr),*) => {
+        match $height {
+            1 => $run::<1>($($argument),*),
+            2 => $run::<2>($($argument),*),
+            3 if $registers > 2 => $run::<3>($($argument),*),
+            4 if $registers > 2 => $run::<4>($($argument),*),
+            5 if $registers > 2 => $run::<5>($($argument),*),
+            6 if $registers > 2 => $run::<6>($($argument),*),
+            7 if $registers > 2 => $run::<7>($($argument),*),
+            8 if $registers > 2 => $run::<8>($($argument),*),
+            9 if $registers > 2 => $run::<9>($($argument),*),
+            10 if $registers > 2 => $run::<10>($($argument),*),
+            11 if $registers > 2 => $run::<11>($($argument),*),
+            12 if $registers > 2 => $run::<12>($($argument),*),
+            height => unreachable!("a tile of {height} rows"),
+        }
+    };
+}
+pub(super) use for_height;
+
+pub(super) fn as_floats(words: &[u32]) -> &[f32] {
+    bytemuck::cast_slice(words)
+}
+
+pub(super) fn as_floats_mut(words: &mut [u32]) -> &mut [f32] {
+    bytemuck::cast_slice_mut(words)
+}

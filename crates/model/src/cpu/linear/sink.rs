@@ -1,0 +1,109 @@
+//! What becomes of the products of a tile and a panel.
+
+use super::GATED;
+use super::scores::Target;
+use crate::cpu::isa::{Isa, per_isa};
+use crate::cpu::tile::{PANEL, SharedMatrix};
+use crate::cpu::vector::{exp, larger};
+
+/// Where products go. Each pair of tile and panel is stored by one call, so calls write disjoint places.
+#[derive(Clone, Copy)]
+pub(super) enum Sink<'a> {
+    /// Overwrites a matrix.
+    Replace(SharedMatrix<'a>),
+    /// Adds to a matrix.
+    Add(SharedMatrix<'a>),
+    /// `silu(gate) * up`: the gates are the first half of a panel.
+    Gate(SharedMatrix<'a>),
+    /// Keeps some logits and sums up the exponentials of all.
+    Score(Target<'a>),
+}
+
+impl Sink<'_> {
+    /// Takes the products of rows from `first_row` on and one panel.
+    pub(super) fn store(
+        self,
+        isa: Isa,
+        sums: &mut [[f32; PANEL]],
+        bias: Option<&[f32; PANEL]>,
+        first_row: usize,
+        panel: usize,
+    ) {
+        store(isa, self, sums, bias, first_row, panel);
+    }
+}
+
+per_isa! {
+    fn store(sink: Sink<'_>, sums: &mut [[f32; PANEL]], bias: Option<&[f32; PANEL]>, first_row: usize,
+        panel: usize) = store_body
+}
+
+#[inline(always)]
+fn store_body<const R: usize>(
+    sink: Sink<'_>,
+    sums: &mut [[f32; PANEL]],
+    bias: Option<&[f32; PANEL]>,
+    first_row: usize,
+    panel: usize,
+) {
+    if let Some(bias) = bias {
+        for sums in sums.iter_mut() {
+            for column in 0..PANEL {
+                sums[column] += bias[column];
+            }
+        }
+    }
+    for (row, sums) in sums.iter().enumerate() {
+        let row = first_row + row;
+        match sink {
+            // SAFETY, here and below: one call stores this row and panel.
+            Sink::Replace(out) => {
+                write(unsafe { segment(out, row, panel * PANEL, PANEL) }, sums, |_, sum| sum)
+            }
+            Sink::Add(out) => {
+                // SAFETY: as above.
+                write(unsafe { segment(out, row, panel * PANEL, PANEL) }, sums, |old, sum| old + sum);
+            }
+            Sink::Gate(out) => {
+                let mut gated = [0.0; GATED];
+                for column in 0..GATED {
+                    gated[column] = silu(sums[column]) * sums[GATED + column];
+                }
+                // SAFETY: as above.
+                write(unsafe { segment(out, row, panel * GATED, GATED) }, &gated, |_, value| value);
+            }
+            Sink::Score(target) => target.store(row, panel, sums),
+        }
+    }
+}
+
+/// The columns of a panel that exist.
+///
+/// # Safety
+///
+/// As [`SharedMatrix::row_segment`].
+#[inline(always)]
+unsafe fn segment(out: SharedMatrix<'_>, row: usize, column: usize, width: usize) -> &mut [f32] {
+    // SAFETY: by contract.
+    unsafe { out.row_segment(row, column, width.min(out.columns() - column)) }
+}
+
+#[inline(always)]
+fn write<const W: usize>(out: &mut [f32], values: &[f32; W], combine: impl Fn(f32, f32) -> f32) {
+    // A whole panel is a fixed number of vector instructions; the last one of a matrix may be narrower.
+    if let Ok(out) = <&mut [f32; W]>::try_from(&mut *out) {
+        for column in 0..W {
+            out[column] = combine(out[column], values[column]);
+        }
+    } else {
+        for (out, value) in out.iter_mut().zip(values) {
+            *out = combine(*out, *value);
+        }
+    }
+}
+
+/// `x / (1 + e^-x)`.
+#[inline(always)]
+pub(crate) fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-larger(x, -87.0)))
+}
