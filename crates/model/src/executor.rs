@@ -286,7 +286,7 @@ impl StepModel for Executor {
     fn step(&mut self, plan: &Plan, outcomes: &mut Vec<(Slot, Progress<Found>)>) -> Result<(), StepError> {
         let cpu = Arc::clone(&self.cpu);
         // The whole step runs inside the pool: waking it once is cheaper than once per operation.
-        cpu.run(|| self.run_plan(plan, outcomes))
+        cpu.run_awake(|| self.run_plan(plan, outcomes))
     }
 
     fn close(&mut self, slot: Slot) {

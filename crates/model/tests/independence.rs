@@ -1,5 +1,5 @@
 //! An answer is a function of checkpoint, catalog and request: bit for bit, whatever shares the batch, however the
-//! context is cut, whatever was cached, and with any number of threads and any instruction set.
+//! context is cut, whatever was cached, with any number of threads and any instruction set, in every weight format.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod common;
@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use beamline_model::cpu::Cpu;
 use beamline_model::cpu::isa::Isa;
+use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::cpu::pages::PAGE_SIZE;
 use beamline_model::decode::Normalization;
 use beamline_model::executor::{Executor, Found, Job};
@@ -62,7 +63,7 @@ fn run_together(executor: &mut Executor, jobs: &[(Job, usize)], schedule: &[usiz
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
     fn neither_batch_nor_chunks_nor_threads_change_a_bit(
         case in 0usize..CASES.len(),
@@ -70,8 +71,9 @@ proptest! {
             (prop::collection::vec(0usize..1000, 0..60), 1usize..60, 0usize..40, any::<bool>()), 1..6),
         schedule in prop::collection::vec(0usize..90, 1..8),
         threads in 1usize..4,
+        format in 0usize..3,
     ) {
-        let loaded = Loaded::open(CASES[case]);
+        let loaded = Loaded::open_in(CASES[case], WeightFormat::ALL[format]);
         let jobs: Vec<(Job, usize)> = requests
             .iter()
             .map(|(items, width, exclude, allowed_set)| (job(&loaded, items, *exclude, *allowed_set), *width))
@@ -94,8 +96,9 @@ proptest! {
         items in prop::collection::vec(0usize..1000, 20..60),
         more in prop::collection::vec(0usize..1000, 0..8),
         width in 1usize..40,
+        format in 0usize..3,
     ) {
-        let loaded = Loaded::open(CASES[case]);
+        let loaded = Loaded::open_in(CASES[case], WeightFormat::ALL[format]);
         let first = job(&loaded, &items, 0, false);
         let longer: Vec<usize> = items.iter().chain(&more).copied().collect();
         let second = job(&loaded, &longer, 0, false);

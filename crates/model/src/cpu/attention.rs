@@ -16,7 +16,7 @@ use beamline_kv_cache::PageId;
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::isa::per_isa;
+use super::isa::{Isa, per_isa};
 use super::pages::{HeadPages, PAGE_SIZE, VALUE_BLOCK};
 use super::tile::{PANEL, SharedMatrix, accumulate};
 use super::vector::{LANES, dot, exp, fold_lanes, larger};
@@ -99,7 +99,7 @@ pub fn attend(
     let task = |index: usize| {
         let (block, head) = (&blocks[index / heads.key_value], index % heads.key_value);
         SCRATCH.with_borrow_mut(|scratch| {
-            attend_block(cpu.isa(), heads, head, qkv, &pages[head], block, tables, scratch, out);
+            attend_block(cpu.isa(), cpu.isa(), heads, head, qkv, &pages[head], block, tables, scratch, out);
         });
     };
     cpu.run(|| (0..blocks.len() * heads.key_value).into_par_iter().for_each(task));
@@ -126,12 +126,13 @@ struct Scratch {
 }
 
 per_isa! {
-    fn attend_block(heads: Heads, head: usize, qkv: &[f32], pages: &HeadPages, block: &Block, tables: Tables<'_>,
+    fn attend_block(isa: Isa, heads: Heads, head: usize, qkv: &[f32], pages: &HeadPages, block: &Block, tables: Tables<'_>,
         scratch: &mut Scratch, out: SharedMatrix<'_>) = attend_block_body
 }
 
 #[inline(always)]
 fn attend_block_body<const R: usize>(
+    isa: Isa,
     heads: Heads,
     head: usize,
     qkv: &[f32],
@@ -161,21 +162,29 @@ fn attend_block_body<const R: usize>(
         Sees::Causal { first_position } => {
             let page = first_position / PAGE_SIZE;
             for &full in &context_pages[..page] {
-                see_page::<R>(pages, full, &|_| PAGE_SIZE, 0..queries, dim, scratch);
+                see_page(isa, pages, full, |_| PAGE_SIZE, 0..queries, dim, scratch);
             }
             // The page the rows lie in: every row sees up to itself.
             let visible = |query: usize| first_position % PAGE_SIZE + query / group + 1;
-            see_page::<R>(pages, context_pages[page], &visible, 0..queries, dim, scratch);
+            see_page(isa, pages, context_pages[page], visible, 0..queries, dim, scratch);
         }
         Sees::Branch { context_len, ancestors, lineage, branch_pages } => {
             for (page, &id) in context_pages[..context_len.div_ceil(PAGE_SIZE)].iter().enumerate() {
                 let visible = PAGE_SIZE.min(context_len - page * PAGE_SIZE);
-                see_page::<R>(pages, id, &|_| visible, 0..queries, dim, scratch);
+                see_page(isa, pages, id, |_| visible, 0..queries, dim, scratch);
             }
             let branch_pages = &tables.pages[branch_pages.clone()];
             for row in 0..block.rows.len() {
                 let lineage = &tables.lineage[lineage + row * ancestors..][..*ancestors];
-                see_ancestors(pages, branch_pages, lineage, row * group..(row + 1) * group, dim, scratch);
+                see_ancestors(
+                    isa,
+                    pages,
+                    branch_pages,
+                    lineage,
+                    row * group..(row + 1) * group,
+                    dim,
+                    scratch,
+                );
             }
         }
     }
@@ -197,45 +206,47 @@ fn attend_block_body<const R: usize>(
 /// A range of queries sees the first keys of a context page, each as many as `visible` says, which never falls from one
 /// query to the next.
 #[inline(always)]
-fn see_page<const R: usize>(
+fn see_page(
+    isa: Isa,
     pages: &HeadPages,
     page: PageId,
-    visible: &impl Fn(usize) -> usize,
+    visible: impl Fn(usize) -> usize,
     queries: Range<usize>,
     dim: usize,
     scratch: &mut Scratch,
 ) {
     let (keys, values) = (pages.context_keys(page), pages.values(page));
-    let mut query = queries.start;
-    while query + R <= queries.end {
-        see_keys::<R>(keys, values, visible, query, dim, pages.value_width(), scratch);
-        query += R;
+    for first in queries.clone().step_by(TALLEST) {
+        let height = TALLEST.min(queries.end - first);
+        let mut logits = [[0.0; PAGE_SIZE]; TALLEST];
+        let logits = &mut logits[..height];
+        multiply_rows(
+            isa,
+            &scratch.queries[first * dim..],
+            dim,
+            dim,
+            keys,
+            PAGE_SIZE,
+            PAGE_SIZE,
+            logits.as_flattened_mut(),
+            PAGE_SIZE,
+        );
+        merge::<PAGE_SIZE>(
+            isa,
+            logits,
+            values,
+            |member| visible(first + member),
+            first,
+            pages.value_width(),
+            scratch,
+        );
     }
-    while query < queries.end {
-        see_keys::<1>(keys, values, visible, query, dim, pages.value_width(), scratch);
-        query += 1;
-    }
-}
-
-#[inline(always)]
-fn see_keys<const R: usize>(
-    keys: &[f32],
-    values: &[f32],
-    visible: &impl Fn(usize) -> usize,
-    query: usize,
-    dim: usize,
-    value_width: usize,
-    scratch: &mut Scratch,
-) {
-    let mut logits = [[0.0; PAGE_SIZE]; R];
-    accumulate(&scratch.queries[query * dim..], dim, dim, keys, PAGE_SIZE, &mut logits);
-    let visible: [usize; R] = std::array::from_fn(|member| visible(query + member));
-    merge(logits, values, visible, query, value_width, scratch);
 }
 
 /// The queries of one branch row see the row's ancestors.
 #[inline(always)]
 fn see_ancestors(
+    isa: Isa,
     pages: &HeadPages,
     branch_pages: &[PageId],
     lineage: &[u32],
@@ -254,94 +265,138 @@ fn see_ancestors(
         for (logit, ancestor) in logits[0].iter_mut().zip(lineage) {
             *logit = dot(&scratch.queries[query * dim..][..dim], row(ancestor).0);
         }
-        merge(logits, &values, [lineage.len()], query, pages.value_width(), scratch);
+        // The lanes of keys that do not exist add zeros, so fewer of them give the same bits.
+        let visible = |_| lineage.len();
+        if lineage.len() <= LANES {
+            merge::<LANES>(isa, &mut logits, &values, visible, query, pages.value_width(), scratch);
+        } else {
+            merge::<PAGE_SIZE>(isa, &mut logits, &values, visible, query, pages.value_width(), scratch);
+        }
     }
     scratch.ancestor_values = values;
 }
 
-/// Merges keys, given by their logits and values `[key][value_width]`, into the running state of `R` queries, of which
-/// each sees the first `visible`; the last of them sees the most.
+/// Merges keys, given by their logits and values `[key][value_width]`, into the running state of a few queries, of which
+/// each sees the first `visible`; the last of them sees the most. At most `WIDTH` keys are visible.
 #[inline(always)]
-fn merge<const R: usize>(
-    logits: [[f32; PAGE_SIZE]; R],
+fn merge<const WIDTH: usize>(
+    isa: Isa,
+    logits: &mut [[f32; PAGE_SIZE]],
     values: &[f32],
-    visible: [usize; R],
+    visible: impl Fn(usize) -> usize,
     first_query: usize,
     value_width: usize,
     scratch: &mut Scratch,
 ) {
-    let mut weights = logits;
-    let mut decay = [0.0; R];
-    for (member, weights) in weights.iter_mut().enumerate() {
+    for (member, weights) in logits.iter_mut().enumerate() {
         let query = first_query + member;
         // What is not visible weighs nothing: e^-inf is 0.
-        for weight in &mut weights[visible[member]..] {
+        for weight in &mut weights[visible(member)..] {
             *weight = f32::NEG_INFINITY;
         }
         let mut lanes = [scratch.maxima[query]; LANES];
-        let (chunks, _) = weights.as_chunks::<LANES>();
-        for chunk in chunks {
+        let chunks = weights[..WIDTH].as_chunks_mut::<LANES>().0;
+        for chunk in chunks.iter() {
             for lane in 0..LANES {
                 lanes[lane] = larger(chunk[lane], lanes[lane]);
             }
         }
         let max = fold_lanes(lanes, larger);
         let mut totals = [0.0; LANES];
-        let (chunks, _) = weights.as_chunks_mut::<LANES>();
         for chunk in chunks {
             for lane in 0..LANES {
                 chunk[lane] = exp(chunk[lane] - max);
                 totals[lane] += chunk[lane];
             }
         }
-        decay[member] = exp(scratch.maxima[query] - max);
+        let decay = exp(scratch.maxima[query] - max);
         let total = fold_lanes(totals, |a, b| a + b);
-        scratch.totals[query] = scratch.totals[query].mul_add(decay[member], total);
+        scratch.totals[query] = scratch.totals[query].mul_add(decay, total);
         scratch.maxima[query] = max;
+        for sum in &mut scratch.sums[query * value_width..][..value_width] {
+            *sum *= decay;
+        }
     }
     // Only values that some query sees are touched: what lies behind them may belong to nobody. Those that a query does not see
     // add zero.
-    let visible = visible[R - 1];
-    let mut column = 0;
-    while column + PANEL <= value_width {
-        add_values::<R, PANEL>(&weights, &decay, values, visible, first_query, column, value_width, scratch);
-        column += PANEL;
-    }
-    if column < value_width {
-        add_values::<R, VALUE_BLOCK>(
-            &weights,
-            &decay,
-            values,
+    let visible = visible(logits.len() - 1);
+    for column in (0..value_width).step_by(PANEL) {
+        multiply_rows(
+            isa,
+            logits.as_flattened(),
+            PAGE_SIZE,
             visible,
-            first_query,
-            column,
+            &values[column..],
             value_width,
-            scratch,
+            PANEL.min(value_width - column),
+            &mut scratch.sums[first_query * value_width + column..]
+                [..(logits.len() - 1) * value_width + PANEL.min(value_width - column)],
+            value_width,
         );
     }
 }
 
-/// `sums = sums * decay + weights * values`, for `W` columns.
+/// Most rows of [`multiply_rows`].
+const TALLEST: usize = 8;
+
+per_isa! {
+    /// Adds to `sums`, rows `sums_stride` apart, the products of as many rows of `inner` values, `stride` apart, and `inner`
+    /// rows of `columns` values (a panel or half of one), `panel_stride` apart.
+    ///
+    /// A function of its own, never inlined, so that the sums stay in registers.
+    fn multiply_rows(rows: &[f32], stride: usize, inner: usize, panel: &[f32], panel_stride: usize, columns: usize,
+        sums: &mut [f32], sums_stride: usize) = multiply_rows_body
+}
+
 #[inline(always)]
-fn add_values<const R: usize, const W: usize>(
-    weights: &[[f32; PAGE_SIZE]; R],
-    decay: &[f32; R],
-    values: &[f32],
-    visible: usize,
-    first_query: usize,
-    column: usize,
-    value_width: usize,
-    scratch: &mut Scratch,
+fn multiply_rows_body<const R: usize>(
+    rows: &[f32],
+    stride: usize,
+    inner: usize,
+    panel: &[f32],
+    panel_stride: usize,
+    columns: usize,
+    sums: &mut [f32],
+    sums_stride: usize,
 ) {
-    let mut sums = [[0.0f32; W]; R];
-    for (member, sums) in sums.iter_mut().enumerate() {
-        let old = &scratch.sums[(first_query + member) * value_width + column..][..W];
-        for (sum, old) in sums.iter_mut().zip(old) {
-            *sum = old * decay[member];
-        }
+    let mut row = 0;
+    let mut left = sums.len().div_ceil(sums_stride);
+    macro_rules! take {
+        ($height:literal) => {
+            while left >= $height && ($height <= 2 || R > 2) {
+                let (rows, sums) = (&rows[row * stride..], &mut sums[row * sums_stride..]);
+                if columns == PANEL {
+                    run::<$height, PANEL>(rows, stride, inner, panel, panel_stride, sums, sums_stride);
+                } else {
+                    run::<$height, VALUE_BLOCK>(rows, stride, inner, panel, panel_stride, sums, sums_stride);
+                }
+                row += $height;
+                left -= $height;
+            }
+        };
     }
-    accumulate(weights.as_flattened(), PAGE_SIZE, visible, &values[column..], value_width, &mut sums);
-    for (member, sums) in sums.iter().enumerate() {
-        scratch.sums[(first_query + member) * value_width + column..][..W].copy_from_slice(sums);
+    take!(8);
+    take!(4);
+    take!(2);
+    take!(1);
+}
+
+#[inline(always)]
+fn run<const H: usize, const W: usize>(
+    rows: &[f32],
+    stride: usize,
+    inner: usize,
+    panel: &[f32],
+    panel_stride: usize,
+    sums: &mut [f32],
+    sums_stride: usize,
+) {
+    let mut tile = [[0.0f32; W]; H];
+    for (row, tile) in tile.iter_mut().enumerate() {
+        tile.copy_from_slice(&sums[row * sums_stride..][..W]);
+    }
+    accumulate(rows, stride, inner, panel, panel_stride, &mut tile);
+    for (row, tile) in tile.iter().enumerate() {
+        sums[row * sums_stride..][..W].copy_from_slice(tile);
     }
 }

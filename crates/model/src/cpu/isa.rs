@@ -79,18 +79,20 @@ fn best() -> Level {
 macro_rules! per_isa {
     ($(#[$attribute:meta])* $vis:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) = $body:ident) => {
         $(#[$attribute])*
-        $vis fn $name(isa: $crate::cpu::isa::Isa, $($argument: $type),*) {
+        $vis fn $name(level: $crate::cpu::isa::Isa, $($argument: $type),*) {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
+            #[inline(never)]
             fn avx2($($argument: $type),*) {
                 $body::<2>($($argument),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512vl,avx2,fma")]
+            #[inline(never)]
             fn avx512($($argument: $type),*) {
                 $body::<8>($($argument),*)
             }
-            match isa.level() {
+            match level.level() {
                 // SAFETY: an `Isa` of this level exists only if `Isa::detect` or `Isa::all` found its features
                 // on this machine.
                 #[cfg(target_arch = "x86_64")]

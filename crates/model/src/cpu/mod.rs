@@ -15,6 +15,8 @@ pub mod rotary;
 pub mod tile;
 pub mod vector;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use isa::Isa;
 use linear::Bf16Kernel;
 
@@ -27,6 +29,36 @@ pub struct Cpu {
     isa: Isa,
     bf16_kernel: Bf16Kernel,
 }
+
+/// Takes part in what other threads of the pool have to share, until there will be no more.
+fn look_for_work(done: &AtomicBool) {
+    let mut idle = 0_u32;
+    while !done.load(Ordering::Relaxed) {
+        match rayon::yield_now() {
+            Some(rayon::Yield::Executed) => idle = 0,
+            _ => {
+                idle += 1;
+                if idle.is_multiple_of(SPINS_BEFORE_YIELD) {
+                    // Somebody else may want the core: the threads that read and write sockets, say.
+                    std::thread::yield_now();
+                } else {
+                    std::hint::spin_loop();
+                }
+            }
+        }
+    }
+}
+
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Looks for work in vain after which a thread lets others run.
+const SPINS_BEFORE_YIELD: u32 = 64;
 
 impl Cpu {
     /// A backend with its own pool of `threads` threads (at least one).
@@ -76,5 +108,20 @@ impl Cpu {
     /// Runs `work` inside the pool, so that parallel iterators use its threads.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.pool.install(work)
+    }
+
+    /// As [`Cpu::run`], with all threads kept awake until `work` returns: for a step, which is hundreds of short parallel
+    /// parts. A thread that falls asleep between two of them is woken by the system, which takes longer than many parts do,
+    /// on a virtual machine above all.
+    pub fn run_awake<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        let done = AtomicBool::new(false);
+        self.pool.in_place_scope(|scope| {
+            for _ in 1..self.threads() {
+                scope.spawn(|_| look_for_work(&done));
+            }
+            // Also when the work panics.
+            let _done = SetOnDrop(&done);
+            self.pool.install(work)
+        })
     }
 }

@@ -40,6 +40,10 @@ pub struct Loaded {
 
 impl Loaded {
     pub fn open(name: &str) -> Self {
+        Self::open_in(name, WeightFormat::F32)
+    }
+
+    pub fn open_in(name: &str, weights: WeightFormat) -> Self {
         let directory = fixture(name);
         let checkpoint = Checkpoint::open(&directory).unwrap();
         let format =
@@ -48,7 +52,7 @@ impl Loaded {
         let catalog =
             Catalog::read_path(&directory.join("catalog.jsonl"), &convention, &CatalogLimits::default())
                 .unwrap();
-        let model = Arc::new(Qwen::load(&checkpoint, 2048, WeightFormat::F32).unwrap());
+        let model = Arc::new(Qwen::load(&checkpoint, 2048, weights).unwrap());
         let cpu = Arc::new(Cpu::new(2).unwrap());
         Self { checkpoint, convention: Arc::new(convention), catalog: Arc::new(catalog), model, cpu }
     }

@@ -14,7 +14,7 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use super::rows::{as_floats, as_floats_mut, for_height};
+use super::rows::{as_floats, as_floats_mut};
 use super::{MAX_HEIGHT, single};
 use crate::cpu::isa::{Isa, Level, per_isa};
 use crate::cpu::tile::PANEL;
@@ -164,20 +164,34 @@ pub(super) fn multiply(kernel: Bf16Kernel, isa: Isa, tile: &[u32], panel: &[u32]
         Bf16Kernel::Dot => {
             assert!(isa.level() >= Level::Avx512Bf16, "an instruction set with bfloat16");
             // SAFETY: an `Isa` of this level exists only if the machine was found to have its features.
-            unsafe { dot::multiply(tile, panel, sums) }
+            unsafe { wide::multiply_pairs(tile, panel, sums) }
         }
         #[cfg(not(target_arch = "x86_64"))]
         Bf16Kernel::Dot => unreachable!("no machine of this kind has the instruction"),
     }
 }
 
+fn multiply_widened(isa: Isa, tile: &[f32], panel: &[u32], sums: &mut [[f32; PANEL]]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa.level() >= Level::Avx512 {
+        // SAFETY: an `Isa` of this level exists only if the machine was found to have its features.
+        return unsafe { wide::multiply_widened(tile, panel, sums) };
+    }
+    multiply_narrow(isa, tile, panel, sums);
+}
+
 per_isa! {
-    fn multiply_widened(tile: &[f32], panel: &[u32], sums: &mut [[f32; PANEL]]) = multiply_widened_body
+    /// For registers that hold two rows of a panel.
+    fn multiply_narrow(tile: &[f32], panel: &[u32], sums: &mut [[f32; PANEL]]) = multiply_narrow_body
 }
 
 #[inline(always)]
-fn multiply_widened_body<const R: usize>(tile: &[f32], panel: &[u32], sums: &mut [[f32; PANEL]]) {
-    for_height!(R, sums.len(), run_widened, tile, panel, sums)
+fn multiply_narrow_body<const R: usize>(tile: &[f32], panel: &[u32], sums: &mut [[f32; PANEL]]) {
+    match sums.len() {
+        1 => run_widened::<1>(tile, panel, sums),
+        2 => run_widened::<2>(tile, panel, sums),
+        height => unreachable!("a tile of {height} rows"),
+    }
 }
 
 /// Adds the products of a pair of inputs, given as (odd, even) for each row.
@@ -211,49 +225,76 @@ fn run_widened<const H: usize>(tile: &[f32], panel: &[u32], sums: &mut [[f32; PA
 }
 
 #[cfg(target_arch = "x86_64")]
-mod dot {
-    //! The kernel for processors with `vdpbf16ps`.
+mod wide {
+    //! The kernels for AVX-512.
 
     use std::arch::x86_64::{
-        __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps,
-        _mm512_storeu_ps,
+        __m512bh, __m512i, _mm512_and_si512, _mm512_castsi512_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps,
+        _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32,
     };
 
-    use super::{PANEL, for_height};
+    use super::PANEL;
+    use crate::cpu::linear::for_height;
+    use crate::cpu::linear::registers::{store, zero};
 
+    /// With `vdpbf16ps`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    pub(super) fn multiply(tile: &[u32], panel: &[u32], sums: &mut [[f32; PANEL]]) {
-        for_height!(12, sums.len(), run, tile, panel, sums)
+    pub(super) fn multiply_pairs(tile: &[u32], panel: &[u32], sums: &mut [[f32; PANEL]]) {
+        for_height!(sums.len(), run_pairs, tile, panel, sums)
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     #[inline]
-    fn run<const H: usize>(tile: &[u32], panel: &[u32], sums: &mut [[f32; PANEL]]) {
-        let mut registers = [[_mm512_setzero_ps(); 2]; H];
+    fn run_pairs<const H: usize>(tile: &[u32], panel: &[u32], sums: &mut [[f32; PANEL]]) {
+        let mut registers = [zero(); H];
         for (x, words) in tile.as_chunks::<H>().0.iter().zip(panel.as_chunks::<PANEL>().0) {
-            let (low, high) = words.split_at(16);
-            let weights = [pairs(load(low)), pairs(load(high))];
+            let weights = load(words);
             for row in 0..H {
                 let x = pairs(_mm512_set1_epi32(x[row].cast_signed()));
                 for half in 0..2 {
-                    registers[row][half] = _mm512_dpbf16_ps(registers[row][half], weights[half], x);
+                    registers[row][half] = _mm512_dpbf16_ps(registers[row][half], pairs(weights[half]), x);
                 }
             }
         }
-        for (sums, registers) in sums.iter_mut().zip(registers) {
-            for (sums, register) in sums.as_chunks_mut::<16>().0.iter_mut().zip(registers) {
-                // SAFETY: 16 values are written to 16 values; no alignment is asked for.
-                unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), register) };
+        store(&registers, sums);
+    }
+
+    /// With multiply-adds in single precision.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+    pub(super) fn multiply_widened(tile: &[f32], panel: &[u32], sums: &mut [[f32; PANEL]]) {
+        for_height!(sums.len(), run_widened, tile, panel, sums)
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+    #[inline]
+    fn run_widened<const H: usize>(tile: &[f32], panel: &[u32], sums: &mut [[f32; PANEL]]) {
+        let mut registers = [zero(); H];
+        let upper = _mm512_set1_epi32(0xFFFF_0000_u32.cast_signed());
+        let tile = tile.as_chunks::<4>().0.as_chunks::<H>().0;
+        for (x, words) in tile.iter().zip(panel.as_chunks::<PANEL>().0.as_chunks::<2>().0) {
+            for pair in 0..2 {
+                let words = load(&words[pair]);
+                let odd = words.map(|words| _mm512_castsi512_ps(_mm512_and_si512(words, upper)));
+                let even = words.map(|words| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)));
+                for (weights, input) in [(odd, 2 * pair + 1), (even, 2 * pair)] {
+                    for row in 0..H {
+                        let x = _mm512_set1_ps(x[row][input]);
+                        for half in 0..2 {
+                            registers[row][half] = _mm512_fmadd_ps(x, weights[half], registers[row][half]);
+                        }
+                    }
+                }
             }
         }
+        store(&registers, sums);
     }
 
     #[target_feature(enable = "avx512f")]
     #[inline]
-    fn load(words: &[u32]) -> __m512i {
-        assert_eq!(words.len(), 16, "a register of words");
+    fn load(words: &[u32; PANEL]) -> [__m512i; 2] {
+        let halves = words.as_chunks::<16>().0;
         // SAFETY: 16 words are read from 16 words; no alignment is asked for.
-        unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
+        [0, 1].map(|half| unsafe { _mm512_loadu_si512(halves[half].as_ptr().cast()) })
     }
 
     #[target_feature(enable = "avx512f,avx512bf16")]

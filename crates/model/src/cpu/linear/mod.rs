@@ -18,6 +18,8 @@
 mod bfloat16;
 mod format;
 mod quantized;
+#[cfg(target_arch = "x86_64")]
+mod registers;
 mod rows;
 mod scores;
 mod single;
@@ -42,6 +44,30 @@ use crate::error::ModelError;
 
 /// Most rows of a register tile in any format.
 const MAX_HEIGHT: usize = 12;
+
+/// Calls `$run::<height>(arguments)`.
+#[cfg(target_arch = "x86_64")]
+macro_rules! for_height {
+    ($height:expr, $run:ident, $($argument:expr),*) => {
+        match $height {
+            1 => $run::<1>($($argument),*),
+            2 => $run::<2>($($argument),*),
+            3 => $run::<3>($($argument),*),
+            4 => $run::<4>($($argument),*),
+            5 => $run::<5>($($argument),*),
+            6 => $run::<6>($($argument),*),
+            7 => $run::<7>($($argument),*),
+            8 => $run::<8>($($argument),*),
+            9 => $run::<9>($($argument),*),
+            10 => $run::<10>($($argument),*),
+            11 => $run::<11>($($argument),*),
+            12 => $run::<12>($($argument),*),
+            height => unreachable!("a tile of {height} rows"),
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use for_height;
 
 /// Under this many multiply-adds a product runs on the calling thread: waking another costs more.
 const PARALLEL_FROM: usize = 100_000;

@@ -12,7 +12,6 @@
 //!       factors [block][height]                     scale, and 128 times the sum of the block to take off again
 //! ```
 
-use super::rows::for_height;
 use crate::cpu::isa::{Isa, Level, per_isa};
 use crate::cpu::tile::PANEL;
 use crate::cpu::vector::{LANES, fold_lanes, larger};
@@ -199,20 +198,20 @@ mod x86 {
 
     use std::arch::x86_64::*;
 
-    use super::{Codes, PANEL, Panel, QUADS, TALLEST, Tile, add_block, for_height};
-
-    const _: () = assert!(TALLEST <= 12);
+    use super::{Codes, PANEL, Panel, QUADS, Tile, add_block};
+    use crate::cpu::linear::for_height;
+    use crate::cpu::linear::registers::{load, store, zero};
 
     /// With `vpdpbusd`: four products of bytes and their sum per lane.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
     pub(super) fn multiply_vnni(tile: Tile<'_>, panel: Panel<'_>, sums: &mut [[f32; PANEL]]) {
-        for_height!(12, sums.len(), run_vnni, tile, panel, sums)
+        for_height!(sums.len(), run_vnni, tile, panel, sums)
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
     #[inline]
     fn run_vnni<const H: usize>(tile: Tile<'_>, panel: Panel<'_>, sums: &mut [[f32; PANEL]]) {
-        let mut totals = [[_mm512_setzero_ps(); 2]; H];
+        let mut totals = [zero(); H];
         let codes = panel.codes.as_chunks::<QUADS>().0.iter().zip(panel.scales);
         let words = tile.words.as_chunks::<QUADS>().0.as_chunks::<H>().0;
         let rows = words.iter().zip(tile.factors.as_chunks::<H>().0);
@@ -230,7 +229,7 @@ mod x86 {
                     }
                 }
             }
-            let scales = load_scales(scales);
+            let scales = load(scales);
             for row in 0..H {
                 let scale = _mm512_set1_ps(factors[row].scale);
                 for half in 0..2 {
@@ -240,12 +239,7 @@ mod x86 {
                 }
             }
         }
-        for (sums, totals) in sums.iter_mut().zip(totals) {
-            for (sums, total) in sums.as_chunks_mut::<16>().0.iter_mut().zip(totals) {
-                // SAFETY: 16 values are written to 16 values; no alignment is asked for.
-                unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), total) };
-            }
-        }
+        store(&totals, sums);
     }
 
     #[target_feature(enable = "avx512f")]
@@ -254,14 +248,6 @@ mod x86 {
         let halves = codes.as_chunks::<16>().0;
         // SAFETY: each half is 16 * 4 bytes long, what a register holds; no alignment is asked for.
         [0, 1].map(|half| unsafe { _mm512_loadu_si512(halves[half].as_ptr().cast()) })
-    }
-
-    #[target_feature(enable = "avx512f")]
-    #[inline]
-    fn load_scales(scales: &[f32; PANEL]) -> [__m512; 2] {
-        let halves = scales.as_chunks::<16>().0;
-        // SAFETY: 16 values are read from 16 values; no alignment is asked for.
-        [0, 1].map(|half| unsafe { _mm512_loadu_ps(halves[half].as_ptr()) })
     }
 
     /// Without: products of bytes are added in pairs of 16 bits, which two factors of at most 127 cannot overflow.

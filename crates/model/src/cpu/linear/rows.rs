@@ -164,28 +164,6 @@ fn tallest(isa: Isa, format: WeightFormat) -> usize {
     }
 }
 
-/// Calls `$run::<height>(arguments)`; `$registers` is the constant of `per_isa`, more than 2 for wide registers.
-macro_rules! for_height {
-    ($registers:expr, $height:expr, $run:ident, $($argument:expr),*) => {
-        match $height {
-            1 => $run::<1>($($argument),*),
-            2 => $run::<2>($($argument),*),
-            3 if $registers > 2 => $run::<3>($($argument),*),
-            4 if $registers > 2 => $run::<4>($($argument),*),
-            5 if $registers > 2 => $run::<5>($($argument),*),
-            6 if $registers > 2 => $run::<6>($($argument),*),
-            7 if $registers > 2 => $run::<7>($($argument),*),
-            8 if $registers > 2 => $run::<8>($($argument),*),
-            9 if $registers > 2 => $run::<9>($($argument),*),
-            10 if $registers > 2 => $run::<10>($($argument),*),
-            11 if $registers > 2 => $run::<11>($($argument),*),
-            12 if $registers > 2 => $run::<12>($($argument),*),
-            height => unreachable!("a tile of {height} rows"),
-        }
-    };
-}
-pub(super) use for_height;
-
 pub(super) fn as_floats(words: &[u32]) -> &[f32] {
     bytemuck::cast_slice(words)
 }

@@ -9,7 +9,7 @@
 //!
 //! Inputs are padded with zeros to a multiple of four.
 
-use crate::cpu::isa::per_isa;
+use crate::cpu::isa::{Isa, Level, per_isa};
 use crate::cpu::tile::PANEL;
 
 /// Consecutive inputs of a row in a tile.
@@ -74,14 +74,28 @@ pub(super) fn pack_tile(x: &[f32], inputs: usize, tile: &mut [f32], change: impl
     }
 }
 
+/// Products of a tile and a panel.
+pub(super) fn multiply(isa: Isa, tile: &[f32], panel: &[f32], sums: &mut [[f32; PANEL]]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa.level() >= Level::Avx512 {
+        // SAFETY: an `Isa` of this level exists only if the machine was found to have its features.
+        return unsafe { wide::multiply(tile, panel, sums) };
+    }
+    multiply_narrow(isa, tile, panel, sums);
+}
+
 per_isa! {
-    /// Products of a tile and a panel.
-    pub(super) fn multiply(tile: &[f32], panel: &[f32], sums: &mut [[f32; PANEL]]) = multiply_body
+    /// For registers that hold two rows of a panel.
+    fn multiply_narrow(tile: &[f32], panel: &[f32], sums: &mut [[f32; PANEL]]) = multiply_body
 }
 
 #[inline(always)]
 fn multiply_body<const R: usize>(tile: &[f32], panel: &[f32], sums: &mut [[f32; PANEL]]) {
-    super::rows::for_height!(R, sums.len(), run, tile, panel, sums)
+    match sums.len() {
+        1 => run::<1>(tile, panel, sums),
+        2 => run::<2>(tile, panel, sums),
+        height => unreachable!("a tile of {height} rows"),
+    }
 }
 
 #[inline(always)]
@@ -100,4 +114,39 @@ fn run<const H: usize>(tile: &[f32], panel: &[f32], sums: &mut [[f32; PANEL]]) {
         }
     }
     sums[..H].copy_from_slice(&registers);
+}
+
+#[cfg(target_arch = "x86_64")]
+mod wide {
+    //! The kernel for AVX-512, spelled out: left to itself, the compiler vectorises some heights along the rows, with
+    //! gathers, thirty times slower.
+
+    use super::{PANEL, QUAD};
+    use crate::cpu::linear::for_height;
+    use crate::cpu::linear::registers::{load, store, zero};
+    use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_set1_ps};
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+    pub(super) fn multiply(tile: &[f32], panel: &[f32], sums: &mut [[f32; PANEL]]) {
+        for_height!(sums.len(), run, tile, panel, sums)
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+    #[inline]
+    fn run<const H: usize>(tile: &[f32], panel: &[f32], sums: &mut [[f32; PANEL]]) {
+        let mut registers = [zero(); H];
+        let tile = tile.as_chunks::<QUAD>().0.as_chunks::<H>().0;
+        for (x, weights) in tile.iter().zip(panel.as_chunks::<PANEL>().0.as_chunks::<QUAD>().0) {
+            for input in 0..QUAD {
+                let weights = load(&weights[input]);
+                for row in 0..H {
+                    let x = _mm512_set1_ps(x[row][input]);
+                    for half in 0..2 {
+                        registers[row][half] = _mm512_fmadd_ps(x, weights[half], registers[row][half]);
+                    }
+                }
+            }
+        }
+        store(&registers, sums);
+    }
 }
