@@ -175,6 +175,9 @@ impl Executor {
         plan: &Plan,
         outcomes: &mut Vec<(Slot, Progress<Found>)>,
     ) -> Result<(), StepError> {
+        for transfer in &plan.transfers {
+            transfer.carry_out(&mut self.pages).map_err(|error| StepError(error.to_string()))?;
+        }
         self.fill_batch(plan)?;
         self.model.forward(&self.cpu, &self.batch, &mut self.pages, &mut self.workspace, &mut |_, _| {});
         let mut row = 0;

@@ -9,6 +9,7 @@
 pub mod attention;
 pub mod isa;
 pub mod linear;
+mod page_contents;
 pub mod pages;
 pub mod rotary;
 pub mod tile;
