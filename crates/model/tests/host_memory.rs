@@ -75,7 +75,7 @@ fn a_context_that_was_moved_away_and_back_changes_no_bit() {
         .with_host_memory(HostMemory { tier: Box::new(tier), page_bytes, window: 0 });
         let ns = Namespace::new(b"model", b"");
         // Branch pages lie behind those of the cache.
-        let mut executor = loaded.executor(PAGES + 8);
+        let mut executor = loaded.executor(2 * PAGES);
 
         let (visit, again) = (job(&loaded, 3, 40), job(&loaded, 3, 42));
         let cold = run(&mut loaded.executor(PAGES), again.clone(), WIDTH, usize::MAX >> 1).unwrap();
