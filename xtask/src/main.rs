@@ -20,6 +20,8 @@ enum Chore {
         #[arg(long, default_value_t = 5_000_000)]
         requests: u64,
     },
+    /// Measure what coarse cuts of long histories are worth, and write bench/results/history-cuts.json.
+    HistoryCuts,
     /// Write crates/server/openapi.json anew from the code.
     Openapi,
 }
@@ -31,6 +33,7 @@ fn main() -> Result<()> {
             let simulation = ["test", "--release", "--workspace", "--test", "simulation", "soak"];
             run(cargo(&simulation).env("BEAMLINE_SOAK", requests.to_string()))
         }
+        Chore::HistoryCuts => history_cuts(),
         Chore::Openapi => {
             let check = ["test", "--release", "--workspace", "--test", "server", "the_committed_description"];
             run(cargo(&check).env("UPDATE_OPENAPI", "1"))
@@ -50,6 +53,15 @@ fn test() -> Result<()> {
         system
     });
     run(&mut python(&own, "eval/tests"))
+}
+
+fn history_cuts() -> Result<()> {
+    run(&mut cargo(&["build", "--release", "--package", "beamline"]))?;
+    let checkpoint = ["--checkpoint", "weights/demo/checkpoint"];
+    let example = ["run", "--release", "--package", "beamline", "--example", "history_cuts", "--"];
+    let path = root().join("bench/results/history-cuts.json");
+    let file = std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    run(cargo(&example).args(checkpoint).stdout(file))
 }
 
 fn python(python: &Path, tests: &str) -> Command {

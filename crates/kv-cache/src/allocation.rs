@@ -29,7 +29,8 @@ impl KvCache {
     }
 
     /// Takes `n` pages, all or none, and appends them to `out`, each with one reference. When the free pages run out,
-    /// those unreferenced for longest are evicted, the tail of a chain before its head.
+    /// those unreferenced for longest are evicted, the tail of a chain before its head, into the host tier if there is
+    /// one: then [`KvCache::take_transfers`] is due before the pages are written.
     pub fn allocate(&mut self, n: usize, out: &mut Vec<PageId>) -> Result<(), OutOfPages> {
         let available = self.available();
         if n > available {
@@ -110,6 +111,7 @@ impl KvCache {
     fn evict_oldest(&mut self) -> PageId {
         let Some(oldest) = self.unreferenced.oldest() else { unreachable!("availability was checked") };
         let id = PageId(oldest);
+        self.offload(id);
         self.unreferenced.remove(oldest);
         let page = &mut self.pages[id.index()];
         assert_eq!(page.references, 0, "{id:?} is held and must not be evicted");

@@ -1,10 +1,11 @@
 //! [`KvCache`]: the tables, and how they are built. What it does is in [`lookup`](crate::lookup),
-//! [`allocation`](crate::allocation), [`publication`](crate::publication).
+//! [`allocation`](crate::allocation), [`publication`](crate::publication), [`offload`](crate::offload).
 
 use crate::chain::ChainHash;
 use crate::config::{CacheConfig, ConfigError, table};
 use crate::index::SlotIndex;
 use crate::list::SlotList;
+use crate::offload::Host;
 use crate::page::{Page, PageId, PageRef, Place};
 use crate::sessions::SessionTable;
 use crate::stats::Counters;
@@ -28,6 +29,8 @@ pub struct KvCache {
     pub(crate) unreferenced: SlotList,
     pub(crate) sessions: SessionTable,
     pub(crate) counters: Counters,
+    /// Where evicted pages go, if anywhere.
+    pub(crate) host: Option<Host>,
 }
 
 impl KvCache {
@@ -56,6 +59,7 @@ impl KvCache {
             unreferenced: SlotList::new(config.pages, "pages")?,
             sessions: SessionTable::new(config.sessions)?,
             counters: Counters::default(),
+            host: None,
         })
     }
 

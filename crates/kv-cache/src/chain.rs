@@ -22,6 +22,11 @@ const PIECE: usize = 512;
 pub(crate) struct Link([u8; 32]);
 
 impl Link {
+    /// All of it.
+    pub(crate) fn bytes(&self) -> [u8; 32] {
+        self.0
+    }
+
     /// What the link is filed under. The links are pseudo-random, so any eight bytes do.
     pub(crate) fn bucket_hash(&self) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = self.0;

@@ -1,13 +1,14 @@
 //! Bookkeeping of the paged KV cache: which page holds what, who uses it, and what goes when room is needed.
 //!
 //! A *page* is the KV of `page_size` consecutive context positions, over all layers. Its floats live with the
-//! model, in an array indexed by [`PageId`]; this crate never sees them. It answers three questions:
+//! model, in an array indexed by [`PageId`]; this crate never sees them. It answers four questions:
 //!
 //! | question | who answers |
 //! | --- | --- |
 //! | which pages already hold the beginning of this context? | prefix index, found by a chain of keyed hashes |
 //! | which pages may the rest be written to? | free list, then eviction of the least recently used |
 //! | what did this user's last visit leave behind? | sessions: user -> tail of the newest chain |
+//! | what was evicted and need not be computed again? | host tier: a second memory, moved to and from by [`Transfer`]s |
 //!
 //! ```text
 //!              match_prefix                    allocate             compute, then publish
@@ -69,10 +70,11 @@
 //! # Limits
 //!
 //! Everything is allocated by [`KvCache::new`]; the steady path does not allocate beyond the caller's own output
-//! vectors. Breaking a rule of use (releasing what is not held, publishing out of order) is a bug of the caller and
+//! vectors, and, with a host tier, one host page per eviction. Breaking a rule of use (releasing what is not held, publishing out of order) is a bug of the caller and
 //! panics; no request content can cause it.
 //!
-//! This crate must not know: tensors, devices, models, threads, async, the clock.
+//! This crate must not know: contents of pages, tensors, devices, models, threads, async; and the clock in one place only:
+//! [`MokaTier`], behind the trait [`HostTier`].
 
 #![forbid(unsafe_code)]
 
@@ -80,16 +82,19 @@ mod allocation;
 mod cache;
 mod chain;
 mod config;
+mod host;
 mod index;
 mod invariants;
 mod list;
 mod lookup;
 mod namespace;
+mod offload;
 mod page;
 mod publication;
 mod reuse;
 mod sessions;
 mod stats;
+mod transfer;
 mod words;
 
 #[cfg(test)]
@@ -98,8 +103,10 @@ mod tests;
 pub use allocation::OutOfPages;
 pub use cache::KvCache;
 pub use config::{CacheConfig, ConfigError};
+pub use host::{HostKey, HostMemory, HostPage, HostTier, HostUsage, LruTier, MokaTier};
 pub use namespace::{Namespace, SessionKey};
 pub use page::PageId;
 pub use publication::Publish;
 pub use reuse::ReuseClass;
 pub use stats::CacheStats;
+pub use transfer::{PageContents, Transfer, TransferError};

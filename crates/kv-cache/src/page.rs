@@ -61,6 +61,8 @@ pub(crate) struct Place {
     pub(crate) referenced_children: u32,
     /// The child published last: a hint that saves hashing, and may be long gone.
     pub(crate) newest_child: Option<PageId>,
+    /// Whether the page was put into the host tier: a hint that saves asking, for it may have been dropped there.
+    pub(crate) copied: bool,
 }
 
 impl Page {

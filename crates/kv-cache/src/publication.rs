@@ -53,8 +53,8 @@ impl KvCache {
     }
 
     /// Forgets every page of a namespace, as when its model is unloaded: unreferenced pages are freed now, referenced
-    /// ones can never be found again and become free when they are released. Its sessions go too. Returns how many
-    /// pages were freed. Looks at every page and session: not for the steady path.
+    /// ones can never be found again and become free when they are released. Its sessions and its pages in the host
+    /// tier go too. Returns how many pages were freed. Looks at every page and session: not for the steady path.
     ///
     /// Requests that are still computing in the namespace may publish pages that were private until now, so forget
     /// the namespace again after the last of them.
@@ -74,6 +74,9 @@ impl KvCache {
                 self.unreferenced.remove(id.0);
                 self.free.push(id);
             }
+        }
+        if let Some(host) = &mut self.host {
+            host.memory.tier.retain(&|page| page.namespace() != ns);
         }
         let pages = &self.pages;
         self.sessions.retain(|tail| pages[tail.page.index()].generation == tail.generation);
@@ -109,8 +112,16 @@ impl KvCache {
             parent.referenced_children += 1;
             parent.newest_child = Some(id);
         }
-        let place =
-            Place { ns: *ns, link, parent, depth, children: 0, referenced_children: 0, newest_child: None };
+        let place = Place {
+            ns: *ns,
+            link,
+            parent,
+            depth,
+            children: 0,
+            referenced_children: 0,
+            newest_child: None,
+            copied: false,
+        };
         self.pages[id.index()].state = State::Published(place);
         self.words.set(id, page_words);
         self.index.insert(link.bucket_hash(), id.0);

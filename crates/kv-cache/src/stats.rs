@@ -1,6 +1,7 @@
 //! What the cache tells the metrics: gauges of now, and counters that only grow.
 
 use crate::cache::KvCache;
+use crate::host::HostUsage;
 
 /// A snapshot of the cache. `free + cached_unreferenced + referenced == pages` always holds.
 #[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
@@ -33,6 +34,14 @@ pub struct CacheStats {
     pub duplicates: u64,
     /// Counter: published pages recycled to make room.
     pub evictions: u64,
+    /// Counter: searches of the host tier, by calls of `match_host` that had something to look for.
+    pub host_lookups: u64,
+    /// Counter: positions that those found.
+    pub host_hit_positions: u64,
+    /// Counter: pages that were ordered to be copied into the host tier.
+    pub host_exports: u64,
+    /// What the host tier holds and has dropped.
+    pub host: HostUsage,
 }
 
 /// The counters behind [`CacheStats`].
@@ -46,6 +55,9 @@ pub(crate) struct Counters {
     pub(crate) publications: u64,
     pub(crate) duplicates: u64,
     pub(crate) evictions: u64,
+    pub(crate) host_lookups: u64,
+    pub(crate) host_hit_positions: u64,
+    pub(crate) host_exports: u64,
 }
 
 impl KvCache {
@@ -62,6 +74,9 @@ impl KvCache {
             publications,
             duplicates,
             evictions,
+            host_lookups,
+            host_hit_positions,
+            host_exports,
         } = self.counters;
         CacheStats {
             pages,
@@ -78,6 +93,10 @@ impl KvCache {
             publications,
             duplicates,
             evictions,
+            host_lookups,
+            host_hit_positions,
+            host_exports,
+            host: self.host.as_ref().map(|host| host.memory.tier.usage()).unwrap_or_default(),
         }
     }
 }

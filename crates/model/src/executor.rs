@@ -220,6 +220,9 @@ impl Executor {
     ) -> Result<(), StepError> {
         // What a step that panicked left behind: its slots are closed.
         self.expansions.clear();
+        for transfer in &plan.transfers {
+            transfer.carry_out(&mut self.pages).map_err(|error| StepError(error.to_string()))?;
+        }
         self.fill_batch(plan)?;
         self.model.forward(&self.cpu, &self.batch, &mut self.pages, &mut self.workspace, &mut |_, _| {});
         let mut row = 0;

@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use beamline_kv_cache::PageId;
+use beamline_kv_cache::{PageId, Transfer};
 
 /// The place of an admitted request, from [`StepModel::open`] to [`StepModel::close`].
 ///
@@ -23,6 +23,10 @@ pub struct Slot(pub u32);
 /// cleared and refilled without allocating.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
+    /// Pages whose contents are moved, in this order, before any row is computed: out of pages that are written by
+    /// this step or a later one, and into pages that are read.
+    /// A step that fails may have carried them out or not.
+    pub transfers: Vec<Transfer>,
     /// Context rows to compute, at most one chunk per request.
     pub chunks: Vec<Chunk>,
     /// Requests whose beams take one more step, at most one entry per request and never together with a chunk
@@ -41,7 +45,7 @@ pub struct Chunk {
     pub positions: Range<usize>,
     /// Positions below this one already lie in pages, perhaps shared ones: they are read, never written. It
     /// exceeds `positions.start` only when a whole context was cached and its last row is computed again
-    /// because the first expansion needs it.
+    /// because the first expansion needs it, or because the request only waits for pages that come back with this step.
     pub cached: usize,
     /// The request's context pages from position 0 on, enough for `positions.end`; a range of [`Plan::pages`].
     pub context_pages: Range<usize>,
@@ -64,12 +68,13 @@ pub struct BranchStep {
 impl Plan {
     /// Makes the plan empty and keeps its memory.
     pub fn clear(&mut self) {
+        self.transfers.clear();
         self.chunks.clear();
         self.branches.clear();
         self.pages.clear();
     }
 
-    /// Whether there is nothing to do.
+    /// Whether there is nothing to do. Nothing is moved but for a step that computes.
     pub fn is_empty(&self) -> bool {
         self.chunks.is_empty() && self.branches.is_empty()
     }

@@ -75,7 +75,7 @@ pub enum Failure {
 pub struct Usage {
     /// Context positions.
     pub context_tokens: usize,
-    /// Those of them that were found in the cache.
+    /// Those of them that were found in the cache, on the device or in host memory.
     pub cached_tokens: usize,
     /// Beams of the first expansion, 0 before it.
     pub beam_width: usize,

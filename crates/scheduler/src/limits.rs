@@ -29,6 +29,9 @@ pub struct SchedulerConfig {
     pub max_chunk: usize,
     /// Branch rows of one step.
     pub max_branch_rows: usize,
+    /// Pages that one step moves to and from host memory while others wait for it, beyond those that it evicts. A
+    /// context that comes back in more pages than this takes several steps, in which others go on.
+    pub max_step_transfers: usize,
 }
 
 impl Default for SchedulerConfig {
@@ -43,6 +46,7 @@ impl Default for SchedulerConfig {
             max_step_tokens: 4096,
             max_chunk: 1024,
             max_branch_rows: 8192,
+            max_step_transfers: 32,
         }
     }
 }

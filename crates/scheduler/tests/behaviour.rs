@@ -22,6 +22,7 @@ const CONFIG: SchedulerConfig = SchedulerConfig {
     max_step_tokens: 32,
     max_chunk: 8,
     max_branch_rows: 16,
+    max_step_transfers: 4,
 };
 
 const CACHE: CacheConfig =

@@ -76,9 +76,18 @@ fn describe() {
     describe_counter!("beamline_prefix_lookups_total", "Searches for a cached prefix.");
     describe_counter!(
         "beamline_prefix_tokens_total",
-        "Context tokens by whether they were cached: hit, miss."
+        "Context tokens by where they came from: hit (KV pages), restored (host memory), miss (computed)."
     );
     describe_counter!("beamline_page_evictions_total", "Cached pages given up to make room.");
+    describe_gauge!("beamline_host_pages", "Evicted KV pages kept in host memory.");
+    describe_gauge!("beamline_host_bytes", "Host memory for evicted KV pages: used, and capacity.");
+    describe_counter!("beamline_host_lookups_total", "Searches in host memory for what no KV page held.");
+    describe_counter!("beamline_host_exported_pages_total", "KV pages copied into host memory.");
+    describe_counter!("beamline_host_restored_pages_total", "KV pages that came back from host memory.");
+    describe_counter!(
+        "beamline_host_dropped_pages_total",
+        "Pages dropped from host memory: for room, for age."
+    );
     describe_counter!(
         "beamline_hash_collisions_total",
         "Pages with the right hash and the wrong content. More than 0 is worth an alarm."
@@ -132,8 +141,17 @@ pub fn publish(registry: &Registry, ready: bool) {
     gauge!("beamline_sessions").set(cache.sessions as f64);
     counter!("beamline_prefix_lookups_total").absolute(cache.lookups);
     counter!("beamline_prefix_tokens_total", "result" => "hit").absolute(scheduler.hit_tokens);
+    counter!("beamline_prefix_tokens_total", "result" => "restored").absolute(scheduler.restored_tokens);
     counter!("beamline_prefix_tokens_total", "result" => "miss").absolute(scheduler.missed_tokens);
     counter!("beamline_page_evictions_total").absolute(cache.evictions);
+    gauge!("beamline_host_pages").set(cache.host.pages as f64);
+    gauge!("beamline_host_bytes", "kind" => "used").set(cache.host.bytes as f64);
+    gauge!("beamline_host_bytes", "kind" => "capacity").set(cache.host.capacity as f64);
+    counter!("beamline_host_lookups_total").absolute(cache.host_lookups);
+    counter!("beamline_host_exported_pages_total").absolute(cache.host_exports);
+    counter!("beamline_host_restored_pages_total").absolute(scheduler.restored_pages);
+    counter!("beamline_host_dropped_pages_total", "reason" => "room").absolute(cache.host.evictions);
+    counter!("beamline_host_dropped_pages_total", "reason" => "age").absolute(cache.host.expirations);
     counter!("beamline_hash_collisions_total").absolute(cache.hash_collisions);
     let age = registry.heartbeat_age();
     gauge!("beamline_engine_heartbeat_age_seconds").set(age.as_secs_f64());

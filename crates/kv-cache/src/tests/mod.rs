@@ -1,6 +1,7 @@
 //! Tests of the whole cache: each rule by example, and all of them together against a naive reference.
 
 mod collisions;
+mod host;
 mod model;
 mod reference;
 mod rules;

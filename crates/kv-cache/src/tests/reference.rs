@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::{Namespace, PageId, Publish, SessionKey};
+use crate::{HostKey, HostPage, Namespace, PageId, Publish, SessionKey};
 
 /// Everything that went into a page: its namespace, and the words from position 0 to its end.
 pub(super) type Content = (Namespace, Vec<u32>);
@@ -23,6 +23,79 @@ pub(super) struct Reference {
     /// Oldest first: user, tail, epoch of the tail.
     pub(super) sessions: Vec<(SessionKey, PageId, u64)>,
     pub(super) evictions: u64,
+    /// Pages put into the host tier since somebody looked: from which page, and what.
+    pub(super) offloaded: Vec<(PageId, Content)>,
+    pub(super) host: Option<HostReference>,
+}
+
+/// The naive host tier: a list, the page used longest ago first.
+pub(super) struct HostReference {
+    pub(super) capacity: u64,
+    pub(super) time_to_live: Option<u64>,
+    pub(super) now: u64,
+    pub(super) pages: Vec<HostEntry>,
+    /// What a content is filed under.
+    pub(super) key_of: Box<dyn Fn(&Content) -> HostKey>,
+    pub(super) page_bytes: usize,
+}
+
+pub(super) struct HostEntry {
+    pub(super) key: HostKey,
+    pub(super) content: Content,
+    pub(super) filled: bool,
+    put_at: u64,
+}
+
+impl HostReference {
+    pub(super) fn bytes(&self) -> u64 {
+        self.pages.iter().map(|entry| HostPage::bytes_of(self.page_bytes, entry.content.1.len()) as u64).sum()
+    }
+
+    /// Puts a content. Returns whether it has to be copied.
+    fn put(&mut self, content: &Content) -> bool {
+        self.expire();
+        let key = (self.key_of)(content);
+        let before = self.pages.iter().position(|entry| entry.key == key).map(|at| self.pages.remove(at));
+        let filled = before.is_some_and(|entry| entry.filled && entry.content == *content);
+        self.pages.push(HostEntry { key, content: content.clone(), filled, put_at: self.now });
+        while self.bytes() > self.capacity {
+            self.pages.remove(0);
+        }
+        !filled
+    }
+
+    /// The pages that follow `matched` pages of a context, up to `limit` pages. They become the newest.
+    pub(super) fn take_over(
+        &mut self,
+        ns: Namespace,
+        words: &[u32],
+        matched: usize,
+        limit: usize,
+        words_per_page: usize,
+    ) -> usize {
+        self.expire();
+        let content = |index: usize| (ns, words[..(index + 1) * words_per_page].to_vec());
+        let there =
+            |index: &usize| self.pages.iter().any(|entry| entry.filled && entry.content == content(*index));
+        let found = (matched..limit).take_while(there).count();
+        for index in (matched..matched + found).rev() {
+            let at = self.pages.iter().position(|entry| entry.content == content(index));
+            let entry = self.pages.remove(at.expect("it was there"));
+            self.pages.push(entry);
+        }
+        found
+    }
+
+    pub(super) fn fill(&mut self, content: &Content) {
+        for entry in self.pages.iter_mut().filter(|entry| entry.content == *content) {
+            entry.filled = true;
+        }
+    }
+
+    pub(super) fn expire(&mut self) {
+        let (now, time_to_live) = (self.now, self.time_to_live);
+        self.pages.retain(|entry| time_to_live.is_none_or(|most| now - entry.put_at < most));
+    }
 }
 
 impl Reference {
@@ -39,6 +112,8 @@ impl Reference {
             epochs: BTreeMap::new(),
             sessions: Vec::new(),
             evictions: 0,
+            offloaded: Vec::new(),
+            host: None,
         }
     }
 
@@ -81,6 +156,7 @@ impl Reference {
                 assert!(!self.contents.contains_key(&page), "{page:?} was evicted while pages were free");
             } else {
                 assert_eq!(page, self.unreferenced.remove(0), "the oldest page must go first");
+                self.offload(page);
                 let (ns, words) = self.unpublish(page);
                 let is_after = |other: &Content| other.0 == ns && other.1.starts_with(&words);
                 assert!(
@@ -90,6 +166,15 @@ impl Reference {
                 self.evictions += 1;
             }
             self.references.insert(page, 1);
+        }
+    }
+
+    /// Puts a page into the host tier.
+    pub(super) fn offload(&mut self, page: PageId) {
+        let Some(host) = &mut self.host else { return };
+        let content = self.contents[&page].clone();
+        if host.put(&content) {
+            self.offloaded.push((page, content));
         }
     }
 
@@ -143,6 +228,9 @@ impl Reference {
                 self.withdrawn.insert(page);
             }
         }
+        if let Some(host) = &mut self.host {
+            host.pages.retain(|entry| entry.content.0 != ns);
+        }
         let epochs = &self.epochs;
         self.sessions.retain(|(_, tail, epoch)| epochs.get(tail).copied().unwrap_or(0) == *epoch);
         self.free() - free_before
@@ -160,7 +248,7 @@ impl Reference {
         content
     }
 
-    fn epoch(&self, page: PageId) -> u64 {
+    pub(super) fn epoch(&self, page: PageId) -> u64 {
         self.epochs.get(&page).copied().unwrap_or(0)
     }
 }

@@ -10,6 +10,7 @@ pub mod attention;
 pub mod isa;
 pub mod linear;
 mod memory;
+mod page_contents;
 pub mod pages;
 pub mod rotary;
 pub mod tile;

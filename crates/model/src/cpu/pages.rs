@@ -96,6 +96,11 @@ impl PageStore {
         self.head_dim
     }
 
+    /// Layers.
+    pub fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
     /// The heads of a layer.
     pub fn layer(&self, layer: usize) -> &[HeadPages] {
         &self.layers[layer]
@@ -140,6 +145,13 @@ impl HeadPages {
     #[inline(always)]
     pub(crate) fn values(&self, page: PageId) -> &[f32] {
         &self.values[page.0 as usize * PAGE_SIZE * self.value_width..][..PAGE_SIZE * self.value_width]
+    }
+
+    /// Keys and values of a page, to be overwritten as a whole.
+    pub(crate) fn page_mut(&mut self, page: PageId) -> [&mut [f32]; 2] {
+        let (keys, values) = (PAGE_SIZE * self.head_dim, PAGE_SIZE * self.value_width);
+        let page = page.0 as usize;
+        [&mut self.keys[page * keys..][..keys], &mut self.values[page * values..][..values]]
     }
 
     /// Key and value of one branch row.

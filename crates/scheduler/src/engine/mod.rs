@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use beamline_kv_cache::CacheConfig;
+use beamline_kv_cache::{CacheConfig, HostMemory};
 use beamline_model::step::StepModel;
 
 use crate::{
@@ -70,7 +70,27 @@ impl<P: Clone + Send + 'static, A: Send + 'static> Engine<P, A> {
     where
         M: StepModel<Payload = P, Answer = A> + Send + 'static,
     {
-        let scheduler = Scheduler::new(config, cache)?;
+        Self::start_with(model, config, cache, None)
+    }
+
+    /// As [`Engine::start`], with a second memory for evicted pages. It goes when the engine ends.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::start`].
+    pub fn start_with<M>(
+        model: M,
+        config: SchedulerConfig,
+        cache: CacheConfig,
+        host: Option<HostMemory>,
+    ) -> Result<Self, StartError>
+    where
+        M: StepModel<Payload = P, Answer = A> + Send + 'static,
+    {
+        let mut scheduler = Scheduler::new(config, cache)?;
+        if let Some(host) = host {
+            scheduler = scheduler.with_host_memory(host);
+        }
         let shared = Arc::new(Shared::new(*scheduler.limits()));
         let (sender, commands) = mpsc::channel();
         let engine = Loop::new(model, scheduler, commands, shared.clone());

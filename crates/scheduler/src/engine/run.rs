@@ -87,6 +87,9 @@ where
                 return;
             }
             self.drop_unwanted();
+            if idle {
+                self.scheduler.idle();
+            }
             let now = self.shared.now();
             self.scheduler.plan(now, &mut self.plan, &mut self.events);
             self.carry_out();
@@ -155,6 +158,8 @@ where
                 }
             }
         };
+        // Host pages that were dropped meanwhile are held by nobody else.
+        self.plan.transfers.clear();
         let now = self.shared.now();
         let took = Micros(now.since(before).0.max(1));
         match result {

@@ -1,7 +1,7 @@
 //! From the queue to a seat, in the order of arrival.
 //!
 //! A request is admitted with all it will ever need: the pages of its context, less the cached prefix, and the pages
-//! of all its branch rows. So what runs can always go on, and what runs always ends. The head of the queue waits
+//! of all its branch rows. Where host memory continues the prefix, the pages are there to be filled, not computed. So what runs can always go on, and what runs always ends. The head of the queue waits
 //! until it fits, and nobody overtakes it; since it would fit into an idle scheduler, it is admitted at the latest
 //! when everything before it has ended.
 
@@ -64,6 +64,7 @@ impl<P: Clone> Scheduler<P> {
         let page_size = self.limits.page_size;
         let seat = &mut self.seats[slot.0 as usize];
         assert!(seat.running.is_none() && seat.context_pages.is_empty() && seat.branch_pages.is_empty());
+        assert!(seat.restoring.is_empty());
 
         let cached = self.cache.match_prefix(
             &request.namespace,
@@ -74,12 +75,20 @@ impl<P: Clone> Scheduler<P> {
         );
         let matched = seat.context_pages.len();
         assert!(cached == matched * page_size && matched <= demand.shared_pages);
+        let restored = self.cache.match_host(
+            &request.namespace,
+            &request.words,
+            demand.shared_pages * page_size,
+            &seat.context_pages,
+            &mut seat.restoring,
+        );
         let fresh = demand.context_pages - matched + demand.branch_pages;
-        let cost = demand.cost - cached as u64;
+        let cost = demand.cost - (cached + restored) as u64;
         let affordable = self.running_cost + cost <= self.limits.config.max_running_cost;
         if !affordable || self.cache.allocate(fresh, &mut seat.context_pages).is_err() {
             self.cache.release_chain(&seat.context_pages);
             seat.context_pages.clear();
+            seat.restoring.clear();
             return Some(head);
         }
         seat.branch_pages.extend(seat.context_pages.drain(demand.context_pages..));
@@ -89,11 +98,12 @@ impl<P: Clone> Scheduler<P> {
         let Queued { request, queued_at, .. } = head;
         let (id, len) = (request.id, request.context_len);
         self.stats.hit_tokens += cached as u64;
-        self.stats.missed_tokens += (len - cached) as u64;
-        let usage = Usage { context_tokens: len, cached_tokens: cached, ..Usage::default() };
+        self.stats.restored_tokens += restored as u64;
+        self.stats.missed_tokens += (len - cached - restored) as u64;
+        let usage = Usage { context_tokens: len, cached_tokens: cached + restored, ..Usage::default() };
 
         if request.is_warm() && cached == demand.target {
-            // All of it is cached: over without a step.
+            // All of it is on the device: over without a step.
             if let Some(session) = request.session {
                 self.cache.remember(session, &request.namespace, &seat.context_pages);
             }
@@ -111,8 +121,10 @@ impl<P: Clone> Scheduler<P> {
             request,
             demand,
             cost,
-            computed: cached,
+            computed: cached + restored,
             published: matched,
+            ordered: 0,
+            restored: 0,
             stage: Stage::Prefill,
             usage,
             queued_at,

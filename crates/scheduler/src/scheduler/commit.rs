@@ -33,6 +33,7 @@ impl<P: Clone> Scheduler<P> {
             return;
         }
         self.count_step(took);
+        self.confirm_imports();
         let mut in_flight = std::mem::take(&mut self.in_flight);
         for ((slot, work), (_, progress)) in in_flight.drain(..).zip(outcomes.drain(..)) {
             self.seat(slot).running_mut().usage.steps += 1;

@@ -18,6 +18,7 @@ impl<P: Clone> Scheduler<P> {
         assert!(!self.in_flight.is_empty(), "no step is in flight");
         self.stats.failed_steps += 1;
         self.stats.failed_in_a_row += 1;
+        self.forget_imports();
         let mut in_flight = std::mem::take(&mut self.in_flight);
         if let &[(slot, _)] = in_flight.as_slice() {
             self.end(now, slot, Ending::Failed(failure), events);

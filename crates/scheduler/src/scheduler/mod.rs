@@ -23,12 +23,13 @@ mod admission;
 mod commit;
 mod failure;
 mod planning;
+mod restoring;
 mod seat;
 mod stats;
 
 use std::collections::{HashMap, VecDeque};
 
-use beamline_kv_cache::{CacheConfig, KvCache};
+use beamline_kv_cache::{CacheConfig, HostMemory, KvCache};
 use beamline_model::step::Slot;
 
 use crate::{
@@ -76,6 +77,8 @@ pub struct Scheduler<P> {
 
     /// What the step that is being carried out does, in the order of its plan.
     in_flight: Vec<(Slot, Work)>,
+    /// Seats for which that step brings pages back.
+    importing: Vec<Slot>,
     /// Scratch of the planner: rows given to each prefilling seat.
     takes: Vec<usize>,
 }
@@ -105,8 +108,16 @@ impl<P: Clone> Scheduler<P> {
             decoding: VecDeque::with_capacity(config.max_running),
             suspects: VecDeque::with_capacity(config.max_running),
             in_flight: Vec::with_capacity(config.max_running),
+            importing: Vec::with_capacity(config.max_running),
             takes: Vec::with_capacity(config.max_running),
         })
+    }
+
+    /// Gives the cache a second memory for what it evicts.
+    #[must_use]
+    pub fn with_host_memory(mut self, memory: HostMemory) -> Self {
+        self.cache = self.cache.with_host_memory(memory);
+        self
     }
 
     /// What may be asked.
@@ -117,6 +128,11 @@ impl<P: Clone> Scheduler<P> {
     /// The bookkeeping of the pages.
     pub fn cache(&self) -> &KvCache {
         &self.cache
+    }
+
+    /// There is nothing to do: frees what has outlived its time.
+    pub fn idle(&mut self) {
+        self.cache.expire_host();
     }
 
     /// What is going on, and what has happened.
@@ -191,6 +207,7 @@ impl<P: Clone> Scheduler<P> {
         self.cache.release_chain(&seat.context_pages);
         seat.branch_pages.clear();
         seat.context_pages.clear();
+        seat.restoring.clear();
         self.running_cost -= running.cost;
         for list in [&mut self.prefilling, &mut self.decoding, &mut self.suspects] {
             list.retain(|other| *other != slot);
@@ -246,6 +263,9 @@ impl<P: Clone> Scheduler<P> {
             assert_eq!(seat.context_pages.len(), running.demand.context_pages);
             assert_eq!(seat.branch_pages.len(), running.demand.branch_pages);
             assert!(running.computed <= running.demand.target);
+            let in_flight = self.importing.contains(&slot);
+            assert!(running.ordered == running.restored || in_flight, "pages are waited for that never come");
+            assert!(seat.restoring.is_empty() || running.restored < seat.restoring.len());
             cost += running.cost;
         }
         assert_eq!(self.running_cost, cost);

@@ -6,6 +6,7 @@
 //! - Branch steps are given in turns: whoever is passed over comes first in the next step, and nobody overtakes.
 //! - Context rows go to the oldest first. In a first round each gets at most `max_chunk`, so that a long context does
 //!   not keep short ones waiting; what is left goes to the oldest again.
+//! - Whoever waits for pages out of host memory gets no rows before the last of them is ordered, see `restoring`.
 
 use beamline_model::step::{BranchStep, Chunk, Plan, Slot};
 
@@ -24,10 +25,13 @@ impl<P: Clone> Scheduler<P> {
         plan.clear();
         self.expire(now, events);
         self.admit(now, events);
+        // What was evicted is copied out before its pages are filled or written.
+        self.cache.take_transfers(&mut plan.transfers);
         if let Some(&slot) = self.suspects.front() {
             self.plan_alone(slot, plan);
         } else {
             self.plan_branches(plan);
+            self.plan_imports(plan);
             self.plan_chunks(plan);
         }
         self.choose_widths(now, plan);
@@ -37,6 +41,7 @@ impl<P: Clone> Scheduler<P> {
             self.is_idle(),
             "whoever waits has somebody to wait for, and all who run end"
         );
+        self.copy_ahead(plan);
     }
 
     /// A step of one request.
@@ -46,6 +51,7 @@ impl<P: Clone> Scheduler<P> {
             Stage::Decode { .. } => self.push_branch(slot, plan),
             Stage::Prefill => {
                 let rows = running.rows_left().min(self.limits.config.max_step_tokens);
+                self.import(slot, usize::MAX, plan);
                 self.push_chunk(slot, rows, plan);
             }
         }
@@ -75,13 +81,13 @@ impl<P: Clone> Scheduler<P> {
         let mut takes = std::mem::take(&mut self.takes);
         takes.clear();
         for slot in &self.prefilling {
-            let left = self.seats[slot.0 as usize].running().rows_left();
+            let left = self.rows_ready(*slot);
             let take = left.min(config.max_chunk).min(budget);
             budget -= take;
             takes.push(take);
         }
         for (slot, take) in self.prefilling.iter().zip(&mut takes) {
-            let left = self.seats[slot.0 as usize].running().rows_left();
+            let left = self.rows_ready(*slot);
             let more = (left - *take).min(budget);
             budget -= more;
             *take += more;
@@ -90,6 +96,12 @@ impl<P: Clone> Scheduler<P> {
             self.push_chunk(self.prefilling[index], take, plan);
         }
         self.takes = takes;
+    }
+
+    /// Rows of a request that this step could compute: none before all that comes back is ordered.
+    fn rows_ready(&self, slot: Slot) -> usize {
+        let seat = &self.seats[slot.0 as usize];
+        if seat.left_to_order() > 0 { 0 } else { seat.running().rows_left() }
     }
 
     fn push_chunk(&mut self, slot: Slot, rows: usize, plan: &mut Plan) {

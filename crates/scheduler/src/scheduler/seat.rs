@@ -1,6 +1,8 @@
 //! A seat: what the scheduler keeps of the request that owns a slot.
 
-use beamline_kv_cache::PageId;
+use std::sync::Arc;
+
+use beamline_kv_cache::{HostPage, PageId};
 
 use crate::{event::Usage, limits::Demand, request::Request, time::Micros};
 
@@ -10,6 +12,9 @@ pub(super) struct Seat<P> {
     pub(super) context_pages: Vec<PageId>,
     /// Pages of the branch rows, never shared.
     pub(super) branch_pages: Vec<PageId>,
+    /// Host pages that follow the cached prefix and are not all back yet: number `i` belongs into the context page
+    /// `published + i`. Held until a step that moved them has succeeded.
+    pub(super) restoring: Vec<Arc<HostPage>>,
     /// `None` while the slot is free.
     pub(super) running: Option<Running<P>>,
 }
@@ -20,10 +25,13 @@ pub(super) struct Running<P> {
     pub(super) demand: Demand,
     /// Rows that it was admitted for.
     pub(super) cost: u64,
-    /// Leading context positions that lie in pages.
+    /// Leading context positions that lie in pages, or will when what is being restored is back.
     pub(super) computed: usize,
     /// Leading pages that were offered to the prefix index, or came from it.
     pub(super) published: usize,
+    /// Leading pages of `Seat::restoring` that were ordered back, and those that are known to be.
+    pub(super) ordered: usize,
+    pub(super) restored: usize,
     pub(super) stage: Stage,
     pub(super) usage: Usage,
     pub(super) queued_at: Micros,
@@ -56,11 +64,16 @@ pub(super) enum Work {
 
 impl<P> Default for Seat<P> {
     fn default() -> Self {
-        Self { context_pages: Vec::new(), branch_pages: Vec::new(), running: None }
+        Self { context_pages: Vec::new(), branch_pages: Vec::new(), restoring: Vec::new(), running: None }
     }
 }
 
 impl<P> Seat<P> {
+    /// Pages that are not ordered back yet: while there are any, no row of the request can be computed.
+    pub(super) fn left_to_order(&self) -> usize {
+        self.restoring.len() - self.running().ordered
+    }
+
     /// The request of a seat that is known to be taken: seats on the scheduler's lists are.
     pub(super) fn running(&self) -> &Running<P> {
         let Some(running) = &self.running else { unreachable!("a listed seat is taken") };

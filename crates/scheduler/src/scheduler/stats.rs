@@ -25,9 +25,13 @@ pub struct SchedulerStats {
     pub degraded: u64,
     /// Requests tried again alone after a failed step.
     pub retried: u64,
-    /// Context positions of admitted requests that were found in the cache.
+    /// Context positions of admitted requests that were found in device pages.
     pub hit_tokens: u64,
-    /// Context positions of admitted requests that were not.
+    /// Context positions of admitted requests that were found in host memory.
+    pub restored_tokens: u64,
+    /// Pages that came back from host memory.
+    pub restored_pages: u64,
+    /// Context positions of admitted requests that were found in neither.
     pub missed_tokens: u64,
     /// Steps that succeeded.
     pub steps: u64,

@@ -1,7 +1,14 @@
 //! Drives a scheduler through a scenario in virtual time, beside a naive account of what must come of it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
+use beamline_kv_cache::Transfer;
 use beamline_model::step::{Plan, Progress, Slot, StepModel};
 use beamline_scheduler::{Ended, Ending, Event, Failure, Micros, Refusal, Request, RequestId, Scheduler};
 
@@ -31,6 +38,9 @@ pub(crate) struct Report {
     pub(crate) evictions: u64,
     pub(crate) duplicates: u64,
     pub(crate) hit_tokens: u64,
+    pub(crate) restored_tokens: u64,
+    pub(crate) host_evictions: u64,
+    pub(crate) host_expirations: u64,
     pub(crate) missed_tokens: u64,
 }
 
@@ -51,6 +61,8 @@ pub(crate) struct Driver<'a> {
     /// For when things happen; what is asked does not depend on it.
     dice: Rng,
     now: Micros,
+    /// The time of the host tier, which is told to it.
+    host_time: Arc<AtomicU64>,
     live: BTreeMap<u64, Live>,
     /// Who owns which slot.
     open: HashMap<Slot, u64>,
@@ -71,9 +83,15 @@ impl<'a> Driver<'a> {
         let mut model =
             SimModel::new(scenario.pages as usize, scenario.page_size as usize, slots, scenario.seed);
         model.failing = scenario.failing;
+        let mut scheduler = Scheduler::new(scenario.config, scenario.cache()).expect("the scenario works");
+        let host_time = Arc::default();
+        if let Some(host) = scenario.host_memory(&host_time) {
+            scheduler = scheduler.with_host_memory(host);
+        }
         Self {
             scenario,
-            scheduler: Scheduler::new(scenario.config, scenario.cache()).expect("the scenario works"),
+            scheduler,
+            host_time,
             model,
             traffic: Traffic::new(scenario),
             dice: Rng::new(mix(scenario.seed, 0xd1ce)),
@@ -108,6 +126,7 @@ impl<'a> Driver<'a> {
             }
             self.cancel(&mut events);
             self.plans += 1;
+            self.host_time.store(self.now.0, Ordering::Relaxed);
             self.scheduler.plan(self.now, &mut plan, &mut events);
             self.apply(&mut events);
             if self.plans.is_multiple_of(64) {
@@ -116,6 +135,7 @@ impl<'a> Driver<'a> {
             if plan.is_empty() {
                 assert!(self.live.is_empty(), "requests are left and nothing is done");
                 self.now.0 += 1000;
+                self.scheduler.idle();
             } else {
                 self.step(&plan, &mut outcomes, &mut events);
             }
@@ -184,6 +204,13 @@ impl<'a> Driver<'a> {
         let branch_rows: usize = plan.branches.iter().map(|branch| self.model.beams(branch.slot)).sum();
         assert!(branch_rows <= config.max_branch_rows);
         let entries = plan.chunks.iter().map(|chunk| chunk.slot);
+        let moved =
+            plan.transfers.iter().filter(|transfer| matches!(transfer, Transfer::Import { .. })).count();
+        if plan.chunks.len() + plan.branches.len() > 1 {
+            // What comes back for one of them keeps the others waiting.
+            let budget = config.max_step_transfers.max(1);
+            assert!(moved <= budget || plan.branches.is_empty(), "{moved} pages come back in one step");
+        }
         for slot in entries.chain(plan.branches.iter().map(|branch| branch.slot)) {
             let live = &self.live[&self.open[&slot]];
             assert!(live.deadline.is_none_or(|deadline| deadline > self.now), "late work is dropped");
@@ -260,7 +287,9 @@ impl<'a> Driver<'a> {
         let filled = (older + own) / config.max_step_tokens + 1;
         let chunks = own.div_ceil(config.max_chunk.min(config.max_step_tokens)) + 1;
         let branches = story.generated_steps.saturating_sub(1) * config.max_running;
-        (filled + chunks + branches) as u64
+        // At least one page comes back per step, for the oldest that waits for pages.
+        let imports = if self.scenario.host.is_some() { older + own } else { 0 };
+        (filled + chunks + branches + imports) as u64
     }
 
     fn ended(&mut self, ended: Ended<u64>) {
@@ -346,6 +375,10 @@ impl<'a> Driver<'a> {
         report.evictions = cache.evictions;
         report.duplicates = cache.duplicates;
         report.hit_tokens = stats.hit_tokens;
+        report.restored_tokens = stats.restored_tokens;
+        report.host_evictions = cache.host.evictions;
+        report.host_expirations = cache.host.expirations;
+        assert!(cache.host.bytes <= cache.host.capacity);
         report.missed_tokens = stats.missed_tokens;
         self.report
     }

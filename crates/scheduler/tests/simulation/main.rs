@@ -17,7 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use beamline_scheduler::SchedulerConfig;
 use driver::{Driver, Report};
-use scenario::Scenario;
+use scenario::{HostScenario, Scenario};
 
 /// Requests of one scenario.
 const REQUESTS: usize = 2000;
@@ -67,6 +67,9 @@ fn add(total: &mut Report, one: &Report) {
         evictions,
         duplicates,
         hit_tokens,
+        restored_tokens,
+        host_evictions,
+        host_expirations,
         missed_tokens,
     } = one;
     total.steps += steps;
@@ -81,6 +84,9 @@ fn add(total: &mut Report, one: &Report) {
     total.evictions += evictions;
     total.duplicates += duplicates;
     total.hit_tokens += hit_tokens;
+    total.restored_tokens += restored_tokens;
+    total.host_evictions += host_evictions;
+    total.host_expirations += host_expirations;
     total.missed_tokens += missed_tokens;
 }
 
@@ -112,6 +118,9 @@ fn every_request_ends_once_and_as_it_must() {
         ("evictions", total.evictions),
         ("duplicates", total.duplicates),
         ("hit tokens", total.hit_tokens),
+        ("restored tokens", total.restored_tokens),
+        ("pages that host memory evicted", total.host_evictions),
+        ("pages that outlived their time there", total.host_expirations),
     ] {
         assert!(count > 200, "only {count} {what}");
     }
@@ -152,6 +161,35 @@ fn an_answer_does_not_depend_on_what_shares_its_steps() {
         assert_eq!((crowded.answered, crowded.answers), (alone.answered, alone.answers));
         assert_eq!(crowded.answered + crowded.warmed, 300);
     }
+}
+
+#[test]
+fn an_answer_does_not_depend_on_whether_its_context_was_kept_moved_or_computed() {
+    let (mut restored, mut computed) = (0, [0, 0]);
+    for seed in 3000..3030 {
+        let seeded = Scenario::from_seed(seed, 300);
+        let without = Scenario {
+            config: SchedulerConfig { max_queued: 300, ..seeded.config },
+            cancel: 0,
+            deadline: 0,
+            faulty: 0,
+            host: None,
+            ..seeded
+        };
+        let host = HostScenario { pages: 10_000, time_to_live: None, window: without.pages as usize / 2 };
+        let with = Scenario { host: Some(host), ..without.clone() };
+        // Failed steps fail requests that are alone in them, which differ.
+        let [without, with] = [without, with].map(|scenario| run(&Scenario { failing: 0, ..scenario }));
+        assert_eq!((without.answered, without.answers), (with.answered, with.answers));
+        restored += with.restored_tokens;
+        computed[0] += without.missed_tokens;
+        computed[1] += with.missed_tokens;
+    }
+    println!("{restored} tokens came back, computed were {computed:?}");
+    assert!(
+        restored > 10_000 && computed[1] < computed[0],
+        "{restored} tokens came back, computed were {computed:?}"
+    );
 }
 
 /// A number out of the environment.

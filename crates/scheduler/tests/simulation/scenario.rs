@@ -1,8 +1,8 @@
 //! A small world out of a seed: sizes, rates, users and what they ask.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicU64};
 
-use beamline_kv_cache::{CacheConfig, Namespace, ReuseClass, SessionKey};
+use beamline_kv_cache::{CacheConfig, HostMemory, HostPage, LruTier, Namespace, ReuseClass, SessionKey};
 use beamline_scheduler::{Micros, Request, RequestId, SchedulerConfig};
 
 use crate::{
@@ -39,6 +39,18 @@ pub(crate) struct Scenario {
     pub(crate) failing: u32,
     /// Histories that were edited since the last visit.
     pub(crate) edited: u32,
+    pub(crate) host: Option<HostScenario>,
+}
+
+/// The second memory for evicted pages.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HostScenario {
+    /// Pages that fit, more or less.
+    pub(crate) pages: usize,
+    /// Microseconds that they live.
+    pub(crate) time_to_live: Option<u64>,
+    /// How far copies go ahead.
+    pub(crate) window: usize,
 }
 
 impl Scenario {
@@ -56,6 +68,11 @@ impl Scenario {
         let troubled = rng.permille(500);
         let classes =
             [ReuseClass::CrossRequest, ReuseClass::CrossRequestMinusLast, ReuseClass::WithinRequest];
+        let host = rng.permille(500).then(|| HostScenario {
+            pages: rng.within(0, 4 * pages),
+            time_to_live: rng.permille(500).then(|| rng.within(1, 200_000) as u64),
+            window: rng.within(0, pages),
+        });
         let reuse = if rng.permille(500) { vec![ReuseClass::CrossRequest] } else { classes.to_vec() };
         Self {
             seed,
@@ -70,6 +87,7 @@ impl Scenario {
                 max_step_tokens: rng.within(1, 96),
                 max_chunk: rng.within(1, 48),
                 max_branch_rows: rng.within(max_beam_width, 64),
+                max_step_transfers: rng.within(0, 8),
             },
             pages: pages as u32,
             page_size: page_size as u32,
@@ -88,6 +106,7 @@ impl Scenario {
             faulty: if troubled { *rng.pick(&[0, 10, 100]) } else { 0 },
             failing: if troubled { *rng.pick(&[0, 20, 200]) } else { 0 },
             edited: *rng.pick(&[0, 100]),
+            host,
         }
     }
 
@@ -99,6 +118,16 @@ impl Scenario {
             sessions: 1 + (self.users / 2) as u32,
             hash_key: [7; 32],
         }
+    }
+
+    /// The second memory, whose time is `now`.
+    pub(crate) fn host_memory(&self, now: &Arc<AtomicU64>) -> Option<HostMemory> {
+        let host = self.host?;
+        let page_bytes = self.page_size as usize * 8;
+        let words = self.config.max_context / 2 * self.words_per_position as usize;
+        let capacity = host.pages * HostPage::bytes_of(page_bytes, words);
+        let tier = Box::new(LruTier::new(capacity, host.time_to_live, Arc::clone(now)));
+        Some(HostMemory { tier, page_bytes, window: host.window })
     }
 
     /// Whether requests end only as they wish: then how long they may take is bounded by the load.

@@ -157,7 +157,7 @@ pub struct ModelList {
 /// Memory of all versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct MemoryBudget {
-    /// Bytes of weights and KV pages.
+    /// Bytes of weights, KV pages and host memory.
     pub used_bytes: u64,
     /// Most of them, if there is a limit.
     pub limit_bytes: Option<u64>,
@@ -170,6 +170,8 @@ pub struct MemoryInfo {
     pub weights_bytes: u64,
     /// KV pages.
     pub kv_bytes: u64,
+    /// Host memory for KV pages that were evicted, at most.
+    pub kv_host_bytes: u64,
 }
 
 /// A version of a model that is served.

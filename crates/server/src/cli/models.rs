@@ -122,8 +122,9 @@ fn table(list: &Value) -> String {
 
 fn row(model: &Value) -> Vec<String> {
     let memory = &model["memory"];
-    let bytes = [&memory["weights_bytes"], &memory["kv_bytes"]].map(|part| part.as_u64().unwrap_or(0));
-    let bytes = usize::try_from(bytes[0].saturating_add(bytes[1])).unwrap_or(usize::MAX);
+    let parts = ["weights_bytes", "kv_bytes", "kv_host_bytes"].map(|part| memory[part].as_u64().unwrap_or(0));
+    let bytes = parts.into_iter().fold(0, u64::saturating_add);
+    let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
     let catalog = &model["catalog"];
     vec![
         text(&model["name"]),

@@ -24,6 +24,9 @@ impl Totals {
         self.cache.referenced += cache.referenced;
         self.cache.published += cache.published;
         self.cache.sessions += cache.sessions;
+        self.cache.host.pages += cache.host.pages;
+        self.cache.host.bytes += cache.host.bytes;
+        self.cache.host.capacity += cache.host.capacity;
     }
 
     /// Adds what an engine that is gone had counted.
@@ -38,6 +41,8 @@ impl Totals {
         sum.degraded += other.degraded;
         sum.retried += other.retried;
         sum.hit_tokens += other.hit_tokens;
+        sum.restored_tokens += other.restored_tokens;
+        sum.restored_pages += other.restored_pages;
         sum.missed_tokens += other.missed_tokens;
         sum.steps += other.steps;
         sum.failed_steps += other.failed_steps;
@@ -53,6 +58,11 @@ impl Totals {
         sum.publications += other.publications;
         sum.duplicates += other.duplicates;
         sum.evictions += other.evictions;
+        sum.host_lookups += other.host_lookups;
+        sum.host_hit_positions += other.host_hit_positions;
+        sum.host_exports += other.host_exports;
+        sum.host.evictions += other.host.evictions;
+        sum.host.expirations += other.host.expirations;
     }
 
     /// The sum.

@@ -77,7 +77,9 @@ pub enum LoadError {
     #[error("{0}")]
     Limits(String),
     /// The memory budget does not hold it.
-    #[error("the model {0}; unload a version first, or lower --kv-memory, or raise --model-memory")]
+    #[error(
+        "the model {0}; unload a version first, or lower --kv-memory or --kv-host-memory, or raise --model-memory"
+    )]
     Memory(#[from] OverBudget),
     /// The engine did not start.
     #[error("engine: {0}")]
@@ -242,8 +244,9 @@ impl Opened {
         let memory = Memory {
             weights: sizing::weights(&checkpoint, context_limit.saturating_add(steps), weight_format),
             kv: page_bytes.saturating_mul(pages as usize),
+            kv_host: sizing::host_bytes(settings, page_bytes, largest, scale)?,
         };
-        let reservation = machine.budget.reserve(memory.weights.saturating_add(memory.kv))?;
+        let reservation = machine.budget.reserve(memory.total())?;
 
         let start = Instant::now();
         let convention = Convention::bind(format, &files.checkpoint, config.vocab_size).map_err(blame)?;
@@ -276,15 +279,18 @@ impl Opened {
         let start = Instant::now();
         let executor =
             Executor::new(Arc::new(model), Arc::clone(&machine.cpu), pages as usize).map_err(blame)?;
-        let engine = Engine::start(
+        let host = sizing::host_memory(settings, memory.kv_host, page_bytes, largest);
+        let engine = Engine::start_with(
             executor,
-            sizing::scheduler_config(settings, largest),
+            sizing::scheduler_config(settings, largest, page_bytes),
             sizing::cache_config(settings, pages)?,
+            host,
         )?;
         info!(
             threads = machine.cpu.threads(),
             pages,
             kv_memory = %ByteSize(memory.kv),
+            kv_host_memory = %ByteSize(memory.kv_host),
             context_limit,
             ms = ms(start),
             "started the engine"

@@ -3,7 +3,7 @@
 //! Invariant: the largest request that the limits allow fits into the KV memory, or nothing starts.
 
 use beamline_catalog::{Catalog, Leaf};
-use beamline_kv_cache::CacheConfig;
+use beamline_kv_cache::{CacheConfig, HostMemory, HostPage, MokaTier};
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::convention::Convention;
 use beamline_model::cpu::linear::WeightFormat;
@@ -17,6 +17,10 @@ use crate::settings::{ByteSize, Settings};
 
 /// KV memory when none is named.
 const DEFAULT_KV_MEMORY: usize = 512 << 20;
+
+/// Bytes that a step moves to and from host memory while requests that do not need them wait for it: about a
+/// millisecond.
+const STEP_TRANSFER_BYTES: usize = 8 << 20;
 
 /// The most that one request can need.
 #[derive(Clone, Copy, Debug)]
@@ -126,7 +130,46 @@ pub(super) fn weights(checkpoint: &Checkpoint, positions: usize, format: WeightF
     })
 }
 
-pub(super) fn scheduler_config(settings: &Settings, largest: LargestRequest) -> SchedulerConfig {
+/// Bytes of host memory for evicted pages; 0 for none. What cannot hold a single page is a mistake.
+pub(super) fn host_bytes(
+    settings: &Settings,
+    page_bytes: usize,
+    largest: LargestRequest,
+    scale: Scale,
+) -> Result<usize, LoadError> {
+    let bytes = settings.engine.kv_host_memory.0;
+    let one = HostPage::bytes_of(page_bytes, largest.context);
+    match scale {
+        Scale::OneRequest => Ok(0),
+        Scale::Server if bytes > 0 && bytes < one => Err(LoadError::Limits(format!(
+            "kv-host-memory of {} holds not even one page, which takes {}; give more, or 0 for none",
+            ByteSize(bytes),
+            ByteSize(one)
+        ))),
+        Scale::Server => Ok(bytes),
+    }
+}
+
+/// Where evicted pages go, if anywhere.
+pub(super) fn host_memory(
+    settings: &Settings,
+    bytes: usize,
+    page_bytes: usize,
+    largest: LargestRequest,
+) -> Option<HostMemory> {
+    (bytes > 0).then(|| HostMemory {
+        tier: Box::new(MokaTier::new(bytes, settings.engine.kv_host_ttl)),
+        page_bytes,
+        // So that a largest request, when it is admitted, evicts pages that are in host memory already.
+        window: largest.pages(),
+    })
+}
+
+pub(super) fn scheduler_config(
+    settings: &Settings,
+    largest: LargestRequest,
+    page_bytes: usize,
+) -> SchedulerConfig {
     let default = SchedulerConfig::default();
     let cost = largest.context.saturating_add(largest.beams.saturating_mul(largest.steps)) as u64;
     SchedulerConfig {
@@ -138,6 +181,7 @@ pub(super) fn scheduler_config(settings: &Settings, largest: LargestRequest) -> 
         max_running_cost: default.max_running_cost.max(cost),
         max_step_tokens: settings.engine.max_step_tokens,
         max_branch_rows: default.max_branch_rows.max(largest.beams),
+        max_step_transfers: (STEP_TRANSFER_BYTES / page_bytes.max(1)).max(1),
         ..default
     }
 }

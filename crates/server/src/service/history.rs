@@ -30,17 +30,23 @@ impl PromptLayout {
 
 /// How many of the oldest of `items` items are dropped when at most `fit` may stay.
 pub(super) fn dropped(items: usize, fit: usize, cut: HistoryCut) -> usize {
-    if items <= fit {
-        return 0;
-    }
-    let step = step(fit, cut);
-    (items - fit).div_ceil(step) * step
+    dropped_by(items, fit, step(fit, cut))
+}
+
+/// The same, `step` items at a time: as few steps as are needed.
+pub fn dropped_by(items: usize, fit: usize, step: usize) -> usize {
+    items.saturating_sub(fit).div_ceil(step) * step
+}
+
+/// How many items a coarse cut drops at a time. `bench/results/history-cuts.json` says what other steps would do.
+pub fn coarse_step(fit: usize) -> usize {
+    (fit / 4).max(1)
 }
 
 /// How many items are dropped at a time.
 pub(super) fn step(fit: usize, cut: HistoryCut) -> usize {
     match cut {
-        HistoryCut::Coarse => (fit / 4).max(1),
+        HistoryCut::Coarse => coarse_step(fit),
         HistoryCut::Exact => 1,
     }
 }

@@ -34,7 +34,7 @@ use crate::settings::{HistoryCut, RequestLimits};
 use checks::Asked;
 use context::Context;
 
-pub use history::PromptLayout;
+pub use history::{PromptLayout, coarse_step, dropped_by};
 pub use served::{Lease, Memory, Served};
 
 /// Work of preparing a request beyond which other requests should not wait for it on this thread.

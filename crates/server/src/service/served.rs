@@ -39,6 +39,15 @@ pub struct Memory {
     pub weights: usize,
     /// KV pages.
     pub kv: usize,
+    /// At most, host memory for KV pages that were evicted.
+    pub kv_host: usize,
+}
+
+impl Memory {
+    /// All of it.
+    pub fn total(&self) -> usize {
+        self.weights.saturating_add(self.kv).saturating_add(self.kv_host)
+    }
 }
 
 /// A loaded model with its convention, its catalog and the engine that runs it. It never changes: another catalog makes
@@ -127,7 +136,11 @@ impl Served {
             levels: self.catalog.depth() as u64,
             generated_steps: self.convention.steps().len() as u64,
             catalog: CatalogInfo::of(&self.catalog),
-            memory: MemoryInfo { weights_bytes: self.memory.weights as u64, kv_bytes: self.memory.kv as u64 },
+            memory: MemoryInfo {
+                weights_bytes: self.memory.weights as u64,
+                kv_bytes: self.memory.kv as u64,
+                kv_host_bytes: self.memory.kv_host as u64,
+            },
             labels: Vec::new(),
             state,
         }

@@ -70,6 +70,14 @@ layer! {
         /// [default: 512MiB, or what one largest request needs].
         #[arg(long, value_name = "SIZE", env = "BEAMLINE_KV_MEMORY")]
         pub kv_memory: ByteSize,
+        /// Host memory for contexts that no longer fit into the KV memory, such as 8GiB: they come back without being
+        /// computed again. It is taken only as it fills [default: 0, which keeps none].
+        #[arg(long, value_name = "SIZE", env = "BEAMLINE_KV_HOST_MEMORY")]
+        pub kv_host_memory: ByteSize,
+        /// Longest time that a context stays in host memory, in seconds; 0 keeps it until room is needed
+        /// [default: 3600].
+        #[arg(long, value_name = "S", env = "BEAMLINE_KV_HOST_TTL_SECONDS")]
+        pub kv_host_ttl_seconds: u64,
         /// Most tokens of a context, if the model has more positions [default: 16384].
         #[arg(long, value_name = "N", env = "BEAMLINE_MAX_CONTEXT")]
         pub max_context: usize,

@@ -149,6 +149,10 @@ pub struct EngineSettings {
     pub weight_format: WeightFormat,
     /// Memory of all KV pages; if not given, 512 MiB or what one largest request needs.
     pub kv_memory: Option<ByteSize>,
+    /// Host memory for evicted KV pages; 0 for none.
+    pub kv_host_memory: ByteSize,
+    /// How long they stay there, if not for ever.
+    pub kv_host_ttl: Option<Duration>,
     /// Most tokens of a context, if fewer than the model's positions.
     pub max_context: usize,
     /// Requests that run at the same time.
@@ -285,6 +289,11 @@ fn engine(layer: EngineLayer) -> Result<EngineSettings, SettingsError> {
         threads: positive("threads", layer.threads, cores)?,
         weight_format: layer.weight_format.unwrap_or_default(),
         kv_memory: layer.kv_memory,
+        kv_host_memory: layer.kv_host_memory.unwrap_or(ByteSize(0)),
+        kv_host_ttl: match layer.kv_host_ttl_seconds.unwrap_or(3600) {
+            0 => None,
+            seconds => Some(Duration::from_secs(seconds.min(MAX_HOST_TTL_SECONDS))),
+        },
         max_context: positive("max-context", layer.max_context, 16_384)?,
         max_running: positive("max-running", layer.max_running, 128)?,
         max_queued: positive("max-queued", layer.max_queued, 1024)?,
@@ -293,6 +302,9 @@ fn engine(layer: EngineLayer) -> Result<EngineSettings, SettingsError> {
         history_cut: layer.history_cut.unwrap_or_default(),
     })
 }
+
+/// A century: longer is for ever.
+const MAX_HOST_TTL_SECONDS: u64 = 100 * 366 * 24 * 3600;
 
 fn limits(layer: LimitsLayer) -> Result<RequestLimits, SettingsError> {
     let max_beam_width = positive("max-beam-width", layer.max_beam_width, 512)?;

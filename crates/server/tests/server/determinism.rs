@@ -7,7 +7,7 @@ use crate::harness::{Random, Server, history, items};
 const CASE: &str = "qwen3-untied";
 
 /// What must not differ: the bytes of the slate and of everything that explains it.
-fn essence(answer: &Value) -> String {
+pub(crate) fn essence(answer: &Value) -> String {
     ["items", "items_returned", "unknown_items", "dropped_history", "degraded", "reason", "normalization"]
         .map(|field| answer[field].to_string())
         .concat()

@@ -18,7 +18,7 @@ pub(crate) fn copy(name: &str) -> tempfile::TempDir {
     directory
 }
 
-fn stderr_of_serve(checkpoint: &Path, flags: &[&str]) -> String {
+pub(crate) fn stderr_of_serve(checkpoint: &Path, flags: &[&str]) -> String {
     let output = beamline()
         .args(["serve", "--listen", "127.0.0.1:0", "--log", "error", "--checkpoint"])
         .arg(checkpoint)

@@ -10,6 +10,7 @@ mod determinism;
 mod errors;
 mod fuzz;
 mod harness;
+mod host_tier;
 mod loading;
 mod managing;
 mod openapi;

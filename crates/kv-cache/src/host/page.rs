@@ -1,0 +1,89 @@
+//! One page in host memory: whose it is, what it was computed from, and the contents once they have arrived.
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
+
+use crate::namespace::Namespace;
+
+/// What a tier is estimated to need for a page beside contents and words: its own entry, the key, this struct.
+const OVERHEAD: usize = 384;
+
+/// Where a page is filed: the link of its chain. Says where to look and nothing more.
+#[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash)]
+pub struct HostKey(pub(crate) [u8; 32]);
+
+impl fmt::Debug for HostKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HostKey({:02x}{:02x}{:02x}{:02x}..)", self.0[0], self.0[1], self.0[2], self.0[3])
+    }
+}
+
+/// A page in host memory.
+pub struct HostPage {
+    ns: Namespace,
+    /// Words from position 0 to the end of the page: all that the contents depend on besides the namespace.
+    words: Box<[u32]>,
+    page_bytes: usize,
+    contents: OnceLock<Box<[u8]>>,
+}
+
+impl HostPage {
+    /// A page whose contents, `page_bytes` bytes, have yet to arrive.
+    pub(crate) fn new(ns: Namespace, words: Box<[u32]>, page_bytes: usize) -> Arc<Self> {
+        Arc::new(Self { ns, words, page_bytes, contents: OnceLock::new() })
+    }
+
+    /// Bytes that the page is charged.
+    pub fn bytes(&self) -> usize {
+        self.page_bytes + size_of_val(&*self.words) + OVERHEAD
+    }
+
+    /// Bytes that a page of so large contents at the end of so many words is charged.
+    pub fn bytes_of(page_bytes: usize, words: usize) -> usize {
+        page_bytes.saturating_add(words.saturating_mul(4)).saturating_add(OVERHEAD)
+    }
+
+    /// Whose page it is.
+    pub fn namespace(&self) -> &Namespace {
+        &self.ns
+    }
+
+    /// Whether the contents have arrived.
+    pub fn is_filled(&self) -> bool {
+        self.contents.get().is_some()
+    }
+
+    /// Whether the page holds the end of exactly this context.
+    pub(crate) fn is_of(&self, ns: &Namespace, words: &[u32]) -> bool {
+        self.ns == *ns && *self.words == *words
+    }
+
+    pub(crate) fn page_bytes(&self) -> usize {
+        self.page_bytes
+    }
+
+    pub(crate) fn contents(&self) -> Option<&[u8]> {
+        self.contents.get().map(|contents| &**contents)
+    }
+
+    /// Fills the page. What it was filled with first stays.
+    pub(crate) fn fill(&self, fill: impl FnOnce(&mut [u8])) {
+        self.contents.get_or_init(|| {
+            let mut contents = vec![0; self.page_bytes].into_boxed_slice();
+            fill(&mut contents);
+            contents
+        });
+    }
+}
+
+impl fmt::Debug for HostPage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostPage")
+            .field("ns", &self.ns)
+            .field("words", &self.words.len())
+            .field("filled", &self.is_filled())
+            .finish()
+    }
+}

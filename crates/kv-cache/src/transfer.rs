@@ -1,0 +1,97 @@
+//! Moving the contents of pages: what is to be moved, and the trait of whoever holds the memory.
+//!
+//! Place in the flow: the cache orders transfers as plain data, the scheduler puts them into the next plan, and whoever
+//! carries out the plan does them first, in order, before any row is computed: a page that is copied out is about to be
+//! written again.
+//!
+//! A transfer that is never carried out, because its step failed before, does no harm: a page that did not arrive in
+//! the host tier is never believed, and one that did not come back is ordered again.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::{host::HostPage, page::PageId};
+
+/// The memory of the pages, as far as moving their contents goes. The model's page store implements it.
+pub trait PageContents {
+    /// Bytes of the contents of one page.
+    fn page_bytes(&self) -> usize;
+
+    /// Copies a context page out. `to` has [`PageContents::page_bytes`] bytes.
+    fn export(&self, page: PageId, to: &mut [u8]);
+
+    /// Copies what was exported from some page into this one: afterwards it is that page in every bit that is ever
+    /// read. `from` has [`PageContents::page_bytes`] bytes.
+    fn import(&mut self, from: &[u8], page: PageId);
+}
+
+/// One page to be moved.
+#[derive(Clone, Debug)]
+pub enum Transfer {
+    /// Out of the device.
+    Export {
+        /// From where.
+        page: PageId,
+        /// Where to; filled by this.
+        to: Arc<HostPage>,
+    },
+    /// Back to the device.
+    Import {
+        /// From where; filled.
+        from: Arc<HostPage>,
+        /// Where to.
+        page: PageId,
+    },
+}
+
+/// A transfer that cannot be carried out: a bug of whoever ordered it.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Error)]
+pub enum TransferError {
+    /// The page store's pages have another size.
+    #[error("a page has {actual} bytes, the host tier was told {expected}")]
+    Size {
+        /// Of the page store.
+        actual: usize,
+        /// Of the host page.
+        expected: usize,
+    },
+    /// There is nothing to bring back.
+    #[error("a page is to come back that never arrived")]
+    Empty,
+}
+
+impl Transfer {
+    /// Moves the page.
+    ///
+    /// # Errors
+    ///
+    /// When sizes disagree or there is nothing to move; nothing was moved then.
+    pub fn carry_out(&self, store: &mut impl PageContents) -> Result<(), TransferError> {
+        let actual = store.page_bytes();
+        let (Self::Export { to: host, .. } | Self::Import { from: host, .. }) = self;
+        if host.page_bytes() != actual {
+            return Err(TransferError::Size { actual, expected: host.page_bytes() });
+        }
+        match self {
+            Self::Export { page, to } => to.fill(|contents| store.export(*page, contents)),
+            Self::Import { from, page } => store.import(from.contents().ok_or(TransferError::Empty)?, *page),
+        }
+        Ok(())
+    }
+}
+
+/// Transfers are equal when they move the same page, not pages with the same contents.
+impl PartialEq for Transfer {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Export { page: a, to: x }, Self::Export { page: b, to: y })
+            | (Self::Import { page: a, from: x }, Self::Import { page: b, from: y }) => {
+                a == b && Arc::ptr_eq(x, y)
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Transfer {}
