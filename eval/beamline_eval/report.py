@@ -1,7 +1,7 @@
 """report: one HTML page that can be mailed, archived and opened in ten years: no script, no link to anything, light or dark as the reader likes.
 
-Takes the JSON files of `evaluate` (the first is the subject, the others stand beside it), of `compare`, and the list of beam widths that
-`run` writes.
+Takes the JSON files of `evaluate` (the first is the subject, the others stand beside it), of `compare` and of `replay`, and the list of
+beam widths that `run` writes.
 
   beamline-eval report metrics.json popularity.json co-occurrence.json --comparison comparison.json --out report.html
 """
@@ -13,6 +13,8 @@ import sys
 from beamline_eval import __version__, svg
 from beamline_eval.errors import EvalError
 from beamline_eval.files import read_json, writing
+from beamline_eval.replay import FORMAT as REPLAY
+from beamline_eval.replay import PASSED_OVER, describe
 
 HELP = "one self-contained HTML page"
 
@@ -35,6 +37,7 @@ pre,code{font:13px/1.5 ui-monospace,monospace}pre{background:var(--card);border:
 def add_arguments(parser):
     parser.add_argument("metrics", nargs="+", help="JSON files of `evaluate`; the first is the subject of the page")
     parser.add_argument("--comparison", action="append", default=[], help="JSON of `compare` (repeatable)")
+    parser.add_argument("--replay", action="append", default=[], help="JSON of `replay` (repeatable)")
     parser.add_argument("--frontier", help="JSON list of beam widths with quality and latency, as `run` writes")
     parser.add_argument("--price-per-hour", type=float, help="price of the machine per hour, in any currency: adds cost per million requests")
     parser.add_argument("--currency", default="USD", help="name of that currency (default %(default)s)")
@@ -163,8 +166,25 @@ def comparison_part(found):
     return "".join(parts)
 
 
-def made(results, commands):
+def replay_part(found):
+    if not found:
+        return ""
+    parts = ["<h2>Same answers online and offline</h2><p>Logged online requests were answered again by <code>beamline replay</code>. Identical means the same items in the "
+             "same order with the same bits of their scores.</p>"]
+    head = ["log", "compared", "identical", "different", *(label for label in PASSED_OVER.values())]
+    rows = [[r["inputs"][0]["file"], r["identical"] + r["different"], r["identical"], r["different"], *(r[name] for name in PASSED_OVER)] for r in found]
+    parts.append(table(head, rows, "Answers; the last columns were passed over"))
+    for r in found:
+        listed = "\n\n".join(describe(difference) for difference in r["first_differences"])
+        if listed:
+            left = r["different"] - len(r["first_differences"])
+            parts.append(f"<pre>{html.escape(listed)}{f'{chr(10)}{chr(10)}and {left:,} more' if left else ''}</pre>")
+    return "".join(parts)
+
+
+def made(results, commands, replays=()):
     inputs = {(entry["file"], entry["sha256"]) for r in results for entry in [*r["inputs"], *r["protocol"].get("sources", [])]}
+    inputs |= {(entry["file"], entry["sha256"]) for r in replays for entry in r["inputs"]}
     model = sorted({r["run_notes"]["model_sha256"] for r in results if r["run_notes"].get("model_sha256")})
     rows = sorted(inputs)
     notes = "".join(f"<p>Model sha256 <code>{html.escape(found)}</code></p>" for found in model)
@@ -175,7 +195,7 @@ def made(results, commands):
             f"<div class=scroll><table><thead><tr><th scope=col>file</th><th scope=col>sha256</th></tr></thead><tbody>{files}</tbody></table></div>")
 
 
-def page(results, comparisons=(), frontier=(), price=None, currency="USD", title="Offline evaluation", commands=()):
+def page(results, comparisons=(), frontier=(), price=None, currency="USD", title="Offline evaluation", commands=(), replays=()):
     """The page as text."""
     subject = results[0]
     if len({r["protocol"]["exclude_seen"] for r in results}) > 1 or len({r["protocol"]["split"] for r in results}) > 1:
@@ -195,7 +215,7 @@ def page(results, comparisons=(), frontier=(), price=None, currency="USD", title
             f"<div class=head>{tiles}</div><h2>Quality</h2>{quality(results)}{note}<h2>By history length</h2>{by_history(results)}"
             f"<h2>Beyond accuracy</h2><p>Coverage is the share of the catalog that anybody was shown; Gini is 0 when all items are shown equally often; novelty is the mean "
             f"self-information of an item in the training part.</p>{beyond(results)}{speed(results, price, currency)}{frontier_part(frontier, price, currency)}"
-            f"{comparison_part(comparisons)}{made(results, commands)}</body></html>\n")
+            f"{comparison_part(comparisons)}{replay_part(replays)}{made(results, commands, replays)}</body></html>\n")
 
 
 def write(path, text):
@@ -205,10 +225,14 @@ def write(path, text):
 
 def main(arguments):
     results = [read_json(path) for path in arguments.metrics]
-    for path, result in zip(arguments.metrics, results):
-        if not str(result.get("format", "")).startswith("beamline-eval/metrics/"):
-            raise EvalError(f"{path}: not a result of `beamline-eval evaluate`")
+    comparisons, replays = ([read_json(path) for path in paths] for paths in (arguments.comparison, arguments.replay))
+    kinds = (("evaluate", "beamline-eval/metrics/", arguments.metrics, results), ("compare", "beamline-eval/comparison/", arguments.comparison, comparisons),
+             ("replay", REPLAY, arguments.replay, replays))
+    for command, kind, paths, found in kinds:
+        for path, result in zip(paths, found):
+            if not isinstance(result, dict) or not str(result.get("format", "")).startswith(kind):
+                raise EvalError(f"{path}: not a result of `beamline-eval {command}`")
     frontier = read_json(arguments.frontier) if arguments.frontier else []
     command = shlex.join(["beamline-eval", *sys.argv[1:]])
-    write(arguments.out, page(results, [read_json(path) for path in arguments.comparison], frontier, arguments.price_per_hour, arguments.currency, arguments.title, [command]))
+    write(arguments.out, page(results, comparisons, frontier, arguments.price_per_hour, arguments.currency, arguments.title, [command], replays))
     print(arguments.out)
