@@ -23,12 +23,12 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--bg:#15171a;--fg:#e8e6e1;--dim:#a0a4ab;--line:#363a40;--card:#1c1f23;--s0:#6ea8f0;--s1:#e79a4b;--s2:#6cc28f;--s3:#c493de;--s4:#ec8297;--s5:#9aa7b3}}
 *{box-sizing:border-box}body{margin:0 auto;max-width:64rem;padding:2rem 1.25rem 4rem;background:var(--bg);color:var(--fg);font:16px/1.55 system-ui,sans-serif}
 h1{font-size:1.7rem;line-height:1.2;margin:0 0 .4rem}h2{font-size:1.2rem;margin:2.6rem 0 .6rem}p{max-width:46rem}.dim,.legend,figcaption{color:var(--dim)}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:100%}caption{text-align:left;color:var(--dim);padding-bottom:.4rem}
-th,td{padding:.35rem .7rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}th:first-child,td:first-child{text-align:left}thead th{font-weight:600}
-tr.subject td{font-weight:650}figure{margin:1rem 0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:1rem}svg{width:100%;height:auto;display:block}
-svg text{fill:var(--dim);font:12px system-ui,sans-serif}.grid{stroke:var(--line)}.curve{fill:none;stroke:var(--s0);stroke-width:2}.dot{fill:var(--s0)}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums;width:100%}caption{text-align:left;color:var(--dim);padding-bottom:.4rem}
+th,td{padding:.35rem .5rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}thead th{white-space:normal;vertical-align:bottom}th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--bg)}thead th{font-weight:600}
+tr.subject td{font-weight:650}.warning{border-left:4px solid var(--s4);background:var(--card);padding:.7rem 1rem;margin:1rem 0;max-width:46rem}.warning ul{margin:.3rem 0 0;padding-left:1.2rem}figure{margin:1rem 0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:1rem;overflow-x:auto}svg{width:100%;min-width:32rem;height:auto;display:block}
+svg text{fill:var(--dim);paint-order:stroke;stroke:var(--card);stroke-width:4px;font:12px system-ui,sans-serif}.grid{stroke:var(--line)}.curve{fill:none;stroke:var(--s0);stroke-width:2}.dot{fill:var(--s0)}
 .s0{fill:var(--s0);background:var(--s0)}.s1{fill:var(--s1);background:var(--s1)}.s2{fill:var(--s2);background:var(--s2)}.s3{fill:var(--s3);background:var(--s3)}.s4{fill:var(--s4);background:var(--s4)}.s5{fill:var(--s5);background:var(--s5)}
-.legend span{margin-right:1.2rem}.legend i{display:inline-block;width:.8em;height:.8em;margin-right:.4em;border-radius:2px}
+.legend{margin:.6rem 0 0}.legend span{display:inline-block;margin-right:1.2rem;white-space:nowrap}.legend i{display:inline-block;width:.8em;height:.8em;margin-right:.4em;border-radius:2px}
 pre,code{font:13px/1.5 ui-monospace,monospace}pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.8rem 1rem;overflow-x:auto}
 .head{display:flex;flex-wrap:wrap;gap:.6rem 2.4rem;margin:1.2rem 0}.head div b{display:block;font-size:1.5rem;line-height:1.2}
 """
@@ -79,8 +79,19 @@ def protocol_sentence(result):
 def quality(results):
     cuts = [k for k in results[0]["cut_offs"] if all(k in other["cut_offs"] for other in results)] or [min(results[0]["cut_offs"])]
     keys = [f"{name}@{k}" for k in cuts for name in ("HR", "NDCG")] + [f"MRR@{max(cuts)}"]
-    rows = [[r["name"], *[r["metrics"].get(key) for key in keys], r["users_without_answer"], r["run_notes"].get("errors", 0)] for r in results]
-    return table(["", *keys, "no answer", "errors"], rows, "Means over users", 0)
+    rows = [[r["name"], *[r["metrics"].get(key) for key in keys]] for r in results]
+    return unanswered(results) + table(["", *keys], rows, "Means over users", 0)
+
+
+def unanswered(results):
+    """What pulls the means down without being the model's opinion, said before them."""
+    parts = []
+    for r in results:
+        errors, types = r["run_notes"].get("errors", 0), r["run_notes"].get("error_types", {})
+        if errors or r["users_without_answer"]:
+            kinds = ", ".join(f"{count:,} {name}" for name, count in sorted(types.items()))
+            parts.append(f"<li>{html.escape(r['name'])}: {r['users_without_answer']:,} users without an answer, {errors:,} errors{html.escape(f' ({kinds})' if kinds else '')}</li>")
+    return f"<div class=warning><b>Some users got no slate and count as misses.</b><ul>{''.join(parts)}</ul></div>" if parts else ""
 
 
 def beyond(results):
@@ -135,7 +146,7 @@ def busy(timings):
     if not loaded:
         return ""
     worst = max(t["load_average_before"] for t in loaded)
-    return (f"<p><b>The machine was busy with other work</b> (load {worst:.1f} on {loaded[0]['cores']} cores before a measurement): latencies and requests/s are too pessimistic "
+    return (f"<p class=warning><b>The machine was busy with other work</b> (load {worst:.1f} on {loaded[0]['cores']} cores before a measurement): latencies and requests/s are too pessimistic "
             "and not comparable with each other; CPU time per request is steadier.</p>")
 
 
