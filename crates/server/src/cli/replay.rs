@@ -217,7 +217,14 @@ async fn compare(service: &Service, line: u64, text: Line) -> Outcome {
         }
         Replayed::Error(_) => None,
     };
-    Outcome::Different(Box::new(Difference { line, request_id, user_id, first_rank, logged: items, replayed }))
+    Outcome::Different(Box::new(Difference {
+        line,
+        request_id,
+        user_id,
+        first_rank,
+        logged: items,
+        replayed,
+    }))
 }
 
 /// Where differences go.
