@@ -34,7 +34,7 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    fn of(served: &Served) -> Self {
+    pub(super) fn of(served: &Served) -> Self {
         Self { catalog: Arc::clone(&served.catalog), memory: Arc::clone(&served.catalog_memory) }
     }
 
@@ -151,8 +151,13 @@ impl Registry {
             None => self.count(&id, &trial.served().catalog)?,
         };
         let served = Arc::new(Served { catalog_memory, ..Served::clone(trial.served()) });
-        self.change(|table| Ok((table.with_catalog(trial.over(Arc::clone(&served)))?, ())))?;
+        let next = trial.over(Arc::clone(&served));
+        self.change(|table| Ok((table.with_catalog(next.clone())?, ())))?;
         self.keep(&id, &served);
+        // Else the catalog that the version was loaded with would stay for as long as its engine runs.
+        if let Some(runtime) = lock(&self.running).get_mut(&id) {
+            runtime.service = next;
+        }
         let (name, version) = &id;
         let catalog = &served.catalog;
         info!(name, version, catalog = catalog.version(), items = catalog.num_items(), "changed the catalog");
@@ -166,7 +171,8 @@ impl Registry {
         let mut reserved = reserve();
         if let Err(OverBudget { needed, free, .. }) = reserved {
             let mut catalogs = lock(&self.catalogs);
-            let kept = catalogs.entry(id.clone()).or_default();
+            let mut none = Kept::new();
+            let kept = catalogs.get_mut(id).unwrap_or(&mut none);
             let spare = kept.iter().map(Snapshot::frees).fold(0, usize::saturating_add);
             while reserved.is_err()
                 && needed <= free.saturating_add(spare)
@@ -182,10 +188,11 @@ impl Registry {
         reserved.map(Arc::new).map_err(|error| Error::refused(&LoadError::Memory(error), str::to_owned))
     }
 
-    /// Remembers the catalog that serves, and forgets the oldest beyond the limit.
-    pub(super) fn keep(&self, id: &Id, served: &Served) {
+    /// Remembers the catalog that serves, and forgets the oldest beyond the limit. Does nothing for a version that was
+    /// unloaded meanwhile: nobody would forget what is remembered for it.
+    fn keep(&self, id: &Id, served: &Served) {
         let mut catalogs = lock(&self.catalogs);
-        let kept = catalogs.entry(id.clone()).or_default();
+        let Some(kept) = catalogs.get_mut(id) else { return };
         let catalog = &served.catalog;
         match kept.iter_mut().find(|other| other.catalog.version() == catalog.version()) {
             // The same items, with other titles perhaps.

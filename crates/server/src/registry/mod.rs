@@ -39,7 +39,7 @@ use crate::error::Error;
 use crate::runtime::{self, Files, LoadError, Machine, Opened, Runtime, Scale};
 use crate::service::{Served, Service};
 use crate::settings::{ByteSize, Settings};
-use catalogs::Kept;
+use catalogs::{Kept, Snapshot};
 use name::{Reference, STABLE};
 use root::{ModelRoot, Wanted};
 use table::Table;
@@ -287,7 +287,7 @@ impl Registry {
         let service = runtime.service.clone();
         let (name, version) = (service.served().name.clone(), service.served().version().to_owned());
         let id = (name.clone(), version.clone());
-        self.keep(&id, service.served());
+        lock(&self.catalogs).insert(id.clone(), vec![Snapshot::of(service.served())]);
         lock(&self.running).insert(id, runtime);
         self.change(|table| {
             let table = table.with(service);
