@@ -3,10 +3,11 @@
 import argparse
 import sys
 
-from beamline_eval import __version__, baselines, compare, demo, evaluate, prepare, report
+from beamline_eval import __version__, baselines, compare, demo, evaluate, prepare, replay, report
 from beamline_eval.errors import EvalError
 
-COMMANDS = {"run": demo, "prepare": prepare, "evaluate": evaluate, "baselines": baselines, "compare": compare, "report": report}
+COMMANDS = {"run": demo, "prepare": prepare, "evaluate": evaluate, "baselines": baselines, "compare": compare, "replay": replay,
+            "report": report}
 
 
 def parser():
@@ -30,13 +31,13 @@ def parser():
 def main(arguments=None):
     arguments = parser().parse_args(arguments)
     try:
-        arguments.action(arguments)
+        # A command may have more to say than done: `replay` returns 1 when answers differ.
+        return arguments.action(arguments) or 0
     except EvalError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -40,7 +40,10 @@ def batch(program, checkpoint, requests, answers, threads=None, in_flight=None, 
     if done.returncode not in (0, 1) or not os.path.isfile(answers):
         raise EvalError(f"beamline batch ended with status {done.returncode}:\n{done.stderr.strip()[-2000:]}")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    shown = ["beamline", *command[1:4], *command[4:], os.path.basename(requests), os.path.basename(answers)]
+    # As one would type it in a clone; results do not name machines.
+    inside = os.path.abspath(checkpoint).startswith(ROOT + os.sep)
+    command[3] = os.path.relpath(checkpoint, ROOT) if inside else os.path.basename(os.path.normpath(checkpoint))
+    shown = ["beamline", *command[1:], os.path.basename(requests), os.path.basename(answers)]
     return {"wall_s": round(wall, 3), "cpu_s": round(cpu, 3), "command": " ".join(shown)}
 
 

@@ -8,6 +8,13 @@ import os
 from beamline_eval.errors import EvalError
 
 
+def unreadable(path, error):
+    """The system's words without its numbers."""
+    if isinstance(error, OSError):
+        return f"{path}: {error.strerror or error}"
+    return f"{path}: not JSON: {error}" if isinstance(error, json.JSONDecodeError) else f"{path}: not UTF-8 text: {error}"
+
+
 def lines(path):
     """(line number, text) of the non-blank lines."""
     try:
@@ -16,7 +23,7 @@ def lines(path):
                 if line.strip():
                     yield number, line
     except (OSError, UnicodeDecodeError) as error:
-        raise EvalError(f"{path}: {error}") from error
+        raise EvalError(unreadable(path, error)) from error
 
 
 def json_lines(path):
@@ -36,7 +43,7 @@ def read_json(path):
         with open(path, encoding="utf-8") as file:
             return json.load(file)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise EvalError(f"{path}: {error}") from error
+        raise EvalError(unreadable(path, error)) from error
 
 
 @contextlib.contextmanager
@@ -76,6 +83,6 @@ def digest(path):
             while block := file.read(1 << 20):
                 found.update(block)
     except OSError as error:
-        raise EvalError(f"{path}: {error}") from error
+        raise EvalError(unreadable(path, error)) from error
     parts = os.path.abspath(path).split(os.sep)
     return {"file": "/".join(parts[-2:]), "sha256": found.hexdigest()}

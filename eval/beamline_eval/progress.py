@@ -14,7 +14,7 @@ def track(items, label, total=None):
         now = time.monotonic()
         if now - shown >= (0.2 if terminal else 10):
             shown, rate = now, (number + 1) / (now - begun)
-            text = f"{label}: {number + 1}/{total}, {rate:.0f}/s, {(total - number - 1) / rate:.0f} s left"
+            text = f"{label}: {number + 1}/{total}, {rate:.{0 if rate >= 10 else 2}f}/s, {(total - number - 1) / rate:.0f} s left"
             print(f"\r{text}  " if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
     if terminal and shown != begun:
         print("\r" + " " * 78 + "\r", end="", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """report: one HTML page that can be mailed, archived and opened in ten years: no script, no link to anything, light or dark as the reader likes.
 
-Takes the JSON files of `evaluate` (the first is the subject, the others stand beside it), of `compare`, and the list of beam widths that
-`run` writes.
+Takes the JSON files of `evaluate` (the first is the subject, the others stand beside it), of `compare` and of `replay`, and the list of
+beam widths that `run` writes.
 
   beamline-eval report metrics.json popularity.json co-occurrence.json --comparison comparison.json --out report.html
 """
@@ -13,6 +13,8 @@ import sys
 from beamline_eval import __version__, svg
 from beamline_eval.errors import EvalError
 from beamline_eval.files import read_json, writing
+from beamline_eval.replay import FORMAT as REPLAY
+from beamline_eval.replay import PASSED_OVER, describe
 
 HELP = "one self-contained HTML page"
 
@@ -21,12 +23,12 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--bg:#15171a;--fg:#e8e6e1;--dim:#a0a4ab;--line:#363a40;--card:#1c1f23;--s0:#6ea8f0;--s1:#e79a4b;--s2:#6cc28f;--s3:#c493de;--s4:#ec8297;--s5:#9aa7b3}}
 *{box-sizing:border-box}body{margin:0 auto;max-width:64rem;padding:2rem 1.25rem 4rem;background:var(--bg);color:var(--fg);font:16px/1.55 system-ui,sans-serif}
 h1{font-size:1.7rem;line-height:1.2;margin:0 0 .4rem}h2{font-size:1.2rem;margin:2.6rem 0 .6rem}p{max-width:46rem}.dim,.legend,figcaption{color:var(--dim)}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:100%}caption{text-align:left;color:var(--dim);padding-bottom:.4rem}
-th,td{padding:.35rem .7rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}th:first-child,td:first-child{text-align:left}thead th{font-weight:600}
-tr.subject td{font-weight:650}figure{margin:1rem 0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:1rem}svg{width:100%;height:auto;display:block}
-svg text{fill:var(--dim);font:12px system-ui,sans-serif}.grid{stroke:var(--line)}.curve{fill:none;stroke:var(--s0);stroke-width:2}.dot{fill:var(--s0)}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums;width:100%}caption{text-align:left;color:var(--dim);padding-bottom:.4rem}
+th,td{padding:.35rem .5rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}thead th{white-space:normal;vertical-align:bottom}th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--bg)}thead th{font-weight:600}
+tr.subject td{font-weight:650}.warning{border-left:4px solid var(--s4);background:var(--card);padding:.7rem 1rem;margin:1rem 0;max-width:46rem}.warning ul{margin:.3rem 0 0;padding-left:1.2rem}figure{margin:1rem 0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:1rem;overflow-x:auto}svg{width:100%;min-width:32rem;height:auto;display:block}
+svg text{fill:var(--dim);paint-order:stroke;stroke:var(--card);stroke-width:4px;font:12px system-ui,sans-serif}.grid{stroke:var(--line)}.curve{fill:none;stroke:var(--s0);stroke-width:2}.dot{fill:var(--s0)}
 .s0{fill:var(--s0);background:var(--s0)}.s1{fill:var(--s1);background:var(--s1)}.s2{fill:var(--s2);background:var(--s2)}.s3{fill:var(--s3);background:var(--s3)}.s4{fill:var(--s4);background:var(--s4)}.s5{fill:var(--s5);background:var(--s5)}
-.legend span{margin-right:1.2rem}.legend i{display:inline-block;width:.8em;height:.8em;margin-right:.4em;border-radius:2px}
+.legend{margin:.6rem 0 0}.legend span{display:inline-block;margin-right:1.2rem;white-space:nowrap}.legend i{display:inline-block;width:.8em;height:.8em;margin-right:.4em;border-radius:2px}
 pre,code{font:13px/1.5 ui-monospace,monospace}pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.8rem 1rem;overflow-x:auto}
 .head{display:flex;flex-wrap:wrap;gap:.6rem 2.4rem;margin:1.2rem 0}.head div b{display:block;font-size:1.5rem;line-height:1.2}
 """
@@ -35,6 +37,7 @@ pre,code{font:13px/1.5 ui-monospace,monospace}pre{background:var(--card);border:
 def add_arguments(parser):
     parser.add_argument("metrics", nargs="+", help="JSON files of `evaluate`; the first is the subject of the page")
     parser.add_argument("--comparison", action="append", default=[], help="JSON of `compare` (repeatable)")
+    parser.add_argument("--replay", action="append", default=[], help="JSON of `replay` (repeatable)")
     parser.add_argument("--frontier", help="JSON list of beam widths with quality and latency, as `run` writes")
     parser.add_argument("--price-per-hour", type=float, help="price of the machine per hour, in any currency: adds cost per million requests")
     parser.add_argument("--currency", default="USD", help="name of that currency (default %(default)s)")
@@ -76,8 +79,19 @@ def protocol_sentence(result):
 def quality(results):
     cuts = [k for k in results[0]["cut_offs"] if all(k in other["cut_offs"] for other in results)] or [min(results[0]["cut_offs"])]
     keys = [f"{name}@{k}" for k in cuts for name in ("HR", "NDCG")] + [f"MRR@{max(cuts)}"]
-    rows = [[r["name"], *[r["metrics"].get(key) for key in keys], r["users_without_answer"], r["run_notes"].get("errors", 0)] for r in results]
-    return table(["", *keys, "no answer", "errors"], rows, "Means over users", 0)
+    rows = [[r["name"], *[r["metrics"].get(key) for key in keys]] for r in results]
+    return unanswered(results) + table(["", *keys], rows, "Means over users", 0)
+
+
+def unanswered(results):
+    """What pulls the means down without being the model's opinion, said before them."""
+    parts = []
+    for r in results:
+        errors, types = r["run_notes"].get("errors", 0), r["run_notes"].get("error_types", {})
+        if errors or r["users_without_answer"]:
+            kinds = ", ".join(f"{count:,} {name}" for name, count in sorted(types.items()))
+            parts.append(f"<li>{html.escape(r['name'])}: {r['users_without_answer']:,} users without an answer, {errors:,} errors{html.escape(f' ({kinds})' if kinds else '')}</li>")
+    return f"<div class=warning><b>Some users got no slate and count as misses.</b><ul>{''.join(parts)}</ul></div>" if parts else ""
 
 
 def beyond(results):
@@ -132,7 +146,7 @@ def busy(timings):
     if not loaded:
         return ""
     worst = max(t["load_average_before"] for t in loaded)
-    return (f"<p><b>The machine was busy with other work</b> (load {worst:.1f} on {loaded[0]['cores']} cores before a measurement): latencies and requests/s are too pessimistic "
+    return (f"<p class=warning><b>The machine was busy with other work</b> (load {worst:.1f} on {loaded[0]['cores']} cores before a measurement): latencies and requests/s are too pessimistic "
             "and not comparable with each other; CPU time per request is steadier.</p>")
 
 
@@ -163,8 +177,25 @@ def comparison_part(found):
     return "".join(parts)
 
 
-def made(results, commands):
+def replay_part(found):
+    if not found:
+        return ""
+    parts = ["<h2>Same answers online and offline</h2><p>Logged online requests were answered again by <code>beamline replay</code>. Identical means the same items in the "
+             "same order with the same bits of their scores.</p>"]
+    head = ["log", "compared", "identical", "different", *(label for label in PASSED_OVER.values())]
+    rows = [[r["inputs"][0]["file"], r["identical"] + r["different"], r["identical"], r["different"], *(r[name] for name in PASSED_OVER)] for r in found]
+    parts.append(table(head, rows, "Answers; the last columns were passed over"))
+    for r in found:
+        listed = "\n\n".join(describe(difference) for difference in r["first_differences"])
+        if listed:
+            left = r["different"] - len(r["first_differences"])
+            parts.append(f"<pre>{html.escape(listed)}{f'{chr(10)}{chr(10)}and {left:,} more' if left else ''}</pre>")
+    return "".join(parts)
+
+
+def made(results, commands, replays=()):
     inputs = {(entry["file"], entry["sha256"]) for r in results for entry in [*r["inputs"], *r["protocol"].get("sources", [])]}
+    inputs |= {(entry["file"], entry["sha256"]) for r in replays for entry in r["inputs"]}
     model = sorted({r["run_notes"]["model_sha256"] for r in results if r["run_notes"].get("model_sha256")})
     rows = sorted(inputs)
     notes = "".join(f"<p>Model sha256 <code>{html.escape(found)}</code></p>" for found in model)
@@ -175,7 +206,7 @@ def made(results, commands):
             f"<div class=scroll><table><thead><tr><th scope=col>file</th><th scope=col>sha256</th></tr></thead><tbody>{files}</tbody></table></div>")
 
 
-def page(results, comparisons=(), frontier=(), price=None, currency="USD", title="Offline evaluation", commands=()):
+def page(results, comparisons=(), frontier=(), price=None, currency="USD", title="Offline evaluation", commands=(), replays=()):
     """The page as text."""
     subject = results[0]
     if len({r["protocol"]["exclude_seen"] for r in results}) > 1 or len({r["protocol"]["split"] for r in results}) > 1:
@@ -195,7 +226,7 @@ def page(results, comparisons=(), frontier=(), price=None, currency="USD", title
             f"<div class=head>{tiles}</div><h2>Quality</h2>{quality(results)}{note}<h2>By history length</h2>{by_history(results)}"
             f"<h2>Beyond accuracy</h2><p>Coverage is the share of the catalog that anybody was shown; Gini is 0 when all items are shown equally often; novelty is the mean "
             f"self-information of an item in the training part.</p>{beyond(results)}{speed(results, price, currency)}{frontier_part(frontier, price, currency)}"
-            f"{comparison_part(comparisons)}{made(results, commands)}</body></html>\n")
+            f"{comparison_part(comparisons)}{replay_part(replays)}{made(results, commands, replays)}</body></html>\n")
 
 
 def write(path, text):
@@ -205,10 +236,14 @@ def write(path, text):
 
 def main(arguments):
     results = [read_json(path) for path in arguments.metrics]
-    for path, result in zip(arguments.metrics, results):
-        if not str(result.get("format", "")).startswith("beamline-eval/metrics/"):
-            raise EvalError(f"{path}: not a result of `beamline-eval evaluate`")
+    comparisons, replays = ([read_json(path) for path in paths] for paths in (arguments.comparison, arguments.replay))
+    kinds = (("evaluate", "beamline-eval/metrics/", arguments.metrics, results), ("compare", "beamline-eval/comparison/", arguments.comparison, comparisons),
+             ("replay", REPLAY, arguments.replay, replays))
+    for command, kind, paths, found in kinds:
+        for path, result in zip(paths, found):
+            if not isinstance(result, dict) or not str(result.get("format", "")).startswith(kind):
+                raise EvalError(f"{path}: not a result of `beamline-eval {command}`")
     frontier = read_json(arguments.frontier) if arguments.frontier else []
     command = shlex.join(["beamline-eval", *sys.argv[1:]])
-    write(arguments.out, page(results, [read_json(path) for path in arguments.comparison], frontier, arguments.price_per_hour, arguments.currency, arguments.title, [command]))
+    write(arguments.out, page(results, comparisons, frontier, arguments.price_per_hour, arguments.currency, arguments.title, [command], replays))
     print(arguments.out)

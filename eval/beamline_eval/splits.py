@@ -47,7 +47,8 @@ def moment(users, cut):
         try:
             return float(cut)
         except ValueError as error:
-            raise EvalError(f"--cut {cut}: neither a time nor a share such as 80%") from error
+            known = [time for user in users for time in user.times] or [0]
+            raise EvalError(f"--cut {cut}: neither a time as the source writes it ({min(known):.15g} to {max(known):.15g}) nor a share such as 80%") from error
     try:
         share = float(str(cut)[:-1]) / 100
     except ValueError as error:

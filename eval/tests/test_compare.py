@@ -171,6 +171,14 @@ class Page(Small):
         self.assertIn("busy with other work", page)
         # 3.6 an hour at 100 a second: 0.001 a second, 10,000 seconds for a million
         self.assertIn("10.00", page)
+        self.assertNotIn("no slate", page)
+
+    def test_errors_are_said_before_the_means_they_pull_down(self):
+        results = self.results()
+        results[1]["run_notes"] = {"errors": 3, "error_types": {"deadline_exceeded": 3}}
+        page = report.page(results)
+        self.assertIn("&lt;repeat-last&gt;: 0 users without an answer, 3 errors (3 deadline_exceeded)", page)
+        self.assertLess(page.index("3 deadline_exceeded"), page.index("Means over users"))
 
     def test_different_protocols_do_not_share_a_table(self):
         results = self.results()

@@ -91,7 +91,7 @@ class PreparedFolder(Folder):
         protocol = prepare(source, self.at("data"), offset=-1, exclude_seen=True, num_items=5, beam_width=8)
         requests = self.get_lines("data/requests.jsonl")
         self.assertEqual(requests[0], {"id": "7", "history": [{"item_id": "0"}, {"item_id": "1"}, {"item_id": "2"}], "num_items": 5, "beam_width": 8,
-                                       "normalization": "full_vocab", "timeout_ms": 60000, "filters": {"exclude_seen": True}})
+                                       "normalization": "full_vocab", "filters": {"exclude_seen": True}})
         self.assertEqual(self.get_lines("data/users.jsonl"), [{"id": "7", "history_length": 3, "target_seen": True}, {"id": "8", "history_length": 1, "target_seen": False}])
         self.assertEqual(self.get_lines("data/items.jsonl"), [{"item_id": "0", "count": 1}, {"item_id": "1", "count": 1}])
         self.assertEqual((protocol["questions"], protocol["users_too_short"], protocol["targets_in_history"], protocol["exclude_seen"]), (2, 1, 1, True))

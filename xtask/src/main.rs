@@ -14,11 +14,15 @@ use clap::Parser;
 enum Chore {
     /// Run every test: the workspace's, and those of the Python tools (standard library only).
     Test,
-    /// Simulate millions of requests against the scheduler and the cache.
+    /// Simulate millions of requests against the scheduler and the cache; or with --swaps, swap checkpoints and
+    /// catalogs of a real server under load.
     Soak {
         /// Requests to simulate.
         #[arg(long, default_value_t = 5_000_000)]
         requests: u64,
+        /// Instead: swaps of checkpoints, and as many changes of catalogs, while every answer is checked.
+        #[arg(long, conflicts_with = "requests")]
+        swaps: Option<u64>,
     },
     /// Measure what coarse cuts of long histories are worth, and write bench/results/history-cuts.json.
     HistoryCuts,
@@ -29,7 +33,20 @@ enum Chore {
 fn main() -> Result<()> {
     match Chore::parse() {
         Chore::Test => test(),
-        Chore::Soak { requests } => {
+        Chore::Soak { swaps: Some(swaps), .. } => {
+            let server = [
+                "test",
+                "--release",
+                "--workspace",
+                "--test",
+                "server",
+                "fifty_updates",
+                "--",
+                "--nocapture",
+            ];
+            run(cargo(&server).env("BEAMLINE_SWAPS", swaps.to_string()))
+        }
+        Chore::Soak { requests, swaps: None } => {
             let simulation = ["test", "--release", "--workspace", "--test", "simulation", "soak"];
             run(cargo(&simulation).env("BEAMLINE_SOAK", requests.to_string()))
         }

@@ -64,6 +64,21 @@ impl Catalog {
         builder.finish()
     }
 
+    /// Reads the lines of a `.jsonl` file that is in memory.
+    ///
+    /// # Errors
+    ///
+    /// See [`CatalogError`]. All bad lines are reported together.
+    pub fn read_json_lines(
+        text: &[u8],
+        symbols: &dyn SymbolTable,
+        limits: &CatalogLimits,
+    ) -> Result<Self, CatalogError> {
+        let mut builder = CatalogBuilder::new(symbols, limits);
+        read::for_each_line(text, limits, &mut |place, record| builder.push(place, record))?;
+        builder.finish()
+    }
+
     /// Builds a catalog from records in memory, which are consumed one by one.
     ///
     /// # Errors

@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+/// Problems that a message names.
+const NAMED: usize = 8;
+
 /// Why a checkpoint cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -24,11 +27,13 @@ pub enum ModelError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The tensors do not fit the configuration. Lists every tensor that is wrong, not only the first.
-    #[error("the tensors do not fit config.json: {}", .0.join("; "))]
+    /// The tensors do not fit the configuration. Holds every tensor that is wrong; the message names the first few.
+    #[error("the tensors do not fit config.json: {}", first_few(.0))]
     Mismatch(Vec<String>),
     /// A weight is NaN or infinite.
-    #[error("tensor {name} holds {count} values that are not finite (the first at index {first})")]
+    #[error(
+        "tensor {name} holds NaN or infinity: {count} of its values are not finite, the first at index {first}"
+    )]
     NotFinite {
         /// Tensor.
         name: String,
@@ -49,6 +54,15 @@ pub enum ModelError {
     /// A tensor operation failed that validation should have made impossible.
     #[error("internal: {0}. This is a bug.")]
     Internal(String),
+}
+
+/// One wrong size in config.json makes every tensor wrong; a message of all of them hides what it says.
+fn first_few(problems: &[String]) -> String {
+    let named = problems.get(..NAMED).unwrap_or(problems).join("; ");
+    match problems.len().saturating_sub(NAMED) {
+        0 => named,
+        more => format!("{named}; and {more} more (`beamline inspect` lists all)"),
+    }
 }
 
 impl From<candle_core::Error> for ModelError {

@@ -63,6 +63,10 @@ fn describe() {
         "beamline_model_info",
         "1, with name and digest of the model and the version of its catalog."
     );
+    describe_gauge!(
+        "beamline_model_memory_bytes",
+        "Memory of all models by kind: used, which counts weights, KV pages and catalogs, and limit."
+    );
     describe_gauge!("beamline_ready", "1 while requests are taken.");
     describe_gauge!("beamline_requests_queued", "Requests waiting for admission.");
     describe_gauge!("beamline_requests_running", "Requests being computed.");
@@ -114,6 +118,11 @@ pub fn answered(timings: &Timings, items: usize) {
 pub fn publish(registry: &Registry, ready: bool) {
     let EngineStats { scheduler, cache } = registry.stats();
     publish_models(registry);
+    let (used, limit) = registry.memory();
+    gauge!("beamline_model_memory_bytes", "kind" => "used").set(used as f64);
+    if let Some(limit) = limit {
+        gauge!("beamline_model_memory_bytes", "kind" => "limit").set(limit as f64);
+    }
     gauge!("beamline_ready").set(if ready { 1.0 } else { 0.0 });
     gauge!("beamline_requests_queued").set(scheduler.queued as f64);
     gauge!("beamline_requests_running").set(scheduler.running as f64);

@@ -17,8 +17,18 @@ const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 const BUFFER_BYTES: usize = 256 << 10;
 
 pub(super) fn read(path: &Path, limits: &CatalogLimits, sink: Sink<'_>) -> Result<(), CatalogError> {
+    let file = File::open(path).map_err(|source| CatalogError::Io { path: path.to_owned(), source })?;
+    read_from(BufReader::with_capacity(BUFFER_BYTES, file), path, limits, sink)
+}
+
+/// Reads from anything; `path` is what errors call it.
+pub(super) fn read_from(
+    mut file: impl BufRead,
+    path: &Path,
+    limits: &CatalogLimits,
+    sink: Sink<'_>,
+) -> Result<(), CatalogError> {
     let io_error = |source| CatalogError::Io { path: path.to_owned(), source };
-    let mut file = BufReader::with_capacity(BUFFER_BYTES, File::open(path).map_err(io_error)?);
     let mut line = Vec::new();
     for number in 1.. {
         let fits = match next_line(&mut file, limits.max_line_bytes, &mut line).map_err(io_error)? {

@@ -12,6 +12,12 @@ use crate::{CatalogError, CatalogLimits, ItemRecord, Place, RecordProblem};
 pub(crate) type Sink<'a> =
     &'a mut dyn FnMut(Place, Result<ItemRecord, RecordProblem>) -> Result<(), CatalogError>;
 
+/// Reads JSON lines that are in memory.
+pub(crate) fn for_each_line(text: &[u8], limits: &CatalogLimits, sink: Sink<'_>) -> Result<(), CatalogError> {
+    // No file, and so no name: reading from memory does not fail.
+    json_lines::read_from(text, Path::new(""), limits, sink)
+}
+
 /// Reads a file in the format that its name says.
 pub(crate) fn for_each_record(
     path: &Path,

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::Deserialize;
 
 use super::read_json;
@@ -121,7 +121,12 @@ impl Tensors {
         }
         // Checks the JSON, that ranges follow each other without gaps and fit shape and type with checked
         // products, and that the file ends where the last tensor does.
-        let (_, metadata) = SafeTensors::read_metadata(&map).map_err(|error| damaged(error.to_string()))?;
+        let (_, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
+            damaged(match error {
+                SafeTensorError::MetadataIncompleteBuffer => other_length(&map, header, size),
+                error => error.to_string(),
+            })
+        })?;
         let data = 8 + usize::try_from(header).map_err(|error| damaged(error.to_string()))?;
         let number = self.files.len();
         for (tensor, info) in metadata.tensors() {
@@ -219,6 +224,25 @@ impl Tensors {
                 first,
             }),
         }
+    }
+}
+
+/// Says how a file is longer or shorter than its header describes.
+fn other_length(file: &[u8], header: u64, size: u64) -> String {
+    let end = usize::try_from(header).ok().and_then(|header| file.get(8..8_usize.checked_add(header)?));
+    let tensors =
+        end.and_then(|json| serde_json::from_slice::<BTreeMap<String, serde_json::Value>>(json).ok());
+    let ends = tensors.iter().flatten().filter_map(|(_, info)| info["data_offsets"][1].as_u64());
+    match (ends.max(), size.saturating_sub(8).saturating_sub(header)) {
+        (Some(described), held) if described > held => {
+            format!("the header describes {described} bytes of data, the file holds {held}: it is truncated")
+        }
+        (Some(described), held) => {
+            format!(
+                "the header describes {described} bytes of data, the file holds {held}: more than it should"
+            )
+        }
+        (None, held) => format!("the header describes no data, the file holds {held} bytes of it"),
     }
 }
 

@@ -157,13 +157,14 @@ pub struct ModelList {
 /// Memory of all versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct MemoryBudget {
-    /// Bytes of weights, KV pages and host memory.
+    /// Bytes of weights, KV pages, host memory and catalogs, those included that are kept to roll back to or held by
+    /// requests.
     pub used_bytes: u64,
     /// Most of them, if there is a limit.
     pub limit_bytes: Option<u64>,
 }
 
-/// Memory of a version.
+/// Memory of a version, its catalog aside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct MemoryInfo {
     /// Weights, at most.
@@ -230,15 +231,18 @@ pub struct CatalogInfo {
     pub items: u64,
     /// Distinct semantic IDs.
     pub leaves: u64,
+    /// Memory of items, names and trie.
+    pub memory_bytes: u64,
 }
 
 impl CatalogInfo {
-    /// Of a catalog.
-    pub fn of(catalog: &Catalog) -> Self {
+    /// Of a catalog, and the memory that was counted for it.
+    pub fn of(catalog: &Catalog, memory_bytes: usize) -> Self {
         Self {
             version: catalog.version().to_owned(),
             items: catalog.num_items() as u64,
             leaves: catalog.num_leaves() as u64,
+            memory_bytes: memory_bytes as u64,
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use beamline_catalog::{Catalog, CatalogError, CatalogLimits, SymbolTable, WrittenSymbols};
 use beamline_model::checkpoint::config::Config;
 use beamline_model::convention::Convention;
@@ -66,6 +66,9 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 fn push(args: &Push) -> anyhow::Result<ExitCode> {
     let path = format!("/v1/models/{}/catalog", client::reference(&args.model)?);
+    if args.file.extension().is_some_and(|extension| extension == "parquet") {
+        bail!("{}: a server takes catalogs as JSON lines, not as Parquet", args.file.display());
+    }
     let lines = std::fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
     let answer = args.server.call("PUT", &path, Payload::Lines(&lines))?;
     let current = &answer["current"];

@@ -117,15 +117,22 @@ fn table(list: &Value) -> String {
     let rows: Vec<Vec<String>> = list["models"].as_array().into_iter().flatten().map(row).collect();
     let header = ["model", "version", "labels", "state", "catalog", "items", "memory"];
     let right = [false, false, false, false, false, true, true];
-    output::table(&header, &right, &rows)
+    let memory = &list["memory"];
+    let size =
+        |bytes: &Value| bytes.as_u64().map(|bytes| ByteSize(usize::try_from(bytes).unwrap_or(usize::MAX)));
+    let limit = size(&memory["limit_bytes"]).map_or(String::new(), |limit| format!(" of {limit}"));
+    let used =
+        size(&memory["used_bytes"]).map_or(String::new(), |used| format!("memory taken: {used}{limit}\n"));
+    let loading = list["loading"].as_str().map_or(String::new(), |name| format!("being loaded: {name}\n"));
+    output::table(&header, &right, &rows) + &used + &loading
 }
 
 fn row(model: &Value) -> Vec<String> {
-    let memory = &model["memory"];
-    let parts = ["weights_bytes", "kv_bytes", "kv_host_bytes"].map(|part| memory[part].as_u64().unwrap_or(0));
-    let bytes = parts.into_iter().fold(0, u64::saturating_add);
+    let (memory, catalog) = (&model["memory"], &model["catalog"]);
+    let parts = ["weights_bytes", "kv_bytes", "kv_host_bytes"].map(|part| &memory[part]);
+    let parts = parts.into_iter().chain([&catalog["memory_bytes"]]);
+    let bytes = parts.fold(0_u64, |sum, part| sum.saturating_add(part.as_u64().unwrap_or(0)));
     let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-    let catalog = &model["catalog"];
     vec![
         text(&model["name"]),
         text(&model["version"]),

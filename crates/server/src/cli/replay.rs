@@ -25,7 +25,7 @@ use crate::settings::{Flags, HttpLayer, Settings};
 
 /// Longest line of a log.
 const MAX_LINE_BYTES: usize = 256 << 20;
-/// Differences that are shown on the terminal.
+/// Unreadable lines that are shown on the terminal.
 const SHOWN: u64 = 5;
 
 /// Flags of `replay`.
@@ -35,16 +35,23 @@ Answers every request of a log that `beamline serve --request-log FILE` has writ
 for bit. Lines of another checkpoint or catalog are passed over and counted, and so are degraded answers, whose beams
 depended on the load. Deadlines are left out. Give the limits and --history-cut that the server had.
 
-Exits with 1 if an answer differs, or if there was none to compare.
+Exits with 1 if an answer differs, or if there was none to compare. `beamline-eval replay` runs this and lists the
+differences side by side.
 
   beamline serve --checkpoint DIR --request-log log.jsonl
   beamline replay --checkpoint DIR log.jsonl --out differences.jsonl")]
 pub(super) struct Args {
     /// The request log.
     log: PathBuf,
-    /// Write the differences: a JSON line with the request's id, what was logged and what came now.
+    /// Write the differences: a JSON line with the request's id and user, what was logged and what came now.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Write the counts, with checkpoint and catalog, as one JSON object.
+    #[arg(long, value_name = "FILE")]
+    summary: Option<PathBuf>,
+    /// Differences to show on the terminal.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    show: u64,
     /// Requests in flight at a time.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     in_flight: u32,
@@ -67,6 +74,9 @@ enum Outcome {
 struct Difference {
     line: u64,
     request_id: String,
+    /// Who asked, as the log says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_id: Option<String>,
     /// Place of the first item that differs, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     first_rank: Option<usize>,
@@ -82,7 +92,17 @@ enum Replayed {
     Error(ErrorBody),
 }
 
-#[derive(Debug, Default)]
+/// What `--summary` gets.
+#[derive(Debug, Serialize)]
+struct Summary<'a> {
+    model_sha256: &'a str,
+    catalog_version: &'a str,
+    beamline_version: &'static str,
+    #[serde(flatten)]
+    counts: &'a Counts,
+}
+
+#[derive(Debug, Default, Serialize)]
 struct Counts {
     identical: u64,
     different: u64,
@@ -100,11 +120,23 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let file = File::open(&args.log).with_context(|| format!("cannot read {}", args.log.display()))?;
     let lines = Lines::new(Box::new(BufReader::new(file)), MAX_LINE_BYTES);
     ensure!(args.out.as_ref() != Some(&args.log), "the differences would be written over the log");
-    let report = Report::create(args.out.as_deref())?;
+    ensure!(args.summary.as_ref() != Some(&args.log), "the summary would be written over the log");
+    let report = Report::create(args.out.as_deref(), args.show)?;
     let bar = batch::lines_bar(&args.log)?;
     let runtime = Runtime::load(&settings, Scale::Server)?;
     let service = runtime.service.clone().patient();
     let counts = replay(lines, &service, InFlight::new(in_flight)?, report, &bar)?;
+    if let Some(path) = &args.summary {
+        let served = service.served();
+        let summary = Summary {
+            model_sha256: &served.digest,
+            catalog_version: served.catalog.version(),
+            beamline_version: env!("CARGO_PKG_VERSION"),
+            counts: &counts,
+        };
+        let text = serde_json::to_vec(&summary).context("cannot write the summary")?;
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     runtime.drain(Duration::ZERO)?;
     let Counts { identical, different, other_model, other_catalog, degraded, unreadable } = counts;
     eprintln!(
@@ -164,6 +196,7 @@ async fn compare(service: &Service, line: u64, text: Line) -> Outcome {
         return Outcome::Degraded;
     }
     let LoggedAnswer { mut request, request_id, items, .. } = logged;
+    let user_id = request.user_id.clone();
     // Which model is known by its digest; here it may have another name. And nobody waits for the answer.
     (request.model, request.timeout_ms, request.allow_degraded) = (None, None, None);
     let replayed = match service.recommend(request, request_id.clone()).await {
@@ -184,20 +217,29 @@ async fn compare(service: &Service, line: u64, text: Line) -> Outcome {
         }
         Replayed::Error(_) => None,
     };
-    Outcome::Different(Box::new(Difference { line, request_id, first_rank, logged: items, replayed }))
+    Outcome::Different(Box::new(Difference {
+        line,
+        request_id,
+        user_id,
+        first_rank,
+        logged: items,
+        replayed,
+    }))
 }
 
 /// Where differences go.
 struct Report {
     out: Option<BufWriter<File>>,
+    /// Differences to show on the terminal.
+    show: u64,
 }
 
 impl Report {
-    fn create(path: Option<&Path>) -> anyhow::Result<Self> {
+    fn create(path: Option<&Path>, show: u64) -> anyhow::Result<Self> {
         let create = |path: &Path| {
             File::create(path).with_context(|| format!("cannot write {}", path.display())).map(BufWriter::new)
         };
-        Ok(Self { out: path.map(create).transpose()? })
+        Ok(Self { out: path.map(create).transpose()?, show })
     }
 
     fn add(&mut self, outcome: Outcome, counts: &mut Counts, bar: &ProgressBar) -> anyhow::Result<()> {
@@ -215,7 +257,7 @@ impl Report {
             }
             Outcome::Different(difference) => {
                 counts.different += 1;
-                if counts.different <= SHOWN {
+                if counts.different <= self.show {
                     bar.suspend(|| eprintln!("{}", difference.describe()));
                 }
                 if let Some(out) = &mut self.out {

@@ -40,7 +40,7 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
         let outcome = response.extensions().get::<ErrorKind>().map_or("ok", |kind| kind.0);
         watch.end(outcome, took);
         let (status, ms) = (response.status().as_u16(), took.as_micros() as f64 / 1e3);
-        if endpoint.starts_with("/v1/") {
+        if endpoint.starts_with("/v1/") || endpoint.starts_with("/v2/repository/models/") {
             tracing::info!(%method, endpoint, status, outcome, ms, "answered");
         } else {
             // Health checks and scrapes would drown the rest.

@@ -43,6 +43,13 @@ impl IntoResponse for Failed {
 
 type Answer = Result<Json<Value>, Failed>;
 
+/// What a repository index may ask.
+#[derive(Debug, Default, Deserialize)]
+struct Wish {
+    #[serde(default)]
+    ready: bool,
+}
+
 /// What a load or unload may say.
 #[derive(Debug, Default, Deserialize)]
 struct Change {
@@ -151,19 +158,25 @@ pub async fn version_ready(
     is_ready(&app, &format!("{name}@{version}"))
 }
 
-/// All loaded versions.
+/// All loaded versions, and what is being loaded; with `{"ready": true}` only what takes requests.
 #[utoipa::path(
     post, path = "/v2/repository/index", tag = "open inference protocol",
     responses((status = 200, description = "Name, version and state of each."))
 )]
-pub async fn index(State(app): State<SharedApp>) -> Answer {
+pub async fn index(State(app): State<SharedApp>, request: Request) -> Answer {
+    let Wish { ready } = body::read_if_any(&app, request).await?;
     let list = app.registry()?.list(ModelState::Ready);
+    if ready && app.is_draining() {
+        return Ok(Json(json!([])));
+    }
+    let loading = list.loading.into_iter().filter(|_| !ready);
+    let loading = loading.map(|name| json!({"name": name, "version": "", "state": "LOADING", "reason": ""}));
     let (state, reason) = if app.is_draining() { ("UNAVAILABLE", "shutting down") } else { ("READY", "") };
     let models = list
         .models
         .into_iter()
         .map(|model| json!({"name": model.name, "version": model.version, "state": state, "reason": reason}));
-    Ok(Json(models.collect()))
+    Ok(Json(models.chain(loading).collect()))
 }
 
 /// As `/v1/models/{name}/load`, whose fields are parameters here. A checkpoint that is loaded is left as it is.

@@ -4,6 +4,9 @@
 //! A catalog belongs to a version, because it is written in the codes of that checkpoint's convention. Requests keep the
 //! snapshot that they began with; the next ones get the new one. A few earlier snapshots are kept to roll back to.
 //!
+//! Memory: every snapshot is counted against the budget until nobody reads it. Those that are kept to roll back to give
+//! way when a new one needs their room.
+//!
 //! Invariants: a change that fails changes nothing; changes of catalogs come one after the other, so none is lost.
 
 use std::collections::HashSet;
@@ -16,11 +19,37 @@ use super::name::Reference;
 use super::{Id, Registry, lock};
 use crate::api::{CatalogInfo, CatalogList, CatalogPatch};
 use crate::error::{Error, Refused};
-use crate::runtime;
-use crate::service::Service;
+use crate::runtime::budget::{OverBudget, Reservation};
+use crate::runtime::{self, LoadError};
+use crate::service::{Served, Service};
 
 /// Snapshots of a version, in the order in which they came; one of them serves.
-pub(super) type Kept = Vec<Arc<Catalog>>;
+pub(super) type Kept = Vec<Snapshot>;
+
+/// A catalog, and its memory for as long as it is kept.
+#[derive(Clone, Debug)]
+pub(super) struct Snapshot {
+    catalog: Arc<Catalog>,
+    memory: Arc<Reservation>,
+}
+
+impl Snapshot {
+    pub(super) fn of(served: &Served) -> Self {
+        Self { catalog: Arc::clone(&served.catalog), memory: Arc::clone(&served.catalog_memory) }
+    }
+
+    /// What would be free if this were forgotten: nothing while a request still reads it.
+    fn frees(&self) -> usize {
+        if Arc::strong_count(&self.memory) == 1 { self.memory.bytes() } else { 0 }
+    }
+}
+
+/// What should serve.
+enum Made {
+    New(Arc<Catalog>),
+    /// One that is kept, and so counted.
+    Kept(Snapshot),
+}
 
 impl Registry {
     /// The catalogs of a version.
@@ -35,7 +64,7 @@ impl Registry {
         Ok(CatalogList {
             model: served.model_name(),
             current: served.catalog.version().to_owned(),
-            versions: kept.iter().map(|catalog| CatalogInfo::of(catalog)).collect(),
+            versions: kept.iter().map(|kept| CatalogInfo::of(&kept.catalog, kept.memory.bytes())).collect(),
         })
     }
 
@@ -43,22 +72,12 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// When a line is no item, or the catalog cannot be served.
+    /// When lines are no items, with the number and fault of each, or the catalog cannot be served.
     pub fn replace_catalog(&self, reference: &str, lines: &[u8]) -> Result<CatalogList, Error> {
         self.change_catalog(reference, |service| {
-            let mut problem = None;
-            let lines = lines.split(|byte| *byte == b'\n').zip(1_u64..);
-            let records =
-                lines.filter(|(line, _)| !line.trim_ascii().is_empty()).map_while(|(line, number)| {
-                    serde_json::from_slice::<ItemRecord>(line)
-                        .map_err(|error| problem = Some(format!("line {number}: {error}")))
-                        .ok()
-                });
-            let built = build(service, records);
-            match problem {
-                Some(message) => Err(Error::Refused { why: Refused::Catalog, message }),
-                None => built,
-            }
+            let convention = &*service.served().convention;
+            let built = Catalog::read_json_lines(lines, convention, &CatalogLimits::default());
+            built.map(|catalog| Made::New(Arc::new(catalog))).map_err(refused)
         })
     }
 
@@ -91,7 +110,7 @@ impl Registry {
                 },
                 title: catalog.title(item).map(str::to_owned),
             });
-            build(service, stay.chain(patch.add.iter().cloned().map(ItemRecord::from)))
+            build(service, stay.chain(patch.add.iter().cloned().map(ItemRecord::from))).map(Made::New)
         })
     }
 
@@ -104,7 +123,8 @@ impl Registry {
         self.change_catalog(reference, |service| {
             let kept = lock(&self.catalogs);
             let mut kept = kept.get(&id(service)).into_iter().flatten();
-            kept.find(|catalog| catalog.version() == version).cloned().ok_or(Error::CatalogNotFound)
+            let found = kept.find(|kept| kept.catalog.version() == version);
+            found.map(|kept| Made::Kept(kept.clone())).ok_or(Error::CatalogNotFound)
         })
     }
 
@@ -112,33 +132,75 @@ impl Registry {
     fn change_catalog(
         &self,
         reference: &str,
-        make: impl FnOnce(&Service) -> Result<Arc<Catalog>, Error>,
+        make: impl FnOnce(&Service) -> Result<Made, Error>,
     ) -> Result<CatalogList, Error> {
         let _turn = lock(&self.changing_catalog);
         let service = self.resolve(Some(reference))?;
-        let catalog = make(&service)?;
-        let refuse = |error| Error::refused(&error, str::to_owned);
-        let next = runtime::with_catalog(&service, Arc::clone(&catalog)).map_err(refuse)?;
-        tokio::runtime::Handle::current().block_on(runtime::probe(&next)).map_err(refuse)?;
         let id = id(&service);
-        self.change(|table| Ok((table.with_catalog(next)?, ())))?;
-        self.keep(&id, &catalog);
+        let (catalog, counted) = match make(&service)? {
+            Made::Kept(Snapshot { catalog, memory }) => (catalog, Some(memory)),
+            Made::New(catalog) => (catalog, None),
+        };
+        let refuse = |error| Error::refused(&error, str::to_owned);
+        let uncounted = Arc::new(self.machine.budget.nothing());
+        let trial = runtime::with_catalog(&service, catalog, uncounted).map_err(refuse)?;
+        tokio::runtime::Handle::current().block_on(runtime::probe(&trial)).map_err(refuse)?;
+        // Last of all, because room may be made for it, and nothing else may fail after that.
+        let catalog_memory = match counted {
+            Some(memory) => memory,
+            None => self.count(&id, &trial.served().catalog)?,
+        };
+        let served = Arc::new(Served { catalog_memory, ..Served::clone(trial.served()) });
+        let next = trial.over(Arc::clone(&served));
+        self.change(|table| Ok((table.with_catalog(next.clone())?, ())))?;
+        self.keep(&id, &served);
+        // Else the catalog that the version was loaded with would stay for as long as its engine runs.
+        if let Some(runtime) = lock(&self.running).get_mut(&id) {
+            runtime.service = next;
+        }
         let (name, version) = &id;
+        let catalog = &served.catalog;
         info!(name, version, catalog = catalog.version(), items = catalog.num_items(), "changed the catalog");
         self.catalogs(&Reference { name, at: Some(version) }.to_string())
     }
 
-    /// Remembers a catalog that serves, and forgets the oldest beyond the limit.
-    pub(super) fn keep(&self, id: &Id, catalog: &Arc<Catalog>) {
+    /// Counts the memory of a new catalog. If there is not enough, the oldest of those that are kept to roll back to are
+    /// forgotten, provided that this makes room.
+    fn count(&self, id: &Id, catalog: &Catalog) -> Result<Arc<Reservation>, Error> {
+        let reserve = || runtime::reserve_catalog(&self.machine.budget, catalog);
+        let mut reserved = reserve();
+        if let Err(OverBudget { needed, free, .. }) = reserved {
+            let mut catalogs = lock(&self.catalogs);
+            let mut none = Kept::new();
+            let kept = catalogs.get_mut(id).unwrap_or(&mut none);
+            let spare = kept.iter().map(Snapshot::frees).fold(0, usize::saturating_add);
+            while reserved.is_err()
+                && needed <= free.saturating_add(spare)
+                && let Some(oldest) = kept.iter().position(|kept| kept.frees() > 0)
+            {
+                let forgotten = kept.remove(oldest);
+                let (name, version) = id;
+                info!(name, version, catalog = forgotten.catalog.version(), "forgot a catalog to make room");
+                drop(forgotten);
+                reserved = reserve();
+            }
+        }
+        reserved.map(Arc::new).map_err(|error| Error::refused(&LoadError::Memory(error), str::to_owned))
+    }
+
+    /// Remembers the catalog that serves, and forgets the oldest beyond the limit. Does nothing for a version that was
+    /// unloaded meanwhile: nobody would forget what is remembered for it.
+    fn keep(&self, id: &Id, served: &Served) {
         let mut catalogs = lock(&self.catalogs);
-        let kept = catalogs.entry(id.clone()).or_default();
-        match kept.iter_mut().find(|other| other.version() == catalog.version()) {
+        let Some(kept) = catalogs.get_mut(id) else { return };
+        let catalog = &served.catalog;
+        match kept.iter_mut().find(|other| other.catalog.version() == catalog.version()) {
             // The same items, with other titles perhaps.
-            Some(same) => *same = Arc::clone(catalog),
-            None => kept.push(Arc::clone(catalog)),
+            Some(same) => *same = Snapshot::of(served),
+            None => kept.push(Snapshot::of(served)),
         }
         while kept.len() > self.settings.admin.keep_catalogs.saturating_add(1) {
-            match kept.iter().position(|other| other.version() != catalog.version()) {
+            match kept.iter().position(|other| other.catalog.version() != catalog.version()) {
                 Some(oldest) => drop(kept.remove(oldest)),
                 None => return,
             }
@@ -154,7 +216,47 @@ fn id(service: &Service) -> Id {
 /// A catalog in the codes of a version.
 fn build(service: &Service, records: impl Iterator<Item = ItemRecord>) -> Result<Arc<Catalog>, Error> {
     let convention = &*service.served().convention;
-    Catalog::from_records(records, convention, &CatalogLimits::default())
-        .map(Arc::new)
-        .map_err(|error: CatalogError| Error::Refused { why: Refused::Catalog, message: error.to_string() })
+    Catalog::from_records(records, convention, &CatalogLimits::default()).map(Arc::new).map_err(refused)
+}
+
+fn refused(error: CatalogError) -> Error {
+    Error::Refused { why: Refused::Catalog, message: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::settings::{AdminLayer, Flags, HttpLayer, ModelLayer, Settings};
+
+    #[test]
+    fn a_catalog_counts_until_its_last_reader_is_gone() {
+        let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/hf/qwen3-untied");
+        let text = std::fs::read(checkpoint.join("catalog.jsonl")).unwrap();
+        let flags = Flags {
+            model: ModelLayer { checkpoint: Some(checkpoint), ..ModelLayer::default() },
+            ..Flags::default()
+        };
+        let admin = AdminLayer { keep_catalogs: Some(0), ..AdminLayer::default() };
+        let settings = Settings::resolve_server(flags, HttpLayer::default(), admin).unwrap();
+        let tokio =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let _inside = tokio.enter();
+        let registry = Registry::start(settings).unwrap();
+        let used = || registry.machine.budget.used();
+
+        let reader = registry.resolve(None).unwrap();
+        let (before, first) = (used(), reader.served().catalog_memory.bytes());
+        let half: Vec<u8> =
+            text.split_inclusive(|byte| *byte == b'\n').step_by(2).flatten().copied().collect();
+        let list = registry.replace_catalog("default", &half).unwrap();
+        let [CatalogInfo { memory_bytes: second, .. }] = list.versions[..] else { panic!("{list:?}") };
+        assert!(0 < second && (second as usize) < first);
+        assert_eq!(used(), before + second as usize, "a request still reads the first");
+        drop(reader);
+        assert_eq!(used(), before + second as usize - first);
+        registry.drain(Duration::ZERO).unwrap();
+    }
 }

@@ -15,7 +15,7 @@
 //! and its weights and pages are freed. Every version has its own pages, so those of one that is gone cannot be hit.
 //!
 //! Invariants: one load at a time; labels point at loaded versions only; what is loaded fits the memory budget, versions that
-//! finish their last requests included; all versions compute on one thread pool.
+//! finish their last requests included, and catalogs that are kept or still read; all versions compute on one thread pool.
 //!
 //! What this must not know: HTTP, keys.
 
@@ -38,8 +38,8 @@ use crate::api::{MemoryBudget, ModelInfo, ModelList, ModelState};
 use crate::error::Error;
 use crate::runtime::{self, Files, LoadError, Machine, Opened, Runtime, Scale};
 use crate::service::{Served, Service};
-use crate::settings::Settings;
-use catalogs::Kept;
+use crate::settings::{ByteSize, Settings};
+use catalogs::{Kept, Snapshot};
 use name::{Reference, STABLE};
 use root::{ModelRoot, Wanted};
 use table::Table;
@@ -78,9 +78,20 @@ impl Registry {
             ModelRoot::new(path)
                 .map_err(|error| LoadError::Limits(format!("model-root {}: {error}", path.display())))
         });
+        let memory = admin.model_memory.or_else(|| runtime::default_budget().map(ByteSize));
+        match memory {
+            Some(limit) => info!(
+                %limit,
+                by_default = admin.model_memory.is_none(),
+                "memory of all models: weights, KV pages and catalogs (--model-memory)"
+            ),
+            None => {
+                warn!("the system does not say how much memory it has: models have no limit (--model-memory)")
+            }
+        }
         let registry = Self {
             root: root.transpose()?,
-            machine: Machine::new(settings.engine.threads, admin.model_memory)?,
+            machine: Machine::new(settings.engine.threads, memory)?,
             table: RwLock::default(),
             running: Mutex::default(),
             loading: Mutex::default(),
@@ -206,7 +217,7 @@ impl Registry {
 
     /// All versions.
     pub fn list(&self, state: ModelState) -> ModelList {
-        let budget = &self.machine.budget;
+        let (used, limit) = self.memory();
         ModelList {
             models: self
                 .table()
@@ -215,16 +226,18 @@ impl Registry {
                 .collect(),
             default: self.settings.model.name.clone(),
             loading: lock(&self.loading).clone(),
-            memory: MemoryBudget {
-                used_bytes: budget.used() as u64,
-                limit_bytes: budget.limit().map(|bytes| bytes as u64),
-            },
+            memory: MemoryBudget { used_bytes: used as u64, limit_bytes: limit.map(|bytes| bytes as u64) },
         }
     }
 
     /// What is loaded now.
     pub fn served(&self) -> Vec<Arc<Served>> {
         self.table().versions().map(|(service, _)| Arc::clone(service.served())).collect()
+    }
+
+    /// Bytes that models take, and the most that they may.
+    pub fn memory(&self) -> (usize, Option<usize>) {
+        (self.machine.budget.used(), self.machine.budget.limit())
     }
 
     /// What all engines have counted, those that are gone included, and what they hold now.
@@ -274,7 +287,7 @@ impl Registry {
         let service = runtime.service.clone();
         let (name, version) = (service.served().name.clone(), service.served().version().to_owned());
         let id = (name.clone(), version.clone());
-        self.keep(&id, &service.served().catalog);
+        lock(&self.catalogs).insert(id.clone(), vec![Snapshot::of(service.served())]);
         lock(&self.running).insert(id, runtime);
         self.change(|table| {
             let table = table.with(service);

@@ -1,17 +1,18 @@
 //! The memory that loaded versions may take together, and who has taken how much.
 //!
-//! Place in the flow: a load reserves all it will need before it allocates weights or pages. A [`Reservation`] lives as
-//! long as the memory it stands for, which for a version that is being replaced is until its last request has ended.
+//! Place in the flow: a load reserves weights and pages before it allocates them; a catalog is counted once it is built,
+//! because its size is not known before, and before it serves. A [`Reservation`] lives as long as the memory it stands
+//! for, which for a version or catalog that is being replaced is until its last request has ended.
 //!
 //! Invariant: the sum of all reservations never exceeds the limit.
 //!
-//! What this must not know: what the memory is for.
+//! What this must not know: what the memory is for, but to say it when there is none.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::settings::ByteSize;
 
-/// Memory for weights and KV pages.
+/// Memory for weights, KV pages and catalogs.
 #[derive(Debug)]
 pub struct Budget {
     limit: Option<usize>,
@@ -21,10 +22,12 @@ pub struct Budget {
 /// Memory that was asked for and is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "needs {} of memory for weights and KV pages, {} of {} are free",
+    "{what} need {} of memory, {} of {} are free",
     ByteSize(*.needed), ByteSize(*.free), ByteSize(*.limit)
 )]
 pub struct OverBudget {
+    /// What they were wanted for, in the plural.
+    pub what: &'static str,
     /// Bytes asked for.
     pub needed: usize,
     /// Bytes that nobody has.
@@ -56,17 +59,22 @@ impl Budget {
         *self.lock()
     }
 
-    /// Takes memory.
+    /// A reservation of nothing, for what is tried and not kept.
+    pub fn nothing(self: &Arc<Self>) -> Reservation {
+        Reservation { budget: Arc::clone(self), bytes: 0 }
+    }
+
+    /// Takes memory for `what`, which is named in the plural when there is not enough.
     ///
     /// # Errors
     ///
     /// When there is less.
-    pub fn reserve(self: &Arc<Self>, needed: usize) -> Result<Reservation, OverBudget> {
+    pub fn reserve(self: &Arc<Self>, what: &'static str, needed: usize) -> Result<Reservation, OverBudget> {
         let mut used = self.lock();
         if let Some(limit) = self.limit {
             let free = limit.saturating_sub(*used);
             if needed > free {
-                return Err(OverBudget { needed, free, limit });
+                return Err(OverBudget { what, needed, free, limit });
             }
         }
         *used = used.saturating_add(needed);
@@ -76,6 +84,13 @@ impl Budget {
     fn lock(&self) -> MutexGuard<'_, usize> {
         // A number is never half written.
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reservation {
+    /// What was taken.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 }
 
@@ -93,12 +108,14 @@ mod tests {
     #[test]
     fn what_is_not_free_is_refused_and_what_is_dropped_is_free() {
         let budget = Budget::new(Some(100));
-        let first = budget.reserve(60).unwrap();
-        assert_eq!(budget.reserve(41).unwrap_err(), OverBudget { needed: 41, free: 40, limit: 100 });
-        let second = budget.reserve(40).unwrap();
+        let first = budget.reserve("pages", 60).unwrap();
+        let error = budget.reserve("pages", 41).unwrap_err();
+        assert_eq!(error, OverBudget { what: "pages", needed: 41, free: 40, limit: 100 });
+        assert_eq!(error.to_string(), "pages need 41 B of memory, 40 B of 100 B are free");
+        let second = budget.reserve("names", 40).unwrap();
         assert_eq!(budget.used(), 100);
         drop((first, second));
         assert_eq!(budget.used(), 0);
-        assert!(Budget::new(None).reserve(usize::MAX).is_ok());
+        assert!(Budget::new(None).reserve("pages", usize::MAX).is_ok());
     }
 }

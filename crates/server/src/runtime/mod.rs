@@ -6,7 +6,8 @@
 //!                                      └── Qwen ── Executor ── Engine ── probe
 //! ```
 //!
-//! [`budget`] holds what all versions of a process may take together; it is asked before weights and pages are allocated.
+//! [`budget`] holds what all versions of a process may take together; it is asked before weights and pages are allocated,
+//! and when a catalog has been built.
 //! All versions compute on one thread pool, so that several of them do not take more processors than one.
 //!
 //! Every phase is logged with its time. Nothing is served before all of them have passed, the last of which is a probe: a
@@ -14,6 +15,7 @@
 
 pub mod budget;
 mod files;
+mod physical;
 mod probe;
 mod sizing;
 
@@ -40,6 +42,7 @@ use budget::{Budget, OverBudget, Reservation};
 use sizing::LargestRequest;
 
 pub use files::Files;
+pub use physical::default_budget;
 pub use probe::probe;
 
 /// Why there is nothing to serve.
@@ -77,9 +80,7 @@ pub enum LoadError {
     #[error("{0}")]
     Limits(String),
     /// The memory budget does not hold it.
-    #[error(
-        "the model {0}; unload a version first, or lower --kv-memory or --kv-host-memory, or raise --model-memory"
-    )]
+    #[error("{0}; unload a version first, or lower --kv-memory or --kv-host-memory, or raise --model-memory")]
     Memory(#[from] OverBudget),
     /// The engine did not start.
     #[error("engine: {0}")]
@@ -246,7 +247,8 @@ impl Opened {
             kv: page_bytes.saturating_mul(pages as usize),
             kv_host: sizing::host_bytes(settings, page_bytes, largest, scale)?,
         };
-        let reservation = machine.budget.reserve(memory.total())?;
+        let what = "the model's weights, KV pages and host memory";
+        let reservation = machine.budget.reserve(what, memory.total())?;
 
         let start = Instant::now();
         let convention = Convention::bind(format, &files.checkpoint, config.vocab_size).map_err(blame)?;
@@ -263,10 +265,12 @@ impl Opened {
         let catalog = Catalog::read_path(&path, &convention, &CatalogLimits::default())
             .map_err(|source| LoadError::Catalog { path, source: Box::new(source) })?;
         let catalog = Arc::new(catalog);
+        let catalog_memory = Arc::new(reserve_catalog(&machine.budget, &catalog)?);
         info!(
             items = catalog.num_items(),
             leaves = catalog.num_leaves(),
             version = catalog.version(),
+            memory = %ByteSize(catalog_memory.bytes()),
             ms = ms(start),
             "read the catalog"
         );
@@ -306,6 +310,7 @@ impl Opened {
             memory,
             convention: Arc::new(convention),
             catalog,
+            catalog_memory,
             context_limit,
             layout,
             engine: engine.handle(),
@@ -318,12 +323,25 @@ impl Opened {
     }
 }
 
-/// A service over the same engine with another catalog.
+/// Counts the memory of a catalog: items, names and trie. Tag filters that it will remember come on top.
+///
+/// # Errors
+///
+/// When there is not so much left.
+pub fn reserve_catalog(budget: &Arc<Budget>, catalog: &Catalog) -> Result<Reservation, OverBudget> {
+    budget.reserve("the catalog's items, names and trie", catalog.memory_bytes())
+}
+
+/// A service over the same engine with another catalog, and the memory that was counted for it.
 ///
 /// # Errors
 ///
 /// When the catalog is not one of this model.
-pub fn with_catalog(service: &Service, catalog: Arc<Catalog>) -> Result<Service, LoadError> {
+pub fn with_catalog(
+    service: &Service,
+    catalog: Arc<Catalog>,
+    catalog_memory: Arc<Reservation>,
+) -> Result<Service, LoadError> {
     let served = service.served();
     let (depth, expected) = (catalog.depth(), served.convention.format().levels);
     if depth != expected {
@@ -331,7 +349,7 @@ pub fn with_catalog(service: &Service, catalog: Arc<Catalog>) -> Result<Service,
     }
     let layout = sizing::layout(&served.convention, &catalog, served.context_limit)
         .map_err(|error| LoadError::Limits(error.to_string()))??;
-    Ok(service.over(Arc::new(Served { catalog, layout, ..Served::clone(served) })))
+    Ok(service.over(Arc::new(Served { catalog, catalog_memory, layout, ..Served::clone(served) })))
 }
 
 fn ms(start: Instant) -> u64 {

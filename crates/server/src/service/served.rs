@@ -14,6 +14,7 @@ use beamline_scheduler::EngineHandle;
 
 use super::PromptLayout;
 use crate::api::{CatalogInfo, MemoryInfo, ModelInfo, ModelName, ModelState};
+use crate::runtime::budget::Reservation;
 
 /// Digits of the digest that make a version.
 const VERSION_DIGITS: usize = 12;
@@ -70,6 +71,8 @@ pub struct Served {
     pub convention: Arc<Convention>,
     /// What may be recommended.
     pub catalog: Arc<Catalog>,
+    /// The catalog's memory: counted for as long as a request, or whoever keeps the catalog, holds this.
+    pub catalog_memory: Arc<Reservation>,
     /// Most tokens of a context.
     pub context_limit: usize,
     /// How many items fit.
@@ -135,7 +138,7 @@ impl Served {
             max_history_items: self.layout.max_items(self.context_limit) as u64,
             levels: self.catalog.depth() as u64,
             generated_steps: self.convention.steps().len() as u64,
-            catalog: CatalogInfo::of(&self.catalog),
+            catalog: CatalogInfo::of(&self.catalog, self.catalog_memory.bytes()),
             memory: MemoryInfo {
                 weights_bytes: self.memory.weights as u64,
                 kv_bytes: self.memory.kv as u64,

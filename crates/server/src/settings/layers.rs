@@ -180,8 +180,9 @@ layer! {
         /// model. Nothing outside it is ever opened for a client [default: none, so none can be loaded].
         #[arg(long, value_name = "DIR", env = "BEAMLINE_MODEL_ROOT")]
         pub model_root: PathBuf,
-        /// Memory for the weights and contexts of all versions together, such as 16GiB. A load that does not fit is
-        /// refused, so leave room for two versions to swap one for the other [default: no limit].
+        /// Memory for weights, contexts and catalogs of all versions together, such as 16GiB. What does not fit is
+        /// refused, so leave room for two versions to swap one for the other [default: three quarters of the
+        /// machine's memory, or of the container's if that is limited].
         #[arg(long, value_name = "SIZE", env = "BEAMLINE_MODEL_MEMORY")]
         pub model_memory: ByteSize,
         /// File with the key that changes need, sent as `Authorization: Bearer KEY`; or put the key itself into

@@ -214,7 +214,7 @@ pub struct HttpSettings {
 pub struct AdminSettings {
     /// Where checkpoints may be loaded from.
     pub model_root: Option<PathBuf>,
-    /// Memory of all versions.
+    /// Memory of all versions; if not given, a share of what the machine has.
     pub model_memory: Option<ByteSize>,
     /// What changes need.
     pub key: Option<AdminKey>,

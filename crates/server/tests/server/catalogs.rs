@@ -5,8 +5,13 @@ use serde_json::{Value, json};
 
 use crate::harness::{Server, fixture, ids};
 use crate::root::{CASE, Reference, Root, bodies, under_load};
+use crate::swapping::{KV_MEMORY, TOLERANCE};
 
-const UPDATES: usize = 50;
+/// Updates and swaps; `cargo xtask soak --swaps N` asks for more.
+fn updates() -> usize {
+    std::env::var("BEAMLINE_SWAPS").map_or(50, |count| count.parse().unwrap())
+}
+
 const LINES: [(&str, &str); 1] = [("content-type", "application/x-ndjson")];
 
 fn lines() -> Vec<String> {
@@ -32,7 +37,8 @@ fn patch(server: &Server, body: &Value) -> crate::harness::Answer {
 #[test]
 fn fifty_updates_and_fifty_swaps_under_load() {
     let root = Root::new();
-    let server = root.serve(&[]);
+    // See `swapping`: what is resident should be what is in use, and a version that stays should show.
+    let server = root.serve_with(&KV_MEMORY, &[("MIMALLOC_PURGE_DELAY", "0")]);
     let all = lines();
     let catalogs: Vec<String> = (0..4).map(|phase| without(&all, phase)).collect();
     let load = |directory: &str| {
@@ -53,8 +59,8 @@ fn fifty_updates_and_fifty_swaps_under_load() {
     }
     assert_eq!(reference.len(), 10);
 
-    let (answered, ()) = under_load(&server, &reference, || {
-        for round in 0..UPDATES {
+    let update = |version: &mut String, rounds: usize| {
+        for round in 0..rounds {
             let phase = round % catalogs.len();
             let current = push(&server, "shop", &catalogs[phase])["current"].clone();
             // From the next request on.
@@ -63,11 +69,21 @@ fn fifty_updates_and_fifty_swaps_under_load() {
             assert!(ids(&answer).iter().all(|id| catalogs[phase].contains(&format!("\"{id}\""))), "{answer}");
             let next = load(["b", "a"][round % 2]);
             server.post("/v1/models/shop/unload", &json!({"version": version})).ok();
-            version = next;
+            *version = next;
         }
-    });
-    println!("{UPDATES} catalogs and {UPDATES} swaps, {answered} answers");
-    assert!(answered > UPDATES, "{answered}");
+    };
+    let used = || server.get("/v1/models").ok()["memory"]["used_bytes"].clone();
+    let (_, ()) = under_load(&server, &reference, || update(&mut version, 6));
+    let before = (used(), server.resident());
+    let updates = updates();
+    let (answered, ()) = under_load(&server, &reference, || update(&mut version, updates));
+    let after = (used(), server.resident());
+    println!(
+        "{updates} catalogs and {updates} swaps, {answered} answers, counted and resident {before:?} -> {after:?}"
+    );
+    assert_eq!(after.0, before.0, "counted memory is back");
+    assert!(after.1 < before.1 + TOLERANCE, "resident memory grew: {before:?} -> {after:?}");
+    assert!(answered > updates, "{answered}");
     assert_eq!(server.metric("beamline_engine_requests_total", "end=\"failed\""), 0.0);
 }
 
@@ -119,11 +135,61 @@ fn catalogs_are_patched_listed_and_rolled_back() {
     patch(&server, &json!({"added": []})).fails(400, "invalid_request");
     let put = |text: &str| server.call("PUT", "/v1/models/shop/catalog", Some(text), &LINES);
     put("").fails(422, "catalog_refused");
-    let error = put("{\"item_id\": \"a\", \"sid\": [1, 2, 3]}\nnonsense\n").fails(422, "catalog_refused");
-    assert!(error["message"].as_str().unwrap().starts_with("line 2"), "{error}");
+    let bad = "{\"item_id\": \"a\", \"sid\": [1, 2, 3]}\nnonsense\n\n{\"item_id\": 7, \"sid\": [1, 2, 3]}\n";
+    let error = put(bad).fails(422, "catalog_refused");
+    let message = error["message"].as_str().unwrap();
+    for part in ["2 bad records", "line 2: ", "line 4: ", "`item_id` to be a string"] {
+        assert!(message.contains(part), "{part} is not in {message}");
+    }
     server.put("/v1/models/shop/catalog", &json!({})).fails(415, "unsupported_media_type");
     server.call("PUT", "/v1/models/none/catalog", Some(""), &LINES).fails(404, "model_not_found");
     assert_eq!(server.get("/v1/models/shop/catalog").ok(), before);
+}
+
+#[test]
+fn catalogs_count_against_the_memory_budget() {
+    let root = Root::new();
+    let all = lines();
+    let figure = |value: &Value| value.as_u64().unwrap();
+    let memory = |server: &Server| server.get("/v1/models").ok()["memory"].clone();
+
+    // Without a limit of one's own there is one that the machine sets.
+    let server = root.serve(&[]);
+    assert!(figure(&memory(&server)["limit_bytes"]) > 256 << 20);
+    let start = figure(&memory(&server)["used_bytes"]);
+    let pushed = push(&server, "shop", &without(&all, 0));
+    let size = figure(&pushed["versions"][1]["memory_bytes"]);
+    assert!(size > 1000);
+    assert_eq!(figure(&memory(&server)["used_bytes"]), start + size);
+    assert_eq!(server.metric("beamline_model_memory_bytes", "kind=\"used\""), (start + size) as f64);
+    drop(server);
+
+    // Room for two small catalogs beside the first: of the three that may be kept, the oldest give way.
+    let limit = start + 2 * size + size / 2;
+    let server = root.serve(&["--model-memory", &limit.to_string()]);
+    for round in 0..8 {
+        let list = push(&server, "shop", &without(&all, round % 4));
+        assert_eq!(list["versions"].as_array().unwrap().len(), (2 + round).min(3), "{list}");
+        assert!(figure(&memory(&server)["used_bytes"]) <= limit);
+    }
+    let before = (server.get("/v1/models/shop/catalog").ok(), memory(&server));
+    // Titles that take more than all that could give way.
+    let title = "x".repeat(4096);
+    let large: String = all
+        .iter()
+        .map(|line| {
+            let mut record: Value = serde_json::from_str(line).unwrap();
+            record["title"] = json!(title);
+            format!("{record}\n")
+        })
+        .collect();
+    let refused = server.call("PUT", "/v1/models/shop/catalog", Some(&large), &LINES);
+    let message = refused.fails(409, "over_memory_budget")["message"].as_str().unwrap().to_owned();
+    for part in ["the catalog's items, names and trie need 5", "are free", "--model-memory"] {
+        assert!(message.contains(part), "{part} is not in {message}");
+    }
+    assert_eq!((server.get("/v1/models/shop/catalog").ok(), memory(&server)), before);
+    server.still_serves();
 }
 
 #[test]

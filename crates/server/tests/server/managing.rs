@@ -35,6 +35,7 @@ fn models_are_managed_from_the_command_line() {
     let b = loaded.trim().strip_prefix("loaded shop@").unwrap().strip_suffix(" (canary)").unwrap().to_owned();
     let table = ask(&["models", "list"]).unwrap();
     assert!(table.contains(&a) && table.contains(&b) && table.contains("canary"), "{table}");
+    assert!(table.contains("memory taken: 6") && table.contains(" of "), "{table}");
     assert_eq!(
         ask(&["models", "label", "shop", "stable", &b]).unwrap(),
         format!("stable points at shop@{b} (canary, stable)\n")
@@ -59,6 +60,8 @@ fn models_are_managed_from_the_command_line() {
     assert!(said.starts_with("shop serves catalog ") && said.ends_with(", 50 items\n"), "{said}");
     let answer = server.recommend(&json!({"history": [], "num_items": 60, "beam_width": 60})).ok();
     assert_eq!(answer["items_returned"], 50);
+    let refused = ask(&["catalog", "push", "catalog.parquet", "--model", "shop"]).unwrap_err();
+    assert!(refused.contains("not as Parquet"), "{refused}");
     std::fs::write(&pushed, "{}").unwrap();
     let refused = ask(&["catalog", "push", pushed.to_str().unwrap(), "--model", "shop@stable"]).unwrap_err();
     assert!(refused.contains("line 1") && refused.contains("catalog_refused"), "{refused}");

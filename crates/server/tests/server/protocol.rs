@@ -43,6 +43,7 @@ fn models_are_looked_after_by_the_protocol() {
     assert!(index.as_array().unwrap().iter().all(|model| model["state"] == "READY"));
     assert_ne!(server.recommend(&bodies()[0]).ok()["model"]["version"], json!(a));
 
+    failed(&post("/v2/repository/index", Some(&json!({"ready": "yes"}))), 400);
     failed(&post("/v2/repository/models/a..b/load", None), 422);
     failed(&post("/v2/repository/models/none/load", None), 404);
     failed(&post("/v2/repository/models/none/unload", None), 404);

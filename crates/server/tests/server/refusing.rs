@@ -13,7 +13,7 @@ use crate::root::{CASE, Reference, Root, under_load};
 type Damage = fn(&Path);
 
 const DAMAGES: [(&str, u16, &str, &str, Damage); 8] = [
-    ("truncated", 422, "checkpoint_damaged", "truncated", |d| {
+    ("half", 422, "checkpoint_damaged", "the file holds 177512: it is truncated", |d| {
         edit(d.join("model.safetensors"), |b| b.truncate(b.len() / 2));
     }),
     ("header-cut", 422, "checkpoint_damaged", "truncated", |d| {

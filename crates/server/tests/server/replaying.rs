@@ -100,7 +100,8 @@ fn differences_are_found_and_what_cannot_be_compared_is_counted() {
     let (directory, log) = log_file();
     let mut server = Server::start(CASE, &["--request-log", log.to_str().unwrap()]);
     for count in 1..=7 {
-        server.recommend(&json!({"history": history(&items(CASE)[..count]), "num_items": 3})).ok();
+        let history = history(&items(CASE)[..count]);
+        server.recommend(&json!({"user_id": format!("u{count}"), "history": history, "num_items": 3})).ok();
     }
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(0));
@@ -117,7 +118,9 @@ fn differences_are_found_and_what_cannot_be_compared_is_counted() {
     fs::write(&log, text.join("\n")).unwrap();
 
     let out = directory.path().join("differences.jsonl");
-    let done = replay(&log, &["--out", out.to_str().unwrap()]);
+    let summary = directory.path().join("summary.json");
+    let (out_flag, summary_flag) = (out.to_str().unwrap(), summary.to_str().unwrap());
+    let done = replay(&log, &["--out", out_flag, "--summary", summary_flag]);
     assert_eq!(done.status.code(), Some(1));
     let said = stderr(&done);
     for part in [
@@ -131,6 +134,15 @@ fn differences_are_found_and_what_cannot_be_compared_is_counted() {
     let differences = lines(&out);
     assert_eq!((&differences[0]["line"], &differences[0]["first_rank"]), (&json!(2), &json!(3)));
     assert_eq!(differences[0]["request_id"], logged[1]["request_id"]);
+    assert_eq!(differences[0]["user_id"], "u2");
+    let counts: Value = serde_json::from_slice(&fs::read(&summary).unwrap()).unwrap();
+    let expected = json!({
+        "model_sha256": logged[0]["model"]["sha256"], "catalog_version": logged[0]["catalog_version"],
+        "beamline_version": env!("CARGO_PKG_VERSION"), "identical": 2, "different": 2,
+        "other_model": 1, "other_catalog": 1, "degraded": 1, "unreadable": 1,
+    });
+    assert_eq!(counts, expected);
+    assert!(!stderr(&replay(&log, &["--show", "0"])).contains("at rank"));
     assert_eq!(differences[0]["replayed"][2]["score"].as_f64().unwrap().to_bits(), score.to_bits());
 
     fs::write(&log, &text[3]).unwrap();
