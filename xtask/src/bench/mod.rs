@@ -70,7 +70,8 @@ pub(crate) struct Args {
     /// Measure the other engines on the same prompts, in the same run.
     #[arg(long)]
     peers: bool,
-    /// Only peers whose names contain one of these, such as `ctranslate2-int8`.
+    /// Only peers whose names contain one of these: ctranslate2-int8, ctranslate2-float32, hf-bfloat16, vllm, and
+    /// hf-float32, which is slow and runs only when named.
     #[arg(long, value_delimiter = ',')]
     only_peers: Vec<String>,
     /// A Python with torch, transformers and ctranslate2.
