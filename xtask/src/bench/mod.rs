@@ -70,10 +70,13 @@ pub(crate) struct Args {
     /// Measure the other engines on the same prompts, in the same run.
     #[arg(long)]
     peers: bool,
-    /// Only peers whose names contain one of these: ctranslate2-int8, ctranslate2-float32, hf-bfloat16, vllm, and
-    /// hf-float32, which is slow and runs only when named.
+    /// Only peers whose names contain one of these: ctranslate2-int8, ctranslate2-float32, hf-bfloat16,
+    /// vllm-bfloat16, vllm-float32, and hf-float32, which is slow and runs only when named.
     #[arg(long, value_delimiter = ',')]
     only_peers: Vec<String>,
+    /// Longest time that one peer may take, in seconds.
+    #[arg(long, default_value_t = 900)]
+    peer_seconds: u64,
     /// A Python with torch, transformers and ctranslate2.
     #[arg(long, default_value = "python3")]
     python: PathBuf,
@@ -165,7 +168,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
             arguments: args.server_args.split_whitespace().map(str::to_owned).collect(),
             logs: work,
         },
-        peers: Peers { vllm: args.vllm_python.clone(), threads: args.threads, only: args.only_peers.clone() },
+        peers: Peers {
+            vllm: args.vllm_python.clone(),
+            threads: args.threads,
+            only: args.only_peers.clone(),
+            patience: Duration::from_secs(args.peer_seconds),
+        },
         args: &args,
     };
     let mut records = Vec::new();

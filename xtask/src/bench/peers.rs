@@ -3,8 +3,11 @@
 //! An engine that is not installed is left out, loudly. HF searches the same trie; CTranslate2 and vLLM search without
 //! one, which is less work.
 
+use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -17,7 +20,7 @@ use super::workload::{Tools, Workload};
 enum Peer {
     HuggingFace { dtype: &'static str },
     CTranslate2 { compute: &'static str },
-    Vllm,
+    Vllm { dtype: &'static str },
 }
 
 /// Which peers there are to compare with.
@@ -28,6 +31,8 @@ pub(super) struct Peers {
     pub(super) threads: usize,
     /// Only peers whose name contains one of these.
     pub(super) only: Vec<String>,
+    /// Longest time that one may take.
+    pub(super) patience: Duration,
 }
 
 /// What a script prints.
@@ -52,7 +57,8 @@ impl Peers {
             Peer::CTranslate2 { compute: "float32" },
             Peer::HuggingFace { dtype: "bfloat16" },
             Peer::HuggingFace { dtype: "float32" },
-            Peer::Vllm,
+            Peer::Vllm { dtype: "bfloat16" },
+            Peer::Vllm { dtype: "float32" },
         ];
         let mut records = Vec::new();
         for peer in all {
@@ -80,7 +86,7 @@ impl Peers {
         let (python, script) = match peer {
             Peer::HuggingFace { .. } => (&tools.python, "peer_hf.py"),
             Peer::CTranslate2 { .. } => (&tools.python, "peer_ctranslate2.py"),
-            Peer::Vllm => (&self.vllm, "peer_vllm.py"),
+            Peer::Vllm { .. } => (&self.vllm, "peer_vllm.py"),
         };
         let mut command = Command::new(python);
         command.arg("-B").arg(script).arg(&workload.checkpoint).current_dir(&tools.scripts);
@@ -91,22 +97,43 @@ impl Peers {
         match peer {
             Peer::HuggingFace { dtype } => command.args(["--threads", &threads, "--dtype", dtype]),
             Peer::CTranslate2 { compute } => command.args(["--threads", &threads, "--compute", compute]),
-            Peer::Vllm => {
+            Peer::Vllm { dtype } => {
                 let cores = format!("0-{}", self.threads.saturating_sub(1));
-                command.env("OMP_NUM_THREADS", &threads).env("VLLM_CPU_OMP_THREADS_BIND", cores)
+                command.env("OMP_NUM_THREADS", &threads).env("VLLM_CPU_OMP_THREADS_BIND", cores);
+                command.args(["--dtype", dtype])
             }
         };
         eprintln!("$ {command:?}");
-        let output = command.output().with_context(|| format!("cannot start {}", python.display()))?;
-        let stdout = String::from_utf8_lossy(&output.stdout);
+        let (ended, stdout, stderr) = self.watch(&mut command, &tools.work)?;
         let line = stdout.lines().rev().find(|line| line.starts_with("{\"peer\""));
-        let Some(line) = line.filter(|_| output.status.success()) else {
-            let stderr = String::from_utf8_lossy(&output.stderr);
+        let Some(line) = line.filter(|_| ended.is_some_and(|status| status.success())) else {
             let said = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-            bail!("{script} failed ({}): {said}", output.status);
+            let how = ended.map_or_else(|| "took too long".to_owned(), |status| format!("failed, {status}"));
+            bail!("{script} {how}: {said}");
         };
         eprintln!("  {line}");
         serde_json::from_str(line).with_context(|| format!("{script} printed {line}"))
+    }
+}
+
+impl Peers {
+    /// Runs a command until it ends or its time is over. What it prints goes through files, and it gets a process group of
+    /// its own: engines leave helpers behind that would hold a pipe open.
+    fn watch(&self, command: &mut Command, work: &Path) -> Result<(Option<ExitStatus>, String, String)> {
+        let (stdout, stderr) = (work.join("peer.out"), work.join("peer.err"));
+        command.stdout(File::create(&stdout)?).stderr(File::create(&stderr)?).process_group(0);
+        let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+        let started = Instant::now();
+        let mut ended = None;
+        while ended.is_none() && started.elapsed() < self.patience {
+            std::thread::sleep(Duration::from_millis(50));
+            ended = child.try_wait()?;
+        }
+        let group = format!("-{}", child.id());
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
+        child.wait()?;
+        let read = |path| std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        Ok((ended, read(stdout)?, read(stderr)?))
     }
 }
 
@@ -120,7 +147,7 @@ impl Peer {
         match self {
             Self::HuggingFace { dtype } => format!("hf-{dtype}"),
             Self::CTranslate2 { compute } => format!("ctranslate2-{compute}"),
-            Self::Vllm => "vllm-bfloat16".to_owned(),
+            Self::Vllm { dtype } => format!("vllm-{dtype}"),
         }
     }
 }
