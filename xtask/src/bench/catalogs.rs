@@ -54,15 +54,17 @@ pub(super) fn measure(
                 records.push(record);
             }
         }
-        drop(server);
-        fs::remove_file(path)?;
     }
     Ok(records)
 }
 
 fn write(work: &Path, workload: &Workload, size: usize) -> Result<PathBuf> {
     let path = work.join(format!("{}-catalog-{size}.jsonl", workload.shape.name));
-    let mut out = BufWriter::new(File::create(&path)?);
+    if path.exists() {
+        return Ok(path);
+    }
+    let unfinished = path.with_extension("part");
+    let mut out = BufWriter::new(File::create(&unfinished)?);
     let mut random = Random::new(7);
     let codes = workload.shape.codes;
     for item in 0..size {
@@ -70,5 +72,6 @@ fn write(work: &Path, workload: &Workload, size: usize) -> Result<PathBuf> {
         writeln!(out, r#"{{"item_id": "item-{item:08}", "sid": {sid:?}}}"#)?;
     }
     out.flush()?;
+    fs::rename(unfinished, &path)?;
     Ok(path)
 }
