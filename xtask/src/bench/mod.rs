@@ -80,9 +80,9 @@ pub(crate) struct Args {
     /// A Python with torch, transformers and ctranslate2.
     #[arg(long, default_value = "python3")]
     python: PathBuf,
-    /// A Python with vLLM.
-    #[arg(long, default_value = "/opt/vllm/bin/python")]
-    vllm_python: PathBuf,
+    /// A Python with vLLM; without it vLLM is left out.
+    #[arg(long)]
+    vllm_python: Option<PathBuf>,
     /// Directory of make_checkpoint.py, make_prompts.py and the peers' scripts.
     #[arg(long)]
     scripts: Option<PathBuf>,
@@ -181,7 +181,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let workload = bench.tools.workload(Shape::find(name)?, args.users)?;
         bench.measure(&workload, &mut records)?;
     }
-    let pythons: &[&std::path::Path] = if args.peers { &[&args.python, &args.vllm_python] } else { &[] };
+    let mut pythons: Vec<&std::path::Path> = Vec::new();
+    if args.peers {
+        pythons.push(&args.python);
+        pythons.extend(args.vllm_python.as_deref());
+    }
     let run = Run {
         command: command_line(),
         label: args.label.clone(),
@@ -190,7 +194,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         threads: args.threads,
         server_arguments: bench.launch.arguments.clone(),
         machine: machine::describe(),
-        versions: machine::versions(&binary, pythons),
+        versions: machine::versions(&binary, &pythons),
         records,
     };
     write(&out, run, args.add)
@@ -300,10 +304,15 @@ impl Bench<'_> {
     }
 }
 
-/// This command, as it could be typed again.
+/// This command, as it could be typed again. Of paths only the last part is kept: where things lie is nobody else's
+/// business.
 fn command_line() -> String {
-    let quote = |word: String| if word.contains(' ') { format!("'{word}'") } else { word };
-    let words: Vec<String> = std::env::args().skip(1).map(quote).collect();
+    let word = |word: String| match word.strip_prefix('/').and_then(|path| path.rsplit('/').next()) {
+        Some(name) => format!(".../{name}"),
+        None if word.contains(' ') => format!("'{word}'"),
+        None => word,
+    };
+    let words: Vec<String> = std::env::args().skip(1).map(word).collect();
     format!("cargo xtask {}", words.join(" "))
 }
 

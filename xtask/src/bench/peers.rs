@@ -26,8 +26,8 @@ enum Peer {
 /// Which peers there are to compare with.
 #[derive(Clone, Debug)]
 pub(super) struct Peers {
-    /// The Python with vLLM.
-    pub(super) vllm: PathBuf,
+    /// The Python with vLLM, if there is one.
+    pub(super) vllm: Option<PathBuf>,
     pub(super) threads: usize,
     /// Only peers whose name contains one of these.
     pub(super) only: Vec<String>,
@@ -86,7 +86,7 @@ impl Peers {
         let (python, script) = match peer {
             Peer::HuggingFace { .. } => (&tools.python, "peer_hf.py"),
             Peer::CTranslate2 { .. } => (&tools.python, "peer_ctranslate2.py"),
-            Peer::Vllm { .. } => (&self.vllm, "peer_vllm.py"),
+            Peer::Vllm { .. } => (self.vllm.as_ref().context("give --vllm-python")?, "peer_vllm.py"),
         };
         let mut command = Command::new(python);
         command.arg("-B").arg(script).arg(&workload.checkpoint).current_dir(&tools.scripts);
