@@ -1,6 +1,8 @@
 //! The project's own chores: `cargo xtask <chore>`.
 //!
-//! Each chore is a thin wrapper over commands one could type, printed before they run.
+//! Each chore is a thin wrapper over commands one could type, printed before they run; only `bench` measures by itself.
+
+mod bench;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -28,6 +30,8 @@ enum Chore {
     HistoryCuts,
     /// Write crates/server/openapi.json anew from the code.
     Openapi,
+    /// Measure a server on the standard workloads, against other engines if wanted.
+    Bench(Box<bench::Args>),
 }
 
 fn main() -> Result<()> {
@@ -55,6 +59,7 @@ fn main() -> Result<()> {
             let check = ["test", "--release", "--workspace", "--test", "server", "the_committed_description"];
             run(cargo(&check).env("UPDATE_OPENAPI", "1"))
         }
+        Chore::Bench(args) => bench::run(*args),
     }
 }
 

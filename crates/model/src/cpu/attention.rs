@@ -97,9 +97,10 @@ pub fn attend(
 ) {
     let out = SharedMatrix::new(out, heads.query * heads.dim);
     let task = |index: usize| {
-        let (block, head) = (&blocks[index / heads.key_value], index % heads.key_value);
+        let (block, index) = (&blocks[index / heads.key_value], index % heads.key_value);
+        let head = Head { heads, index, pages: &pages[index] };
         SCRATCH.with_borrow_mut(|scratch| {
-            attend_block(cpu.isa(), cpu.isa(), heads, head, qkv, &pages[head], block, tables, scratch, out);
+            attend_block(cpu.isa(), cpu.isa(), head, qkv, block, tables, scratch, out);
         });
     };
     cpu.run(|| (0..blocks.len() * heads.key_value).into_par_iter().for_each(task));
@@ -125,23 +126,30 @@ struct Scratch {
     ancestor_values: Vec<f32>,
 }
 
+/// One key-value head with the query heads it serves.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    heads: Heads,
+    index: usize,
+    pages: &'a HeadPages,
+}
+
 per_isa! {
-    fn attend_block(isa: Isa, heads: Heads, head: usize, qkv: &[f32], pages: &HeadPages, block: &Block, tables: Tables<'_>,
-        scratch: &mut Scratch, out: SharedMatrix<'_>) = attend_block_body
+    fn attend_block(isa: Isa, head: Head<'_>, qkv: &[f32], block: &Block, tables: Tables<'_>, scratch: &mut Scratch,
+        out: SharedMatrix<'_>) = attend_block_body
 }
 
 #[inline(always)]
 fn attend_block_body<const R: usize>(
     isa: Isa,
-    heads: Heads,
-    head: usize,
+    head: Head<'_>,
     qkv: &[f32],
-    pages: &HeadPages,
     block: &Block,
     tables: Tables<'_>,
     scratch: &mut Scratch,
     out: SharedMatrix<'_>,
 ) {
+    let Head { heads, index: head, pages } = head;
     let (dim, group, value_width) = (heads.dim, heads.query / heads.key_value, pages.value_width());
     let queries = block.rows.len() * group;
     let scale = 1.0 / (dim as f32).sqrt();

@@ -201,14 +201,14 @@ fn add_pair<const H: usize>(
     words: &[u32; PANEL],
     x: impl Fn(usize) -> (f32, f32),
 ) {
-    for row in 0..H {
-        for column in 0..PANEL {
-            registers[row][column] = x(row).0.mul_add(odd(words[column]), registers[row][column]);
+    for (row, sums) in registers.iter_mut().enumerate() {
+        for (sum, word) in sums.iter_mut().zip(words) {
+            *sum = x(row).0.mul_add(odd(*word), *sum);
         }
     }
-    for row in 0..H {
-        for column in 0..PANEL {
-            registers[row][column] = x(row).1.mul_add(even(words[column]), registers[row][column]);
+    for (row, sums) in registers.iter_mut().enumerate() {
+        for (sum, word) in sums.iter_mut().zip(words) {
+            *sum = x(row).1.mul_add(even(*word), *sum);
         }
     }
 }

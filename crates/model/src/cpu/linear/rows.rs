@@ -56,7 +56,7 @@ impl Rows {
         x: &[f32],
         inputs: usize,
         format: WeightFormat,
-        prepare: &(dyn for<'a> Fn(&'a [f32], &'a mut Vec<f32>) -> &'a [f32] + Sync),
+        prepare: &Prepare<'_>,
     ) {
         assert_eq!(x.len() % inputs, 0, "whole rows");
         let count = x.len() / inputs;
@@ -149,6 +149,9 @@ impl Rows {
         }
     }
 }
+
+/// What is done to the rows of a tile first; the vector is scratch.
+type Prepare<'p> = dyn for<'a> Fn(&'a [f32], &'a mut Vec<f32>) -> &'a [f32] + Sync + 'p;
 
 thread_local! {
     /// Normed rows of the tile at hand.

@@ -56,9 +56,9 @@ fn store_body<const R: usize>(
     for (row, sums) in sums.iter().enumerate() {
         let row = first_row + row;
         match sink {
-            // SAFETY, here and below: one call stores this row and panel.
             Sink::Replace(out) => {
-                write(unsafe { segment(out, row, panel * PANEL, PANEL) }, sums, |_, sum| sum)
+                // SAFETY: one call stores this row and panel.
+                write(unsafe { segment(out, row, panel * PANEL, PANEL) }, sums, |_, sum| sum);
             }
             Sink::Add(out) => {
                 // SAFETY: as above.

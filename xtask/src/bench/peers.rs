@@ -1,0 +1,191 @@
+//! Other engines on the same checkpoint and the same prompts, each by its script, in turn, with the same threads.
+//!
+//! An engine that is not installed is left out, loudly. HF searches the same trie; CTranslate2 and vLLM search without
+//! one, which is less work.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use super::record::{Percentiles, Record};
+use super::workload::{Tools, Workload};
+
+/// One way to run a peer.
+#[derive(Clone, Copy, Debug)]
+enum Peer {
+    HuggingFace { dtype: &'static str },
+    CTranslate2 { compute: &'static str },
+    Vllm { dtype: &'static str },
+}
+
+/// Which peers there are to compare with.
+#[derive(Clone, Debug)]
+pub(super) struct Peers {
+    /// The Python with vLLM, if there is one.
+    pub(super) vllm: Option<PathBuf>,
+    pub(super) threads: usize,
+    /// Only peers whose name contains one of these.
+    pub(super) only: Vec<String>,
+    /// Longest time that one may take.
+    pub(super) patience: Duration,
+}
+
+/// What a script prints.
+#[derive(Debug, Deserialize)]
+struct Line {
+    peer: String,
+    cold_ms: Option<f64>,
+    warm_ms: Option<f64>,
+    requests: usize,
+    prompt_tokens: u64,
+}
+
+impl Peers {
+    /// Runs every peer at one beam width.
+    ///
+    /// # Errors
+    ///
+    /// Never for a peer that cannot run: that is said and passed over.
+    pub(super) fn measure(&self, tools: &Tools, workload: &Workload, beams: usize) -> Result<Vec<Record>> {
+        let all = [
+            Peer::CTranslate2 { compute: "int8" },
+            Peer::CTranslate2 { compute: "float32" },
+            Peer::HuggingFace { dtype: "bfloat16" },
+            Peer::HuggingFace { dtype: "float32" },
+            Peer::Vllm { dtype: "bfloat16" },
+            Peer::Vllm { dtype: "float32" },
+        ];
+        let mut records = Vec::new();
+        for peer in all {
+            let name = peer.name();
+            let wanted = if self.only.is_empty() {
+                !peer.is_optional()
+            } else {
+                self.only.iter().any(|wanted| name.contains(wanted.as_str()))
+            };
+            if !wanted {
+                continue;
+            }
+            match self.run(peer, tools, workload, beams) {
+                Ok(line) => records.extend(line.records(workload, beams)),
+                Err(error) => {
+                    eprintln!("WARNING: no figures of {name} on {}: {error:#}", workload.shape.name)
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    fn run(&self, peer: Peer, tools: &Tools, workload: &Workload, beams: usize) -> Result<Line> {
+        let (beams, threads) = (beams.to_string(), self.threads.to_string());
+        let (python, script) = match peer {
+            Peer::HuggingFace { .. } => (&tools.python, "peer_hf.py"),
+            Peer::CTranslate2 { .. } => (&tools.python, "peer_ctranslate2.py"),
+            Peer::Vllm { .. } => (self.vllm.as_ref().context("give --vllm-python")?, "peer_vllm.py"),
+        };
+        let mut command = Command::new(python);
+        command.arg("-B").arg(script).arg(&workload.checkpoint).current_dir(&tools.scripts);
+        if let Peer::CTranslate2 { .. } = peer {
+            command.arg(converted(tools, workload)?);
+        }
+        command.arg(&workload.prompt_file).args(["--beams", &beams]);
+        match peer {
+            Peer::HuggingFace { dtype } => command.args(["--threads", &threads, "--dtype", dtype]),
+            Peer::CTranslate2 { compute } => command.args(["--threads", &threads, "--compute", compute]),
+            Peer::Vllm { dtype } => {
+                let cores = format!("0-{}", self.threads.saturating_sub(1));
+                command.env("OMP_NUM_THREADS", &threads).env("VLLM_CPU_OMP_THREADS_BIND", cores);
+                command.args(["--dtype", dtype])
+            }
+        };
+        eprintln!("$ {command:?}");
+        let (ended, stdout, stderr) = self.watch(&mut command, &tools.work)?;
+        let line = stdout.lines().rev().find(|line| line.starts_with("{\"peer\""));
+        let Some(line) = line.filter(|_| ended.is_some_and(|status| status.success())) else {
+            let said = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+            let how = ended.map_or_else(|| "took too long".to_owned(), |status| format!("failed, {status}"));
+            bail!("{script} {how}: {said}");
+        };
+        eprintln!("  {line}");
+        serde_json::from_str(line).with_context(|| format!("{script} printed {line}"))
+    }
+}
+
+impl Peers {
+    /// Runs a command until it ends or its time is over. What it prints goes through files, and it gets a process group of
+    /// its own: engines leave helpers behind that would hold a pipe open.
+    fn watch(&self, command: &mut Command, work: &Path) -> Result<(Option<ExitStatus>, String, String)> {
+        let (stdout, stderr) = (work.join("peer.out"), work.join("peer.err"));
+        command.stdout(File::create(&stdout)?).stderr(File::create(&stderr)?).process_group(0);
+        let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+        let started = Instant::now();
+        let mut ended = None;
+        while ended.is_none() && started.elapsed() < self.patience {
+            std::thread::sleep(Duration::from_millis(50));
+            ended = child.try_wait()?;
+        }
+        let group = format!("-{}", child.id());
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
+        child.wait()?;
+        let read = |path| std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        Ok((ended, read(stdout)?, read(stderr)?))
+    }
+}
+
+impl Peer {
+    /// Runs only when asked for by name: much slower than its sibling, and in nobody's way to being the fastest.
+    fn is_optional(self) -> bool {
+        matches!(self, Self::HuggingFace { dtype: "float32" })
+    }
+
+    fn name(self) -> String {
+        match self {
+            Self::HuggingFace { dtype } => format!("hf-{dtype}"),
+            Self::CTranslate2 { compute } => format!("ctranslate2-{compute}"),
+            Self::Vllm { dtype } => format!("vllm-{dtype}"),
+        }
+    }
+}
+
+/// The checkpoint in CTranslate2's own format.
+fn converted(tools: &Tools, workload: &Workload) -> Result<PathBuf> {
+    let target = std::path::absolute(tools.work.join(format!("{}-ctranslate2", workload.shape.name)))?;
+    if !target.join("model.bin").exists() {
+        let converter = tools.python.parent().unwrap_or(Path::new("")).join("ct2-transformers-converter");
+        let mut command = Command::new(&converter);
+        command.arg("--force").arg("--model").arg(&workload.checkpoint).arg("--output_dir").arg(&target);
+        eprintln!("$ {command:?}");
+        let done = command.output().with_context(|| format!("cannot start {}", converter.display()))?;
+        if !done.status.success() {
+            bail!("{}: {}", converter.display(), String::from_utf8_lossy(&done.stderr));
+        }
+    }
+    Ok(target)
+}
+
+impl Line {
+    fn records(&self, workload: &Workload, beams: usize) -> Vec<Record> {
+        let visits = [("cold", self.cold_ms), ("warm", self.warm_ms)];
+        let record = |(visit, ms): (&str, Option<f64>)| {
+            let ms = Percentiles { p50: ms?, ..Percentiles::default() };
+            Some(Record {
+                workload: workload.shape.name.into(),
+                section: "visits".into(),
+                engine: self.peer.clone(),
+                visit: visit.into(),
+                beams,
+                context_tokens: self.prompt_tokens,
+                concurrency: 1,
+                requests: self.requests / 2,
+                ms,
+                ..Record::default()
+            })
+        };
+        visits.into_iter().filter_map(record).collect()
+    }
+}
