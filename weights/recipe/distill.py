@@ -16,8 +16,9 @@ The second term is estimated from one item drawn from q (soft_targets.py), whose
 (branches.py). The first item of a history has no teacher and takes the first term alone.
 
 Choices that matter are measured in weights/README.md. Training state is written to OUT/state.pt after each epoch, and the same
-command goes on from it. The learning rate is constant until the last --decay-epochs, then falls linearly to zero: so a run can be made
-longer, and the weights that are saved are the moving average.
+command goes on from it. The learning rate is constant until the last --decay-epochs, then falls linearly to zero; what is saved is the
+moving average of the weights. While the rate is constant, a run may be stopped after an epoch and gone on with under another --epochs or
+--decay-epochs: the result is that of the new command from the start.
 """
 
 import argparse
@@ -284,7 +285,7 @@ def main():
             with torch.no_grad():
                 torch._foreach_lerp_(averaged, parameters, 1 - min(args.average, step / (step + 10)))
             hard, soft = hard + hard_levels, soft + soft_levels
-            if (at + 1) % 50 == 0:
+            if (at + 1) % 25 == 0:
                 each = (time.time() - clock) / (at + 1)
                 togo = each * (len(batches) * (args.epochs - epoch) - at)
                 print(

@@ -194,14 +194,13 @@ class BeamTest(unittest.TestCase):
 class ItemModelTest(unittest.TestCase):
     def test_what_followed_comes_first(self):
         import item_model
-        import numpy
 
         sequences = [[0, 1, 2], [3, 1, 2], [0, 1, 4], [5, 0, 1]]
         matrix = item_model.fit(sequences, 6, 0.1, 1.0)
         items, scores = item_model.largest(matrix, 6)
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "model.npz")
-            numpy.savez(path, items=items, scores=scores, decay_predict=1.0)
+            item_model.save(path, items[None], scores[None], [1.0], [1.0])
             found, value = item_model.ItemModel(path).best([[0], [0, 1]], 3)
         self.assertEqual(found[0, 0], 1)
         self.assertEqual(found[1, 0], 2)
@@ -215,6 +214,48 @@ class ItemModelTest(unittest.TestCase):
         matrix = item_model.fit([[0, 1]] * 6, 3, 2.0, 1.0)
         self.assertAlmostEqual(float(matrix[0, 1]), 6 / 8, places=6)
         self.assertAlmostEqual(float(numpy.abs(matrix).sum()), 6 / 8, places=6)
+
+
+    def test_components_add_up(self):
+        import item_model
+        import numpy
+
+        items, scores = numpy.array([[[1, 2], [2, 0], [0, 1]]]), numpy.array([[[0.5, 0.1], [0.5, 0.1], [0.5, 0.1]]])
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "model.npz")
+            item_model.save(path, numpy.concatenate([items, items]), numpy.concatenate([scores, scores]), [1.0, 2.0], [1.0, 0.5])
+            found, value = item_model.ItemModel(path).best([[2, 0]], 2, exclude_history=False)
+        # item 0 counts in full, item 2 with exp(-1) and exp(-1/2)
+        older = math.exp(-1) + 0.5 * math.exp(-0.5)
+        self.assertEqual(found[0].tolist(), [1, 0])
+        self.assertAlmostEqual(float(value[0, 0]), 0.5 * 1.5 + 0.1 * older, places=5)
+        self.assertAlmostEqual(float(value[0, 1]), 0.5 * older, places=5)
+
+
+@needs_torch
+class IndexTest(unittest.TestCase):
+    def test_capacity_is_kept_and_the_surest_choose_first(self):
+        import build_index
+        import numpy
+
+        likeness = numpy.array([[0.9, 0.1], [0.8, 0.2], [0.95, 0.0]])
+        self.assertEqual(build_index.within_capacity(likeness, 2).tolist(), [0, 1, 0])
+
+    def test_neighbours_share_codes_and_all_ids_differ(self):
+        import build_index
+        import numpy
+
+        # Two worlds of twelve items each; an item's successors are the others of its world.
+        worlds = [list(range(12)), list(range(12, 24))]
+        columns = numpy.array([[other for other in world if other != item] for world in worlds for item in world])
+        points = build_index.embed(columns, numpy.ones(columns.shape), 11, 4, 1)
+        sids = build_index.semantic_ids(points, [2, 3], numpy.arange(24), 2.0, 1)
+        self.assertEqual(len({tuple(sid) for sid in sids}), 24)
+        self.assertEqual([len({sids[item][0] for item in world}) for world in worlds], [1, 1])
+        self.assertNotEqual(sids[0][0], sids[23][0])
+        # The most frequent item of a prefix has number 0.
+        self.assertEqual(sids[23][-1], 0)
+        self.assertEqual(sids, build_index.semantic_ids(points, [2, 3], numpy.arange(24), 2.0, 1))
 
 
 if __name__ == "__main__":
