@@ -1,8 +1,9 @@
 //! Which vector instructions the kernels use, chosen once at run time.
 //!
-//! Every kernel body is ordinary safe Rust over fixed-size arrays, compiled once per instruction set by
-//! the macro `per_isa`. All of them compute every output element with the same operations in the same order (fused
-//! multiply-adds included), so the instruction set changes the speed and never a bit of the result.
+//! Most kernel bodies are ordinary safe Rust over fixed-size arrays, compiled once per instruction set by the macro
+//! `per_isa`; only the matrix products of `linear` are spelled out for AVX-512. All of them compute every output element
+//! with the same operations in the same order (fused multiply-adds included), so the instruction set changes the speed
+//! and never a bit of the result.
 
 /// An instruction set that this machine is known to have.
 ///
