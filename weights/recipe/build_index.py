@@ -13,7 +13,7 @@ something in the history, and that is quickly learned.
 In:  --data DIR (catalog.jsonl and train.jsonl of prepare.py; the semantic IDs in that catalog are not looked at), --item-model F
 Out: a JSON object {item id: codes}, to be given to prepare.py as --sids, with --item-offset as before
 
-  python3 weights/recipe/build_index.py --data build/beauty --item-model build/beauty/item_model.npz --out build/own_sids.json
+  python3 weights/recipe/build_index.py --data build/beauty --item-model build/beauty/item_model.npz --codes 1024 --out build/own_sids.json
 """
 
 import argparse
