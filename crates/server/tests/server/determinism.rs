@@ -169,3 +169,21 @@ fn tenants_share_nothing() {
     request["tenant"] = json!("b");
     assert_eq!(server.recommend(&request).ok()["usage"]["cached_tokens"], 0);
 }
+
+#[test]
+fn a_weight_format_is_named_and_cached_answers_keep_every_bit() {
+    let catalog = items(CASE);
+    let mut scores = Vec::new();
+    for format in ["f32", "bf16", "q8_0"] {
+        let server = Server::start(CASE, &["--weight-format", format]);
+        let request = json!({"history": history(&catalog[..40]), "num_items": 10});
+        let first = server.recommend(&request).ok();
+        let again = server.recommend(&request).ok();
+        assert!(again["usage"]["cached_tokens"].as_u64() > Some(0));
+        assert_eq!(essence(&first), essence(&again));
+        assert_eq!(first["model"]["weight_format"], format);
+        assert_eq!(server.get("/v1/models").ok()["models"][0]["weight_format"], format);
+        scores.push(first["items"].to_string());
+    }
+    assert!(scores[0] != scores[1] && scores[1] != scores[2], "the formats compute the same: {scores:?}");
+}

@@ -211,20 +211,17 @@ impl Linear {
     /// Multiplies rows by an output matrix (the LM head) for scoring: see [`Scores`].
     pub fn score(&self, cpu: &Cpu, rows: &Rows, scores: &mut Scores) {
         scores.reset(rows.count(), self.outputs);
-        let panels = if scores.normalized() {
-            PanelSet::All(self.panels())
-        } else {
-            PanelSet::Some(scores.kept().to_vec())
-        };
-        let sink = Sink::Score(scores.target());
-        self.multiply(cpu, rows, panels, sink);
+        let target = scores.target();
+        let panels =
+            if target.normalized { PanelSet::All(self.panels()) } else { PanelSet::Some(target.kept) };
+        self.multiply(cpu, rows, panels, Sink::Score(target));
     }
 
     fn panels(&self) -> usize {
         self.weights.panels()
     }
 
-    fn multiply(&self, cpu: &Cpu, rows: &Rows, panels: PanelSet, sink: Sink<'_>) {
+    fn multiply(&self, cpu: &Cpu, rows: &Rows, panels: PanelSet<'_>, sink: Sink<'_>) {
         assert_eq!(
             (rows.inputs(), rows.format()),
             (self.inputs, self.format()),
@@ -259,12 +256,12 @@ impl Linear {
 }
 
 /// Panels to multiply by.
-enum PanelSet {
+enum PanelSet<'a> {
     All(usize),
-    Some(Vec<u32>),
+    Some(&'a [u32]),
 }
 
-impl PanelSet {
+impl PanelSet<'_> {
     fn len(&self) -> usize {
         match self {
             Self::All(panels) => *panels,

@@ -53,14 +53,6 @@ impl Scores {
         self.kept.len() * PANEL
     }
 
-    pub(super) fn normalized(&self) -> bool {
-        self.normalized
-    }
-
-    pub(super) fn kept(&self) -> &[u32] {
-        &self.kept
-    }
-
     /// Makes room for a product.
     pub(super) fn reset(&mut self, rows: usize, outputs: usize) {
         self.outputs = outputs;
@@ -78,6 +70,7 @@ impl Scores {
     pub(super) fn target(&mut self) -> Target<'_> {
         let (width, panels) = (self.width(), self.place.len());
         Target {
+            kept: &self.kept,
             place: &self.place,
             outputs: self.outputs,
             logits: SharedMatrix::new(&mut self.logits, width),
@@ -117,12 +110,15 @@ impl Scores {
 /// Where the kernels write scores.
 #[derive(Clone, Copy)]
 pub(super) struct Target<'a> {
+    /// Panels whose logits are kept.
+    pub(super) kept: &'a [u32],
     place: &'a [Option<u32>],
     outputs: usize,
     logits: SharedMatrix<'a>,
     maxima: SharedMatrix<'a>,
     totals: SharedMatrix<'a>,
-    normalized: bool,
+    /// Whether all panels are summed up.
+    pub(super) normalized: bool,
 }
 
 impl Target<'_> {
