@@ -26,7 +26,8 @@ use crate::error::ModelError;
 /// Threads and instruction set.
 #[derive(Debug)]
 pub struct Cpu {
-    pool: rayon::ThreadPool,
+    /// `None`: everything runs on the calling thread.
+    pool: Option<rayon::ThreadPool>,
     isa: Isa,
     bf16_kernel: Bf16Kernel,
 }
@@ -82,7 +83,12 @@ impl Cpu {
             .thread_name(|index| format!("beamline-cpu-{index}"))
             .build()
             .map_err(|error| ModelError::Limit(format!("cannot start {threads} threads: {error}")))?;
-        Ok(Self { pool, isa, bf16_kernel: Bf16Kernel::fastest(isa) })
+        Ok(Self { pool: Some(pool), isa, bf16_kernel: Bf16Kernel::fastest(isa) })
+    }
+
+    /// The same kernels on the calling thread alone, for work that is one of many tasks already.
+    pub(crate) fn alone(&self) -> Self {
+        Self { pool: None, ..*self }
     }
 
     /// The instruction set in use.
@@ -103,26 +109,30 @@ impl Cpu {
 
     /// Threads of the pool.
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.pool.as_ref().map_or(1, rayon::ThreadPool::current_num_threads)
     }
 
     /// Runs `work` inside the pool, so that parallel iterators use its threads.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(work)
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
     }
 
     /// As [`Cpu::run`], with all threads kept awake until `work` returns: for a step, which is hundreds of short parallel
     /// parts. A thread that falls asleep between two of them is woken by the system, which takes longer than many parts do,
     /// on a virtual machine above all.
     pub fn run_awake<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        let Some(pool) = &self.pool else { return work() };
         let done = AtomicBool::new(false);
-        self.pool.in_place_scope(|scope| {
+        pool.in_place_scope(|scope| {
             for _ in 1..self.threads() {
                 scope.spawn(|_| look_for_work(&done));
             }
             // Also when the work panics.
             let _done = SetOnDrop(&done);
-            self.pool.install(work)
+            pool.install(work)
         })
     }
 }

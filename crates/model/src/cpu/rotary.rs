@@ -1,7 +1,7 @@
 //! Rotary position embedding (Su et al. 2021) on half pairs: element `i` turns with element `i + head_dim / 2`.
 
 use super::isa::per_isa;
-use super::vector::rms_scale;
+use super::vector::{LANES, rms_scale};
 
 /// Cosines and sines for every position up to a limit.
 #[derive(Debug)]
@@ -37,10 +37,25 @@ impl Rotary {
         let row = &self.table[position * 2 * self.half..][..2 * self.half];
         let (cos, sin) = row.split_at(self.half);
         let (low, high) = head.split_at_mut(self.half);
-        for i in 0..self.half {
-            let (a, b) = (low[i], high[i]);
-            low[i] = a * cos[i] - b * sin[i];
-            high[i] = b * cos[i] + a * sin[i];
+        // Whole vectors first: halves are too short for the compiler to find it worth its while by itself.
+        let (cos_full, cos_rest) = cos.as_chunks::<LANES>();
+        let (sin_full, sin_rest) = sin.as_chunks::<LANES>();
+        let (low_full, low_rest) = low.as_chunks_mut::<LANES>();
+        let (high_full, high_rest) = high.as_chunks_mut::<LANES>();
+        for (((low, high), cos), sin) in low_full.iter_mut().zip(high_full).zip(cos_full).zip(sin_full) {
+            // Through local arrays: they lie in registers, and nothing else points at them.
+            let (a, b, cos, sin) = (*low, *high, *cos, *sin);
+            let (mut turned_low, mut turned_high) = ([0.0; LANES], [0.0; LANES]);
+            for lane in 0..LANES {
+                turned_low[lane] = a[lane] * cos[lane] - b[lane] * sin[lane];
+                turned_high[lane] = b[lane] * cos[lane] + a[lane] * sin[lane];
+            }
+            (*low, *high) = (turned_low, turned_high);
+        }
+        for (((low, high), cos), sin) in low_rest.iter_mut().zip(high_rest).zip(cos_rest).zip(sin_rest) {
+            let (a, b) = (*low, *high);
+            *low = a * cos - b * sin;
+            *high = b * cos + a * sin;
         }
     }
 }
@@ -63,7 +78,17 @@ fn turn_heads_body<const R: usize>(
     for head in heads.chunks_exact_mut(dim) {
         if let Some(weights) = norm {
             let scale = rms_scale(head, eps);
-            for (x, weight) in head.iter_mut().zip(weights) {
+            let (full, rest) = head.as_chunks_mut::<LANES>();
+            let (full_weights, rest_weights) = weights.as_chunks::<LANES>();
+            for (x, weights) in full.iter_mut().zip(full_weights) {
+                let (values, weights) = (*x, *weights);
+                let mut normed = [0.0; LANES];
+                for lane in 0..LANES {
+                    normed[lane] = values[lane] * scale * weights[lane];
+                }
+                *x = normed;
+            }
+            for (x, weight) in rest.iter_mut().zip(rest_weights) {
                 *x = *x * scale * weight;
             }
         }

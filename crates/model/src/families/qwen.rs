@@ -11,8 +11,17 @@
 //! ```
 //!
 //! In the last layer only the rows whose state is wanted go past their keys and values.
+//!
+//! Everything but attention looks at one row at a time. So a large step is cut into groups of rows (`Groups`), each of which
+//! goes from one attention to the next on one thread, while its activations are in that core's cache. A small step is
+//! cut the other way, through the weights.
+//!
+//! Queries, keys and values of the first layer depend on the token alone, before they are turned to their position:
+//! they are looked up where the table of all tokens is small.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -40,6 +49,8 @@ pub struct Qwen {
     final_norm: Vec<f32>,
     head: Linear,
     rotary: Rotary,
+    /// `[vocab_size, qkv_width]`: what the first layer makes of each token. Filled by the first step.
+    first_qkv: OnceLock<Vec<f32>>,
 }
 
 #[derive(Debug)]
@@ -61,8 +72,38 @@ pub struct Workspace {
     pub hidden: Vec<f32>,
     qkv: Vec<f32>,
     attended: Vec<f32>,
+    scratch: Scratch,
+}
+
+/// What a group of rows needs between two attentions.
+#[derive(Debug, Default)]
+struct Scratch {
     gated: Vec<f32>,
     rows: Rows,
+}
+
+thread_local! {
+    /// Reused by all groups of a thread.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// How the rows of a step are cut for what looks at one row at a time.
+#[derive(Clone, Copy, Debug)]
+enum Groups {
+    /// Not at all: the threads share the weights.
+    One,
+    /// Into groups of so many rows, each on one thread.
+    Of(usize),
+}
+
+impl Groups {
+    /// Groups as equal as possible, as many for each thread, if there are rows enough.
+    fn of(rows: usize, threads: usize) -> Self {
+        match rows / threads {
+            share if share < LEAST_GROUP => Self::One,
+            share => Self::Of(share.div_ceil(share.div_ceil(LARGEST_GROUP)).next_multiple_of(TILE_ROWS)),
+        }
+    }
 }
 
 impl Qwen {
@@ -90,6 +131,7 @@ impl Qwen {
             final_norm: tensors.load("model.norm.weight")?.to_vec1()?,
             head: Linear::pack(&[head], None, format)?,
             rotary: Rotary::new(&frequencies, scale, positions),
+            first_qkv: OnceLock::new(),
             config,
         })
     }
@@ -109,7 +151,8 @@ impl Qwen {
         let layers = self.layers.iter().map(|layer| {
             layer.qkv.bytes() + layer.output.bytes() + layer.gate_up.bytes() + layer.down.bytes()
         });
-        4 * self.embedding.len() + self.head.bytes() + layers.sum::<usize>()
+        let table = if self.looks_up_first_qkv() { self.first_qkv_len() } else { 0 };
+        4 * (self.embedding.len() + table) + self.head.bytes() + layers.sum::<usize>()
     }
 
     /// The format of the weights.
@@ -128,42 +171,118 @@ impl Qwen {
         workspace: &mut Workspace,
         observe: &mut dyn FnMut(usize, &[f32]),
     ) {
-        let width = self.config.hidden_size;
+        let (width, attended_width) = (self.config.hidden_size, self.heads.query * self.heads.dim);
         let w = workspace;
-        w.hidden.clear();
-        for &token in &batch.tokens {
-            w.hidden.extend_from_slice(&self.embedding[token as usize * width..][..width]);
+        resize(&mut w.hidden, batch.rows() * width);
+        resize(&mut w.qkv, batch.rows() * self.heads.qkv_width());
+        for (x, &token) in w.hidden.chunks_exact_mut(width).zip(&batch.tokens) {
+            x.copy_from_slice(&self.embedding[token as usize * width..][..width]);
         }
         observe(0, &w.hidden);
-        let (eps, format) = (self.config.rms_norm_eps, self.format());
+        let positions = &batch.positions;
+        self.enter(cpu, batch, &w.hidden, &mut w.qkv, &mut w.scratch);
         for (index, layer) in self.layers.iter().enumerate() {
-            w.rows.pack_normed(cpu, &w.hidden, &layer.attention_norm, eps, format);
-            resize(&mut w.qkv, batch.rows() * self.heads.qkv_width());
-            layer.qkv.forward(cpu, &w.rows, Output::Replace, &mut w.qkv);
-            self.rotate(cpu, layer, &batch.positions, &mut w.qkv);
             self.store(cpu, batch, &w.qkv, pages, index);
-
-            let last = index + 1 == self.layers.len();
-            let blocks = if last { &batch.final_blocks } else { &batch.blocks };
+            let next = self.layers.get(index + 1);
+            let blocks = if next.is_some() { &batch.blocks } else { &batch.final_blocks };
             let tables = Tables { pages: &batch.pages, lineage: &batch.lineage };
-            let attended = self.heads.query * self.heads.dim;
-            resize(&mut w.attended, batch.rows() * attended);
+            resize(&mut w.attended, batch.rows() * attended_width);
             attend(cpu, self.heads, &w.qkv, pages.layer(index), blocks, tables, &mut w.attended);
-            if last {
-                keep_rows(&mut w.attended, attended, &batch.wanted);
+            if next.is_none() {
+                keep_rows(&mut w.attended, attended_width, &batch.wanted);
                 keep_rows(&mut w.hidden, width, &batch.wanted);
             }
-            w.rows.pack(cpu, &w.attended, attended, format);
-            layer.output.forward(cpu, &w.rows, Output::Add, &mut w.hidden);
-
-            w.rows.pack_normed(cpu, &w.hidden, &layer.mlp_norm, eps, format);
-            let inner = self.config.intermediate_size;
-            resize(&mut w.gated, w.hidden.len() / width * inner);
-            layer.gate_up.forward(cpu, &w.rows, Output::Replace, &mut w.gated);
-            w.rows.pack(cpu, &w.gated, inner, format);
-            layer.down.forward(cpu, &w.rows, Output::Add, &mut w.hidden);
+            match Groups::of(w.hidden.len() / width, cpu.threads()) {
+                Groups::One => {
+                    self.leave(cpu, layer, &w.attended, &mut w.hidden, &mut w.scratch);
+                    if let Some(next) = next {
+                        self.project(cpu, next, &w.hidden, &mut w.qkv, &mut w.scratch);
+                        self.rotate(cpu, next, positions, &mut w.qkv);
+                    }
+                }
+                Groups::Of(rows) => {
+                    let alone = cpu.alone();
+                    let attended = w.attended.par_chunks(rows * attended_width);
+                    let hidden = w.hidden.par_chunks_mut(rows * width);
+                    let leave = |attended: &[f32], hidden: &mut [f32], scratch: &mut Scratch| {
+                        self.leave(&alone, layer, attended, hidden, scratch);
+                    };
+                    match next {
+                        Some(next) => cpu.run(|| {
+                            let qkv = w.qkv.par_chunks_mut(rows * self.heads.qkv_width());
+                            attended.zip(hidden).zip(qkv).zip(positions.par_chunks(rows)).for_each(
+                                |(((attended, hidden), qkv), positions)| {
+                                    SCRATCH.with_borrow_mut(|scratch| {
+                                        leave(attended, hidden, scratch);
+                                        self.project(&alone, next, hidden, qkv, scratch);
+                                        self.rotate(&alone, next, positions, qkv);
+                                    });
+                                },
+                            );
+                        }),
+                        None => cpu.run(|| {
+                            attended.zip(hidden).for_each(|(attended, hidden)| {
+                                SCRATCH.with_borrow_mut(|scratch| leave(attended, hidden, scratch));
+                            });
+                        }),
+                    }
+                }
+            }
             observe(index + 1, &w.hidden);
         }
+    }
+
+    /// Queries, keys and values of the first layer.
+    fn enter(&self, cpu: &Cpu, batch: &Batch, hidden: &[f32], qkv: &mut [f32], scratch: &mut Scratch) {
+        let Some(first) = self.layers.first() else { return };
+        if self.looks_up_first_qkv() {
+            let table = self.first_qkv.get_or_init(|| {
+                let mut table = vec![0.0; self.first_qkv_len()];
+                self.project(cpu, first, &self.embedding, &mut table, scratch);
+                table
+            });
+            let width = self.heads.qkv_width();
+            for (qkv, &token) in qkv.chunks_exact_mut(width).zip(&batch.tokens) {
+                qkv.copy_from_slice(&table[token as usize * width..][..width]);
+            }
+        } else {
+            self.project(cpu, first, hidden, qkv, scratch);
+        }
+        self.rotate(cpu, first, &batch.positions, qkv);
+    }
+
+    fn looks_up_first_qkv(&self) -> bool {
+        self.first_qkv_len() <= FIRST_QKV_VALUES
+    }
+
+    fn first_qkv_len(&self) -> usize {
+        self.config.vocab_size * self.heads.qkv_width()
+    }
+
+    /// From the residual stream to queries, keys and values, not yet turned.
+    fn project(&self, cpu: &Cpu, layer: &Layer, hidden: &[f32], qkv: &mut [f32], scratch: &mut Scratch) {
+        let rows = &mut scratch.rows;
+        rows.pack_normed(cpu, hidden, &layer.attention_norm, self.config.rms_norm_eps, self.format());
+        layer.qkv.forward(cpu, rows, Output::Replace, qkv);
+    }
+
+    /// From what attention found back to the residual stream, and through the feed-forward layer.
+    fn leave(
+        &self,
+        cpu: &Cpu,
+        layer: &Layer,
+        attended: &[f32],
+        hidden: &mut [f32],
+        Scratch { gated, rows }: &mut Scratch,
+    ) {
+        let (config, format) = (&self.config, self.format());
+        rows.pack(cpu, attended, layer.output.inputs(), format);
+        layer.output.forward(cpu, rows, Output::Add, hidden);
+        rows.pack_normed(cpu, hidden, &layer.mlp_norm, config.rms_norm_eps, format);
+        resize(gated, rows.count() * config.intermediate_size);
+        layer.gate_up.forward(cpu, rows, Output::Replace, gated);
+        rows.pack(cpu, gated, config.intermediate_size, format);
+        layer.down.forward(cpu, rows, Output::Add, hidden);
     }
 
     /// Scores the tokens that follow rows of [`Workspace::hidden`]. `scores` says which are wanted; `rows` is scratch.
@@ -200,6 +319,9 @@ impl Qwen {
             turn_heads(isa, queries, heads.dim, q_norm, eps, &self.rotary, position as usize);
             turn_heads(isa, keys, heads.dim, k_norm, eps, &self.rotary, position as usize);
         };
+        if cpu.threads() == 1 {
+            return qkv.chunks_exact_mut(heads.qkv_width()).zip(positions).for_each(turn_row);
+        }
         cpu.run(|| {
             let rows = qkv.par_chunks_mut(heads.qkv_width()).zip(positions);
             rows.with_min_len(ROWS_PER_TASK).for_each(turn_row);
@@ -222,6 +344,14 @@ impl Qwen {
 
 /// Rows of element-wise work that are worth a task of their own.
 const ROWS_PER_TASK: usize = 32;
+/// Rows per thread from which on a step is cut into groups of rows.
+const LEAST_GROUP: usize = 96;
+/// Most rows of a group: their activations stay in a core's own cache.
+const LARGEST_GROUP: usize = 192;
+/// Groups are multiples of this, so that only the last one has a lower tile.
+const TILE_ROWS: usize = 12;
+/// Most values of the table of the first layer's queries, keys and values (32 MiB).
+const FIRST_QKV_VALUES: usize = 8 << 20;
 
 impl Layer {
     fn load(

@@ -246,7 +246,7 @@ impl Linear {
             }
         };
         let work = rows.count() * self.inputs * count * PANEL;
-        if work < PARALLEL_FROM {
+        if work < PARALLEL_FROM || cpu.threads() == 1 {
             (0..groups * count).for_each(task);
         } else {
             let least = PARALLEL_FROM.div_ceil(work / (groups * count)).max(1);

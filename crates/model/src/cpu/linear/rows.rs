@@ -85,7 +85,7 @@ impl Rows {
         };
         let (x_size, word_size) = (self.height * inputs, self.height * self.stride);
         let factor_size = (self.height * blocks).max(1);
-        if count * inputs < PARALLEL_FROM {
+        if count * inputs < PARALLEL_FROM || cpu.threads() == 1 {
             let mut factors = self.factors.chunks_mut(factor_size);
             for (x, words) in x.chunks(x_size).zip(self.words.chunks_mut(word_size)) {
                 pack((x, words, factors.next().unwrap_or_default()));

@@ -29,51 +29,87 @@ impl Sink<'_> {
         first_row: usize,
         panel: usize,
     ) {
-        store(isa, self, sums, bias, first_row, panel);
+        if let Some(bias) = bias {
+            add_bias(isa, sums, bias);
+        }
+        match self {
+            Self::Replace(out) => replace(isa, out, sums, first_row, panel),
+            Self::Add(out) => add(isa, out, sums, first_row, panel),
+            Self::Gate(out) => gate(isa, out, sums, first_row, panel),
+            Self::Score(target) => score(isa, target, sums, first_row, panel),
+        }
+    }
+}
+
+// One function each, so that none of them pays for the registers of another.
+
+per_isa! {
+    fn add_bias(sums: &mut [[f32; PANEL]], bias: &[f32; PANEL]) = add_bias_body
+}
+
+#[inline(always)]
+fn add_bias_body<const R: usize>(sums: &mut [[f32; PANEL]], bias: &[f32; PANEL]) {
+    for sums in sums {
+        for column in 0..PANEL {
+            sums[column] += bias[column];
+        }
     }
 }
 
 per_isa! {
-    fn store(sink: Sink<'_>, sums: &mut [[f32; PANEL]], bias: Option<&[f32; PANEL]>, first_row: usize,
-        panel: usize) = store_body
+    fn replace(out: SharedMatrix<'_>, sums: &[[f32; PANEL]], first_row: usize, panel: usize) = replace_body
 }
 
 #[inline(always)]
-fn store_body<const R: usize>(
-    sink: Sink<'_>,
-    sums: &mut [[f32; PANEL]],
-    bias: Option<&[f32; PANEL]>,
+fn replace_body<const R: usize>(
+    out: SharedMatrix<'_>,
+    sums: &[[f32; PANEL]],
     first_row: usize,
     panel: usize,
 ) {
-    if let Some(bias) = bias {
-        for sums in sums.iter_mut() {
-            for column in 0..PANEL {
-                sums[column] += bias[column];
-            }
-        }
-    }
     for (row, sums) in sums.iter().enumerate() {
-        let row = first_row + row;
-        match sink {
-            Sink::Replace(out) => {
-                // SAFETY: one call stores this row and panel.
-                write(unsafe { segment(out, row, panel * PANEL, PANEL) }, sums, |_, sum| sum);
-            }
-            Sink::Add(out) => {
-                // SAFETY: as above.
-                write(unsafe { segment(out, row, panel * PANEL, PANEL) }, sums, |old, sum| old + sum);
-            }
-            Sink::Gate(out) => {
-                let mut gated = [0.0; GATED];
-                for column in 0..GATED {
-                    gated[column] = silu(sums[column]) * sums[GATED + column];
-                }
-                // SAFETY: as above.
-                write(unsafe { segment(out, row, panel * GATED, GATED) }, &gated, |_, value| value);
-            }
-            Sink::Score(target) => target.store(row, panel, sums),
+        // SAFETY: one call stores this row and panel.
+        write(unsafe { segment(out, first_row + row, panel * PANEL, PANEL) }, sums, |_, sum| sum);
+    }
+}
+
+per_isa! {
+    fn add(out: SharedMatrix<'_>, sums: &[[f32; PANEL]], first_row: usize, panel: usize) = add_body
+}
+
+#[inline(always)]
+fn add_body<const R: usize>(out: SharedMatrix<'_>, sums: &[[f32; PANEL]], first_row: usize, panel: usize) {
+    for (row, sums) in sums.iter().enumerate() {
+        // SAFETY: one call stores this row and panel.
+        write(unsafe { segment(out, first_row + row, panel * PANEL, PANEL) }, sums, |old, sum| old + sum);
+    }
+}
+
+per_isa! {
+    fn gate(out: SharedMatrix<'_>, sums: &[[f32; PANEL]], first_row: usize, panel: usize) = gate_body
+}
+
+#[inline(always)]
+fn gate_body<const R: usize>(out: SharedMatrix<'_>, sums: &[[f32; PANEL]], first_row: usize, panel: usize) {
+    for (row, sums) in sums.iter().enumerate() {
+        // A loop, because `array::from_fn` is not vectorised here.
+        let mut gated = [0.0; GATED];
+        for column in 0..GATED {
+            gated[column] = silu(sums[column]) * sums[GATED + column];
         }
+        // SAFETY: one call stores this row and panel.
+        write(unsafe { segment(out, first_row + row, panel * GATED, GATED) }, &gated, |_, value| value);
+    }
+}
+
+per_isa! {
+    fn score(target: Target<'_>, sums: &[[f32; PANEL]], first_row: usize, panel: usize) = score_body
+}
+
+#[inline(always)]
+fn score_body<const R: usize>(target: Target<'_>, sums: &[[f32; PANEL]], first_row: usize, panel: usize) {
+    for (row, sums) in sums.iter().enumerate() {
+        target.store(first_row + row, panel, sums);
     }
 }
 
