@@ -231,6 +231,19 @@ impl Search {
         Ok(())
     }
 
+    /// How many of the beams, from the best on, are worth offering, given those that were offered: no continuation of
+    /// the others can survive. A log-probability is never above zero, in floating-point numbers neither: the
+    /// normaliser is the largest logit plus the logarithm of a sum that is at least one.
+    pub fn worthwhile(&mut self) -> usize {
+        if self.candidates.len() < self.width {
+            return self.beams.len();
+        }
+        keep_best(&mut self.candidates, self.width);
+        self.cutoff = self.candidates[self.width - 1].beam.score;
+        // At equal score the smaller path wins, so an equal one is worth it.
+        self.beams.partition_point(|beam| beam.score >= self.cutoff)
+    }
+
     /// Ends the step: the best candidates become the beams.
     pub fn advance(&mut self) {
         keep_best(&mut self.candidates, self.width);
@@ -276,9 +289,9 @@ fn order(a: &Candidate, b: &Candidate) -> Ordering {
     b.beam.score.total_cmp(&a.beam.score).then_with(|| a.beam.node.cmp(&b.beam.node))
 }
 
-/// Keeps the `width` best candidates, the worst of them last, without sorting.
+/// Keeps the `width` best candidates, if there are as many the worst of them last, without sorting.
 fn keep_best(candidates: &mut Vec<Candidate>, width: usize) {
-    if candidates.len() > width {
+    if candidates.len() >= width {
         candidates.select_nth_unstable_by(width - 1, order);
         candidates.truncate(width);
     }

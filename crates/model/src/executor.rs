@@ -3,6 +3,10 @@
 //! Place in the flow: the engine thread owns it. A step is one ragged forward pass over all context and branch rows of
 //! the plan, the logits of the rows that are expanded, and one step of every search involved.
 //!
+//! A large first branch step goes in waves, the best beams first: a continuation never scores above its beam, so once
+//! the best ones have filled the beam, those that are worse need not be computed ([`Search::worthwhile`]). After the
+//! first branch step little can be left out: the scores lie closer together.
+//!
 //! Invariant: what happens to one request in a step is independent of the others in it; a request whose logits are not
 //! finite fails alone.
 
@@ -19,12 +23,17 @@ use crate::cpu::pages::{PAGE_SIZE, PageStore};
 use crate::decode::{Hypothesis, Normalization, NotFinite, Search, SearchRequest};
 use crate::error::ModelError;
 use crate::families::qwen::{Qwen, Workspace};
-use crate::step::{BranchStep, Plan, Progress, Slot, StepError, StepModel};
+use crate::step::{BranchStep, Chunk, Plan, Progress, Slot, StepError, StepModel};
 
 /// Values kept of a head product: bounds its memory. At least [`SCORED_ROWS`] rows are scored together all the same.
 const SCORED_VALUES: usize = 4 << 20;
 /// Fewest rows that are scored together.
 const SCORED_ROWS: usize = 64;
+/// Beams of the first branch steps in a step, per thread, from which on they go in waves: fewer are computed in little
+/// more time than half of them.
+const WAVES_FROM: usize = 256;
+/// Fewest beams of a search in a wave, but for the last.
+const SMALLEST_WAVE: usize = 8;
 
 /// A request as the executor sees it.
 #[derive(Clone, Debug)]
@@ -70,28 +79,30 @@ struct InFlight {
 #[derive(Debug)]
 struct Expansion {
     slot: Slot,
-    /// First of its rows among the wanted rows of the batch, one row per beam.
-    first_row: usize,
     search: Search,
+    /// The entry of the plan, for a search that has branch rows.
+    branch: Option<usize>,
+    /// Beams of the wave at hand; those before were offered.
+    beams: Range<usize>,
+    /// First of their rows among the wanted rows of the batch, one row per beam.
+    first_row: usize,
     failed: Option<NotFinite>,
 }
 
 impl Expansion {
-    fn end_row(&self) -> usize {
-        self.first_row + self.search.beams().len()
-    }
-
     /// Its beams whose rows lie in a range.
     fn beams_in(&self, rows: &Range<usize>) -> Range<usize> {
-        let start = rows.start.max(self.first_row).min(self.end_row());
-        let end = rows.end.min(self.end_row()).max(start);
-        start - self.first_row..end - self.first_row
+        let end_row = self.first_row + self.beams.len();
+        let start = rows.start.max(self.first_row).min(end_row);
+        let end = rows.end.min(end_row).max(start);
+        let beam = |row: usize| row - self.first_row + self.beams.start;
+        beam(start)..beam(end)
     }
 
     fn offer(&mut self, isa: Isa, rows: &Range<usize>, scores: &Scores) {
         let full = self.search.normalization() == Normalization::FullVocab;
         for beam in self.beams_in(rows) {
-            let row = self.first_row + beam - rows.start;
+            let row = self.first_row + (beam - self.beams.start) - rows.start;
             let normalizer = if full { scores.normalizer(isa, row) } else { None };
             let offered = self.search.offer_normalized(beam, |token| scores.logit(row, token), normalizer);
             if let Err(error) = offered {
@@ -99,6 +110,25 @@ impl Expansion {
                 return;
             }
         }
+    }
+
+    /// Goes on to the next wave. Says whether there is one.
+    fn next_wave(&mut self) -> bool {
+        let offered = self.beams.end;
+        let left = match self.failed {
+            None if offered < self.search.beams().len() => self.search.worthwhile().max(offered),
+            _ => offered,
+        };
+        self.beams = offered..wave_end(offered, left);
+        !self.beams.is_empty()
+    }
+}
+
+/// Waves get smaller: half of what is left.
+fn wave_end(start: usize, end: usize) -> usize {
+    match end - start {
+        few if few < 2 * SMALLEST_WAVE => end,
+        left => start + left.div_ceil(2),
     }
 }
 
@@ -126,12 +156,57 @@ impl Executor {
         })
     }
 
-    /// Lays the rows of a plan out, chunks first.
-    fn fill_batch(&mut self, plan: &Plan) -> Result<(), StepError> {
+    /// Takes the searches that go a step further out of their slots, in the order of the plan.
+    fn take_searches(&mut self, plan: &Plan) -> Result<(), StepError> {
+        // What a step that failed or panicked left behind: its slots are closed.
+        self.expansions.clear();
+        for Chunk { slot, expand, .. } in &plan.chunks {
+            let request = in_flight(&mut self.slots, *slot)?;
+            if let (Some(width), Some(search)) = (*expand, &request.job.search) {
+                let search = Search::new(search.clone(), width);
+                let beams = 0..search.beams().len();
+                self.expansions.push(Expansion {
+                    slot: *slot,
+                    search,
+                    branch: None,
+                    beams,
+                    first_row: 0,
+                    failed: None,
+                });
+            }
+        }
+        let (mut first_steps, first_branch) = (0, self.expansions.len());
+        for (index, BranchStep { slot, .. }) in plan.branches.iter().enumerate() {
+            let search = in_flight(&mut self.slots, *slot)?.search.take();
+            let search = search.filter(|search| search.steps_done() > 0 && !search.is_over());
+            let search = search.ok_or_else(|| StepError(format!("slot {} has no beams", slot.0)))?;
+            let beams = 0..search.beams().len();
+            first_steps += if search.steps_done() == 1 { beams.len() } else { 0 };
+            self.expansions.push(Expansion {
+                slot: *slot,
+                search,
+                branch: Some(index),
+                beams,
+                first_row: 0,
+                failed: None,
+            });
+        }
+        if first_steps >= WAVES_FROM * self.cpu.threads() {
+            let branches = self.expansions[first_branch..].iter_mut();
+            for expansion in branches.filter(|expansion| expansion.search.steps_done() == 1) {
+                expansion.beams.end = wave_end(0, expansion.beams.end);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lays out the rows of a plan: its chunks, for the first wave only, then the beams of this wave.
+    fn fill_batch(&mut self, plan: &Plan, first_wave: bool) -> Result<(), StepError> {
         self.batch.clear();
-        let unknown = |slot: Slot| StepError(format!("slot {} is not open", slot.0));
-        for chunk in &plan.chunks {
-            let request = in_flight(&mut self.slots, chunk.slot).ok_or_else(|| unknown(chunk.slot))?;
+        let chunks = if first_wave { &plan.chunks[..] } else { &[] };
+        let mut expansions = self.expansions.iter_mut().peekable();
+        for chunk in chunks {
+            let request = in_flight(&mut self.slots, chunk.slot)?;
             let tokens = request.job.tokens.get(chunk.positions.clone()).ok_or_else(|| {
                 StepError(format!(
                     "positions {:?} of a context of {}",
@@ -139,6 +214,9 @@ impl Executor {
                     request.job.tokens.len()
                 ))
             })?;
+            if let Some(expansion) = expansions.next_if(|expansion| expansion.slot == chunk.slot) {
+                expansion.first_row = self.batch.wanted.len();
+            }
             self.batch.push_context(ContextRows {
                 owner: chunk.slot.0,
                 tokens,
@@ -148,11 +226,12 @@ impl Executor {
                 wanted: usize::from(chunk.expand.is_some()),
             });
         }
-        for branch in &plan.branches {
-            let request = in_flight(&mut self.slots, branch.slot).ok_or_else(|| unknown(branch.slot))?;
-            let search =
-                request.search.as_ref().filter(|search| search.steps_done() > 0 && !search.is_over());
-            let search = search.ok_or_else(|| StepError(format!("slot {} has no beams", branch.slot.0)))?;
+        for Expansion { slot, search, branch, beams, first_row, .. } in expansions {
+            let Some(branch) = branch.map(|index| &plan.branches[index]) else { continue };
+            *first_row = self.batch.wanted.len();
+            if beams.start == beams.end {
+                continue;
+            }
             let branch_pages = &plan.pages[branch.branch_pages.clone()];
             let (step, width) = (search.steps_done() - 1, search.width());
             if branch_pages.len() * PAGE_SIZE < step * width + search.beams().len() {
@@ -163,16 +242,16 @@ impl Executor {
             }
             self.branch_tokens.clear();
             self.branch_lineage.clear();
-            for (index, beam) in search.beams().iter().enumerate() {
-                self.branch_tokens.push(beam.token);
+            for index in beams.clone() {
+                self.branch_tokens.push(search.beams()[index].token);
                 let ancestors = search.lineage(index).iter().enumerate();
                 self.branch_lineage.extend(ancestors.map(|(step, row)| (step * width) as u32 + row));
                 self.branch_lineage.push((step * width + index) as u32);
             }
             self.batch.push_branches(BranchRows {
-                owner: branch.slot.0,
+                owner: slot.0,
                 tokens: &self.branch_tokens,
-                context_len: request.job.tokens.len(),
+                context_len: in_flight(&mut self.slots, *slot)?.job.tokens.len(),
                 ancestors: step + 1,
                 lineage: &self.branch_lineage,
                 context_pages: &plan.pages[branch.context_pages.clone()],
@@ -182,8 +261,9 @@ impl Executor {
         self.batch.check_writes(self.pages.pages()).map_err(StepError)
     }
 
-    /// Scores the rows of all expansions, a bounded number at a time, and takes every search one step further.
-    fn expand(&mut self, rows: usize) {
+    /// Scores the wanted rows of the batch, a bounded number at a time, and offers them to their searches.
+    fn offer(&mut self) {
+        let rows = self.batch.wanted.len();
         let (isa, width) = (self.cpu.isa(), self.model.config().hidden_size);
         let full = |e: &Expansion| e.search.normalization() == Normalization::FullVocab;
         let mut start = 0;
@@ -199,9 +279,6 @@ impl Executor {
             self.expansions.par_iter_mut().for_each(|expansion| expansion.offer(isa, &range, scores));
             start = range.end;
         }
-        // A filter that allows nothing leaves a search that is over before it begins.
-        let going = self.expansions.par_iter_mut().filter(|expansion| !expansion.search.is_over());
-        going.for_each(|expansion| expansion.search.advance());
     }
 
     /// Says which logits of a range of rows are wanted.
@@ -218,32 +295,24 @@ impl Executor {
         plan: &Plan,
         outcomes: &mut Vec<(Slot, Progress<Found>)>,
     ) -> Result<(), StepError> {
-        // What a step that panicked left behind: its slots are closed.
-        self.expansions.clear();
         for transfer in &plan.transfers {
             transfer.carry_out(&mut self.pages).map_err(|error| StepError(error.to_string()))?;
         }
-        self.fill_batch(plan)?;
-        self.model.forward(&self.cpu, &self.batch, &mut self.pages, &mut self.workspace, &mut |_, _| {});
-        let mut row = 0;
-        let chunks = plan.chunks.iter().filter_map(|chunk| Some((chunk.slot, chunk.expand?)));
-        for (slot, width) in chunks {
-            if let Some(InFlight { job: Job { search: Some(request), .. }, .. }) =
-                in_flight(&mut self.slots, slot)
-            {
-                let search = Search::new(request.clone(), width);
-                self.expansions.push(Expansion { slot, first_row: row, search, failed: None });
-            }
-            row += 1;
-        }
-        for &BranchStep { slot, .. } in &plan.branches {
-            if let Some(search) = in_flight(&mut self.slots, slot).and_then(|request| request.search.take()) {
-                let beams = search.beams().len();
-                self.expansions.push(Expansion { slot, first_row: row, search, failed: None });
-                row += beams;
+        self.take_searches(plan)?;
+        let mut first_wave = true;
+        loop {
+            self.fill_batch(plan, first_wave)?;
+            self.model.forward(&self.cpu, &self.batch, &mut self.pages, &mut self.workspace, &mut |_, _| {});
+            self.offer();
+            first_wave = false;
+            let waves = self.expansions.par_iter_mut().map(|expansion| usize::from(expansion.next_wave()));
+            if waves.sum::<usize>() == 0 {
+                break;
             }
         }
-        self.expand(row);
+        // A filter that allows nothing leaves a search that is over before it begins.
+        let going = self.expansions.par_iter_mut().filter(|expansion| !expansion.search.is_over());
+        going.for_each(|expansion| expansion.search.advance());
 
         let mut expanded = self.expansions.drain(..).peekable();
         let slots = plan.chunks.iter().map(|chunk| (chunk.slot, chunk.expand.is_some()));
@@ -257,7 +326,7 @@ impl Executor {
                 }
                 Some(Expansion { search, .. }) => {
                     let rows = search.beams().len();
-                    if let Some(request) = in_flight(&mut self.slots, slot) {
+                    if let Ok(request) = in_flight(&mut self.slots, slot) {
                         request.search = Some(search);
                     }
                     Progress::Expanded { rows }
@@ -269,8 +338,9 @@ impl Executor {
     }
 }
 
-fn in_flight(slots: &mut [Option<InFlight>], slot: Slot) -> Option<&mut InFlight> {
-    slots.get_mut(slot.0 as usize)?.as_mut()
+fn in_flight(slots: &mut [Option<InFlight>], slot: Slot) -> Result<&mut InFlight, StepError> {
+    let place = slots.get_mut(slot.0 as usize).and_then(Option::as_mut);
+    place.ok_or_else(|| StepError(format!("slot {} is not open", slot.0)))
 }
 
 impl StepModel for Executor {

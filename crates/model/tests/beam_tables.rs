@@ -58,7 +58,8 @@ impl<'a> Table<'a> {
         Self { catalog: Arc::new(catalog), steps: steps.collect(), logits: logits.collect(), value }
     }
 
-    fn search(&self, beam: &Value) -> (Vec<Vec<u32>>, Vec<f64>, Vec<Vec<String>>) {
+    /// `thrifty` offers the best beams first, and no more of them than are worthwhile.
+    fn search(&self, beam: &Value, thrifty: bool) -> (Vec<Vec<u32>>, Vec<f64>, Vec<Vec<String>>) {
         let exclude = strings(&beam["exclude"]);
         let filter = self.catalog.filter(&FilterSpec { exclude_items: &exclude, ..FilterSpec::default() });
         let normalization = match beam["normalization"].as_str().unwrap() {
@@ -76,9 +77,17 @@ impl<'a> Table<'a> {
         let mut search = Search::new(request, width);
         let mut paths: Vec<Vec<u32>> = search.beams().iter().map(|_| Vec::new()).collect();
         while !search.is_over() {
-            // Offered in reverse: the order must not matter.
-            for (beam, path) in paths.iter().enumerate().rev() {
-                search.offer(Isa::detect(), beam, &self.logits[path]).unwrap();
+            if thrifty {
+                let mut beam = 0;
+                while beam < search.worthwhile() {
+                    search.offer(Isa::detect(), beam, &self.logits[&paths[beam]]).unwrap();
+                    beam += 1;
+                }
+            } else {
+                // Offered in reverse: the order must not matter.
+                for (beam, path) in paths.iter().enumerate().rev() {
+                    search.offer(Isa::detect(), beam, &self.logits[path]).unwrap();
+                }
             }
             let step = search.steps_done();
             search.advance();
@@ -110,7 +119,9 @@ impl<'a> Table<'a> {
                 "{} {} {} {}",
                 self.value["name"], beam["normalization"], beam["beam_width"], beam["exclude"]
             );
-            let (paths, scores, items) = self.search(beam);
+            let found = self.search(beam, false);
+            assert_eq!(found, self.search(beam, true), "{what}: with and without what is not worthwhile");
+            let (paths, scores, items) = found;
             let expected: Vec<Vec<u32>> = beam["tokens"].as_array().unwrap().iter().map(ids).collect();
             assert_eq!(paths, expected, "{what}");
             let expected: Vec<Vec<String>> = beam["items"].as_array().unwrap().iter().map(strings).collect();

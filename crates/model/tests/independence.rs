@@ -137,6 +137,46 @@ proptest! {
 }
 
 #[test]
+fn many_beams_go_in_waves_and_change_no_bit() {
+    let loaded = Loaded::open(CASES[0]);
+    let jobs: Vec<Job> =
+        (0..24).map(|seed| job(&loaded, &[seed, 3 * seed + 1, 7 * seed], seed % 3, false)).collect();
+    let width = 40;
+    let alone: Vec<Found> =
+        jobs.iter().map(|job| run(&mut loaded.executor(512), job.clone(), width, 64).unwrap()).collect();
+    let mut executor = Executor::new(Arc::clone(&loaded.model), Arc::new(Cpu::new(1).unwrap()), 512).unwrap();
+    let mut next_page = 0;
+    let mut running: Vec<Running> = Vec::new();
+    for (index, job) in jobs.iter().enumerate() {
+        running.push(Running::new(index as u32, job, width, &mut next_page));
+        executor.open(Slot(index as u32), job.clone());
+    }
+    let mut rows_of_a_step = Vec::new();
+    while running.iter().any(|request| request.found.is_none()) {
+        let (mut plan, mut outcomes) = (Plan::default(), Vec::new());
+        running
+            .iter_mut()
+            .filter(|request| request.found.is_none())
+            .for_each(|request| request.plan(64, &mut plan));
+        executor.step(&plan, &mut outcomes).unwrap();
+        let mut rows = 0;
+        for (slot, progress) in outcomes {
+            match progress {
+                Progress::Finished(found) => running[slot.0 as usize].found = Some(found),
+                Progress::Expanded { rows: beams } => rows += beams,
+                other => panic!("{other:?}"),
+            }
+        }
+        rows_of_a_step.push(rows);
+    }
+    // Enough of them for waves, see `WAVES_FROM`.
+    assert!(rows_of_a_step[0] >= 256, "{rows_of_a_step:?}");
+    for (alone, together) in alone.iter().zip(&running) {
+        assert_eq!(bits(alone), bits(together.found.as_ref().unwrap()));
+    }
+}
+
+#[test]
 fn a_plan_that_shares_a_written_page_is_refused() {
     let loaded = Loaded::open(CASES[0]);
     let mut executor = loaded.executor(8);
