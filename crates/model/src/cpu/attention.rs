@@ -122,8 +122,6 @@ struct Scratch {
     maxima: Vec<f32>,
     /// `[query]`, the sum of exponentials so far.
     totals: Vec<f32>,
-    /// `[ancestor][value_width]`.
-    ancestor_values: Vec<f32>,
 }
 
 /// One key-value head with the query heads it serves.
@@ -181,19 +179,12 @@ fn attend_block_body<const R: usize>(
                 let visible = PAGE_SIZE.min(context_len - page * PAGE_SIZE);
                 see_page(isa, pages, id, |_| visible, 0..queries, dim, scratch);
             }
-            let branch_pages = &tables.pages[branch_pages.clone()];
-            for row in 0..block.rows.len() {
-                let lineage = &tables.lineage[lineage + row * ancestors..][..*ancestors];
-                see_ancestors(
-                    isa,
-                    pages,
-                    branch_pages,
-                    lineage,
-                    row * group..(row + 1) * group,
-                    dim,
-                    scratch,
-                );
-            }
+            let lineages = Lineages {
+                pages: &tables.pages[branch_pages.clone()],
+                rows: &tables.lineage[*lineage..][..block.rows.len() * ancestors],
+                ancestors: *ancestors,
+            };
+            see_ancestors(pages, lineages, group, queries, dim, scratch);
         }
     }
 
@@ -202,9 +193,17 @@ fn attend_block_body<const R: usize>(
         let out = unsafe { out.row_segment(row, head * group * dim, group * dim) };
         for (member, out) in out.chunks_exact_mut(dim).enumerate() {
             let query = index * group + member;
-            let sums = &scratch.sums[query * value_width..][..dim];
-            let total = scratch.totals[query];
-            for (out, sum) in out.iter_mut().zip(sums) {
+            let (sums, total) = (&scratch.sums[query * value_width..][..dim], scratch.totals[query]);
+            let (full, rest) = out.as_chunks_mut::<VALUE_BLOCK>();
+            let (full_sums, rest_sums) = sums.as_chunks::<VALUE_BLOCK>();
+            for (out, sums) in full.iter_mut().zip(full_sums) {
+                let mut weighted = *sums;
+                for sum in &mut weighted {
+                    *sum /= total;
+                }
+                *out = weighted;
+            }
+            for (out, sum) in rest.iter_mut().zip(rest_sums) {
                 *out = sum / total;
             }
         }
@@ -239,109 +238,146 @@ fn see_page(
             logits.as_flattened_mut(),
             PAGE_SIZE,
         );
-        merge::<PAGE_SIZE>(
-            isa,
-            logits,
-            values,
-            |member| visible(first + member),
-            first,
-            pages.value_width(),
-            scratch,
-        );
+        weigh::<PAGE_SIZE>(logits, |member| visible(first + member), first, pages.value_width(), scratch);
+        // Only values that some query sees are touched: what lies behind them may belong to nobody. Those that a query
+        // does not see add zero. The last query sees the most.
+        let visible = visible(first + height - 1);
+        let value_width = pages.value_width();
+        for column in (0..value_width).step_by(PANEL) {
+            let columns = PANEL.min(value_width - column);
+            multiply_rows(
+                isa,
+                logits.as_flattened(),
+                PAGE_SIZE,
+                visible,
+                &values[column..],
+                value_width,
+                columns,
+                &mut scratch.sums[first * value_width + column..][..(height - 1) * value_width + columns],
+                value_width,
+            );
+        }
     }
 }
 
-/// The queries of one branch row see the row's ancestors.
+/// The ancestors of the rows of a block.
+#[derive(Clone, Copy)]
+struct Lineages<'a> {
+    /// Branch pages.
+    pages: &'a [PageId],
+    /// `[row][ancestors]`, branch rows.
+    rows: &'a [u32],
+    /// Ancestors per row.
+    ancestors: usize,
+}
+
+/// Every query sees the ancestors of its row; `group` queries belong to a row.
 #[inline(always)]
 fn see_ancestors(
-    isa: Isa,
     pages: &HeadPages,
-    branch_pages: &[PageId],
-    lineage: &[u32],
-    queries: Range<usize>,
+    lineages: Lineages<'_>,
+    group: usize,
+    queries: usize,
     dim: usize,
     scratch: &mut Scratch,
 ) {
-    let row = |&row: &u32| pages.branch_row(branch_pages[row as usize / PAGE_SIZE], row as usize % PAGE_SIZE);
-    let mut values = std::mem::take(&mut scratch.ancestor_values);
-    values.clear();
-    for ancestor in lineage {
-        values.extend_from_slice(row(ancestor).1);
-    }
-    for query in queries {
-        let mut logits = [[0.0; PAGE_SIZE]];
-        for (logit, ancestor) in logits[0].iter_mut().zip(lineage) {
-            *logit = dot(&scratch.queries[query * dim..][..dim], row(ancestor).0);
+    let (count, value_width) = (lineages.ancestors, pages.value_width());
+    let of = |query: usize| &lineages.rows[query / group * count..][..count];
+    let place =
+        |&row: &u32| pages.branch_row(lineages.pages[row as usize / PAGE_SIZE], row as usize % PAGE_SIZE);
+    for first in (0..queries).step_by(TALLEST) {
+        let height = TALLEST.min(queries - first);
+        let mut logits = [[0.0; PAGE_SIZE]; TALLEST];
+        let logits = &mut logits[..height];
+        for (member, logits) in logits.iter_mut().enumerate() {
+            let query = &scratch.queries[(first + member) * dim..][..dim];
+            for (logit, ancestor) in logits.iter_mut().zip(of(first + member)) {
+                *logit = dot(query, place(ancestor).0);
+            }
         }
         // The lanes of keys that do not exist add zeros, so fewer of them give the same bits.
-        let visible = |_| lineage.len();
-        if lineage.len() <= LANES {
-            merge::<LANES>(isa, &mut logits, &values, visible, query, pages.value_width(), scratch);
+        if count <= LANES {
+            weigh::<LANES>(logits, |_| count, first, value_width, scratch);
         } else {
-            merge::<PAGE_SIZE>(isa, &mut logits, &values, visible, query, pages.value_width(), scratch);
+            weigh::<PAGE_SIZE>(logits, |_| count, first, value_width, scratch);
+        }
+        for (member, weights) in logits.iter().enumerate() {
+            let sums = &mut scratch.sums[(first + member) * value_width..][..value_width];
+            for (weight, ancestor) in weights.iter().zip(of(first + member)) {
+                let values = place(ancestor).1.as_chunks::<VALUE_BLOCK>().0;
+                for (sums, values) in sums.as_chunks_mut::<VALUE_BLOCK>().0.iter_mut().zip(values) {
+                    // Copies lie in registers, and nothing else points at them.
+                    let (mut added, values) = (*sums, *values);
+                    for column in 0..VALUE_BLOCK {
+                        added[column] = weight.mul_add(values[column], added[column]);
+                    }
+                    *sums = added;
+                }
+            }
         }
     }
-    scratch.ancestor_values = values;
 }
 
-/// Merges keys, given by their logits and values `[key][value_width]`, into the running state of a few queries, of which
-/// each sees the first `visible`; the last of them sees the most. At most `WIDTH` keys are visible.
+/// Turns the logits of a few queries into weights, e^(logit - maximum), and brings their running state to the new
+/// maximum. Each query sees the first `visible` keys, at most `WIDTH`.
 #[inline(always)]
-fn merge<const WIDTH: usize>(
-    isa: Isa,
+fn weigh<const WIDTH: usize>(
     logits: &mut [[f32; PAGE_SIZE]],
-    values: &[f32],
     visible: impl Fn(usize) -> usize,
     first_query: usize,
     value_width: usize,
     scratch: &mut Scratch,
 ) {
+    let queries = first_query..first_query + logits.len();
+    let (mut before, mut maxima) = ([0.0; TALLEST], [0.0; TALLEST]);
+    before[..logits.len()].copy_from_slice(&scratch.maxima[queries.clone()]);
     for (member, weights) in logits.iter_mut().enumerate() {
-        let query = first_query + member;
-        // What is not visible weighs nothing: e^-inf is 0.
-        for weight in &mut weights[visible(member)..] {
-            *weight = f32::NEG_INFINITY;
-        }
-        let mut lanes = [scratch.maxima[query]; LANES];
-        let chunks = weights[..WIDTH].as_chunks_mut::<LANES>().0;
-        for chunk in chunks.iter() {
+        let visible = visible(member) as u32;
+        let mut lanes = [before[member]; LANES];
+        for (chunk, weights) in weights[..WIDTH].as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let mut seen = *weights;
             for lane in 0..LANES {
-                lanes[lane] = larger(chunk[lane], lanes[lane]);
+                // What is not visible weighs nothing: e^-inf is 0.
+                let visible = ((chunk * LANES + lane) as u32) < visible;
+                seen[lane] = if visible { seen[lane] } else { f32::NEG_INFINITY };
+                lanes[lane] = larger(seen[lane], lanes[lane]);
             }
+            *weights = seen;
         }
-        let max = fold_lanes(lanes, larger);
+        maxima[member] = fold_lanes(lanes, larger);
+    }
+    // All at once: one by one they would wait for each other.
+    let mut decays = [0.0; TALLEST];
+    for member in 0..TALLEST {
+        decays[member] = exp(before[member] - maxima[member]);
+    }
+    scratch.maxima[queries.clone()].copy_from_slice(&maxima[..logits.len()]);
+    for (member, (weights, query)) in logits.iter_mut().zip(queries).enumerate() {
+        let (max, decay) = (maxima[member], decays[member]);
         let mut totals = [0.0; LANES];
-        for chunk in chunks {
+        for chunk in weights[..WIDTH].as_chunks_mut::<LANES>().0 {
+            let mut weights = *chunk;
             for lane in 0..LANES {
-                chunk[lane] = exp(chunk[lane] - max);
-                totals[lane] += chunk[lane];
+                weights[lane] = exp(weights[lane] - max);
+                totals[lane] += weights[lane];
             }
+            *chunk = weights;
         }
-        let decay = exp(scratch.maxima[query] - max);
         let total = fold_lanes(totals, |a, b| a + b);
         scratch.totals[query] = scratch.totals[query].mul_add(decay, total);
-        scratch.maxima[query] = max;
-        for sum in &mut scratch.sums[query * value_width..][..value_width] {
-            *sum *= decay;
+        let sums = &mut scratch.sums[query * value_width..][..value_width];
+        for sums in sums.as_chunks_mut::<VALUE_BLOCK>().0 {
+            *sums = decayed(*sums, decay);
         }
     }
-    // Only values that some query sees are touched: what lies behind them may belong to nobody. Those that a query does not see
-    // add zero.
-    let visible = visible(logits.len() - 1);
-    for column in (0..value_width).step_by(PANEL) {
-        multiply_rows(
-            isa,
-            logits.as_flattened(),
-            PAGE_SIZE,
-            visible,
-            &values[column..],
-            value_width,
-            PANEL.min(value_width - column),
-            &mut scratch.sums[first_query * value_width + column..]
-                [..(logits.len() - 1) * value_width + PANEL.min(value_width - column)],
-            value_width,
-        );
+}
+
+#[inline(always)]
+fn decayed(mut sums: [f32; VALUE_BLOCK], decay: f32) -> [f32; VALUE_BLOCK] {
+    for sum in &mut sums {
+        *sum *= decay;
     }
+    sums
 }
 
 /// Most rows of [`multiply_rows`].

@@ -173,43 +173,44 @@ impl Qwen {
     ) {
         let (width, attended_width) = (self.config.hidden_size, self.heads.query * self.heads.dim);
         let w = workspace;
-        resize(&mut w.hidden, batch.rows() * width);
-        resize(&mut w.qkv, batch.rows() * self.heads.qkv_width());
-        for (x, &token) in w.hidden.chunks_exact_mut(width).zip(&batch.tokens) {
-            x.copy_from_slice(&self.embedding[token as usize * width..][..width]);
+        w.hidden.clear();
+        for &token in &batch.tokens {
+            w.hidden.extend_from_slice(&self.embedding[token as usize * width..][..width]);
         }
         observe(0, &w.hidden);
         let positions = &batch.positions;
-        self.enter(cpu, batch, &w.hidden, &mut w.qkv, &mut w.scratch);
+        let qkv = at_least(&mut w.qkv, batch.rows() * self.heads.qkv_width());
+        let mut attended = at_least(&mut w.attended, batch.rows() * attended_width);
+        self.enter(cpu, batch, &w.hidden, qkv, &mut w.scratch);
         for (index, layer) in self.layers.iter().enumerate() {
-            self.store(cpu, batch, &w.qkv, pages, index);
+            self.store(cpu, batch, qkv, pages, index);
             let next = self.layers.get(index + 1);
             let blocks = if next.is_some() { &batch.blocks } else { &batch.final_blocks };
             let tables = Tables { pages: &batch.pages, lineage: &batch.lineage };
-            resize(&mut w.attended, batch.rows() * attended_width);
-            attend(cpu, self.heads, &w.qkv, pages.layer(index), blocks, tables, &mut w.attended);
+            attend(cpu, self.heads, qkv, pages.layer(index), blocks, tables, attended);
             if next.is_none() {
-                keep_rows(&mut w.attended, attended_width, &batch.wanted);
+                attended = keep_rows(attended, attended_width, &batch.wanted);
                 keep_rows(&mut w.hidden, width, &batch.wanted);
+                w.hidden.truncate(batch.wanted.len() * width);
             }
             match Groups::of(w.hidden.len() / width, cpu.threads()) {
                 Groups::One => {
-                    self.leave(cpu, layer, &w.attended, &mut w.hidden, &mut w.scratch);
+                    self.leave(cpu, layer, attended, &mut w.hidden, &mut w.scratch);
                     if let Some(next) = next {
-                        self.project(cpu, next, &w.hidden, &mut w.qkv, &mut w.scratch);
-                        self.rotate(cpu, next, positions, &mut w.qkv);
+                        self.project(cpu, next, &w.hidden, qkv, &mut w.scratch);
+                        self.rotate(cpu, next, positions, qkv);
                     }
                 }
                 Groups::Of(rows) => {
                     let alone = cpu.alone();
-                    let attended = w.attended.par_chunks(rows * attended_width);
+                    let attended = attended.par_chunks(rows * attended_width);
                     let hidden = w.hidden.par_chunks_mut(rows * width);
                     let leave = |attended: &[f32], hidden: &mut [f32], scratch: &mut Scratch| {
                         self.leave(&alone, layer, attended, hidden, scratch);
                     };
                     match next {
                         Some(next) => cpu.run(|| {
-                            let qkv = w.qkv.par_chunks_mut(rows * self.heads.qkv_width());
+                            let qkv = qkv.par_chunks_mut(rows * self.heads.qkv_width());
                             attended.zip(hidden).zip(qkv).zip(positions.par_chunks(rows)).for_each(
                                 |(((attended, hidden), qkv), positions)| {
                                     SCRATCH.with_borrow_mut(|scratch| {
@@ -279,7 +280,7 @@ impl Qwen {
         rows.pack(cpu, attended, layer.output.inputs(), format);
         layer.output.forward(cpu, rows, Output::Add, hidden);
         rows.pack_normed(cpu, hidden, &layer.mlp_norm, config.rms_norm_eps, format);
-        resize(gated, rows.count() * config.intermediate_size);
+        let gated = at_least(gated, rows.count() * config.intermediate_size);
         layer.gate_up.forward(cpu, rows, Output::Replace, gated);
         rows.pack(cpu, gated, config.intermediate_size, format);
         layer.down.forward(cpu, rows, Output::Add, hidden);
@@ -305,7 +306,7 @@ impl Qwen {
     pub fn logits(&self, cpu: &Cpu, hidden: &[f32], out: &mut Vec<f32>) {
         let mut rows = Rows::default();
         rows.pack_normed(cpu, hidden, &self.final_norm, self.config.rms_norm_eps, self.format());
-        resize(out, rows.count() * self.config.vocab_size);
+        out.resize(rows.count() * self.config.vocab_size, 0.0);
         self.head.forward(cpu, &rows, Output::Replace, out);
     }
 
@@ -434,15 +435,18 @@ pub fn expected_tensors(config: &Config) -> BTreeMap<String, Vec<usize>> {
     expected
 }
 
-/// Gives a buffer its length; what it holds is overwritten by the caller.
-fn resize(buffer: &mut Vec<f32>, len: usize) {
-    buffer.resize(len, 0.0);
+/// The beginning of a buffer that only grows; what it holds is overwritten by the caller.
+fn at_least(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
 }
 
-/// Keeps only some rows, given in ascending order.
-fn keep_rows(values: &mut Vec<f32>, width: usize, rows: &[usize]) {
+/// Moves some rows, given in ascending order, to the front.
+fn keep_rows<'a>(values: &'a mut [f32], width: usize, rows: &[usize]) -> &'a mut [f32] {
     for (kept, &row) in rows.iter().enumerate() {
         values.copy_within(row * width..(row + 1) * width, kept * width);
     }
-    values.truncate(rows.len() * width);
+    &mut values[..rows.len() * width]
 }

@@ -68,9 +68,16 @@ impl Rows {
             WeightFormat::Bf16 => bfloat16::words_per_row(cpu.bf16_kernel(), inputs),
             WeightFormat::Q8_0 => quantized::words_per_row(inputs),
         };
-        self.words.resize(count * self.stride, 0);
         let blocks = if format == WeightFormat::Q8_0 { quantized::blocks(inputs) } else { 0 };
-        self.factors.resize(count * blocks, quantized::Factor::default());
+        // They only grow: what lies behind the rows of this call is not read.
+        let (words, factors) = (count * self.stride, count * blocks);
+        if self.words.len() < words {
+            self.words.resize(words, 0);
+        }
+        if self.factors.len() < factors {
+            self.factors.resize(factors, quantized::Factor::default());
+        }
+        let (words, factors) = (&mut self.words[..words], &mut self.factors[..factors]);
 
         let (kernel, isa) = (cpu.bf16_kernel(), cpu.isa());
         let pack = |(x, words, factors): (&[f32], &mut [u32], &mut [quantized::Factor])| {
@@ -86,20 +93,20 @@ impl Rows {
         let (x_size, word_size) = (self.height * inputs, self.height * self.stride);
         let factor_size = (self.height * blocks).max(1);
         if count * inputs < PARALLEL_FROM || cpu.threads() == 1 {
-            let mut factors = self.factors.chunks_mut(factor_size);
-            for (x, words) in x.chunks(x_size).zip(self.words.chunks_mut(word_size)) {
+            let mut factors = factors.chunks_mut(factor_size);
+            for (x, words) in x.chunks(x_size).zip(words.chunks_mut(word_size)) {
                 pack((x, words, factors.next().unwrap_or_default()));
             }
         } else if blocks == 0 {
             cpu.run(|| {
-                let tiles = x.par_chunks(x_size).zip(self.words.par_chunks_mut(word_size));
+                let tiles = x.par_chunks(x_size).zip(words.par_chunks_mut(word_size));
                 tiles.for_each(|(x, words)| pack((x, words, &mut [])));
             });
         } else {
             cpu.run(|| {
-                let tiles = x.par_chunks(x_size).zip(self.words.par_chunks_mut(word_size));
+                let tiles = x.par_chunks(x_size).zip(words.par_chunks_mut(word_size));
                 tiles
-                    .zip(self.factors.par_chunks_mut(factor_size))
+                    .zip(factors.par_chunks_mut(factor_size))
                     .for_each(|((x, words), factors)| pack((x, words, factors)));
             });
         }
