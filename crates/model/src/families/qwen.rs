@@ -101,7 +101,10 @@ impl Groups {
     fn of(rows: usize, threads: usize) -> Self {
         match rows / threads {
             share if share < LEAST_GROUP => Self::One,
-            share => Self::Of(share.div_ceil(share.div_ceil(LARGEST_GROUP)).next_multiple_of(TILE_ROWS)),
+            share => {
+                let l: usize = std::env::var("LG").map_or(LARGEST_GROUP, |x| x.parse().unwrap());
+                Self::Of(share.div_ceil(share.div_ceil(l)).next_multiple_of(TILE_ROWS))
+            }
         }
     }
 }
@@ -173,15 +176,29 @@ impl Qwen {
     ) {
         let (width, attended_width) = (self.config.hidden_size, self.heads.query * self.heads.dim);
         let w = workspace;
-        w.hidden.clear();
-        for &token in &batch.tokens {
-            w.hidden.extend_from_slice(&self.embedding[token as usize * width..][..width]);
-        }
-        observe(0, &w.hidden);
+        w.hidden.resize(batch.rows() * width, 0.0);
         let positions = &batch.positions;
         let qkv = at_least(&mut w.qkv, batch.rows() * self.heads.qkv_width());
         let mut attended = at_least(&mut w.attended, batch.rows() * attended_width);
-        self.enter(cpu, batch, &w.hidden, qkv, &mut w.scratch);
+        self.fill_first_qkv(cpu, &mut w.scratch);
+        match Groups::of(batch.rows(), cpu.threads()) {
+            Groups::One => self.enter(cpu, &batch.tokens, positions, &mut w.hidden, qkv, &mut w.scratch),
+            Groups::Of(rows) => cpu.run(|| {
+                let (alone, tokens) = (cpu.alone(), batch.tokens.par_chunks(rows));
+                let (hidden, qkv) = (
+                    w.hidden.par_chunks_mut(rows * width),
+                    qkv.par_chunks_mut(rows * self.heads.qkv_width()),
+                );
+                tokens.zip(positions.par_chunks(rows)).zip(hidden).zip(qkv).for_each(
+                    |(((tokens, positions), hidden), qkv)| {
+                        SCRATCH.with_borrow_mut(|scratch| {
+                            self.enter(&alone, tokens, positions, hidden, qkv, scratch);
+                        });
+                    },
+                );
+            }),
+        }
+        observe(0, &w.hidden);
         for (index, layer) in self.layers.iter().enumerate() {
             self.store(cpu, batch, qkv, pages, index);
             let next = self.layers.get(index + 1);
@@ -233,23 +250,39 @@ impl Qwen {
         }
     }
 
-    /// Queries, keys and values of the first layer.
-    fn enter(&self, cpu: &Cpu, batch: &Batch, hidden: &[f32], qkv: &mut [f32], scratch: &mut Scratch) {
+    /// Embeds tokens; and queries, keys and values of the first layer.
+    fn enter(
+        &self,
+        cpu: &Cpu,
+        tokens: &[u32],
+        positions: &[u32],
+        hidden: &mut [f32],
+        qkv: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let look_up = |table: &[f32], width: usize, out: &mut [f32]| {
+            for (out, &token) in out.chunks_exact_mut(width).zip(tokens) {
+                out.copy_from_slice(&table[token as usize * width..][..width]);
+            }
+        };
+        look_up(&self.embedding, self.config.hidden_size, hidden);
         let Some(first) = self.layers.first() else { return };
-        if self.looks_up_first_qkv() {
-            let table = self.first_qkv.get_or_init(|| {
+        match self.first_qkv.get() {
+            Some(table) => look_up(table, self.heads.qkv_width(), qkv),
+            None => self.project(cpu, first, hidden, qkv, scratch),
+        }
+        self.rotate(cpu, first, positions, qkv);
+    }
+
+    /// Makes the table of the first layer, once, if it is to be had.
+    fn fill_first_qkv(&self, cpu: &Cpu, scratch: &mut Scratch) {
+        if let (Some(first), true) = (self.layers.first(), self.looks_up_first_qkv()) {
+            self.first_qkv.get_or_init(|| {
                 let mut table = vec![0.0; self.first_qkv_len()];
                 self.project(cpu, first, &self.embedding, &mut table, scratch);
                 table
             });
-            let width = self.heads.qkv_width();
-            for (qkv, &token) in qkv.chunks_exact_mut(width).zip(&batch.tokens) {
-                qkv.copy_from_slice(&table[token as usize * width..][..width]);
-            }
-        } else {
-            self.project(cpu, first, hidden, qkv, scratch);
         }
-        self.rotate(cpu, first, &batch.positions, qkv);
     }
 
     fn looks_up_first_qkv(&self) -> bool {
