@@ -12,14 +12,14 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-
-use rayon::prelude::*;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::batch::{Batch, BranchRows, ContextRows};
 use crate::cpu::Cpu;
 use crate::cpu::isa::Isa;
 use crate::cpu::linear::{Rows, Scores};
 use crate::cpu::pages::{PAGE_SIZE, PageStore};
+use crate::cpu::parallel::write;
 use crate::decode::{Hypothesis, Normalization, NotFinite, Search, SearchRequest};
 use crate::error::ModelError;
 use crate::families::qwen::{Qwen, Workspace};
@@ -276,7 +276,9 @@ impl Executor {
             let hidden = &self.workspace.hidden[range.start * width..range.end * width];
             self.model.score(&self.cpu, hidden, &mut self.scored_rows, &mut self.scores);
             let scores = &self.scores;
-            self.expansions.par_iter_mut().for_each(|expansion| expansion.offer(isa, &range, scores));
+            self.cpu.each_part(write(&mut self.expansions, 1), |_, expansions| {
+                expansions.iter_mut().for_each(|expansion| expansion.offer(isa, &range, scores));
+            });
             start = range.end;
         }
     }
@@ -305,14 +307,21 @@ impl Executor {
             self.model.forward(&self.cpu, &self.batch, &mut self.pages, &mut self.workspace, &mut |_, _| {});
             self.offer();
             first_wave = false;
-            let waves = self.expansions.par_iter_mut().map(|expansion| usize::from(expansion.next_wave()));
-            if waves.sum::<usize>() == 0 {
+            let goes_on = AtomicBool::new(false);
+            self.cpu.each_part(write(&mut self.expansions, 1), |_, expansions| {
+                let next =
+                    expansions.iter_mut().filter_map(|expansion| expansion.next_wave().then_some(true));
+                next.for_each(|next| goes_on.store(next, Ordering::Relaxed));
+            });
+            if !goes_on.into_inner() {
                 break;
             }
         }
         // A filter that allows nothing leaves a search that is over before it begins.
-        let going = self.expansions.par_iter_mut().filter(|expansion| !expansion.search.is_over());
-        going.for_each(|expansion| expansion.search.advance());
+        self.cpu.each_part(write(&mut self.expansions, 1), |_, expansions| {
+            let going = expansions.iter_mut().filter(|expansion| !expansion.search.is_over());
+            going.for_each(|expansion| expansion.search.advance());
+        });
 
         let mut expanded = self.expansions.drain(..).peekable();
         let slots = plan.chunks.iter().map(|chunk| (chunk.slot, chunk.expand.is_some()));

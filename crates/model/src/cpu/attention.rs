@@ -13,7 +13,6 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use beamline_kv_cache::PageId;
-use rayon::prelude::*;
 
 use super::Cpu;
 use super::isa::{Isa, per_isa};
@@ -103,7 +102,7 @@ pub fn attend(
             attend_block(cpu.isa(), cpu.isa(), head, qkv, block, tables, scratch, out);
         });
     };
-    cpu.run(|| (0..blocks.len() * heads.key_value).into_par_iter().for_each(task));
+    cpu.each(blocks.len() * heads.key_value, 1, task);
 }
 
 thread_local! {

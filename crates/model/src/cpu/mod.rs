@@ -12,6 +12,7 @@ pub mod linear;
 mod memory;
 mod page_contents;
 pub mod pages;
+pub(crate) mod parallel;
 pub mod rotary;
 pub mod tile;
 pub mod vector;

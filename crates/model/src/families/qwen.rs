@@ -24,7 +24,6 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use candle_core::Tensor;
-use rayon::prelude::*;
 
 use crate::batch::Batch;
 use crate::checkpoint::Checkpoint;
@@ -34,6 +33,7 @@ use crate::cpu::Cpu;
 use crate::cpu::attention::{Heads, Tables, attend};
 use crate::cpu::linear::{Linear, Output, Rows, Scores, WeightFormat};
 use crate::cpu::pages::PageStore;
+use crate::cpu::parallel::{read, write};
 use crate::cpu::rotary::{Rotary, turn_heads};
 use crate::cpu::vector::rms_norm;
 use crate::error::ModelError;
@@ -101,10 +101,7 @@ impl Groups {
     fn of(rows: usize, threads: usize) -> Self {
         match rows / threads {
             share if share < LEAST_GROUP => Self::One,
-            share => {
-                let l: usize = std::env::var("LG").map_or(LARGEST_GROUP, |x| x.parse().unwrap());
-                Self::Of(share.div_ceil(share.div_ceil(l)).next_multiple_of(TILE_ROWS))
-            }
+            share => Self::Of(share.div_ceil(share.div_ceil(LARGEST_GROUP)).next_multiple_of(TILE_ROWS)),
         }
     }
 }
@@ -183,20 +180,17 @@ impl Qwen {
         self.fill_first_qkv(cpu, &mut w.scratch);
         match Groups::of(batch.rows(), cpu.threads()) {
             Groups::One => self.enter(cpu, &batch.tokens, positions, &mut w.hidden, qkv, &mut w.scratch),
-            Groups::Of(rows) => cpu.run(|| {
-                let (alone, tokens) = (cpu.alone(), batch.tokens.par_chunks(rows));
-                let (hidden, qkv) = (
-                    w.hidden.par_chunks_mut(rows * width),
-                    qkv.par_chunks_mut(rows * self.heads.qkv_width()),
-                );
-                tokens.zip(positions.par_chunks(rows)).zip(hidden).zip(qkv).for_each(
-                    |(((tokens, positions), hidden), qkv)| {
-                        SCRATCH.with_borrow_mut(|scratch| {
-                            self.enter(&alone, tokens, positions, hidden, qkv, scratch);
-                        });
-                    },
-                );
-            }),
+            Groups::Of(rows) => {
+                let alone = cpu.alone();
+                let hidden = write(&mut w.hidden, rows * width);
+                let qkv = write(qkv, rows * self.heads.qkv_width());
+                let parts = ((read(&batch.tokens, rows), read(positions, rows)), (hidden, qkv));
+                cpu.each_part(parts, |_, ((tokens, positions), (hidden, qkv))| {
+                    SCRATCH.with_borrow_mut(|scratch| {
+                        self.enter(&alone, tokens, positions, hidden, qkv, scratch);
+                    });
+                });
+            }
         }
         observe(0, &w.hidden);
         for (index, layer) in self.layers.iter().enumerate() {
@@ -220,27 +214,23 @@ impl Qwen {
                 }
                 Groups::Of(rows) => {
                     let alone = cpu.alone();
-                    let attended = attended.par_chunks(rows * attended_width);
-                    let hidden = w.hidden.par_chunks_mut(rows * width);
-                    let leave = |attended: &[f32], hidden: &mut [f32], scratch: &mut Scratch| {
-                        self.leave(&alone, layer, attended, hidden, scratch);
-                    };
+                    let attended = read(attended, rows * attended_width);
+                    let parts = (attended, write(&mut w.hidden, rows * width));
                     match next {
-                        Some(next) => cpu.run(|| {
-                            let qkv = qkv.par_chunks_mut(rows * self.heads.qkv_width());
-                            attended.zip(hidden).zip(qkv).zip(positions.par_chunks(rows)).for_each(
-                                |(((attended, hidden), qkv), positions)| {
-                                    SCRATCH.with_borrow_mut(|scratch| {
-                                        leave(attended, hidden, scratch);
-                                        self.project(&alone, next, hidden, qkv, scratch);
-                                        self.rotate(&alone, next, positions, qkv);
-                                    });
-                                },
-                            );
-                        }),
-                        None => cpu.run(|| {
-                            attended.zip(hidden).for_each(|(attended, hidden)| {
-                                SCRATCH.with_borrow_mut(|scratch| leave(attended, hidden, scratch));
+                        Some(next) => {
+                            let qkv = write(qkv, rows * self.heads.qkv_width());
+                            let parts = (parts, (read(positions, rows), qkv));
+                            cpu.each_part(parts, |_, ((attended, hidden), (positions, qkv))| {
+                                SCRATCH.with_borrow_mut(|scratch| {
+                                    self.leave(&alone, layer, attended, hidden, scratch);
+                                    self.project(&alone, next, hidden, qkv, scratch);
+                                    self.rotate(&alone, next, positions, qkv);
+                                });
+                            });
+                        }
+                        None => cpu.each_part(parts, |_, (attended, hidden)| {
+                            SCRATCH.with_borrow_mut(|scratch| {
+                                self.leave(&alone, layer, attended, hidden, scratch);
                             });
                         }),
                     }
@@ -347,32 +337,27 @@ impl Qwen {
     fn rotate(&self, cpu: &Cpu, layer: &Layer, positions: &[u32], qkv: &mut [f32]) {
         let (heads, eps, isa) = (self.heads, self.config.rms_norm_eps, cpu.isa());
         let (q_norm, k_norm) = layer.qk_norm.as_ref().map(|(q, k)| (q.as_slice(), k.as_slice())).unzip();
-        let turn_row = |(row, &position): (&mut [f32], &u32)| {
-            let (queries, rest) = row.split_at_mut(heads.query * heads.dim);
-            let keys = &mut rest[..heads.key_value * heads.dim];
-            turn_heads(isa, queries, heads.dim, q_norm, eps, &self.rotary, position as usize);
-            turn_heads(isa, keys, heads.dim, k_norm, eps, &self.rotary, position as usize);
-        };
-        if cpu.threads() == 1 {
-            return qkv.chunks_exact_mut(heads.qkv_width()).zip(positions).for_each(turn_row);
-        }
-        cpu.run(|| {
-            let rows = qkv.par_chunks_mut(heads.qkv_width()).zip(positions);
-            rows.with_min_len(ROWS_PER_TASK).for_each(turn_row);
+        let parts = (write(qkv, ROWS_PER_TASK * heads.qkv_width()), read(positions, ROWS_PER_TASK));
+        cpu.each_part(parts, |_, (qkv, positions)| {
+            for (row, &position) in qkv.chunks_exact_mut(heads.qkv_width()).zip(positions) {
+                let (queries, rest) = row.split_at_mut(heads.query * heads.dim);
+                let keys = &mut rest[..heads.key_value * heads.dim];
+                turn_heads(isa, queries, heads.dim, q_norm, eps, &self.rotary, position as usize);
+                turn_heads(isa, keys, heads.dim, k_norm, eps, &self.rotary, position as usize);
+            }
         });
     }
 
     /// Writes keys and values into pages, one head per task.
     fn store(&self, cpu: &Cpu, batch: &Batch, qkv: &[f32], pages: &mut PageStore, layer: usize) {
         let heads = self.heads;
-        let store_head = |(head, pages): (usize, &mut crate::cpu::pages::HeadPages)| {
+        cpu.each_part(write(pages.layer_mut(layer), 1), |head, pages| {
             for (row, destination) in qkv.chunks_exact(heads.qkv_width()).zip(&batch.destinations) {
                 let key = &row[(heads.query + head) * heads.dim..][..heads.dim];
                 let value = &row[(heads.query + heads.key_value + head) * heads.dim..][..heads.dim];
-                pages.write(*destination, key, value);
+                pages[0].write(*destination, key, value);
             }
-        };
-        cpu.run(|| pages.layer_mut(layer).par_iter_mut().enumerate().for_each(store_head));
+        });
     }
 }
 

@@ -29,7 +29,6 @@ mod tests;
 mod weights;
 
 use candle_core::{DType, Tensor};
-use rayon::prelude::*;
 
 pub(crate) use bfloat16::Bf16Kernel;
 pub use format::WeightFormat;
@@ -246,11 +245,10 @@ impl Linear {
             }
         };
         let work = rows.count() * self.inputs * count * PANEL;
-        if work < PARALLEL_FROM || cpu.threads() == 1 {
+        if work < PARALLEL_FROM {
             (0..groups * count).for_each(task);
         } else {
-            let least = PARALLEL_FROM.div_ceil(work / (groups * count)).max(1);
-            cpu.run(|| (0..groups * count).into_par_iter().with_min_len(least).for_each(task));
+            cpu.each(groups * count, PARALLEL_FROM.div_ceil(work / (groups * count)), task);
         }
     }
 }

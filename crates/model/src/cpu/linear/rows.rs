@@ -6,12 +6,11 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::format::WeightFormat;
 use super::{MAX_HEIGHT, bfloat16, quantized, single};
 use crate::cpu::Cpu;
 use crate::cpu::isa::{Isa, Level};
+use crate::cpu::parallel::{read, write};
 use crate::cpu::vector::rms_norm;
 
 /// Under this many values packing runs on the calling thread.
@@ -91,24 +90,14 @@ impl Rows {
             });
         };
         let (x_size, word_size) = (self.height * inputs, self.height * self.stride);
-        let factor_size = (self.height * blocks).max(1);
-        if count * inputs < PARALLEL_FROM || cpu.threads() == 1 {
-            let mut factors = factors.chunks_mut(factor_size);
-            for (x, words) in x.chunks(x_size).zip(words.chunks_mut(word_size)) {
-                pack((x, words, factors.next().unwrap_or_default()));
-            }
-        } else if blocks == 0 {
-            cpu.run(|| {
-                let tiles = x.par_chunks(x_size).zip(words.par_chunks_mut(word_size));
-                tiles.for_each(|(x, words)| pack((x, words, &mut [])));
-            });
+        let one = cpu.alone();
+        let cpu = if count * inputs < PARALLEL_FROM { &one } else { cpu };
+        let tiles = (read(x, x_size), write(words, word_size));
+        if blocks == 0 {
+            cpu.each_part(tiles, |_, (x, words)| pack((x, words, &mut [])));
         } else {
-            cpu.run(|| {
-                let tiles = x.par_chunks(x_size).zip(words.par_chunks_mut(word_size));
-                tiles
-                    .zip(factors.par_chunks_mut(factor_size))
-                    .for_each(|((x, words), factors)| pack((x, words, factors)));
-            });
+            let tiles = (tiles, write(factors, self.height * blocks));
+            cpu.each_part(tiles, |_, ((x, words), factors)| pack((x, words, factors)));
         }
     }
 
