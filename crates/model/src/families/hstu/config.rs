@@ -848,14 +848,16 @@ impl ResearchInput {
 }
 
 fn check_tables(tables: &[TableConfig], used: &[&str]) -> Result<(), String> {
+    if let Some(name) = used.iter().find(|name| tables.iter().all(|table| table.name != **name)) {
+        return Err(format!("input.tables has no table {name:?}"));
+    }
     for (index, table) in tables.iter().enumerate() {
         in_range(&format!("input.tables: rows of {}", table.name), table.rows, MAX_ROWS)?;
         let first = tables.iter().position(|other| other.name == table.name);
         require(first == Some(index), &format!("input.tables names {} twice", table.name))?;
         require(used.contains(&table.name.as_str()), &format!("input.tables: nothing uses {}", table.name))?;
     }
-    let missing = used.iter().find(|name| tables.iter().all(|table| table.name != **name));
-    missing.map_or(Ok(()), |name| Err(format!("input.tables has no table {name:?}")))
+    Ok(())
 }
 
 fn check_contextual(contextual: &[ContextualConfig]) -> Result<(), String> {
