@@ -6,6 +6,14 @@
 #![allow(missing_docs, reason = "criterion's macro makes public items")]
 #![allow(clippy::expect_used, reason = "a measurement for people to run")]
 
+use std::time::{Duration, Instant};
+
+#[path = "../tests/common/hstu.rs"]
+mod hstu;
+#[path = "../tests/common/made.rs"]
+#[allow(dead_code, clippy::unwrap_used, reason = "made for tests too")]
+mod made;
+
 use beamline_kv_cache::PageId;
 use beamline_model::batch::ContextRows;
 use beamline_model::cpu::Cpu;
@@ -14,10 +22,12 @@ use beamline_model::cpu::linear::{Linear, Output, Rows, WeightFormat};
 use beamline_model::cpu::mask::Mask;
 use beamline_model::cpu::pages::{Destination, PAGE_SIZE, PageStore};
 use beamline_model::cpu::pointwise::{Call, RelativeBias, Sequence, Sequences, Shape, attend};
+use beamline_model::families::hstu::PushContext;
 use beamline_model::families::hstu::batch::{ContextOf, HstuBatch};
 use beamline_model::families::hstu::retrieval::{ItemTable, TopItems};
+use beamline_model::families::hstu::stack::Workspace;
 use candle_core::{Device, Tensor};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Bencher, Criterion, Throughput, criterion_group, criterion_main};
 
 const THREADS: usize = 2;
 
@@ -49,6 +59,17 @@ fn context(history: usize) -> HstuBatch {
         ContextRows { owner: 0, tokens: &tokens, first_position: 0, cached: 0, pages: &pages, wanted: 1 };
     batch.push_context(rows, ContextOf { len: history, times: &times });
     batch
+}
+
+/// Measures within the pool, its threads awake, as a step runs.
+fn awake(bencher: &mut Bencher<'_>, cpu: &Cpu, mut work: impl FnMut() + Send) {
+    bencher.iter_custom(|count| {
+        cpu.run_awake(|| {
+            let start = Instant::now();
+            (0..count).for_each(|_| work());
+            start.elapsed()
+        })
+    });
 }
 
 fn attention(c: &mut Criterion) {
@@ -94,7 +115,7 @@ fn attention(c: &mut Criterion) {
                 group.bench_function(
                     format!("{heads} heads of {dim}, history {history}, {name} bias"),
                     |b| {
-                        b.iter(|| attend(&cpu, &call, &batch.layout.blocks, &mut out));
+                        awake(b, &cpu, || attend(&cpu, &call, &batch.layout.blocks, &mut out));
                     },
                 );
             }
@@ -116,11 +137,67 @@ fn products(c: &mut Criterion) {
                     (numbers(history * inputs), Rows::default(), vec![0.0; history * outputs]);
                 group.throughput(Throughput::Elements((2 * history * inputs * outputs) as u64));
                 group.bench_function(format!("f32 {history} x {inputs} x {outputs}"), |b| {
-                    b.iter(|| {
+                    awake(b, &cpu, || {
                         rows.pack(&cpu, &x, inputs, WeightFormat::F32);
                         linear.forward(&cpu, &rows, Output::Replace, &mut out);
                     });
                 });
+            }
+        }
+    }
+    group.finish();
+}
+
+/// The layers of the published research models, from events to the final state of the last row.
+fn forward(c: &mut Criterion) {
+    let cpu = Cpu::new(THREADS).expect("threads");
+    let mut group = c.benchmark_group("forward");
+    for (layers, (width, heads, dim)) in [4, 2].into_iter().zip(SHAPES) {
+        let config = hstu::research(&hstu::ResearchSizes {
+            items: 1000,
+            most: 2000,
+            positions: 2011,
+            width,
+            layers,
+            heads,
+            key: dim,
+            value: dim,
+        });
+        let tensors = hstu::random_tensors(&config, 1);
+        for format in WeightFormat::ALL {
+            let model = hstu::load(&config, &tensors, &cpu, format);
+            for history in HISTORIES {
+                let items: Vec<u32> = (0..history as u32).map(|i| 1 + i * 37 % 1000).collect();
+                let request = hstu::history(&items, &[], &times(history), 1_900_000_000);
+                let request = model.prepare(request).expect("a request");
+                let pages: Vec<PageId> = (0..history.div_ceil(PAGE_SIZE) as u32).map(PageId).collect();
+                let mut store = model.page_store(pages.len()).expect("pages");
+                let (mut batch, mut workspace) = (HstuBatch::default(), Workspace::default());
+                // The whole context, and what is left of it when all pages but the last are cached.
+                for first in [0, (history - 1) / PAGE_SIZE * PAGE_SIZE] {
+                    let rows = history - first;
+                    let pairs = history * (history + 1) / 2 - first * (first + 1) / 2;
+                    let products = rows * width * 5 * heads * dim;
+                    let operations = 2 * layers * (products + heads * pairs * 2 * dim);
+                    group.throughput(Throughput::Elements(operations as u64));
+                    let name = format!("{format} {layers} layers of {width}, {rows} rows of {history}");
+                    group.bench_function(name, |b| {
+                        b.iter(|| {
+                            batch.clear();
+                            let rows = PushContext {
+                                owner: 0,
+                                positions: first..history,
+                                cached: first,
+                                pages: &pages,
+                                wanted: 1,
+                            };
+                            model.push_context(&cpu, &mut batch, &request, rows).expect("rows");
+                            cpu.run_awake(|| {
+                                model.forward(&cpu, &batch, &mut store, &mut workspace, &mut |_, _| {});
+                            });
+                        });
+                    });
+                }
             }
         }
     }
@@ -148,7 +225,7 @@ fn retrieval(c: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default().sample_size(20).measurement_time(std::time::Duration::from_millis(1500)).warm_up_time(std::time::Duration::from_millis(300));
-    targets = attention, products, retrieval
+    config = Criterion::default().sample_size(20).measurement_time(Duration::from_millis(1500)).warm_up_time(Duration::from_millis(300));
+    targets = attention, products, forward, retrieval
 }
 criterion_main!(benches);

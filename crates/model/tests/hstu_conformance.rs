@@ -83,7 +83,7 @@ fn check_retrieval(
     let all = |_| true;
     let items = retrieval.items().items() - 1;
     let found =
-        retrieval.items().top(cpu, &vector, &[TopItems { count: items, allowed: &all }]).unwrap().remove(0);
+        retrieval.items().top(cpu, &vector, &[TopItems { count: items, allowed: &all }]).remove(0).unwrap();
     let mut scores = vec![0.0; items];
     for scored in &found {
         scores[scored.item as usize - 1] = scored.score;
@@ -91,7 +91,7 @@ fn check_retrieval(
     assert_close(&scores, &of("scores"), RESEARCH, "scores");
     let unseen = |item: u32| !request.events.items.contains(&item);
     let best =
-        retrieval.items().top(cpu, &vector, &[TopItems { count: 10, allowed: &unseen }]).unwrap().remove(0);
+        retrieval.items().top(cpu, &vector, &[TopItems { count: 10, allowed: &unseen }]).remove(0).unwrap();
     let ids: Vec<i64> = best.iter().map(|scored| i64::from(scored.item)).collect();
     assert_eq!(ids, integers(&out[&format!("out.{stage}topk_ids_filtered")].get(user).unwrap()));
     let scores: Vec<f32> = best.iter().map(|scored| scored.score).collect();

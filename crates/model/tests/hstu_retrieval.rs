@@ -5,6 +5,7 @@ use beamline_model::cpu::Cpu;
 use beamline_model::cpu::isa::Isa;
 use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::families::hstu::retrieval::{ItemTable, Scored, TopItems, UserNotFinite};
+
 use proptest::prelude::*;
 
 /// Few different values, so that many items score the same.
@@ -30,6 +31,10 @@ fn bits(found: &[Scored]) -> Vec<(u32, u32)> {
     found.iter().map(|scored| (scored.item, scored.score.to_bits())).collect()
 }
 
+fn found(answers: Vec<Result<Vec<Scored>, UserNotFinite>>) -> Vec<Vec<Scored>> {
+    answers.into_iter().map(Result::unwrap).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
     #[test]
@@ -53,7 +58,7 @@ proptest! {
         let every = |_: u32| true;
         let some = |item: u32| item.is_multiple_of(modulus);
         let ask_all: Vec<TopItems<'_>> = vec![TopItems { count: items, allowed: &every }; users];
-        let all = table.top(&cpu, &vectors, &ask_all).unwrap();
+        let all = found(table.top(&cpu, &vectors, &ask_all));
         for (user, all) in all.iter().enumerate() {
             prop_assert_eq!(all.len(), items.saturating_sub(first));
             let sorted = all.windows(2).all(|pair| {
@@ -72,14 +77,14 @@ proptest! {
         // Fewer, filtered, one user at a time, with every instruction set: a part of the same list, the same bits.
         let asked: Vec<TopItems<'_>> =
             (0..users).map(|user| TopItems { count: counts[user], allowed: &some }).collect();
-        let found = table.top(&cpu, &vectors, &asked).unwrap();
+        let some_of_all = found(table.top(&cpu, &vectors, &asked));
         for isa in Isa::all() {
             let cpu = Cpu::with_isa(threads, isa).unwrap();
             for user in 0..users {
                 let expected: Vec<Scored> =
                     all[user].iter().copied().filter(|s| some(s.item)).take(counts[user]).collect();
-                prop_assert_eq!(bits(&found[user]), bits(&expected));
-                let alone = table.top(&cpu, &vectors[user * width..][..width], &asked[user..=user]).unwrap();
+                prop_assert_eq!(bits(&some_of_all[user]), bits(&expected));
+                let alone = found(table.top(&cpu, &vectors[user * width..][..width], &asked[user..=user]));
                 prop_assert_eq!(bits(&alone[0]), bits(&expected));
             }
         }
@@ -87,12 +92,16 @@ proptest! {
 }
 
 #[test]
-fn a_vector_that_is_not_finite_is_refused() {
+fn a_vector_that_is_not_finite_fails_alone() {
     let cpu = Cpu::new(1).unwrap();
     let table = ItemTable::new(&cpu, &[0.0, 1.0, 0.0, 0.0], 2, 1e-6, 0, WeightFormat::F32).unwrap();
-    let asked = [TopItems { count: 2, allowed: &|_| true }; 2];
-    assert_eq!(table.top(&cpu, &[1.0, 1.0, f32::NAN, 0.0], &asked), Err(UserNotFinite(1)));
+    let asked = [TopItems { count: 2, allowed: &|_| true }; 4];
+    let users = [1.0, 1.0, f32::NAN, 0.0, 1.0, 1.0, 3e38, 3e38];
+    let answers = table.top(&cpu, &users, &asked);
     // An item of no length scores nothing, and is not divided by zero.
-    let found = table.top(&cpu, &[1.0, 1.0], &asked[..1]).unwrap();
-    assert_eq!(bits(&found[0]), [(0, 1.0f32.to_bits()), (1, 0)]);
+    let expected = [(0, 1.0f32.to_bits()), (1, 0)];
+    assert_eq!(answers.iter().map(|answer| answer.is_ok()).collect::<Vec<_>>(), [true, false, true, false]);
+    for user in [0, 2] {
+        assert_eq!(bits(answers[user].as_ref().unwrap()), expected);
+    }
 }

@@ -30,7 +30,7 @@ use super::mask::{Mask, Viewer};
 use super::pages::{HeadPages, PAGE_SIZE, VALUE_BLOCK};
 use super::tile::{PANEL, SharedMatrix, accumulate};
 use super::time_buckets::TimeWeights;
-use super::vector::{dot, silu};
+use super::vector::{dot, silu, silu_in_place};
 
 /// How heads lie in a row, and the constants of the attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -251,19 +251,16 @@ fn attend_block_body<const R: usize>(
                 }
                 let mut weights = [[0.0; PAGE_SIZE]; TALLEST];
                 let weights = &mut weights[..height];
-                weights.copy_from_slice(&scratch.bias[first..first + height]);
-                multiply_rows(
+                weigh(
                     isa,
                     &scratch.queries[(index * rows + first) * shape.key_dim..],
                     shape.key_dim,
-                    shape.key_dim,
                     keys,
-                    PAGE_SIZE,
-                    PAGE_SIZE,
-                    weights.as_flattened_mut(),
-                    PAGE_SIZE,
+                    &scratch.bias[first..first + height],
+                    visible,
+                    seen,
+                    weights,
                 );
-                weigh(weights, visible);
                 let start = (index * rows + first) * value_width;
                 let mut column = 0;
                 while column < value_width {
@@ -304,13 +301,27 @@ fn attend_block_body<const R: usize>(
     }
 }
 
-/// Turns logits into weights: zero where nothing is seen.
+/// Weights of the keys of a page for a few queries, one after the other: `silu(bias + <query, key>)`, zero where nothing is
+/// seen. No query sees a key after the first `seen`.
 #[inline(always)]
-fn weigh(weights: &mut [[f32; PAGE_SIZE]], visible: &[u32]) {
+#[allow(clippy::too_many_arguments, reason = "one step of attend_block")]
+fn weigh(
+    isa: Isa,
+    queries: &[f32],
+    key_dim: usize,
+    keys: &[f32],
+    bias: &[[f32; PAGE_SIZE]],
+    visible: &[u32],
+    seen: usize,
+    weights: &mut [[f32; PAGE_SIZE]],
+) {
+    weights.copy_from_slice(bias);
+    // Near the diagonal the second half of the keys is not seen.
+    let columns = if seen > VALUE_BLOCK { PANEL } else { VALUE_BLOCK };
+    let sums = weights.as_flattened_mut();
+    multiply_rows(isa, queries, key_dim, key_dim, keys, PAGE_SIZE, columns, sums, PAGE_SIZE);
+    silu_in_place(isa, sums);
     for (weights, &visible) in weights.iter_mut().zip(visible) {
-        for weight in weights.iter_mut() {
-            *weight = silu(*weight);
-        }
         if visible != u32::MAX {
             for (key, weight) in weights.iter_mut().enumerate() {
                 *weight = if visible >> key & 1 == 1 { *weight } else { 0.0 };

@@ -167,8 +167,8 @@ const FIRST: u32 = 127 << 2;
 pub struct TimeWeights {
     /// The threshold within each cell; infinite where there is none.
     thresholds: [f32; CELLS],
-    /// Weight under and from the threshold of each cell.
-    weights: [[f32; 2]; CELLS],
+    /// Weight under the threshold of each cell, and from it on.
+    weights: [f32; 2 * CELLS],
     /// The bucket under the threshold of each cell; from there on it is the next.
     buckets: [u8; CELLS],
 }
@@ -178,12 +178,13 @@ impl TimeWeights {
     pub fn new(weights: &[f32]) -> Self {
         let weight = |bucket: usize| weights[bucket.min(weights.len() - 1)];
         let mut all =
-            Self { thresholds: [f32::INFINITY; CELLS], weights: [[0.0; 2]; CELLS], buckets: [0; CELLS] };
+            Self { thresholds: [f32::INFINITY; CELLS], weights: [0.0; 2 * CELLS], buckets: [0; CELLS] };
         for cell in 0..CELLS {
             let start = f32::from_bits((cell as u32 + FIRST) << 21);
             let base = THRESHOLDS.partition_point(|&threshold| threshold as f32 <= start);
             let next = THRESHOLDS.get(base).map_or(f32::INFINITY, |&threshold| threshold as f32);
-            all.weights[cell] = [weight(base), weight(base + 1)];
+            all.weights[2 * cell] = weight(base);
+            all.weights[2 * cell + 1] = weight(base + 1);
             all.buckets[cell] = base as u8;
             // A threshold beyond the cell is never reached in it.
             all.thresholds[cell] = next;
@@ -200,25 +201,23 @@ impl TimeWeights {
     /// The weight of a magnitude, rounded to single precision from an integer.
     #[inline(always)]
     pub(crate) fn of_magnitude(&self, magnitude: f32) -> f32 {
-        let (cell, upper) = self.find(magnitude);
-        self.weights[cell][usize::from(upper)]
+        self.weights[self.place(magnitude) as usize]
     }
 
     /// The weight that two magnitudes and all between them share, if they are in one bucket.
     #[inline(always)]
     pub(crate) fn shared(&self, one: f32, other: f32) -> Option<f32> {
-        let ((cell, upper), (other_cell, other_upper)) = (self.find(one), self.find(other));
-        let bucket = |cell: usize, upper| self.buckets[cell] + u8::from(upper);
-        let same = bucket(cell, upper) == bucket(other_cell, other_upper);
-        same.then(|| self.weights[cell][usize::from(upper)])
+        let (one, other) = (self.place(one), self.place(other));
+        let bucket = |place: u32| self.buckets[place as usize / 2] + (place & 1) as u8;
+        (bucket(one) == bucket(other)).then(|| self.weights[one as usize])
     }
 
-    /// The cell of a magnitude, and whether it is at or above the threshold there.
+    /// Where the weight of a magnitude is. In 32 bits throughout, so that many are looked up at once.
     #[inline(always)]
-    fn find(&self, magnitude: f32) -> (usize, bool) {
+    fn place(&self, magnitude: f32) -> u32 {
         let magnitude = if magnitude > 1.0 { magnitude } else { 1.0 };
-        let cell = ((magnitude.to_bits() >> 21).wrapping_sub(FIRST) & (CELLS as u32 - 1)) as usize;
-        (cell, magnitude >= self.thresholds[cell])
+        let cell = (magnitude.to_bits() >> 21).wrapping_sub(FIRST) & (CELLS as u32 - 1);
+        2 * cell + u32::from(magnitude >= self.thresholds[cell as usize])
     }
 }
 

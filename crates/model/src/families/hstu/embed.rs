@@ -375,8 +375,8 @@ impl Dlrm {
         let count = range.len();
         let features = &self.config.features;
         let table = self.table(&features[0].table);
-        let content: Vec<f32> =
-            items[range.clone()].iter().flat_map(|&id| table.row(id as usize)).copied().collect();
+        let mut content = Vec::with_capacity(count * self.config.embedding_dim);
+        items[range.clone()].iter().for_each(|&id| content.extend_from_slice(table.row(id as usize)));
         let mut x = self.content.forward(cpu, &content, count);
         let mut others = Vec::with_capacity(count * (features.len() - 1) * self.config.embedding_dim);
         for index in range {

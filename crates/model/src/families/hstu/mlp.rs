@@ -7,12 +7,14 @@
 
 use std::collections::BTreeMap;
 
+use rayon::prelude::*;
+
 use super::config::Activation;
-use super::stack::Affine;
+use super::stack::{Affine, ROWS_PER_TASK, norm_rows};
 use crate::checkpoint::tensors::Tensors;
 use crate::cpu::Cpu;
 use crate::cpu::linear::{Linear, Output, Rows, WeightFormat};
-use crate::cpu::vector::{layer_norm, swish_norm};
+use crate::cpu::vector::swish_norm;
 use crate::error::ModelError;
 
 /// Sizes of a [`Swish`].
@@ -87,15 +89,14 @@ impl Swish {
             Err(bias) => bias.repeat(count),
         };
         let (weight, bias) = &self.inner_norm;
-        for row in hidden.chunks_exact_mut(weight.len()) {
-            swish_norm(isa, row, weight, bias, self.eps);
-        }
+        cpu.run(|| {
+            let rows = hidden.par_chunks_mut(weight.len()).with_min_len(ROWS_PER_TASK);
+            rows.for_each(|row| swish_norm(isa, row, weight, bias, self.eps));
+        });
         let mut out = apply(cpu, &self.second, &hidden, &mut rows);
-        if let Some((weight, bias)) = &self.norm {
-            let mut normed = vec![0.0; out.len()];
-            for (x, out) in out.chunks_exact(weight.len()).zip(normed.chunks_exact_mut(weight.len())) {
-                layer_norm(isa, x, Some((weight, bias)), self.eps, out);
-            }
+        if self.norm.is_some() {
+            let mut normed = Vec::new();
+            norm_rows(cpu, &out, self.second.outputs(), self.norm.as_ref(), self.eps, &mut normed);
             out = normed;
         }
         out

@@ -17,11 +17,11 @@ use super::embed::Dlrm;
 use super::inputs::Prepared;
 use super::mlp::{Plain, Swish, SwishShape, apply};
 use super::retrieval::normalize;
-use super::stack::Affine;
+use super::stack::{Affine, norm_rows};
 use crate::checkpoint::tensors::Tensors;
 use crate::cpu::Cpu;
 use crate::cpu::linear::{Linear, Rows, WeightFormat};
-use crate::cpu::vector::{gate, layer_norm};
+use crate::cpu::vector::gate;
 use crate::error::ModelError;
 
 const POSTPROCESSOR: &str = "_hstu_transducer._output_postprocessor.";
@@ -224,11 +224,9 @@ impl DlrmRanking {
     /// User vectors `[candidates, width]` from final states, for a query at `time`.
     pub(super) fn users(&self, cpu: &Cpu, states: &[f32], time: i64) -> Vec<f32> {
         let width = self.width;
-        let normed = |x: &[f32], (weight, bias): &Affine, eps: f32| {
-            let mut out = vec![0.0; x.len()];
-            for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-                layer_norm(cpu.isa(), x, Some((weight, bias)), eps, out);
-            }
+        let normed = |x: &[f32], norm: &Affine, eps: f32| {
+            let mut out = Vec::new();
+            norm_rows(cpu, x, width, Some(norm), eps, &mut out);
             out
         };
         match &self.postprocessor {

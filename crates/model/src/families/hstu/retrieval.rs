@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use super::config::Normalization;
 use crate::cpu::Cpu;
 use crate::cpu::linear::{Linear, Output, Rows, Scores, WeightFormat};
-use crate::cpu::vector::{l2_normalize, layer_norm};
+use crate::cpu::vector::{dot, l2_normalize, layer_norm};
 use crate::error::ModelError;
 
 /// Items whose scores are computed together.
@@ -64,10 +64,10 @@ pub struct TopItems<'a> {
     pub allowed: &'a (dyn Fn(u32) -> bool + Sync),
 }
 
-/// A user's vector is not finite: nothing can be said of any item.
+/// A user's vector, or its length, is not finite: nothing can be said of any item. Other users of the call are answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the vector of user {0} is not finite")]
-pub struct UserNotFinite(pub usize);
+#[error("the user's vector is not finite")]
+pub struct UserNotFinite;
 
 /// Items to retrieve from.
 #[derive(Debug)]
@@ -117,38 +117,35 @@ impl ItemTable {
     }
 
     /// The best items for users `[users, width]`, best first; fewer than asked for when no more are allowed.
-    ///
-    /// # Errors
-    ///
-    /// When a user's vector is not finite.
     pub fn top(
         &self,
         cpu: &Cpu,
         users: &[f32],
         asked: &[TopItems<'_>],
-    ) -> Result<Vec<Vec<Scored>>, UserNotFinite> {
+    ) -> Vec<Result<Vec<Scored>, UserNotFinite>> {
         assert_eq!(users.len(), asked.len() * self.width, "a vector for every user");
-        if let Some(place) = users.iter().position(|x| !x.is_finite()) {
-            return Err(UserNotFinite(place / self.width));
-        }
-        let Some(format) = self.blocks.first().map(Linear::format) else {
-            return Ok(vec![Vec::new(); asked.len()]);
-        };
-        let mut rows = Rows::default();
-        rows.pack(cpu, users, self.width, format);
         let none = || Search { best: vec![BinaryHeap::new(); asked.len()], scores: Vec::new() };
-        let look = |mut search: Search, (index, block): (usize, &Linear)| {
-            search.look(cpu, block, &rows, self.first + index * BLOCK, asked);
-            search
+        let found = match self.blocks.first() {
+            None => none(),
+            Some(block) => {
+                let mut rows = Rows::default();
+                rows.pack(cpu, users, self.width, block.format());
+                let look = |mut search: Search, (index, block): (usize, &Linear)| {
+                    search.look(cpu, block, &rows, self.first + index * BLOCK, asked);
+                    search
+                };
+                let blocks = self.blocks.par_iter().enumerate();
+                // The best of a set do not depend on the order in which they were found.
+                cpu.run(|| blocks.fold(none, look).reduce(none, |a, b| a.merge(b, asked)))
+            }
         };
-        let blocks = self.blocks.par_iter().enumerate();
-        // The best of a set do not depend on the order in which they were found.
-        let found = cpu.run(|| blocks.fold(none, look).reduce(none, |a, b| a.merge(b, asked)));
-        Ok(found
-            .best
-            .into_iter()
-            .map(|best| best.into_sorted_vec().into_iter().map(|Worst(s)| s).collect())
-            .collect())
+        let answer = |(user, best): (&[f32], BinaryHeap<Worst>)| {
+            // With a finite length no inner product with a unit vector overflows.
+            let finite = dot(user, user).is_finite();
+            let sorted = best.into_sorted_vec().into_iter().map(|Worst(scored)| scored).collect();
+            if finite { Ok(sorted) } else { Err(UserNotFinite) }
+        };
+        users.chunks_exact(self.width).zip(found.best).map(answer).collect()
     }
 }
 

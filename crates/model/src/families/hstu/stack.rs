@@ -356,10 +356,17 @@ impl Stack {
 }
 
 /// Rows of element-wise work that are worth a task of their own.
-const ROWS_PER_TASK: usize = 32;
+pub(super) const ROWS_PER_TASK: usize = 32;
 
 /// Norms rows into another buffer.
-fn norm_rows(cpu: &Cpu, x: &[f32], width: usize, affine: Option<&Affine>, eps: f32, out: &mut Vec<f32>) {
+pub(super) fn norm_rows(
+    cpu: &Cpu,
+    x: &[f32],
+    width: usize,
+    affine: Option<&Affine>,
+    eps: f32,
+    out: &mut Vec<f32>,
+) {
     let isa = cpu.isa();
     out.resize(x.len(), 0.0);
     cpu.run(|| {
