@@ -143,7 +143,9 @@ pub fn attend(cpu: &Cpu, call: &Call<'_>, blocks: &[Block], out: &mut [f32]) {
             attend_block(cpu.isa(), cpu.isa(), call, block, heads, scratch, out);
         });
     };
-    cpu.run(|| (0..blocks.len() * parts).into_par_iter().for_each(task));
+    // One by one, and the last rows of a context first: they see the most.
+    let count = blocks.len() * parts;
+    cpu.run(|| (0..count).into_par_iter().with_max_len(1).for_each(|index| task(count - 1 - index)));
 }
 
 /// Tasks that keep threads busy to the end.
