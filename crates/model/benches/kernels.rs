@@ -46,7 +46,8 @@ fn linear(c: &mut Criterion) {
 fn attention(c: &mut Criterion) {
     let cpu = Cpu::new(THREADS).expect("threads");
     let context_pages = CONTEXT.div_ceil(PAGE_SIZE);
-    let mut store = PageStore::new(1, HEADS.key_value, HEADS.dim, context_pages + 4).expect("pages");
+    let mut store =
+        PageStore::new(1, HEADS.key_value, HEADS.dim, HEADS.dim, context_pages + 4).expect("pages");
     let values = numbers(HEADS.dim);
     for head in store.layer_mut(0) {
         for position in 0..CONTEXT {

@@ -140,7 +140,7 @@ impl Executor {
     /// When the memory cannot be had.
     pub fn new(model: Arc<Qwen>, cpu: Arc<Cpu>, pages: usize) -> Result<Self, ModelError> {
         let config = model.config();
-        let pages = PageStore::new(config.layers, config.kv_heads, config.head_dim, pages)?;
+        let pages = PageStore::new(config.layers, config.kv_heads, config.head_dim, config.head_dim, pages)?;
         Ok(Self {
             model,
             cpu,

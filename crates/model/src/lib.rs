@@ -5,7 +5,7 @@
 //! ```text
 //! checkpoint ── config, tensors, digest          what the author brought, checked
 //! convention ── tokens of SIDs, prompts          how this checkpoint writes histories and items
-//! families   ── qwen                             checkpoint -> layers -> forward(batch, pages)
+//! families   ── qwen, hstu                       checkpoint -> layers -> forward(batch, pages)
 //! cpu        ── linear, attention, pages, ..     kernels and their memory
 //! batch      ── rows of one step
 //! decode     ── exact constrained beam search

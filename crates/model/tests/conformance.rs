@@ -73,6 +73,7 @@ fn states_and_logits_are_those_of_hugging_face() {
             model.config().layers,
             model.config().kv_heads,
             model.config().head_dim,
+            model.config().head_dim,
             64,
         )
         .unwrap();

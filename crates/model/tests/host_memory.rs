@@ -61,7 +61,8 @@ fn a_context_that_was_moved_away_and_back_changes_no_bit() {
         let loaded = Loaded::open(case);
         let config = loaded.model.config();
         let page_bytes = PageStore::bytes_per_page(config.layers, config.kv_heads, config.head_dim);
-        let store = PageStore::new(config.layers, config.kv_heads, config.head_dim, 1).unwrap();
+        let store =
+            PageStore::new(config.layers, config.kv_heads, config.head_dim, config.head_dim, 1).unwrap();
         assert_eq!(store.page_bytes(), page_bytes);
         let tier = LruTier::new(1 << 30, None, std::sync::Arc::default());
         let mut cache = KvCache::new(CacheConfig {

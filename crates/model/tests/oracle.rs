@@ -175,7 +175,7 @@ proptest! {
         let expected = naive.states(&tokens);
 
         let cpu = Cpu::new(2).unwrap();
-        let mut pages = PageStore::new(layers, kv_heads, 2 * half_dim, 8).unwrap();
+        let mut pages = PageStore::new(layers, kv_heads, 2 * half_dim, 2 * half_dim, 8).unwrap();
         let (mut batch, mut workspace) = (Batch::default(), Workspace::default());
         let context_len = tokens.len().saturating_sub(branch).max(1);
         let table: Vec<PageId> = [5, 2, 7, 0].map(PageId).into();

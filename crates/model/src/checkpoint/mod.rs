@@ -28,23 +28,38 @@ use crate::error::ModelError;
 /// Most bytes of a JSON file of a checkpoint; the largest real tokenizers are a tenth of this.
 const MAX_JSON_BYTES: u64 = 256 << 20;
 
-/// An opened checkpoint: parsed, checked for damage, not yet built.
+/// An opened checkpoint: parsed, checked for damage, not yet built. The type of its configuration is that of its
+/// family; a decoder's unless another is named.
 #[derive(Debug)]
-pub struct Checkpoint {
+pub struct Checkpoint<C = Config> {
     directory: PathBuf,
-    config: Config,
+    config: C,
     tensors: Tensors,
     digest: String,
 }
 
 impl Checkpoint {
-    /// Opens a directory.
+    /// Opens the directory of a decoder.
     ///
     /// # Errors
     ///
     /// When a file is missing, damaged, or config.json names an architecture this build does not know.
     pub fn open(directory: &Path) -> Result<Self, ModelError> {
-        let config = Config::parse(&read_json(&directory.join("config.json"))?)?;
+        Self::open_as(directory, Config::parse)
+    }
+}
+
+impl<C> Checkpoint<C> {
+    /// Opens a directory whose config.json `parse` understands.
+    ///
+    /// # Errors
+    ///
+    /// When a file is missing or damaged, or what `parse` says of config.json.
+    pub fn open_as(
+        directory: &Path,
+        parse: impl FnOnce(&str) -> Result<C, ModelError>,
+    ) -> Result<Self, ModelError> {
+        let config = parse(&read_json(&directory.join("config.json"))?)?;
         let tensors = Tensors::open(directory)?;
         let mut files = vec!["config.json".to_owned(), "tokenizer.json".to_owned()];
         files.extend(tensors.files().iter().cloned());
@@ -58,7 +73,7 @@ impl Checkpoint {
     }
 
     /// The parsed config.json.
-    pub fn config(&self) -> &Config {
+    pub fn config(&self) -> &C {
         &self.config
     }
 

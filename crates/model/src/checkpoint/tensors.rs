@@ -227,6 +227,25 @@ impl Tensors {
     }
 }
 
+impl Tensors {
+    /// The values of a tensor of 64-bit integers: a buffer, not a weight. `None` if there is no such tensor.
+    ///
+    /// # Errors
+    ///
+    /// When it is of another type.
+    pub fn integers(&self, name: &str) -> Result<Option<Vec<i64>>, ModelError> {
+        let Some(entry) = self.entries.get(name) else { return Ok(None) };
+        if entry.dtype != Dtype::I64 {
+            return Err(ModelError::Mismatch(vec![format!(
+                "{name} has type {:?}, expected I64",
+                entry.dtype
+            )]));
+        }
+        let bytes = self.maps[entry.file][entry.start..entry.end].as_chunks::<8>().0;
+        Ok(Some(bytes.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect()))
+    }
+}
+
 /// Says how a file is longer or shorter than its header describes.
 fn other_length(file: &[u8], header: u64, size: u64) -> String {
     let end = usize::try_from(header).ok().and_then(|header| file.get(8..8_usize.checked_add(header)?));

@@ -9,12 +9,15 @@
 pub mod attention;
 pub mod isa;
 pub mod linear;
+pub mod mask;
 mod memory;
 mod page_contents;
 pub mod pages;
 pub(crate) mod parallel;
+pub mod pointwise;
 pub mod rotary;
 pub mod tile;
+pub mod time_buckets;
 pub mod vector;
 
 use std::sync::atomic::{AtomicBool, Ordering};

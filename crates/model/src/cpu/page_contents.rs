@@ -50,8 +50,8 @@ mod tests {
 
     #[test]
     fn a_page_comes_back_bit_for_bit_and_touches_no_other() {
-        let (layers, heads, head_dim) = (2, 3, 20);
-        let mut store = PageStore::new(layers, heads, head_dim, 4).unwrap();
+        let (layers, heads, head_dim, value_dim) = (2, 3, 20, 18);
+        let mut store = PageStore::new(layers, heads, head_dim, value_dim, 4).unwrap();
         let number = |seed: usize| f32::from_bits((seed as u32).wrapping_mul(0x9e37_79b9));
         for page in 0..4_usize {
             for offset in 0..PAGE_SIZE {
@@ -59,14 +59,18 @@ mod tests {
                     for (head, pages) in store.layer_mut(layer).iter_mut().enumerate() {
                         let seed = ((page * PAGE_SIZE + offset) * layers + layer) * heads + head;
                         let key: Vec<f32> = (0..head_dim).map(|i| number(seed * 64 + i)).collect();
-                        let value: Vec<f32> = (0..head_dim).map(|i| number(seed * 64 + 32 + i)).collect();
+                        let value: Vec<f32> = (0..value_dim).map(|i| number(seed * 64 + 32 + i)).collect();
                         pages.write(Destination::Context { page: PageId(page as u32), offset }, &key, &value);
                     }
                 }
             }
         }
         let bytes = store.page_bytes();
-        assert_eq!(bytes, PageStore::bytes_per_page(layers, heads, head_dim), "what memory is planned with");
+        assert_eq!(
+            bytes,
+            PageStore::bytes_per_page_of(layers, heads, head_dim, value_dim),
+            "what memory is planned with"
+        );
         let copy = |store: &PageStore, page: u32| {
             let mut contents = vec![0; bytes];
             store.export(PageId(page), &mut contents);

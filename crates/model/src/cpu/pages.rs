@@ -5,10 +5,12 @@
 //!
 //! ```text
 //! one (layer, head):   page 0              page 1
-//! keys    context page [head_dim][32]      transposed: a page of keys is a panel of the register tile
-//!         branch page  [32][head_dim]      a row is read alone, through parent indices
-//! values  both         [32][value_width]   value_width = head_dim rounded up to 16, padding stays zero
+//! keys    context page [key_dim][32]       transposed: a page of keys is a panel of the register tile
+//!         branch page  [32][key_dim]       a row is read alone, through parent indices
+//! values  both         [32][value_width]   value_width = value_dim rounded up to 16, padding stays zero
 //! ```
+//!
+//! Keys and values are equally wide in a decoder; in HSTU they need not be.
 
 use beamline_kv_cache::PageId;
 
@@ -25,7 +27,8 @@ pub(crate) const VALUE_BLOCK: usize = 16;
 /// Keys and values of all pages.
 #[derive(Debug)]
 pub struct PageStore {
-    head_dim: usize,
+    key_dim: usize,
+    value_dim: usize,
     pages: usize,
     layers: Vec<Vec<HeadPages>>,
 }
@@ -33,7 +36,8 @@ pub struct PageStore {
 /// Keys and values of one head in one layer.
 #[derive(Debug)]
 pub struct HeadPages {
-    head_dim: usize,
+    key_dim: usize,
+    value_dim: usize,
     value_width: usize,
     keys: Memory,
     values: Memory,
@@ -61,9 +65,14 @@ pub enum Destination {
 }
 
 impl PageStore {
-    /// Bytes that one page takes over all layers.
+    /// Bytes that one page takes over all layers, with keys and values of one width.
     pub fn bytes_per_page(layers: usize, kv_heads: usize, head_dim: usize) -> usize {
-        4 * layers * kv_heads * PAGE_SIZE * (head_dim + head_dim.next_multiple_of(VALUE_BLOCK))
+        Self::bytes_per_page_of(layers, kv_heads, head_dim, head_dim)
+    }
+
+    /// Bytes that one page takes over all layers.
+    pub fn bytes_per_page_of(layers: usize, kv_heads: usize, key_dim: usize, value_dim: usize) -> usize {
+        4 * layers * kv_heads * PAGE_SIZE * (key_dim + value_dim.next_multiple_of(VALUE_BLOCK))
     }
 
     /// Allocates `pages` pages.
@@ -71,19 +80,26 @@ impl PageStore {
     /// # Errors
     ///
     /// When the size overflows or the memory cannot be reserved.
-    pub fn new(layers: usize, kv_heads: usize, head_dim: usize, pages: usize) -> Result<Self, ModelError> {
-        let value_width = head_dim.next_multiple_of(VALUE_BLOCK);
+    pub fn new(
+        layers: usize,
+        kv_heads: usize,
+        key_dim: usize,
+        value_dim: usize,
+        pages: usize,
+    ) -> Result<Self, ModelError> {
+        let value_width = value_dim.next_multiple_of(VALUE_BLOCK);
         let allocate = |width: usize| -> Result<Memory, ModelError> {
             let refuse = || ModelError::Limit(format!("cannot allocate {pages} KV pages"));
             let len = pages.checked_mul(PAGE_SIZE).and_then(|n| n.checked_mul(width)).ok_or_else(refuse)?;
             Memory::zeroed(len).map_err(|_| refuse())
         };
         let head = || -> Result<HeadPages, ModelError> {
-            Ok(HeadPages { head_dim, value_width, keys: allocate(head_dim)?, values: allocate(value_width)? })
+            let (keys, values) = (allocate(key_dim)?, allocate(value_width)?);
+            Ok(HeadPages { key_dim, value_dim, value_width, keys, values })
         };
         let layers =
             (0..layers).map(|_| (0..kv_heads).map(|_| head()).collect()).collect::<Result<_, _>>()?;
-        Ok(Self { head_dim, pages, layers })
+        Ok(Self { key_dim, value_dim, pages, layers })
     }
 
     /// Pages.
@@ -91,9 +107,14 @@ impl PageStore {
         self.pages
     }
 
-    /// Width of a head.
-    pub fn head_dim(&self) -> usize {
-        self.head_dim
+    /// Width of a key.
+    pub fn key_dim(&self) -> usize {
+        self.key_dim
+    }
+
+    /// Width of a value.
+    pub fn value_dim(&self) -> usize {
+        self.value_dim
     }
 
     /// Layers.
@@ -113,32 +134,38 @@ impl PageStore {
 }
 
 impl HeadPages {
-    /// Writes a key and a value, `head_dim` wide each.
+    /// Writes a key and a value, `key_dim` and `value_dim` wide.
     pub fn write(&mut self, destination: Destination, key: &[f32], value: &[f32]) {
         let (page, offset) = match destination {
             Destination::Cached => return,
             Destination::Context { page, offset } => {
-                let keys = &mut self.keys[page.0 as usize * PAGE_SIZE * self.head_dim..]
-                    [..PAGE_SIZE * self.head_dim];
+                let keys =
+                    &mut self.keys[page.0 as usize * PAGE_SIZE * self.key_dim..][..PAGE_SIZE * self.key_dim];
                 for (keys, key) in keys.chunks_exact_mut(PAGE_SIZE).zip(key) {
                     keys[offset] = *key;
                 }
                 (page, offset)
             }
             Destination::Branch { page, offset } => {
-                let start = (page.0 as usize * PAGE_SIZE + offset) * self.head_dim;
-                self.keys[start..start + self.head_dim].copy_from_slice(key);
+                let start = (page.0 as usize * PAGE_SIZE + offset) * self.key_dim;
+                self.keys[start..start + self.key_dim].copy_from_slice(key);
                 (page, offset)
             }
         };
         let start = (page.0 as usize * PAGE_SIZE + offset) * self.value_width;
-        self.values[start..start + self.head_dim].copy_from_slice(value);
+        self.values[start..start + self.value_dim].copy_from_slice(value);
     }
 
-    /// Keys of a context page, `[head_dim][PAGE_SIZE]`.
+    /// Keys of a context page, `[key_dim][PAGE_SIZE]`.
     #[inline(always)]
     pub(crate) fn context_keys(&self, page: PageId) -> &[f32] {
-        &self.keys[page.0 as usize * PAGE_SIZE * self.head_dim..][..PAGE_SIZE * self.head_dim]
+        &self.keys[page.0 as usize * PAGE_SIZE * self.key_dim..][..PAGE_SIZE * self.key_dim]
+    }
+
+    /// Key and value of a context position, for people and tests to look at.
+    pub fn context_row(&self, page: PageId, offset: usize) -> (Vec<f32>, &[f32]) {
+        let key = self.context_keys(page).iter().skip(offset).step_by(PAGE_SIZE).copied().collect();
+        (key, &self.values(page)[offset * self.value_width..][..self.value_dim])
     }
 
     /// Values of a page, `[PAGE_SIZE][value_width]`.
@@ -149,7 +176,7 @@ impl HeadPages {
 
     /// Keys and values of a page, to be overwritten as a whole.
     pub(crate) fn page_mut(&mut self, page: PageId) -> [&mut [f32]; 2] {
-        let (keys, values) = (PAGE_SIZE * self.head_dim, PAGE_SIZE * self.value_width);
+        let (keys, values) = (PAGE_SIZE * self.key_dim, PAGE_SIZE * self.value_width);
         let page = page.0 as usize;
         [&mut self.keys[page * keys..][..keys], &mut self.values[page * values..][..values]]
     }
@@ -159,12 +186,17 @@ impl HeadPages {
     pub(crate) fn branch_row(&self, page: PageId, offset: usize) -> (&[f32], &[f32]) {
         let row = page.0 as usize * PAGE_SIZE + offset;
         (
-            &self.keys[row * self.head_dim..][..self.head_dim],
+            &self.keys[row * self.key_dim..][..self.key_dim],
             &self.values[row * self.value_width..][..self.value_width],
         )
     }
 
-    /// Width of a row of values.
+    /// Width of a value.
+    pub fn value_dim(&self) -> usize {
+        self.value_dim
+    }
+
+    /// Width of a row of values, padding included.
     pub(crate) fn value_width(&self) -> usize {
         self.value_width
     }

@@ -130,6 +130,139 @@ fn log_sum_exp_body<const R: usize>(row: &[f32], out: &mut f64) {
     *out = f64::from(max) + sum.ln() + f64::from(poison);
 }
 
+/// `1 / y` for y in [1, 2], to one unit in the last place: the best quadratic (relative error 1/99), then two steps of
+/// Newton. A division is one slow instruction; these are six that overlap with others, and the same bits everywhere.
+#[inline(always)]
+fn reciprocal_of_one_to_two(y: f32) -> f32 {
+    let r = (32.0f32 / 99.0).mul_add(y, -144.0 / 99.0).mul_add(y, 210.0 / 99.0);
+    let r = (-y).mul_add(r, 1.0).mul_add(r, r);
+    (-y).mul_add(r, 1.0).mul_add(r, r)
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    let e = exp(-x.abs());
+    let r = reciprocal_of_one_to_two(1.0 + e);
+    if x < 0.0 { e * r } else { r }
+}
+
+/// `x / (1 + e^-x)`.
+#[inline(always)]
+pub(crate) fn silu(x: f32) -> f32 {
+    x * sigmoid(x)
+}
+
+/// Mean and `1 / sqrt(variance + eps)` of a row, with the biased variance. The mean is taken off before squares are
+/// summed, so a row far from zero loses nothing.
+#[inline(always)]
+pub(crate) fn moments(x: &[f32], eps: f32) -> (f32, f32) {
+    let count = x.len() as f32;
+    let (full, rest) = x.as_chunks::<LANES>();
+    let mut sums = [0.0f32; LANES];
+    for chunk in full {
+        for lane in 0..LANES {
+            sums[lane] += chunk[lane];
+        }
+    }
+    for (sum, x) in sums.iter_mut().zip(rest) {
+        *sum += x;
+    }
+    let mean = add_lanes(sums) / count;
+    let mut squares = [0.0f32; LANES];
+    for chunk in full {
+        for lane in 0..LANES {
+            let off = chunk[lane] - mean;
+            squares[lane] = off.mul_add(off, squares[lane]);
+        }
+    }
+    for (square, x) in squares.iter_mut().zip(rest) {
+        *square = (x - mean).mul_add(x - mean, *square);
+    }
+    (mean, 1.0 / (add_lanes(squares) / count + eps).sqrt())
+}
+
+per_isa! {
+    /// Layer norm of one row (Ba et al. 2016): `out = (x - mean) / sqrt(variance + eps)`, then `* weight + bias` if there
+    /// are any.
+    pub(crate) fn layer_norm(x: &[f32], affine: Option<(&[f32], &[f32])>, eps: f32, out: &mut [f32]) = layer_norm_body
+}
+
+#[inline(always)]
+fn layer_norm_body<const R: usize>(x: &[f32], affine: Option<(&[f32], &[f32])>, eps: f32, out: &mut [f32]) {
+    let (mean, scale) = moments(x, eps);
+    match affine {
+        None => {
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = (x - mean) * scale;
+            }
+        }
+        Some((weight, bias)) => {
+            for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
+                *out = ((x - mean) * scale).mul_add(*weight, *bias);
+            }
+        }
+    }
+}
+
+per_isa! {
+    /// `x = silu(x)` for every value.
+    pub(crate) fn silu_in_place(x: &mut [f32]) = silu_in_place_body
+}
+
+#[inline(always)]
+fn silu_in_place_body<const R: usize>(x: &mut [f32]) {
+    let (full, rest) = x.as_chunks_mut::<LANES>();
+    for chunk in full {
+        for value in chunk.iter_mut() {
+            *value = silu(*value);
+        }
+    }
+    for value in rest {
+        *value = silu(*value);
+    }
+}
+
+per_isa! {
+    /// `x = x * sigmoid(layer_norm(x))` for one row: the SwishLayerNorm of the HSTU ranking model.
+    pub(crate) fn swish_norm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) = swish_norm_body
+}
+
+#[inline(always)]
+fn swish_norm_body<const R: usize>(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    let (mean, scale) = moments(x, eps);
+    for ((x, weight), bias) in x.iter_mut().zip(weight).zip(bias) {
+        *x *= sigmoid(((*x - mean) * scale).mul_add(*weight, *bias));
+    }
+}
+
+per_isa! {
+    /// `x = x * gate`, value by value.
+    pub(crate) fn gate(x: &mut [f32], gate: &[f32]) = gate_body
+}
+
+#[inline(always)]
+fn gate_body<const R: usize>(x: &mut [f32], gate: &[f32]) {
+    for (x, gate) in x.iter_mut().zip(gate) {
+        *x *= gate;
+    }
+}
+
+per_isa! {
+    /// Divides a row by its Euclidean length, or by `least` if that is larger.
+    pub(crate) fn l2_normalize(x: &mut [f32], least: f32) = l2_normalize_body
+}
+
+#[inline(always)]
+fn l2_normalize_body<const R: usize>(x: &mut [f32], least: f32) {
+    let length = dot(x, x).sqrt();
+    // A NaN stays one.
+    let length = if length < least { least } else { length };
+    for x in x {
+        *x /= length;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,6 +283,38 @@ mod tests {
     }
 
     #[test]
+    fn silu_is_within_a_few_units_of_the_true_value() {
+        let mut worst = 0.0f64;
+        for i in -86_000..120_000 {
+            let x = i as f32 / 1000.0 + 0.000_37;
+            let truth = f64::from(x) / (1.0 + (-f64::from(x)).exp());
+            worst = worst.max(((f64::from(silu(x)) - truth) / truth).abs());
+        }
+        assert!(worst < 5e-7, "relative error {worst}");
+        assert_eq!(silu(0.0), 0.0);
+        assert_eq!(silu(f32::INFINITY), f32::INFINITY);
+        assert!(silu(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn layer_norm_is_that_of_double_precision() {
+        for width in [1, 5, 16, 50, 256] {
+            let x: Vec<f32> = (0..width).map(|i| ((i * 7919) % 1000) as f32 / 370.0 + 3.0).collect();
+            let weight: Vec<f32> = x.iter().map(|x| x * 0.3 - 1.0).collect();
+            let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / width as f64;
+            let variance = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / width as f64;
+            let mut out = vec![0.0; width];
+            layer_norm(Isa::detect(), &x, Some((&weight, &x)), 1e-6, &mut out);
+            for (index, out) in out.iter().enumerate() {
+                let truth = (f64::from(x[index]) - mean) / (variance + 1e-6).sqrt()
+                    * f64::from(weight[index])
+                    + f64::from(x[index]);
+                assert!((f64::from(*out) - truth).abs() < 1e-5, "{out} for {truth}");
+            }
+        }
+    }
+
+    #[test]
     fn every_instruction_set_gives_the_same_bits() {
         let row: Vec<f32> = (0..777).map(|i| ((i * 7919) % 1000) as f32 / 37.0 - 13.0).collect();
         let weight: Vec<f32> = row.iter().map(|x| x * 0.3 + 1.0).collect();
@@ -160,6 +325,13 @@ mod tests {
                 rms_norm(isa, &row, &weight, 1e-6, &mut normed);
                 let mut lse = 0.0;
                 log_sum_exp(isa, &row, &mut lse);
+                let mut more = row.clone();
+                layer_norm(isa, &row, Some((&weight, &row)), 1e-6, &mut more);
+                normed.extend_from_slice(&more);
+                swish_norm(isa, &mut more, &weight, &row, 1e-5);
+                silu_in_place(isa, &mut more);
+                l2_normalize(isa, &mut more, 1e-6);
+                normed.extend_from_slice(&more);
                 (normed.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), lse.to_bits())
             })
             .collect();

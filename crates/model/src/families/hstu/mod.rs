@@ -1,0 +1,411 @@
+//! Family `hstu`: HSTU in its three published variants, and with a token head.
+//!
+//! ```text
+//! config     every constant, from config.json; nothing is guessed
+//! inputs     what a request brings, checked; the words its context is addressed by
+//! embed      ids, actions, times -> rows
+//! batch      rows of a step, with their blocks, pages and times
+//! stack      the layers: one implementation, told apart by constants
+//! retrieval  final states -> best items, or logits of tokens
+//! ranking    final states of candidates -> predictions by task
+//! mlp        what the ranking variants have around the layers
+//! ```
+//!
+//! The way of a request: [`Hstu::prepare`] checks it; [`Hstu::push_context`] adds rows of its context to a step, all
+//! at once or a part at a time; [`Hstu::push_candidates`] or [`Hstu::push_tokens`] adds branch rows; [`Hstu::forward`] runs the
+//! step and leaves the wanted final states; what [`Hstu::task`] names makes answers of them.
+//!
+//! # Branch rows
+//!
+//! A *candidate* sees the whole context and itself, never another candidate, and has no position of its own. So candidates may be
+//! scored a few at a time, in any order: each prediction is the same bit for bit.
+//!
+//! A *generated token* (token head) stands where the sequence would go on. With n context rows, the token generated at
+//! step d = 0, 1, .. of a beam is row n + d:
+//!
+//! ```text
+//! input      (item[token], with the action `input.actions.generated`) * scale + position[n + d]
+//! its time   the time of the query, as a key and as "the time of the next event"
+//! sees       every context row, the tokens of its own beam before it, and itself
+//! bias       to context row j: position weight[N-1 + j - (n+d)] + time weight[bucket(query time - t_j)]
+//!            to the token of step e <= d: position weight[N-1 + e - d] + time weight[bucket(0)]
+//! logits     logit_scale * normalization(state) . head[token]
+//! ```
+//!
+//! This is what the full forward pass over `context | tokens` computes when the tokens carry the time of the query, which
+//! is how a training sequence looks at its target.
+//!
+//! # Reuse
+//!
+//! [`Hstu::reuse`] follows from the constants, not from the name of the variant: whether positions count from the end,
+//! whether a mask depends on the length, whether a bias takes the time of the next event.
+
+pub mod batch;
+pub mod config;
+mod embed;
+pub mod inputs;
+mod mlp;
+pub mod ranking;
+pub mod retrieval;
+pub mod stack;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use beamline_kv_cache::{PageId, ReuseClass};
+
+use self::batch::{ContextOf, HstuBatch};
+use self::config::{Direction, HstuConfig, ResearchHead, StackConfig, VariantConfig};
+use self::embed::{Dlrm, Embedder};
+use self::inputs::{InputError, Prepared, Request};
+use self::ranking::{Kind, Ranking};
+use self::retrieval::{ItemTable, Retrieval, TokenHead};
+use self::stack::{Stack, Workspace};
+use crate::batch::{BranchRows, ContextRows};
+use crate::checkpoint::Checkpoint;
+use crate::cpu::Cpu;
+use crate::cpu::linear::{Linear, WeightFormat};
+use crate::cpu::mask::Mask;
+use crate::cpu::pages::PageStore;
+use crate::error::ModelError;
+
+const TOKEN_HEAD: &str = "_token_head.weight";
+/// A buffer of research checkpoints that the configuration implies.
+const ATTENTION_MASK: &str = "_attn_mask";
+
+/// A loaded model.
+#[derive(Debug)]
+pub struct Hstu {
+    config: HstuConfig,
+    embedder: Embedder,
+    stack: Stack,
+    task: Task,
+}
+
+/// What a model is for.
+#[derive(Debug)]
+pub enum Task {
+    /// It finds items among all.
+    Retrieval(Retrieval),
+    /// It scores the next token.
+    Tokens(TokenHead),
+    /// It scores candidates.
+    Ranking(Ranking),
+}
+
+/// Rows that continue the context of a request.
+#[derive(Clone, Debug)]
+pub struct PushContext<'a> {
+    /// Who asks; only compared with the others of the batch.
+    pub owner: u32,
+    /// Positions to compute.
+    pub positions: Range<usize>,
+    /// Positions below this one are in pages already.
+    pub cached: usize,
+    /// Context pages from position 0 on.
+    pub pages: &'a [PageId],
+    /// How many of the last rows' final states are wanted.
+    pub wanted: usize,
+}
+
+/// Candidates of a request.
+#[derive(Clone, Debug)]
+pub struct PushCandidates<'a> {
+    /// Who asks.
+    pub owner: u32,
+    /// Which of its candidates; their final states are wanted.
+    pub candidates: Range<usize>,
+    /// All context pages.
+    pub context_pages: &'a [PageId],
+    /// Private pages, a row for each candidate of this call; what they held is overwritten.
+    pub branch_pages: &'a [PageId],
+}
+
+/// Generated tokens of a request, one per beam.
+#[derive(Clone, Copy, Debug)]
+pub struct PushTokens<'a> {
+    /// Who asks.
+    pub owner: u32,
+    /// Token of each beam; the final states of all are wanted.
+    pub tokens: &'a [u32],
+    /// Ancestors per row, the row itself last: d + 1 at step d.
+    pub ancestors: usize,
+    /// `ancestors` branch rows for each row.
+    pub lineage: &'a [u32],
+    /// All context pages.
+    pub context_pages: &'a [PageId],
+    /// Branch pages.
+    pub branch_pages: &'a [PageId],
+}
+
+/// Names and shapes of the tensors that a checkpoint of this configuration must have.
+pub fn expected_tensors(config: &HstuConfig) -> BTreeMap<String, Vec<usize>> {
+    let (stack, variant) = (&config.stack, config.variant.variant());
+    let mut expected = stack.expected_tensors(variant, variant.layer_prefix());
+    Embedder::expect(config, &mut expected);
+    match &config.variant {
+        VariantConfig::Research(_, output) => {
+            if let ResearchHead::Tokens { vocab_size, tied: false, .. } = output.head {
+                expected.insert(TOKEN_HEAD.into(), vec![vocab_size, stack.model_dim]);
+            }
+        }
+        VariantConfig::Dlrm(input, output) => ranking::expect_dlrm(input, output, stack, &mut expected),
+        VariantConfig::Nvidia(_, output) => ranking::expect_nvidia(output, stack.model_dim, &mut expected),
+    }
+    expected
+}
+
+impl Hstu {
+    /// Opens the directory of a checkpoint of this family.
+    ///
+    /// # Errors
+    ///
+    /// As [`Checkpoint::open_as`] and [`HstuConfig::parse`].
+    pub fn open(directory: &std::path::Path) -> Result<Checkpoint<HstuConfig>, ModelError> {
+        Checkpoint::open_as(directory, HstuConfig::parse)
+    }
+
+    /// Checks every tensor of the checkpoint and packs the weights. Embedding tables stay in single precision in every format;
+    /// the items to retrieve from are packed in it.
+    ///
+    /// # Errors
+    ///
+    /// When tensors are missing, unknown, of the wrong shape or type, or hold values that are not finite.
+    pub fn load(
+        checkpoint: &Checkpoint<HstuConfig>,
+        cpu: &Cpu,
+        format: WeightFormat,
+    ) -> Result<Self, ModelError> {
+        let (config, tensors) = (checkpoint.config().clone(), checkpoint.tensors());
+        let (variant, width) = (config.variant.variant(), config.stack.model_dim);
+        // Buffers that say what the configuration says; those of dlrm are compared with it where they are used.
+        let action_weights = Dlrm::action_weights_name();
+        let optional = match variant {
+            config::Variant::Research => vec![ATTENTION_MASK],
+            config::Variant::Dlrm => [&action_weights[..]].into_iter().chain(ranking::DLRM_BUFFERS).collect(),
+            config::Variant::Nvidia => Vec::new(),
+        };
+        tensors.check(&expected_tensors(&config), &optional)?;
+        let embedder = Embedder::load(&config, tensors, format)?;
+        let stack = Stack::load(&config.stack, variant, variant.layer_prefix(), tensors, format)?;
+        let task = match &config.variant {
+            VariantConfig::Research(input, output) => {
+                let normalization = output.normalization;
+                match output.head {
+                    ResearchHead::Items { eps } => {
+                        let rows: Vec<f32> =
+                            tensors.load(Embedder::items_name())?.flatten_all()?.to_vec1()?;
+                        // Padding is no item: it is the first row, or there is none.
+                        let first = input.padding_id.map_or(0, |id| id as usize + 1);
+                        let items = ItemTable::new(cpu, &rows, width, eps, first, format)?;
+                        Task::Retrieval(Retrieval { normalization, items })
+                    }
+                    ResearchHead::Tokens { vocab_size, tied, logit_scale } => {
+                        let name = if tied { Embedder::items_name() } else { TOKEN_HEAD };
+                        let head = tensors.load(name)?.narrow(0, 0, vocab_size)?.contiguous()?;
+                        let head = Linear::pack(&[(head * logit_scale)?], None, format)?;
+                        Task::Tokens(TokenHead { normalization, head })
+                    }
+                }
+            }
+            VariantConfig::Dlrm(input, output) => {
+                Task::Ranking(Ranking::dlrm(input, output, &config.stack, tensors, format)?)
+            }
+            VariantConfig::Nvidia(_, output) => {
+                Task::Ranking(Ranking::nvidia(output, width, tensors, format)?)
+            }
+        };
+        Ok(Self { config, embedder, stack, task })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &HstuConfig {
+        &self.config
+    }
+
+    /// The layers.
+    pub fn stack(&self) -> &Stack {
+        &self.stack
+    }
+
+    /// What the model is for, and what makes answers of final states.
+    pub fn task(&self) -> &Task {
+        &self.task
+    }
+
+    /// The format of the weights.
+    pub fn format(&self) -> WeightFormat {
+        self.stack.format()
+    }
+
+    /// Bytes of weights as they are served.
+    pub fn weight_bytes(&self) -> usize {
+        let task = match &self.task {
+            Task::Retrieval(retrieval) => retrieval.items.bytes(),
+            Task::Tokens(tokens) => tokens.head.bytes(),
+            Task::Ranking(ranking) => ranking.bytes(),
+        };
+        self.embedder.bytes() + self.stack.weight_bytes() + task
+    }
+
+    /// Which positions of a context serve another request.
+    pub fn reuse(&self) -> ReuseClass {
+        self.config.reuse()
+    }
+
+    /// Allocates pages for this model.
+    ///
+    /// # Errors
+    ///
+    /// When the memory cannot be had.
+    pub fn page_store(&self, pages: usize) -> Result<PageStore, ModelError> {
+        self.stack.page_store(pages)
+    }
+
+    /// Checks a request.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub fn prepare(&self, request: Request) -> Result<Prepared, InputError> {
+        self.config.prepare(request)
+    }
+
+    /// Adds rows of a request's context to a step.
+    ///
+    /// # Errors
+    ///
+    /// When the mask shows rows what is not computed yet.
+    pub fn push_context(
+        &self,
+        cpu: &Cpu,
+        batch: &mut HstuBatch,
+        request: &Prepared,
+        rows: PushContext<'_>,
+    ) -> Result<(), InputError> {
+        let positions = rows.positions.clone();
+        if self.stack.mask().contextual > 0 && positions != (0..request.context_len()) {
+            return Err(InputError::NeedsWholeContext);
+        }
+        self.embedder.context(cpu, request, positions.clone(), &mut batch.embedded);
+        let layout = ContextRows {
+            owner: rows.owner,
+            tokens: request.ids(positions.clone()),
+            first_position: positions.start,
+            cached: rows.cached,
+            pages: rows.pages,
+            wanted: rows.wanted,
+        };
+        batch.push_context(layout, context_of(request));
+        Ok(())
+    }
+
+    /// Adds candidates of a request whose context is in pages, or in the same step.
+    pub fn push_candidates(
+        &self,
+        cpu: &Cpu,
+        batch: &mut HstuBatch,
+        request: &Prepared,
+        rows: PushCandidates<'_>,
+    ) {
+        self.embedder.candidates(cpu, request, rows.candidates.clone(), &mut batch.embedded);
+        let own: Vec<u32> = (0..rows.candidates.len() as u32).collect();
+        let layout = BranchRows {
+            owner: rows.owner,
+            tokens: &request.request.candidates.items[rows.candidates],
+            context_len: request.context_len(),
+            ancestors: 1,
+            lineage: &own,
+            context_pages: rows.context_pages,
+            branch_pages: rows.branch_pages,
+        };
+        batch.push_branches(layout, context_of(request));
+    }
+
+    /// Adds generated tokens of a request: see the module's documentation for what they are.
+    ///
+    /// # Errors
+    ///
+    /// When they lie beyond the model's positions.
+    pub fn push_tokens(
+        &self,
+        batch: &mut HstuBatch,
+        request: &Prepared,
+        rows: PushTokens<'_>,
+    ) -> Result<(), InputError> {
+        let position = request.context_len() + rows.ancestors - 1;
+        let most = self.config.positions();
+        if position >= most {
+            return Err(InputError::TooDeep { position, most });
+        }
+        self.embedder.tokens(rows.tokens, position, &mut batch.embedded);
+        let layout = BranchRows {
+            owner: rows.owner,
+            tokens: rows.tokens,
+            context_len: request.context_len(),
+            ancestors: rows.ancestors,
+            lineage: rows.lineage,
+            context_pages: rows.context_pages,
+            branch_pages: rows.branch_pages,
+        };
+        batch.push_branches(layout, context_of(request));
+        Ok(())
+    }
+
+    /// Runs a step: see [`Stack::forward`].
+    pub fn forward(
+        &self,
+        cpu: &Cpu,
+        batch: &HstuBatch,
+        pages: &mut PageStore,
+        workspace: &mut Workspace,
+        observe: &mut dyn FnMut(usize, &[f32]),
+    ) {
+        self.stack.forward(cpu, batch, pages, workspace, observe);
+    }
+
+    /// Predictions of candidates, `[candidates, names]`, from their final states. Nothing for a model that does not rank.
+    pub fn predict(
+        &self,
+        cpu: &Cpu,
+        states: &[f32],
+        request: &Prepared,
+        candidates: Range<usize>,
+    ) -> Option<Vec<f32>> {
+        let Task::Ranking(ranking) = &self.task else { return None };
+        match &ranking.kind {
+            Kind::Dlrm(dlrm) => Some(dlrm.predict(cpu, self.embedder.dlrm()?, states, request, candidates)),
+            Kind::Nvidia(nvidia) => Some(nvidia.predict(cpu, states)),
+        }
+    }
+}
+
+fn context_of(request: &Prepared) -> ContextOf<'_> {
+    ContextOf { len: request.context_len(), times: request.times() }
+}
+
+impl HstuConfig {
+    /// Which positions of a context serve another request.
+    pub fn reuse(&self) -> ReuseClass {
+        let backward = match &self.variant {
+            VariantConfig::Research(input, _) => input.position.direction,
+            VariantConfig::Dlrm(input, _) => input.position.direction,
+            VariantConfig::Nvidia(input, _) => input.position.direction,
+        } == Direction::Backward;
+        if backward { ReuseClass::WithinRequest } else { self.stack.reuse() }
+    }
+}
+
+impl StackConfig {
+    /// What the layers alone allow.
+    pub fn reuse(&self) -> ReuseClass {
+        if Mask::from(self.mask).depends_on_length() {
+            ReuseClass::WithinRequest
+        } else if self.relative_bias.is_some() {
+            // Row i takes the time of event i + 1; after the last, that is the time of the query.
+            ReuseClass::CrossRequestMinusLast
+        } else {
+            ReuseClass::CrossRequest
+        }
+    }
+}

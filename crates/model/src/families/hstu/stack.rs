@@ -1,0 +1,428 @@
+//! The layers of HSTU: one implementation for all variants, told apart by constants alone.
+//!
+//! ```text
+//! u, v, q, k = split(norm(x) W (+ b)), with SiLU on all of them, on u, or on none
+//! a          = pointwise attention of q over k and v
+//! x          = (x +) parts(u, a, norm(a)) Wo (+ bo)        parts: u * n, [u, a, u * n] or [u, n, u * n]
+//! ```
+//!
+//! In the last layer only the rows whose state is wanted go past their keys and values.
+//!
+//! What must not be here: where the rows come from, what becomes of the final states.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::batch::HstuBatch;
+use super::config::{Layout, NormKind, OutputParts, SiluScope, StackConfig, Variant};
+use crate::checkpoint::tensors::Tensors;
+use crate::cpu::Cpu;
+use crate::cpu::attention::Tables;
+use crate::cpu::linear::{Linear, Output, Rows, WeightFormat};
+use crate::cpu::mask::Mask;
+use crate::cpu::pages::{HeadPages, PageStore};
+use crate::cpu::pointwise::{Call, RelativeBias, Shape, attend};
+use crate::cpu::vector::{gate, layer_norm, silu_in_place};
+use crate::error::ModelError;
+
+/// Weight and bias of a norm.
+pub(super) type Affine = (Vec<f32>, Vec<f32>);
+
+/// The layers of a model.
+#[derive(Debug)]
+pub struct Stack {
+    config: StackConfig,
+    shape: Shape,
+    mask: Mask,
+    layers: Vec<Layer>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    input_norm: Option<Affine>,
+    uvqk: Linear,
+    bias: Option<RelativeBias>,
+    output_norm: Option<Affine>,
+    output: Linear,
+}
+
+/// Activations of a step, reused from step to step.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    /// The residual stream; after a forward pass only that of the wanted rows, `[wanted, model_dim]`.
+    pub hidden: Vec<f32>,
+    normed: Vec<f32>,
+    uvqk: Vec<f32>,
+    attended: Vec<f32>,
+    gated: Vec<f32>,
+    rows: Rows,
+}
+
+/// Names of the tensors of a layer.
+struct Names {
+    uvqk: &'static str,
+    uvqk_bias: &'static str,
+    input_norm: [&'static str; 2],
+    output_norm: [&'static str; 2],
+    output: &'static str,
+    output_bias: &'static str,
+    time_weights: &'static str,
+    position_weights: &'static str,
+}
+
+impl Variant {
+    /// What the names of a layer's tensors begin with, up to its number.
+    pub fn layer_prefix(self) -> &'static str {
+        match self {
+            Self::Research => "_hstu._attention_layers.",
+            Self::Dlrm => "_hstu_transducer._stu_module._stu_layers.",
+            Self::Nvidia => "_hstu_block._attention_layers.",
+        }
+    }
+
+    /// Names that a variant has no tensor for are empty: configurations that need them are refused.
+    fn names(self, layout: Layout) -> Names {
+        let none = Names {
+            uvqk: "",
+            uvqk_bias: "",
+            input_norm: ["", ""],
+            output_norm: ["", ""],
+            output: "",
+            output_bias: "",
+            time_weights: "",
+            position_weights: "",
+        };
+        match (self, layout) {
+            (Self::Research, _) => Names {
+                uvqk: "_uvqk",
+                output: "_o.weight",
+                output_bias: "_o.bias",
+                time_weights: "_rel_attn_bias._ts_w",
+                position_weights: "_rel_attn_bias._pos_w",
+                ..none
+            },
+            (Self::Dlrm, _) => Names {
+                uvqk: "_uvqk_weight",
+                uvqk_bias: "_uvqk_beta",
+                input_norm: ["_input_norm_weight", "_input_norm_bias"],
+                output_norm: ["_output_norm_weight", "_output_norm_bias"],
+                output: "_output_weight",
+                ..none
+            },
+            (Self::Nvidia, layout) => Names {
+                uvqk: if layout == Layout::InOut { "_linear_uvqk_weight" } else { "_linear_uvqk.weight" },
+                uvqk_bias: if layout == Layout::InOut { "_linear_uvqk_bias" } else { "_linear_uvqk.bias" },
+                input_norm: ["_input_layernorm_weight", "_input_layernorm_bias"],
+                output_norm: ["_output_layernorm_weight", "_output_layernorm_bias"],
+                output: if layout == Layout::InOut { "_linear_proj_weight" } else { "_linear_proj.weight" },
+                ..none
+            },
+        }
+    }
+}
+
+impl StackConfig {
+    /// Names and shapes of the tensors of all layers.
+    pub fn expected_tensors(&self, variant: Variant, prefix: &str) -> BTreeMap<String, Vec<usize>> {
+        let names = variant.names(self.uvqk_layout);
+        let mut expected = BTreeMap::new();
+        let matrix = |layout: Layout, inputs: usize, outputs: usize| match layout {
+            Layout::InOut => vec![inputs, outputs],
+            Layout::OutIn => vec![outputs, inputs],
+        };
+        for layer in 0..self.layers {
+            let mut add = |name: &str, shape: Vec<usize>| {
+                expected.insert(format!("{prefix}{layer}.{name}"), shape);
+            };
+            add(names.uvqk, matrix(self.uvqk_layout, self.model_dim, self.uvqk()));
+            if self.uvqk_bias {
+                add(names.uvqk_bias, vec![self.uvqk()]);
+            }
+            let inputs = self.output_parts.count() * self.values();
+            add(names.output, matrix(self.output_layout, inputs, self.model_dim));
+            if self.output_bias {
+                add(names.output_bias, vec![self.model_dim]);
+            }
+            if self.input_norm.affine {
+                names.input_norm.iter().for_each(|name| add(name, vec![self.model_dim]));
+            }
+            if self.output_norm.affine {
+                let width = match self.output_norm.kind {
+                    NormKind::Layer => self.values(),
+                    NormKind::Group => self.heads,
+                };
+                names.output_norm.iter().for_each(|name| add(name, vec![width]));
+            }
+            if let Some(bias) = self.relative_bias {
+                add(names.time_weights, vec![bias.time_buckets + 1]);
+                add(names.position_weights, vec![2 * bias.positions - 1]);
+            }
+        }
+        expected
+    }
+}
+
+impl Stack {
+    /// Packs the layers; their tensors were checked.
+    ///
+    /// # Errors
+    ///
+    /// When a tensor cannot be loaded.
+    pub fn load(
+        config: &StackConfig,
+        variant: Variant,
+        prefix: &str,
+        tensors: &Tensors,
+        format: WeightFormat,
+    ) -> Result<Self, ModelError> {
+        let layers = (0..config.layers)
+            .map(|layer| Layer::load(config, variant, &format!("{prefix}{layer}."), tensors, format))
+            .collect::<Result<_, _>>()?;
+        let shape = Shape {
+            heads: config.heads,
+            key_dim: config.key_dim,
+            value_dim: config.value_dim,
+            row_width: config.uvqk(),
+            query_column: 2 * config.values(),
+            logit_scale: config.logit_scale.value(config),
+            divisor: config.attention_divisor as f32,
+        };
+        Ok(Self { config: config.clone(), shape, mask: config.mask.into(), layers })
+    }
+
+    /// The constants.
+    pub fn config(&self) -> &StackConfig {
+        &self.config
+    }
+
+    /// Who sees whom.
+    pub fn mask(&self) -> Mask {
+        self.mask
+    }
+
+    /// The format of the weights.
+    pub fn format(&self) -> WeightFormat {
+        self.layers[0].uvqk.format()
+    }
+
+    /// Bytes of weights as they are served.
+    pub fn weight_bytes(&self) -> usize {
+        self.layers.iter().map(|layer| layer.uvqk.bytes() + layer.output.bytes()).sum()
+    }
+
+    /// Allocates pages for the keys and values of these layers.
+    ///
+    /// # Errors
+    ///
+    /// When the memory cannot be had.
+    pub fn page_store(&self, pages: usize) -> Result<PageStore, ModelError> {
+        let config = &self.config;
+        PageStore::new(config.layers, config.heads, config.key_dim, config.value_dim, pages)
+    }
+
+    /// Runs a batch: writes keys and values of its rows, leaves the final states of the wanted rows in
+    /// `workspace.hidden`. `observe` is given the residual stream before the layers (0) and after each (1..), for tests
+    /// that look inside.
+    pub fn forward(
+        &self,
+        cpu: &Cpu,
+        batch: &HstuBatch,
+        pages: &mut PageStore,
+        workspace: &mut Workspace,
+        observe: &mut dyn FnMut(usize, &[f32]),
+    ) {
+        let (config, format, w) = (&self.config, self.format(), workspace);
+        let (width, values, uvqk) = (config.model_dim, config.values(), config.uvqk());
+        assert_eq!(batch.embedded.len(), batch.rows() * width, "a row of embeddings for every row");
+        w.hidden.clear();
+        w.hidden.extend_from_slice(&batch.embedded);
+        observe(0, &w.hidden);
+        for (index, layer) in self.layers.iter().enumerate() {
+            norm_rows(
+                cpu,
+                &w.hidden,
+                width,
+                layer.input_norm.as_ref(),
+                config.input_norm.eps as f32,
+                &mut w.normed,
+            );
+            w.rows.pack(cpu, &w.normed, width, format);
+            w.uvqk.resize(batch.rows() * uvqk, 0.0);
+            layer.uvqk.forward(cpu, &w.rows, Output::Replace, &mut w.uvqk);
+            self.activate(cpu, &mut w.uvqk);
+            self.store(cpu, batch, &w.uvqk, pages, index);
+
+            let last = index + 1 == self.layers.len();
+            let layout = &batch.layout;
+            let blocks = if last { &layout.final_blocks } else { &layout.blocks };
+            let call = Call {
+                shape: self.shape,
+                mask: self.mask,
+                bias: layer.bias.as_ref(),
+                rows: &w.uvqk,
+                sequences: batch.sequences(),
+                pages: pages.layer(index),
+                tables: Tables { pages: &layout.pages, lineage: &layout.lineage },
+            };
+            w.attended.resize(batch.rows() * values, 0.0);
+            attend(cpu, &call, blocks, &mut w.attended);
+            if last {
+                keep_rows(&mut w.attended, values, &layout.wanted);
+                keep_rows(&mut w.uvqk, uvqk, &layout.wanted);
+                keep_rows(&mut w.hidden, width, &layout.wanted);
+            }
+            self.combine(cpu, layer, &w.uvqk, &w.attended, &mut w.gated);
+            w.rows.pack(cpu, &w.gated, config.output_parts.count() * values, format);
+            let output = if config.residual { Output::Add } else { Output::Replace };
+            layer.output.forward(cpu, &w.rows, output, &mut w.hidden);
+            observe(index + 1, &w.hidden);
+        }
+    }
+
+    /// SiLU where the model has it.
+    fn activate(&self, cpu: &Cpu, uvqk: &mut [f32]) {
+        let isa = cpu.isa();
+        let columns = match self.config.silu {
+            SiluScope::Uvqk => self.config.uvqk(),
+            SiluScope::U => self.config.values(),
+            SiluScope::None => return,
+        };
+        cpu.run(|| {
+            let rows = uvqk.par_chunks_mut(self.config.uvqk()).with_min_len(ROWS_PER_TASK);
+            rows.for_each(|row| silu_in_place(isa, &mut row[..columns]));
+        });
+    }
+
+    /// Writes keys and values into pages, one head per task.
+    fn store(&self, cpu: &Cpu, batch: &HstuBatch, uvqk: &[f32], pages: &mut PageStore, layer: usize) {
+        let config = &self.config;
+        let (first_value, first_key) = (config.values(), 2 * config.values() + config.keys());
+        let store_head = |(head, pages): (usize, &mut HeadPages)| {
+            for (row, destination) in uvqk.chunks_exact(config.uvqk()).zip(&batch.layout.destinations) {
+                let key = &row[first_key + head * config.key_dim..][..config.key_dim];
+                let value = &row[first_value + head * config.value_dim..][..config.value_dim];
+                pages.write(*destination, key, value);
+            }
+        };
+        cpu.run(|| pages.layer_mut(layer).par_iter_mut().enumerate().for_each(store_head));
+    }
+
+    /// What the output projection reads.
+    fn combine(&self, cpu: &Cpu, layer: &Layer, uvqk: &[f32], attended: &[f32], out: &mut Vec<f32>) {
+        let (config, isa) = (&self.config, cpu.isa());
+        let values = config.values();
+        let (parts, eps) = (config.output_parts, config.output_norm.eps as f32);
+        let group = match config.output_norm.kind {
+            NormKind::Layer => values,
+            NormKind::Group => config.value_dim,
+        };
+        out.resize(attended.len() * parts.count(), 0.0);
+        let row = |((out, a), uvqk): ((&mut [f32], &[f32]), &[f32])| {
+            let u = &uvqk[..values];
+            // The norm is written where the gated part belongs, and turned into it there.
+            let (before, gated) = out.split_at_mut(out.len() - values);
+            let affine = layer.output_norm.as_ref();
+            if group == values {
+                let affine = affine.map(|(weight, bias)| (weight.as_slice(), bias.as_slice()));
+                layer_norm(isa, a, affine, eps, gated);
+            } else {
+                for (head, (a, out)) in a.chunks_exact(group).zip(gated.chunks_exact_mut(group)).enumerate() {
+                    layer_norm(isa, a, None, eps, out);
+                    if let Some((weight, bias)) = affine {
+                        out.iter_mut().for_each(|x| *x = x.mul_add(weight[head], bias[head]));
+                    }
+                }
+            }
+            match parts {
+                OutputParts::Gated => {}
+                OutputParts::ConcatRaw => {
+                    before[..values].copy_from_slice(u);
+                    before[values..].copy_from_slice(a);
+                }
+                OutputParts::ConcatNormed => {
+                    before[..values].copy_from_slice(u);
+                    before[values..].copy_from_slice(gated);
+                }
+            }
+            gate(isa, gated, u);
+        };
+        cpu.run(|| {
+            let rows = out.par_chunks_mut(values * parts.count()).zip(attended.par_chunks(values));
+            rows.zip(uvqk.par_chunks(config.uvqk())).with_min_len(ROWS_PER_TASK).for_each(row);
+        });
+    }
+}
+
+/// Rows of element-wise work that are worth a task of their own.
+pub(super) const ROWS_PER_TASK: usize = 32;
+
+/// Norms rows into another buffer.
+pub(super) fn norm_rows(
+    cpu: &Cpu,
+    x: &[f32],
+    width: usize,
+    affine: Option<&Affine>,
+    eps: f32,
+    out: &mut Vec<f32>,
+) {
+    let isa = cpu.isa();
+    out.resize(x.len(), 0.0);
+    cpu.run(|| {
+        let rows = out.par_chunks_mut(width).zip(x.par_chunks(width)).with_min_len(ROWS_PER_TASK);
+        rows.for_each(|(out, x)| {
+            let affine = affine.map(|(weight, bias)| (weight.as_slice(), bias.as_slice()));
+            layer_norm(isa, x, affine, eps, out);
+        });
+    });
+}
+
+/// A matrix as `[outputs, inputs]`, however it lies in the file.
+pub(super) fn out_in(matrix: Tensor, layout: Layout) -> Result<Tensor, ModelError> {
+    Ok(match layout {
+        Layout::OutIn => matrix,
+        Layout::InOut => matrix.t()?.contiguous()?,
+    })
+}
+
+impl Layer {
+    fn load(
+        config: &StackConfig,
+        variant: Variant,
+        prefix: &str,
+        tensors: &Tensors,
+        format: WeightFormat,
+    ) -> Result<Self, ModelError> {
+        let names = variant.names(config.uvqk_layout);
+        let load = |name: &str| tensors.load(&format!("{prefix}{name}"));
+        let vector = |name: &str| -> Result<Vec<f32>, ModelError> { Ok(load(name)?.to_vec1()?) };
+        let norm = |there: bool, [weight, bias]: [&str; 2]| -> Result<Option<Affine>, ModelError> {
+            Ok(if there { Some((vector(weight)?, vector(bias)?)) } else { None })
+        };
+        let linear = |weight: &str, layout, there: bool, bias: &str| -> Result<Linear, ModelError> {
+            let bias = if there { Some([load(bias)?]) } else { None };
+            Linear::pack(&[out_in(load(weight)?, layout)?], bias.as_ref().map(|bias| &bias[..]), format)
+        };
+        Ok(Self {
+            input_norm: norm(config.input_norm.affine, names.input_norm)?,
+            uvqk: linear(names.uvqk, config.uvqk_layout, config.uvqk_bias, names.uvqk_bias)?,
+            bias: match config.relative_bias {
+                Some(_) => {
+                    Some(RelativeBias::new(&vector(names.position_weights)?, &vector(names.time_weights)?))
+                }
+                None => None,
+            },
+            output_norm: norm(config.output_norm.affine, names.output_norm)?,
+            output: linear(names.output, config.output_layout, config.output_bias, names.output_bias)?,
+        })
+    }
+}
+
+/// Keeps only some rows, given in ascending order.
+fn keep_rows(values: &mut Vec<f32>, width: usize, rows: &[usize]) {
+    for (kept, &row) in rows.iter().enumerate() {
+        values.copy_within(row * width..(row + 1) * width, kept * width);
+    }
+    values.truncate(rows.len() * width);
+}
