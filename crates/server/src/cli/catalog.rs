@@ -1,5 +1,5 @@
 //! `beamline catalog check`: reads a catalog as a server would, and reports its shape or everything that is wrong.
-//! `beamline catalog push`: gives one to a running server.
+//! `beamline catalog push`, `patch`, `list`, `rollback`: the catalogs of a running server.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,9 +8,11 @@ use anyhow::{Context, bail};
 use beamline_catalog::{Catalog, CatalogError, CatalogLimits, SymbolTable, WrittenSymbols};
 use beamline_model::checkpoint::config::Config;
 use beamline_model::convention::Convention;
+use serde_json::{Value, json};
 
 use super::client::{self, Payload, ServerArgs};
 use super::output;
+use crate::api::CatalogPatch;
 use crate::runtime::Files;
 
 /// Bad records that are listed.
@@ -23,6 +25,59 @@ pub(super) enum Command {
     Check(Check),
     /// Replace the catalog of a running server: it is checked there beside the old one, and new requests get it at once.
     Push(Push),
+    /// Add, remove and retag items of a running server's catalog, all or nothing.
+    Patch(Patch),
+    /// The catalogs of a running server: the one that serves, and earlier ones that are kept.
+    List(List),
+    /// Go back to a catalog that is kept.
+    Rollback(Rollback),
+}
+
+/// Flags of `catalog patch`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The patch is {\"add\": [{\"item_id\", \"sid\", \"tags\", \"title\"}], \"remove\": [\"i7\"], \"retag\": [{\"item_id\", \"tags\"}]}, each part if
+there is one. Items are removed, then retagged, then added.
+
+  beamline catalog patch patch.json --model shop
+  beamline catalog patch --remove i7 --remove i9 --model shop")]
+pub(super) struct Patch {
+    /// The changes, .json.
+    #[arg(required_unless_present = "remove")]
+    file: Option<PathBuf>,
+    /// An item to remove; may be given several times.
+    #[arg(long, value_name = "ITEM")]
+    remove: Vec<String>,
+    /// Whose catalog: a model, for the version that `stable` points at, or model@label, or model@version.
+    #[arg(long, value_name = "NAME")]
+    model: String,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// Flags of `catalog list`.
+#[derive(Debug, clap::Args)]
+pub(super) struct List {
+    /// Whose catalogs: a model, model@label, or model@version.
+    #[arg(long, value_name = "NAME")]
+    model: String,
+    /// Print the server's answer as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// Flags of `catalog rollback`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Rollback {
+    /// The version to go back to, as `catalog list` names it.
+    version: String,
+    /// Whose catalog: a model, model@label, or model@version.
+    #[arg(long, value_name = "NAME")]
+    model: String,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 /// Flags of `catalog push`.
@@ -61,6 +116,9 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Check(args) => check(args),
         Command::Push(args) => push(&args),
+        Command::Patch(args) => patch(&args),
+        Command::List(args) => list(&args),
+        Command::Rollback(args) => roll_back(&args),
     }
 }
 
@@ -70,16 +128,57 @@ fn push(args: &Push) -> anyhow::Result<ExitCode> {
         bail!("{}: a server takes catalogs as JSON lines, not as Parquet", args.file.display());
     }
     let lines = std::fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
-    let answer = args.server.call("PUT", &path, Payload::Lines(&lines))?;
+    say(&args.model, &args.server.call("PUT", &path, Payload::Lines(&lines))?)
+}
+
+fn patch(args: &Patch) -> anyhow::Result<ExitCode> {
+    let path = format!("/v1/models/{}/catalog", client::reference(&args.model)?);
+    let mut patch = match &args.file {
+        Some(file) => {
+            let text =
+                std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            serde_json::from_str::<CatalogPatch>(&text)
+                .with_context(|| format!("{} is no patch", file.display()))?
+        }
+        None => CatalogPatch::default(),
+    };
+    patch.remove.extend(args.remove.iter().cloned());
+    say(&args.model, &args.server.call("PATCH", &path, Payload::Json(serde_json::to_value(patch)?))?)
+}
+
+fn list(args: &List) -> anyhow::Result<ExitCode> {
+    let path = format!("/v1/models/{}/catalog", client::reference(&args.model)?);
+    let answer = args.server.call("GET", &path, Payload::None)?;
+    if args.json {
+        output::print(&(serde_json::to_string_pretty(&answer)? + "\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let row = |one: &Value| {
+        let state = if one["version"] == answer["current"] { "serves" } else { "kept" };
+        vec![text(&one["version"]), one["items"].to_string(), state.to_owned()]
+    };
+    let rows: Vec<_> = answer["versions"].as_array().into_iter().flatten().map(row).collect();
+    output::print(&output::table(&["catalog", "items", "state"], &[false, true, false], &rows))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn roll_back(args: &Rollback) -> anyhow::Result<ExitCode> {
+    let path = format!("/v1/models/{}/catalog/rollback", client::reference(&args.model)?);
+    let version = json!({"version": args.version});
+    say(&args.model, &args.server.call("POST", &path, Payload::Json(version))?)
+}
+
+/// What serves after a change.
+fn say(model: &str, answer: &Value) -> anyhow::Result<ExitCode> {
     let current = &answer["current"];
     let items = answer["versions"].as_array().into_iter().flatten().find(|one| one["version"] == *current);
-    output::print(&format!(
-        "{} serves catalog {}, {} items\n",
-        args.model,
-        current.as_str().unwrap_or("?"),
-        items.map_or("?".into(), |one| one["items"].to_string())
-    ))?;
+    let items = items.map_or("?".into(), |one| one["items"].to_string());
+    output::print(&format!("{model} serves catalog {}, {items} items\n", text(current)))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or("?").to_owned()
 }
 
 fn check(args: Check) -> anyhow::Result<ExitCode> {

@@ -1,4 +1,4 @@
-//! `beamline models` and `beamline catalog push` against a running server.
+//! `beamline models` and `beamline catalog` against a running server.
 
 use serde_json::{Value, json};
 
@@ -60,6 +60,30 @@ fn models_are_managed_from_the_command_line() {
     assert!(said.starts_with("shop serves catalog ") && said.ends_with(", 50 items\n"), "{said}");
     let answer = server.recommend(&json!({"history": [], "num_items": 60, "beam_width": 60})).ok();
     assert_eq!(answer["items_returned"], 50);
+    let serving = said.split_whitespace().nth(3).unwrap().trim_end_matches(',').to_owned();
+    let first: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    let (gone, kept) = (first["item_id"].as_str().unwrap(), text.lines().nth(1).unwrap());
+    let kept: Value = serde_json::from_str(kept).unwrap();
+    let patch = directory.path().join("patch.json");
+    std::fs::write(&patch, json!({"retag": [{"item_id": kept["item_id"], "tags": ["new"]}]}).to_string())
+        .unwrap();
+    let said =
+        ask(&["catalog", "patch", patch.to_str().unwrap(), "--remove", gone, "--model", "shop"]).unwrap();
+    assert!(said.ends_with(", 49 items\n") && !said.contains(&serving), "{said}");
+    let tagged =
+        json!({"history": [], "num_items": 60, "beam_width": 60, "filters": {"require_tags": ["new"]}});
+    assert_eq!(server.recommend(&tagged).ok()["items"][0]["item_id"], kept["item_id"]);
+    let refused = ask(&["catalog", "patch", "--remove", gone, "--model", "shop"]).unwrap_err();
+    assert!(refused.contains(gone), "{refused}");
+    let table = ask(&["catalog", "list", "--model", "shop"]).unwrap();
+    assert_eq!(table.matches("kept").count(), 2, "{table}");
+    assert_eq!(
+        ask(&["catalog", "rollback", &serving, "--model", "shop"]).unwrap(),
+        format!("shop serves catalog {serving}, 50 items\n")
+    );
+    std::fs::write(&patch, "{\"drop\": []}").unwrap();
+    let refused = ask(&["catalog", "patch", patch.to_str().unwrap(), "--model", "shop"]).unwrap_err();
+    assert!(refused.contains("is no patch") && refused.contains("drop"), "{refused}");
     let refused = ask(&["catalog", "push", "catalog.parquet", "--model", "shop"]).unwrap_err();
     assert!(refused.contains("not as Parquet"), "{refused}");
     std::fs::write(&pushed, "{}").unwrap();
