@@ -101,6 +101,18 @@ pub enum Progress<Answer> {
     Failed(String),
 }
 
+impl<A> Progress<A> {
+    /// The same with another answer.
+    pub fn map<B>(self, answer: impl FnOnce(A) -> B) -> Progress<B> {
+        match self {
+            Self::Prefilled => Progress::Prefilled,
+            Self::Expanded { rows } => Progress::Expanded { rows },
+            Self::Finished(found) => Progress::Finished(answer(found)),
+            Self::Failed(why) => Progress::Failed(why),
+        }
+    }
+}
+
 /// The whole step failed, and nothing is known of any request in it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the model failed: {0}")]

@@ -32,6 +32,7 @@ fn request(id: u64, user: u32) -> Request<()> {
         reuse: ReuseClass::CrossRequest,
         beam_width: BEAMS,
         min_beam_width: BEAMS,
+        keeps_branches: true,
         generated_steps: STEPS,
         deadline: None,
         payload: (),

@@ -177,8 +177,8 @@ impl Limits {
         let shared_pages = request.reuse.reusable_positions(len).min(len) / self.page_size;
         let target = if request.is_warm() { shared_pages * self.page_size } else { len };
         let context_pages = target.div_ceil(self.page_size);
-        let branch_rows = width.saturating_mul(steps.saturating_sub(1));
-        let branch_pages = branch_rows.div_ceil(self.page_size);
+        let kept_steps = steps.saturating_sub(1).min(if request.keeps_branches { usize::MAX } else { 1 });
+        let branch_pages = width.saturating_mul(kept_steps).div_ceil(self.page_size);
         let pages = context_pages.saturating_add(branch_pages);
         if pages > self.pages {
             return Err(Refusal::NeverFits { pages, pool: self.pages });

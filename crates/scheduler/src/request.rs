@@ -35,6 +35,9 @@ pub struct Request<P> {
     /// Expansions: the first uses the last context row, each further one takes a branch step. 0 only warms
     /// the cache and answers nothing.
     pub generated_steps: usize,
+    /// Whether the rows of every branch step are kept: beams look back at their ancestors. Candidates, which are
+    /// ranked in micro-batches of `beam_width`, do not: each branch step overwrites the one before.
+    pub keeps_branches: bool,
     /// When the answer is of no more use.
     pub deadline: Option<Micros>,
     /// For the model. Cloned when the request is opened, so make it cheap to clone.

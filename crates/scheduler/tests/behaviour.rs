@@ -108,6 +108,7 @@ fn request(id: u64, len: usize, beam_width: usize) -> Request<()> {
         reuse: ReuseClass::CrossRequest,
         beam_width,
         min_beam_width: beam_width,
+        keeps_branches: true,
         generated_steps: 3,
         deadline: None,
         payload: (),

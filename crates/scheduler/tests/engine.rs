@@ -144,6 +144,7 @@ fn request(payload: Do, beam_width: usize) -> Request<Do> {
         reuse: ReuseClass::CrossRequest,
         beam_width,
         min_beam_width: beam_width,
+        keeps_branches: true,
         generated_steps: 2,
         deadline: None,
         payload,

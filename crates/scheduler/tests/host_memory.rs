@@ -116,6 +116,7 @@ fn request(user: u32, len: usize) -> Request<()> {
         reuse: ReuseClass::CrossRequest,
         beam_width: 1,
         min_beam_width: 1,
+        keeps_branches: true,
         generated_steps: 3,
         deadline: None,
         payload: (),

@@ -302,6 +302,7 @@ impl Simulated {
             reuse: ReuseClass::CrossRequest,
             beam_width: 32,
             min_beam_width: 32,
+            keeps_branches: true,
             generated_steps: 3,
             deadline: None,
             payload: (),

@@ -76,6 +76,15 @@ pub enum Error {
     /// Nothing to compute from.
     #[error("the context is empty: this model has no prompt around a history, so send at least one token")]
     EmptyContext,
+    /// No events, for a model that needs some.
+    #[error("`history` is empty: this model has nothing to compute from without an event")]
+    EmptyHistory,
+    /// None of the candidates is in the catalog.
+    #[error("no item of `candidates` is in the catalog ({})", name(.0))]
+    NoKnownCandidates(Vec<String>),
+    /// The model does something else.
+    #[error("this model does not answer that: it answers {}", tasks(.0))]
+    TaskNotSupported(&'static [&'static str]),
     /// No item has this prefix.
     #[error("no item of the catalog has the SID prefix given in `sid_prefix`")]
     UnknownSidPrefix,
@@ -248,6 +257,9 @@ impl Error {
             Self::TokenOutOfRange { .. } => ("token_out_of_range", 422),
             Self::ContextTooLong { .. } => ("context_too_long", 422),
             Self::EmptyContext => ("empty_context", 422),
+            Self::EmptyHistory => ("empty_history", 422),
+            Self::NoKnownCandidates(_) => ("no_known_candidates", 422),
+            Self::TaskNotSupported(_) => ("task_not_supported", 422),
             Self::UnknownSidPrefix => ("unknown_sid_prefix", 422),
             Self::Refused { why: Refused::Unreadable, .. } => ("checkpoint_unreadable", 422),
             Self::Refused { why: Refused::Damaged, .. } => ("checkpoint_damaged", 422),
@@ -279,7 +291,9 @@ impl Error {
             | Self::LimitExceeded { param, .. } => Some(param),
             Self::CatalogNotFound | Self::VersionNotFound | Self::VersionLabelled(_) => Some("version"),
             Self::LabelNotFound => Some("label"),
-            Self::NoKnownItems(_) | Self::UnknownItems(_) => Some("history"),
+            Self::NoKnownItems(_) | Self::UnknownItems(_) | Self::EmptyHistory => Some("history"),
+            Self::NoKnownCandidates(_) => Some("candidates"),
+            Self::TaskNotSupported(_) => Some("model"),
             Self::TokenOutOfRange { .. } => Some("token_ids"),
             Self::UnknownSidPrefix => Some("sid_prefix"),
             Self::ModelNotFound(_) => Some("model"),
@@ -379,6 +393,14 @@ impl From<Unserved> for Error {
             Unserved::Drained => Self::Draining,
             Unserved::Stopped => Self::Unhealthy,
         }
+    }
+}
+
+/// The routes of tasks.
+fn tasks(tasks: &[&str]) -> String {
+    match tasks {
+        [] => "nothing over HTTP yet".into(),
+        tasks => tasks.iter().map(|task| format!("POST /v1/{task}")).collect::<Vec<_>>().join(" and "),
     }
 }
 

@@ -15,6 +15,7 @@ use crate::http::{catalogs, handlers, models, oip};
     ),
     paths(
         handlers::recommend,
+        handlers::rank,
         handlers::warm,
         models::list,
         models::load,

@@ -193,6 +193,7 @@ impl Traffic {
             reuse,
             beam_width,
             min_beam_width,
+            keeps_branches: true,
             generated_steps,
             deadline,
             payload: Story {

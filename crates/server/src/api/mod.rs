@@ -10,11 +10,14 @@ pub mod request;
 pub mod response;
 
 pub use admin::{CatalogPatch, CatalogVersionRequest, LoadRequest, NewItem, Retag, VersionRequest};
-pub use request::{Filters, HistoryAction, Normalization, RecommendRequest, WarmRequest, parse, parse_value};
+pub use request::{
+    Candidate, Filters, HistoryAction, Normalization, RankRequest, RecommendRequest, WarmRequest, parse,
+    parse_value,
+};
 pub use response::{
     CatalogInfo, CatalogList, Degraded, DegradedReason, ErrorBody, ErrorDetail, Health, Item, MemoryBudget,
-    MemoryInfo, ModelInfo, ModelList, ModelName, ModelState, Reason, RecommendResponse, Timings, Usage,
-    WarmResponse,
+    MemoryInfo, ModelInfo, ModelList, ModelName, ModelState, RankResponse, RankedCandidate, Reason,
+    RecommendResponse, Timings, Usage, WarmResponse,
 };
 
 use utoipa::ToSchema;

@@ -1,5 +1,6 @@
 //! What is asked, and how its JSON is read: unknown fields are refused, and errors name the field.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use beamline_catalog::SidPart;
@@ -61,6 +62,54 @@ pub struct RecommendRequest {
     /// Cached contexts are shared within a tenant and never between tenants.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
+    /// When the items are for, in the unit of the timestamps. Models that read times need it; others ignore it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub query_time: Option<i64>,
+    /// Features of the user by name, for models that read them: numbers in the model's tables.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub features: Option<BTreeMap<String, Vec<u32>>>,
+}
+
+/// Asks for predictions for candidates, after a history.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, ToSchema)]
+#[serde(remote = "Self", deny_unknown_fields)]
+pub struct RankRequest {
+    /// Whose request this is. It finds the user's cached context faster and has no other effect.
+    pub user_id: Option<String>,
+    /// What the user did, oldest first. Items that the catalog does not have are skipped and listed in the answer.
+    #[serde(default)]
+    pub history: Vec<HistoryAction>,
+    /// The items, at most 4096, each once. Those that the catalog does not have are listed in the answer.
+    pub candidates: Vec<Candidate>,
+    /// When the predictions are for, in the unit of the timestamps. Models that read times need it; others ignore it.
+    pub query_time: Option<i64>,
+    /// Features of the user by name, for models that read them: numbers in the model's tables.
+    pub features: Option<BTreeMap<String, Vec<u32>>>,
+    /// Weights by task: each candidate's score is the weighted sum of its predictions, and the best comes first. Tasks that
+    /// are not named weigh nothing. Without weights a model of one task is ordered by it, others keep the order given.
+    pub task_weights: Option<BTreeMap<String, f64>>,
+    /// The model: `name` for the version that its label `stable` points at, `name@label`, or `name@version` with the
+    /// first 12 digits of the checkpoint's sha256. Default: the name that the server was started with.
+    pub model: Option<String>,
+    /// What the log-probabilities of a model of semantic IDs are relative to.
+    pub normalization: Option<Normalization>,
+    /// Milliseconds after which the answer is of no more use.
+    pub timeout_ms: Option<u64>,
+    /// Whether history items that the catalog does not have are an error.
+    pub strict_history: Option<bool>,
+    /// Cached contexts are shared within a tenant and never between tenants.
+    pub tenant: Option<String>,
+}
+
+/// An item to be ranked.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(remote = "Self", deny_unknown_fields)]
+pub struct Candidate {
+    /// The item.
+    pub item_id: String,
+    /// Its features beside the item, for models that read them: numbers in the model's tables.
+    #[serde(default)]
+    pub features: Option<BTreeMap<String, u32>>,
 }
 
 /// Asks for a context to be computed and kept, before items are asked for. Exactly one of `history`, `token_ids` and
@@ -85,6 +134,10 @@ pub struct WarmRequest {
     pub strict_history: Option<bool>,
     /// Cached contexts are shared within a tenant and never between tenants.
     pub tenant: Option<String>,
+    /// As in a request for items.
+    pub query_time: Option<i64>,
+    /// As in a request for items.
+    pub features: Option<BTreeMap<String, Vec<u32>>>,
 }
 
 /// One event of a user.
@@ -93,7 +146,7 @@ pub struct WarmRequest {
 pub struct HistoryAction {
     /// The item.
     pub item_id: String,
-    /// What was done with it. Models that read items only ignore it.
+    /// What was done with it; for models that read actions, the number of the action. Others ignore it.
     #[serde(default)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
@@ -101,6 +154,10 @@ pub struct HistoryAction {
     #[serde(default)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<i64>,
+    /// Features of the item beside the item itself, for models that read them: numbers in the model's tables.
+    #[serde(default)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub features: Option<BTreeMap<String, u32>>,
 }
 
 /// Which items may be returned. All conditions hold at once. They are applied inside the search, so they never cost
@@ -162,7 +219,7 @@ macro_rules! objects_only {
     )*};
 }
 
-objects_only!(RecommendRequest, WarmRequest, HistoryAction, Filters);
+objects_only!(RecommendRequest, RankRequest, Candidate, WarmRequest, HistoryAction, Filters);
 
 /// For the request log. The derive made functions, because of `remote`; these are the traits.
 macro_rules! written_as_read {

@@ -1,5 +1,7 @@
 //! What is answered.
 
+use std::collections::BTreeMap;
+
 use beamline_catalog::{Catalog, SidPart};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -29,12 +31,48 @@ pub struct RecommendResponse {
     pub degraded: Option<Degraded>,
     /// Set when there are fewer items than requested.
     pub reason: Option<Reason>,
-    /// What the scores are relative to.
-    pub normalization: Normalization,
+    /// What the scores are relative to; null where they are inner products.
+    pub normalization: Option<Normalization>,
     /// What the request used.
     pub usage: Usage,
     /// Where the time went.
     pub timings_ms: Timings,
+}
+
+/// Predictions for candidates.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct RankResponse {
+    /// The request's id.
+    pub request_id: String,
+    /// The model.
+    pub model: ModelName,
+    /// Content version of the catalog in which the items were looked up.
+    pub catalog_version: String,
+    /// The candidates: best first if they have scores, else as they were given.
+    pub candidates: Vec<RankedCandidate>,
+    /// Candidates that the catalog does not have: nothing is predicted for them.
+    pub unknown_candidates: Vec<String>,
+    /// History items that the catalog does not have. They were skipped.
+    pub unknown_items: Vec<String>,
+    /// Oldest known history items that were cut off.
+    pub dropped_history: u64,
+    /// What the request used. `beam_width` is how many candidates were computed at a time.
+    pub usage: Usage,
+    /// Where the time went.
+    pub timings_ms: Timings,
+}
+
+/// A candidate with its predictions.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct RankedCandidate {
+    /// The item.
+    pub item_id: String,
+    /// Place by score, from 1; null without scores.
+    pub rank: Option<u64>,
+    /// Sum of the predictions, weighted by `task_weights`; the only prediction of a model of one task; else null.
+    pub score: Option<f64>,
+    /// By task. A model of semantic IDs predicts `log_probability`: that of all tokens of the item, exactly.
+    pub predictions: BTreeMap<String, f64>,
 }
 
 /// The answer to a warm request.
@@ -75,7 +113,8 @@ pub struct Item {
     /// Its semantic ID as the catalog writes it.
     #[schema(value_type = Vec<SidPartSchema>)]
     pub sid: Vec<SidPart>,
-    /// Sum of the log-probabilities of its generated tokens. Items that share a semantic ID share the score.
+    /// Sum of the log-probabilities of its generated tokens; of a model that retrieves, the inner product of user and item. Items
+    /// that share a semantic ID share the score.
     pub score: f64,
     /// Place in the slate, from 1.
     pub rank: u64,
@@ -198,8 +237,10 @@ pub struct ModelInfo {
     pub max_history_items: u64,
     /// Levels of a semantic ID.
     pub levels: u64,
-    /// Tokens generated per item.
+    /// Tokens generated per item; 0 for a model that generates none.
     pub generated_steps: u64,
+    /// What it answers: `recommend`, `rank`.
+    pub tasks: Vec<String>,
     /// Its catalog.
     pub catalog: CatalogInfo,
     /// What it takes.

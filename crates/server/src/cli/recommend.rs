@@ -79,7 +79,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn request(args: Args) -> RecommendRequest {
-    let action = |item_id| HistoryAction { item_id, action: None, timestamp: None };
+    let action = |item_id| HistoryAction { item_id, action: None, timestamp: None, features: None };
     let part = |text: String| text.parse().map_or_else(|_| SidPart::from(text.as_str()), SidPart::Code);
     RecommendRequest {
         history: args.prompt.is_none().then(|| args.history.into_iter().map(action).collect()),

@@ -8,7 +8,10 @@ use serde_json::json;
 
 use super::middleware::RequestId;
 use super::{SharedApp, body, reply};
-use crate::api::{ErrorBody, Health, RecommendRequest, RecommendResponse, WarmRequest, WarmResponse};
+use crate::api::{
+    ErrorBody, Health, RankRequest, RankResponse, RecommendRequest, RecommendResponse, WarmRequest,
+    WarmResponse,
+};
 use crate::error::Error;
 use crate::{metrics as metering, openapi as description};
 
@@ -47,6 +50,38 @@ pub async fn recommend(
         log.answered(pending, &answer);
     }
     metering::answered(&answer.timings_ms, answer.items.len());
+    Ok(reply::timed(&answer, &answer.timings_ms))
+}
+
+/// Predict what a user would do with given items.
+///
+/// A model that ranks predicts every task; a model of semantic IDs the exact log-probability of each item.
+#[utoipa::path(
+    post, path = "/v1/rank", tag = "recommendation", request_body = RankRequest,
+    responses(
+        (status = 200, description = "Predictions for every candidate that the catalog has.", body = RankResponse),
+        (status = 400, description = "Not JSON, or not this request.", body = ErrorBody),
+        (status = 404, description = "No such model.", body = ErrorBody),
+        (status = 413, description = "The body is too large.", body = ErrorBody),
+        (status = 422, description = "A value means nothing or is over its limit, something that the model reads is missing, or no \
+            item is known.", body = ErrorBody),
+        (status = 429, description = "Too many requests; `retry-after` says when to try again.", body = ErrorBody),
+        (status = 503, description = "Loading, shutting down or unhealthy.", body = ErrorBody),
+        (status = 504, description = "The deadline came first.", body = ErrorBody),
+    )
+)]
+pub async fn rank(
+    State(app): State<SharedApp>,
+    Extension(RequestId(id)): Extension<RequestId>,
+    request: Request,
+) -> Result<Response, Error> {
+    let registry = app.registry()?;
+    let _place = app.take_place()?;
+    let mut request: RankRequest = body::read(&app, request).await?;
+    // From here on, the request belongs to this version and this catalog.
+    let service = registry.resolve(request.model.take().as_deref())?;
+    let answer = service.rank(request, id).await?;
+    metering::answered(&answer.timings_ms, answer.candidates.len());
     Ok(reply::timed(&answer, &answer.timings_ms))
 }
 
@@ -134,6 +169,7 @@ pub async fn index() -> Json<serde_json::Value> {
         "service": "beamline",
         "version": env!("CARGO_PKG_VERSION"),
         "recommend": "POST /v1/recommend",
+        "rank": "POST /v1/rank",
         "warm": "POST /v1/warm",
         "models": "/v1/models",
         "health": ["/livez", "/readyz"],

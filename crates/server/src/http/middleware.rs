@@ -85,8 +85,9 @@ impl Drop for Watch {
 
 /// Paths as labels: what clients make up is not one.
 fn endpoint(path: &str) -> &'static str {
-    const KNOWN: [&str; 23] = [
+    const KNOWN: [&str; 24] = [
         "/v1/recommend",
+        "/v1/rank",
         "/v1/warm",
         "/v1/models",
         "/v1/models/{}/load",

@@ -125,6 +125,7 @@ impl App {
 pub fn router(app: SharedApp) -> Router {
     let routes = Router::new()
         .route("/v1/recommend", post(handlers::recommend))
+        .route("/v1/rank", post(handlers::rank))
         .route("/v1/warm", post(handlers::warm))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{name}/load", post(models::load))

@@ -289,7 +289,7 @@ fn describe(app: &SharedApp, reference: &str) -> Answer {
     Ok(Json(json!({
         "name": served.name,
         "versions": versions,
-        "platform": format!("beamline_{}", served.config.architecture.name()),
+        "platform": format!("beamline_{}", served.family.architecture()),
         "inputs": [],
         "outputs": []
     })))

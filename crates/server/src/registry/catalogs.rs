@@ -75,8 +75,8 @@ impl Registry {
     /// When lines are no items, with the number and fault of each, or the catalog cannot be served.
     pub fn replace_catalog(&self, reference: &str, lines: &[u8]) -> Result<CatalogList, Error> {
         self.change_catalog(reference, |service| {
-            let convention = &*service.served().convention;
-            let built = Catalog::read_json_lines(lines, convention, &CatalogLimits::default());
+            let symbols = service.served().family.symbols();
+            let built = Catalog::read_json_lines(lines, symbols, &CatalogLimits::default());
             built.map(|catalog| Made::New(Arc::new(catalog))).map_err(refused)
         })
     }
@@ -215,8 +215,8 @@ fn id(service: &Service) -> Id {
 
 /// A catalog in the codes of a version.
 fn build(service: &Service, records: impl Iterator<Item = ItemRecord>) -> Result<Arc<Catalog>, Error> {
-    let convention = &*service.served().convention;
-    Catalog::from_records(records, convention, &CatalogLimits::default()).map(Arc::new).map_err(refused)
+    let symbols = service.served().family.symbols();
+    Catalog::from_records(records, symbols, &CatalogLimits::default()).map(Arc::new).map_err(refused)
 }
 
 fn refused(error: CatalogError) -> Error {

@@ -142,7 +142,7 @@ fn answer() -> RecommendResponse {
         dropped_history: 0,
         degraded: None,
         reason: None,
-        normalization: crate::api::Normalization::default(),
+        normalization: Some(crate::api::Normalization::default()),
         usage: crate::api::Usage::default(),
         timings_ms: crate::api::Timings::default(),
     }

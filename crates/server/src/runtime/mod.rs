@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! config.json, weights ── Checkpoint ──┐
-//! convention.json ────── Format ── Convention ── Catalog
+//! convention.json ────── Format ── Convention ── Catalog      a decoder
 //!                                      └── Qwen ── Executor ── Engine ── probe
+//! config.json, weights ── Checkpoint ── Hstu ── Catalog       an HSTU model: semantic IDs are item rows
+//!                                         └── HstuExecutor ── Engine ── probe
 //! ```
 //!
 //! [`budget`] holds what all versions of a process may take together; it is asked before weights and pages are allocated,
@@ -19,24 +21,29 @@ mod physical;
 mod probe;
 mod sizing;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use beamline_catalog::{Catalog, CatalogError, CatalogLimits};
+use beamline_catalog::{Catalog, CatalogError, CatalogLimits, SymbolTable};
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::convention::Convention;
+use beamline_model::convention::format::Format;
 use beamline_model::cpu::Cpu;
 use beamline_model::cpu::pages::PageStore;
 use beamline_model::error::ModelError;
-use beamline_model::executor::{Executor, Found, Job};
+use beamline_model::executor::Executor;
+use beamline_model::executor::any::{Answer, AnyExecutor, AnyJob};
+use beamline_model::executor::hstu::HstuExecutor;
+use beamline_model::families::hstu::Hstu;
+use beamline_model::families::hstu::config::HstuConfig;
 use beamline_model::families::qwen::Qwen;
 use beamline_scheduler::{Engine, EngineDied, EngineStats, StartError};
 use tracing::info;
 
 use crate::error::Error;
-use crate::service::{Lease, Memory, Served, Service};
+use crate::service::{Decoder, Family, HstuFamily, Lease, MICRO_BATCH, Memory, Served, Service};
 use crate::settings::{ByteSize, Settings, SettingsError};
 use budget::{Budget, OverBudget, Reservation};
 use sizing::LargestRequest;
@@ -108,7 +115,7 @@ pub enum LoadError {
 pub struct Runtime {
     /// Answers requests.
     pub service: Service,
-    engine: Engine<Job, Found>,
+    engine: Engine<AnyJob, Answer>,
     /// Given back when the engine has ended.
     memory: Reservation,
     /// Closed when nobody holds the model any more.
@@ -140,7 +147,7 @@ impl Machine {
 #[derive(Debug)]
 pub struct Opened {
     files: Files,
-    checkpoint: Checkpoint,
+    checkpoint: AnyCheckpoint,
 }
 
 /// How much of the machine a command may take.
@@ -201,10 +208,10 @@ impl Opened {
     /// When it is missing or damaged.
     pub fn open(files: Files) -> Result<Self, LoadError> {
         let start = Instant::now();
-        let checkpoint = Checkpoint::open(&files.checkpoint).map_err(|source| files.blame(source))?;
+        let checkpoint = AnyCheckpoint::open(&files.checkpoint).map_err(|source| files.blame(source))?;
         info!(
-            architecture = checkpoint.config().architecture.name(),
-            parameters = checkpoint.tensors().parameters(),
+            architecture = checkpoint.architecture(),
+            parameters = checkpoint.parameters(),
             sha256 = checkpoint.digest(),
             ms = ms(start),
             "opened the checkpoint"
@@ -231,71 +238,33 @@ impl Opened {
     ) -> Result<Runtime, LoadError> {
         let whole = Instant::now();
         let Self { files, checkpoint } = self;
-        let config = checkpoint.config().clone();
-        let blame = |source| files.blame(source);
-
+        let (digest, parameters) = (checkpoint.digest().to_owned(), checkpoint.parameters());
         // What is not there is not needed: memory is asked for before anything large is read.
-        let format = files.format()?;
-        let steps = format.steps();
-        let context_limit = sizing::context_limit(config.max_positions, steps, settings.engine.max_context)?;
-        let largest = LargestRequest { context: context_limit, beams: settings.limits.max_beam_width, steps };
-        let page_bytes = PageStore::bytes_per_page(config.layers, config.kv_heads, config.head_dim);
-        let pages = sizing::pages(settings.engine.kv_memory, page_bytes, largest, scale)?;
-        let weight_format = settings.engine.weight_format;
-        let memory = Memory {
-            weights: sizing::weights(&checkpoint, context_limit.saturating_add(steps), weight_format),
-            kv: page_bytes.saturating_mul(pages as usize),
-            kv_host: sizing::host_bytes(settings, page_bytes, largest, scale)?,
-        };
+        let plan = Plan::of(&files, &checkpoint, settings, scale)?;
+        let memory = plan.memory;
         let what = "the model's weights, KV pages and host memory";
         let reservation = machine.budget.reserve(what, memory.total())?;
 
-        let start = Instant::now();
-        let convention = Convention::bind(format, &files.checkpoint, config.vocab_size).map_err(blame)?;
-        info!(
-            levels = convention.format().levels,
-            generated_steps = steps,
-            composes = convention.composes(),
-            ms = ms(start),
-            "bound the convention"
-        );
+        let built = match checkpoint {
+            AnyCheckpoint::Decoder(checkpoint) => decoder(&files, &checkpoint, &plan, settings, machine)?,
+            AnyCheckpoint::Hstu(checkpoint) => hstu(&files, &checkpoint, &plan, settings, machine)?,
+        };
+        let Built { family, catalog, catalog_memory, executor } = built;
 
         let start = Instant::now();
-        let path = files.catalog()?;
-        let catalog = Catalog::read_path(&path, &convention, &CatalogLimits::default())
-            .map_err(|source| LoadError::Catalog { path, source: Box::new(source) })?;
-        let catalog = Arc::new(catalog);
-        let catalog_memory = Arc::new(reserve_catalog(&machine.budget, &catalog)?);
-        info!(
-            items = catalog.num_items(),
-            leaves = catalog.num_leaves(),
-            version = catalog.version(),
-            memory = %ByteSize(catalog_memory.bytes()),
-            ms = ms(start),
-            "read the catalog"
-        );
-        let layout = sizing::layout(&convention, &catalog, context_limit).map_err(blame)??;
-
-        let start = Instant::now();
-        let model = Qwen::load(&checkpoint, context_limit + steps, weight_format).map_err(blame)?;
-        info!(weights = %ByteSize(model.weight_bytes()), format = %weight_format, ms = ms(start), "loaded the weights");
-
-        let start = Instant::now();
-        let executor =
-            Executor::new(Arc::new(model), Arc::clone(&machine.cpu), pages as usize).map_err(blame)?;
-        let host = sizing::host_memory(settings, memory.kv_host, page_bytes, largest);
+        let host = sizing::host_memory(settings, memory.kv_host, plan.page_bytes, plan.largest);
         let engine = Engine::start_with(
             executor,
-            sizing::scheduler_config(settings, largest, page_bytes),
-            sizing::cache_config(settings, pages)?,
+            sizing::scheduler_config(settings, plan.largest, plan.page_bytes),
+            sizing::cache_config(settings, plan.pages, plan.words_per_position)?,
             host,
         )?;
         info!(
             threads = machine.cpu.threads(),
-            pages,
+            pages = plan.pages,
             kv_memory = %ByteSize(memory.kv),
             kv_host_memory = %ByteSize(memory.kv_host),
-            context_limit,
+            context_limit = plan.largest.context,
             ms = ms(start),
             "started the engine"
         );
@@ -303,16 +272,14 @@ impl Opened {
         let (lease, leases) = Lease::new();
         let served = Served {
             name: name.to_owned(),
-            digest: checkpoint.digest().to_owned(),
-            weight_format,
-            config,
-            parameters: checkpoint.tensors().parameters(),
+            digest,
+            weight_format: settings.engine.weight_format,
+            family,
+            parameters,
             memory,
-            convention: Arc::new(convention),
             catalog,
             catalog_memory,
-            context_limit,
-            layout,
+            context_limit: plan.largest.context,
             engine: engine.handle(),
             draining: Arc::new(AtomicBool::new(false)),
             lease,
@@ -321,6 +288,195 @@ impl Opened {
         info!(name, ms = ms(whole), "loaded the model");
         Ok(Runtime { service, engine, memory: reservation, leases })
     }
+}
+
+/// A checkpoint of either family.
+#[derive(Debug)]
+enum AnyCheckpoint {
+    Decoder(Box<Checkpoint>),
+    Hstu(Box<Checkpoint<HstuConfig>>),
+}
+
+impl AnyCheckpoint {
+    /// config.json says of which family it is.
+    fn open(directory: &Path) -> Result<Self, ModelError> {
+        let path = directory.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(|source| ModelError::Read { path, source })?;
+        match serde_json::from_str::<serde_json::Value>(&text) {
+            Ok(config) if config["model_type"] == "hstu" => {
+                Hstu::open(directory).map(|opened| Self::Hstu(Box::new(opened)))
+            }
+            // What is no JSON is told there.
+            _ => Checkpoint::open(directory).map(|opened| Self::Decoder(Box::new(opened))),
+        }
+    }
+
+    fn architecture(&self) -> String {
+        match self {
+            Self::Decoder(checkpoint) => checkpoint.config().architecture.name().to_owned(),
+            Self::Hstu(checkpoint) => {
+                format!("hstu_{:?}", checkpoint.config().variant.variant()).to_lowercase()
+            }
+        }
+    }
+
+    fn parameters(&self) -> usize {
+        match self {
+            Self::Decoder(checkpoint) => checkpoint.tensors().parameters(),
+            Self::Hstu(checkpoint) => checkpoint.tensors().parameters(),
+        }
+    }
+
+    fn digest(&self) -> &str {
+        match self {
+            Self::Decoder(checkpoint) => checkpoint.digest(),
+            Self::Hstu(checkpoint) => checkpoint.digest(),
+        }
+    }
+}
+
+/// How large everything is made.
+struct Plan {
+    largest: LargestRequest,
+    page_bytes: usize,
+    pages: u32,
+    words_per_position: usize,
+    memory: Memory,
+    /// Of a decoder.
+    format: Option<Format>,
+}
+
+impl Plan {
+    fn of(
+        files: &Files,
+        checkpoint: &AnyCheckpoint,
+        settings: &Settings,
+        scale: Scale,
+    ) -> Result<Self, LoadError> {
+        let weight_format = settings.engine.weight_format;
+        let (largest, page_bytes, words_per_position, weights, format) = match checkpoint {
+            AnyCheckpoint::Decoder(checkpoint) => {
+                let config = checkpoint.config();
+                let format = files.format()?;
+                let steps = format.steps();
+                let context =
+                    sizing::context_limit(config.max_positions, steps, settings.engine.max_context)?;
+                let largest = LargestRequest { context, beams: settings.limits.max_beam_width, steps };
+                let page_bytes = PageStore::bytes_per_page(config.layers, config.kv_heads, config.head_dim);
+                let positions = context.saturating_add(steps);
+                (largest, page_bytes, 1, sizing::weights(checkpoint, positions, weight_format), Some(format))
+            }
+            AnyCheckpoint::Hstu(checkpoint) => {
+                let config = checkpoint.config();
+                let stack = &config.stack;
+                // The last steps of a request overwrite the first: two of them say how much it holds at a time.
+                let largest = LargestRequest { context: config.max_context(), beams: MICRO_BATCH, steps: 2 };
+                let page_bytes =
+                    PageStore::bytes_per_page_of(stack.layers, stack.heads, stack.key_dim, stack.value_dim);
+                // Tables stay in single precision, and the items to retrieve from are packed beside theirs.
+                let weights = checkpoint.tensors().parameters().saturating_mul(8);
+                (largest, page_bytes, config.words_per_position(), weights, None)
+            }
+        };
+        let pages = sizing::pages(settings.engine.kv_memory, page_bytes, largest, scale)?;
+        let memory = Memory {
+            weights,
+            kv: page_bytes.saturating_mul(pages as usize),
+            kv_host: sizing::host_bytes(settings, page_bytes, largest, scale)?,
+        };
+        Ok(Self { largest, page_bytes, pages, words_per_position, memory, format })
+    }
+}
+
+/// What is special to a family.
+struct Built {
+    family: Family,
+    catalog: Arc<Catalog>,
+    catalog_memory: Arc<Reservation>,
+    executor: AnyExecutor,
+}
+
+fn decoder(
+    files: &Files,
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    settings: &Settings,
+    machine: &Machine,
+) -> Result<Built, LoadError> {
+    let (config, blame) = (checkpoint.config().clone(), |source| files.blame(source));
+    let (context, steps) = (plan.largest.context, plan.largest.steps);
+    let format = match &plan.format {
+        Some(format) => format.clone(),
+        None => files.format()?,
+    };
+    let start = Instant::now();
+    let convention = Convention::bind(format, &files.checkpoint, config.vocab_size).map_err(blame)?;
+    info!(
+        levels = convention.format().levels,
+        generated_steps = steps,
+        composes = convention.composes(),
+        ms = ms(start),
+        "bound the convention"
+    );
+    let (catalog, catalog_memory) = read_catalog(files, &convention, machine)?;
+    let layout = sizing::layout(&convention, &catalog, context).map_err(blame)??;
+
+    let start = Instant::now();
+    let weight_format = settings.engine.weight_format;
+    let model = Qwen::load(checkpoint, context + steps, weight_format).map_err(blame)?;
+    info!(weights = %ByteSize(model.weight_bytes()), format = %weight_format, ms = ms(start), "loaded the weights");
+    let executor = Executor::new(Arc::new(model), Arc::clone(&machine.cpu), plan.pages as usize);
+    Ok(Built {
+        family: Family::Decoder(Decoder { config, convention: Arc::new(convention), layout }),
+        catalog,
+        catalog_memory,
+        executor: AnyExecutor::Decoder(Box::new(executor.map_err(blame)?)),
+    })
+}
+
+fn hstu(
+    files: &Files,
+    checkpoint: &Checkpoint<HstuConfig>,
+    plan: &Plan,
+    settings: &Settings,
+    machine: &Machine,
+) -> Result<Built, LoadError> {
+    let blame = |source| files.blame(source);
+    let start = Instant::now();
+    let weight_format = settings.engine.weight_format;
+    let model = Arc::new(Hstu::load(checkpoint, &machine.cpu, weight_format).map_err(blame)?);
+    info!(weights = %ByteSize(model.weight_bytes()), format = %weight_format, ms = ms(start), "loaded the weights");
+    let family = HstuFamily::new(Arc::clone(&model));
+    let (catalog, catalog_memory) = read_catalog(files, &family.rows, machine)?;
+    let executor = HstuExecutor::new(model, Arc::clone(&machine.cpu), plan.pages as usize).map_err(blame)?;
+    Ok(Built {
+        family: Family::Hstu(family),
+        catalog,
+        catalog_memory,
+        executor: AnyExecutor::Hstu(Box::new(executor)),
+    })
+}
+
+fn read_catalog(
+    files: &Files,
+    symbols: &dyn SymbolTable,
+    machine: &Machine,
+) -> Result<(Arc<Catalog>, Arc<Reservation>), LoadError> {
+    let start = Instant::now();
+    let path = files.catalog()?;
+    let catalog = Catalog::read_path(&path, symbols, &CatalogLimits::default())
+        .map_err(|source| LoadError::Catalog { path, source: Box::new(source) })?;
+    let catalog = Arc::new(catalog);
+    let memory = Arc::new(reserve_catalog(&machine.budget, &catalog)?);
+    info!(
+        items = catalog.num_items(),
+        leaves = catalog.num_leaves(),
+        version = catalog.version(),
+        memory = %ByteSize(memory.bytes()),
+        ms = ms(start),
+        "read the catalog"
+    );
+    Ok((catalog, memory))
 }
 
 /// Counts the memory of a catalog: items, names and trie. Tag filters that it will remember come on top.
@@ -343,13 +499,16 @@ pub fn with_catalog(
     catalog_memory: Arc<Reservation>,
 ) -> Result<Service, LoadError> {
     let served = service.served();
-    let (depth, expected) = (catalog.depth(), served.convention.format().levels);
+    let (depth, expected) = (catalog.depth(), served.family.levels());
     if depth != expected {
         return Err(LoadError::Depth { depth, expected });
     }
-    let layout = sizing::layout(&served.convention, &catalog, served.context_limit)
-        .map_err(|error| LoadError::Limits(error.to_string()))??;
-    Ok(service.over(Arc::new(Served { catalog, catalog_memory, layout, ..Served::clone(served) })))
+    let mut family = served.family.clone();
+    if let Family::Decoder(decoder) = &mut family {
+        decoder.layout = sizing::layout(&decoder.convention, &catalog, served.context_limit)
+            .map_err(|error| LoadError::Limits(error.to_string()))??;
+    }
+    Ok(service.over(Arc::new(Served { catalog, catalog_memory, family, ..Served::clone(served) })))
 }
 
 fn ms(start: Instant) -> u64 {

@@ -4,16 +4,16 @@
 //! passes when it has items, all of them in the catalog under the semantic ID that it gives, none twice, with finite
 //! scores from best to worst.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
 use beamline_catalog::{Catalog, ItemIndex};
 use tracing::info;
 
 use super::{LoadError, ms};
-use crate::api::{HistoryAction, Item, RecommendRequest};
+use crate::api::{Candidate, HistoryAction, Item, RankRequest, RankedCandidate, RecommendRequest};
 use crate::error::Error;
-use crate::service::Service;
+use crate::service::{Family, HstuFamily, Service};
 
 /// Items of the longest history that is tried, spread over the catalog.
 const HISTORY: usize = 8;
@@ -29,6 +29,11 @@ pub async fn probe(service: &Service) -> Result<(), LoadError> {
     let start = Instant::now();
     let service = service.clone().patient();
     let catalog = &service.served().catalog;
+    if let Family::Hstu(family) = &service.served().family {
+        probe_hstu(&service, family).await?;
+        info!(ms = ms(start), "answered the probe");
+        return Ok(());
+    }
     let most = (catalog.num_items() as u64).min(ITEMS);
     for history in histories(catalog) {
         let request = RecommendRequest {
@@ -60,7 +65,53 @@ fn histories(catalog: &Catalog) -> [Vec<HistoryAction>; 3] {
 }
 
 fn action(catalog: &Catalog, item: ItemIndex) -> HistoryAction {
-    HistoryAction { item_id: catalog.item_id(item).to_owned(), action: None, timestamp: None }
+    HistoryAction { item_id: catalog.item_id(item).to_owned(), action: None, timestamp: None, features: None }
+}
+
+/// Asks an HSTU model as clients would, with the first row of every table.
+async fn probe_hstu(service: &Service, family: &HstuFamily) -> Result<(), LoadError> {
+    let catalog = &service.served().catalog;
+    let features: BTreeMap<String, u32> =
+        family.item_features().into_iter().map(|name| (name.to_owned(), 0)).collect();
+    for mut history in histories(catalog).into_iter().filter(|history| !history.is_empty()) {
+        for (time, event) in (1_700_000_000..).zip(&mut history) {
+            (event.timestamp, event.action) = (Some(time), Some("0".into()));
+            event.features = Some(features.clone());
+        }
+        let tenant = Some("beamline probe".into());
+        if family.tasks_of().contains(&"rank") {
+            let candidates = catalog.items().take(ITEMS as usize);
+            let candidate = |item: ItemIndex| Candidate {
+                item_id: catalog.item_id(item).to_owned(),
+                features: Some(features.clone()),
+            };
+            let request = RankRequest {
+                history,
+                candidates: candidates.map(candidate).collect(),
+                query_time: Some(1_700_000_100),
+                tenant,
+                ..RankRequest::default()
+            };
+            let expected = request.candidates.len();
+            let answer = service.rank(request, "probe".into()).await.map_err(LoadError::Probe)?;
+            let finite = |candidate: &RankedCandidate| candidate.predictions.values().all(|x| x.is_finite());
+            if answer.candidates.len() != expected || !answer.candidates.iter().all(finite) {
+                return Err(LoadError::WrongAnswer("not a finite prediction for each candidate".into()));
+            }
+        } else if family.tasks_of().contains(&"recommend") {
+            let most = (catalog.num_items() as u64).min(ITEMS);
+            let request = RecommendRequest {
+                history: Some(history),
+                num_items: Some(service.most_items().min(most)),
+                query_time: Some(1_700_000_100),
+                tenant,
+                ..RecommendRequest::default()
+            };
+            let answer = service.recommend(request, "probe".into()).await.map_err(LoadError::Probe)?;
+            check(catalog, &answer.items).map_err(LoadError::WrongAnswer)?;
+        }
+    }
+    Ok(())
 }
 
 fn check(catalog: &Catalog, items: &[Item]) -> Result<(), String> {

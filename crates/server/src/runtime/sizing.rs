@@ -177,7 +177,7 @@ pub(super) fn scheduler_config(
         max_running: settings.engine.max_running,
         max_context: largest.context,
         max_beam_width: largest.beams,
-        max_generated_steps: largest.steps,
+        max_generated_steps: default.max_generated_steps.max(largest.steps),
         max_running_cost: default.max_running_cost.max(cost),
         max_step_tokens: settings.engine.max_step_tokens,
         max_branch_rows: default.max_branch_rows.max(largest.beams),
@@ -186,7 +186,11 @@ pub(super) fn scheduler_config(
     }
 }
 
-pub(super) fn cache_config(settings: &Settings, pages: u32) -> Result<CacheConfig, LoadError> {
+pub(super) fn cache_config(
+    settings: &Settings,
+    pages: u32,
+    words_per_position: usize,
+) -> Result<CacheConfig, LoadError> {
     // A key that no client can know, so that nobody can look for collisions.
     let mut hash_key = [0; 32];
     getrandom::fill(&mut hash_key)
@@ -194,7 +198,7 @@ pub(super) fn cache_config(settings: &Settings, pages: u32) -> Result<CacheConfi
     Ok(CacheConfig {
         pages,
         page_size: PAGE_SIZE as u32,
-        words_per_position: 1,
+        words_per_position: words_per_position as u32,
         sessions: settings.engine.sessions,
         hash_key,
     })

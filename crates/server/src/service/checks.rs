@@ -17,6 +17,13 @@ pub(super) struct Asked {
     pub(super) allow_degraded: bool,
 }
 
+impl Asked {
+    /// So many beams, and as many items.
+    pub(super) fn of_width(width: usize) -> Self {
+        Self { num_items: width, beam_width: width, timeout: None, allow_degraded: false }
+    }
+}
+
 /// Items when the request does not say.
 const DEFAULT_ITEMS: u64 = 10;
 
@@ -128,11 +135,16 @@ fn check_filters(filters: &Filters, limits: &RequestLimits) -> Result<(), Error>
     Ok(())
 }
 
-fn string(param: &'static str, text: &str, limits: &RequestLimits) -> Result<(), Error> {
+pub(super) fn string(param: &'static str, text: &str, limits: &RequestLimits) -> Result<(), Error> {
     at_most(param, text.len() as u64, "bytes", limits.max_string_bytes)
 }
 
-fn at_most(param: &'static str, value: u64, unit: &'static str, limit: usize) -> Result<(), Error> {
+pub(super) fn at_most(
+    param: &'static str,
+    value: u64,
+    unit: &'static str,
+    limit: usize,
+) -> Result<(), Error> {
     let limit = limit as u64;
     if value > limit { Err(Error::LimitExceeded { param, value, unit, limit }) } else { Ok(()) }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use beamline_catalog::{ItemIndex, Node, SymbolTable};
 use beamline_model::decode::{self, Step};
 
+use super::family::Decoder;
 use super::{Served, history};
 use crate::api::{HistoryAction, RecommendRequest};
 use crate::error::Error;
@@ -35,8 +36,13 @@ struct Forced {
 }
 
 /// Builds the context of a request whose own limits were checked.
-pub(super) fn build(served: &Served, request: &RecommendRequest, cut: HistoryCut) -> Result<Context, Error> {
-    let forced = forced(served, request)?;
+pub(super) fn build(
+    served: &Served,
+    decoder: &Decoder,
+    request: &RecommendRequest,
+    cut: HistoryCut,
+) -> Result<Context, Error> {
+    let forced = forced(served, decoder, request)?;
     let limit = served.context_limit;
     let room = limit.saturating_sub(forced.tokens.len());
     let mut context = Context {
@@ -49,11 +55,11 @@ pub(super) fn build(served: &Served, request: &RecommendRequest, cut: HistoryCut
     };
     let mut tokens = if let Some(actions) = &request.history {
         resolve(served, actions, request.strict_history.unwrap_or(false), &mut context)?;
-        prompt(served, room, cut, &mut context)?
+        prompt(served, decoder, room, cut, &mut context)?
     } else if let Some(text) = &request.prompt {
-        served.convention.tokenize(text).map_err(Error::internal)?
+        decoder.convention.tokenize(text).map_err(Error::internal)?
     } else {
-        given(served, request.token_ids.as_deref().unwrap_or_default())?
+        given(served, decoder, request.token_ids.as_deref().unwrap_or_default())?
     };
     tokens.extend(forced.tokens);
     if tokens.is_empty() {
@@ -91,9 +97,15 @@ fn resolve(
 }
 
 /// The prompt of the newest items that fit into `room` tokens.
-fn prompt(served: &Served, room: usize, cut: HistoryCut, context: &mut Context) -> Result<Vec<u32>, Error> {
+fn prompt(
+    served: &Served,
+    decoder: &Decoder,
+    room: usize,
+    cut: HistoryCut,
+    context: &mut Context,
+) -> Result<Vec<u32>, Error> {
     let trie = served.catalog.trie();
-    let fit = served.layout.max_items(room);
+    let fit = decoder.layout.max_items(room);
     let mut dropped = history::dropped(context.seen.len(), fit, cut);
     loop {
         let kept = &context.seen[dropped.min(context.seen.len())..];
@@ -105,7 +117,7 @@ fn prompt(served: &Served, room: usize, cut: HistoryCut, context: &mut Context) 
                 path
             })
             .collect();
-        let tokens = served.convention.prompt(paths.iter().map(Vec::as_slice)).map_err(Error::internal)?;
+        let tokens = decoder.convention.prompt(paths.iter().map(Vec::as_slice)).map_err(Error::internal)?;
         // Where items are tokenised as text, their lengths vary and the estimate may be too good.
         if tokens.len() > room && !kept.is_empty() {
             dropped += history::step(fit, cut).max(kept.len() / 16);
@@ -117,8 +129,8 @@ fn prompt(served: &Served, room: usize, cut: HistoryCut, context: &mut Context) 
 }
 
 /// Token ids that the client gave.
-fn given(served: &Served, tokens: &[u32]) -> Result<Vec<u32>, Error> {
-    let vocab = served.config.vocab_size;
+fn given(served: &Served, decoder: &Decoder, tokens: &[u32]) -> Result<Vec<u32>, Error> {
+    let vocab = decoder.config.vocab_size;
     // The length first: it is cheaper, and a client that is wrong in both ways learns the more useful.
     if tokens.len() > served.context_limit {
         return Err(Error::ContextTooLong { len: tokens.len(), limit: served.context_limit });
@@ -130,8 +142,8 @@ fn given(served: &Served, tokens: &[u32]) -> Result<Vec<u32>, Error> {
 }
 
 /// The node of the forced prefix, and the tokens that lead there.
-fn forced(served: &Served, request: &RecommendRequest) -> Result<Forced, Error> {
-    let (trie, steps) = (served.catalog.trie(), served.convention.steps());
+fn forced(served: &Served, decoder: &Decoder, request: &RecommendRequest) -> Result<Forced, Error> {
+    let (trie, steps) = (served.catalog.trie(), decoder.convention.steps());
     let parts = request.sid_prefix.as_deref().unwrap_or_default();
     if parts.is_empty() {
         return Ok(Forced { node: trie.root(), tokens: Vec::new(), steps: Arc::clone(steps) });
@@ -144,7 +156,7 @@ fn forced(served: &Served, request: &RecommendRequest) -> Result<Forced, Error> 
         });
     }
     let symbols: Option<Vec<u32>> =
-        parts.iter().enumerate().map(|(level, part)| served.convention.symbol(level, part)).collect();
+        parts.iter().enumerate().map(|(level, part)| decoder.convention.symbol(level, part)).collect();
     let symbols = symbols.ok_or(Error::UnknownSidPrefix)?;
     let node = trie.walk(&symbols).ok_or(Error::UnknownSidPrefix)?;
     let rest = decode::steps_from(steps, parts.len()).ok_or(Error::UnknownSidPrefix)?;

@@ -5,14 +5,13 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use beamline_catalog::Catalog;
-use beamline_kv_cache::Namespace;
-use beamline_model::checkpoint::config::Config;
-use beamline_model::convention::Convention;
+use beamline_kv_cache::{Namespace, SessionKey};
 use beamline_model::cpu::linear::WeightFormat;
-use beamline_model::executor::{Found, Job};
-use beamline_scheduler::EngineHandle;
+use beamline_model::executor::any::{Answer, AnyJob};
+use beamline_model::executor::hstu::HstuJob;
+use beamline_scheduler::{EngineHandle, Micros, Request, RequestId};
 
-use super::PromptLayout;
+use super::family::{Family, HstuFamily};
 use crate::api::{CatalogInfo, MemoryInfo, ModelInfo, ModelName, ModelState};
 use crate::runtime::budget::Reservation;
 
@@ -61,24 +60,20 @@ pub struct Served {
     pub digest: String,
     /// How its weights are kept.
     pub weight_format: WeightFormat,
-    /// Sizes.
-    pub config: Config,
+    /// What it reads and writes.
+    pub family: Family,
     /// Values in the checkpoint.
     pub parameters: usize,
     /// What it takes.
     pub memory: Memory,
-    /// How histories become tokens.
-    pub convention: Arc<Convention>,
     /// What may be recommended.
     pub catalog: Arc<Catalog>,
     /// The catalog's memory: counted for as long as a request, or whoever keeps the catalog, holds this.
     pub catalog_memory: Arc<Reservation>,
     /// Most tokens of a context.
     pub context_limit: usize,
-    /// How many items fit.
-    pub layout: PromptLayout,
     /// Where requests go.
-    pub engine: EngineHandle<Job, Found>,
+    pub engine: EngineHandle<AnyJob, Answer>,
     /// Whether it takes no more requests.
     pub draining: Arc<AtomicBool>,
     /// Keeps the engine.
@@ -107,6 +102,34 @@ impl Served {
         Namespace::new(format!("{} {}", self.digest, self.weight_format).as_bytes(), tenant.as_bytes())
     }
 
+    /// A request of an HSTU model for the engine: `width` rows at a time, in `steps` expansions.
+    pub(super) fn hstu_request(
+        &self,
+        family: &HstuFamily,
+        job: HstuJob,
+        user: Option<&str>,
+        tenant: Option<&str>,
+        width: usize,
+        steps: usize,
+        deadline: Option<Micros>,
+    ) -> Request<AnyJob> {
+        let namespace = self.namespace(tenant.unwrap_or_default());
+        Request {
+            id: RequestId(0),
+            namespace,
+            session: user.map(|user| SessionKey::new(&namespace, user)),
+            words: job.request.words().into(),
+            context_len: job.request.context_len(),
+            reuse: family.model.reuse(),
+            beam_width: width,
+            min_beam_width: width,
+            keeps_branches: false,
+            generated_steps: steps,
+            deadline,
+            payload: AnyJob::Hstu(job),
+        }
+    }
+
     /// Takes no more requests, and waits at most `patience` for those at hand.
     pub fn start_drain(&self, patience: Duration) {
         self.draining.store(true, Ordering::Relaxed);
@@ -131,13 +154,17 @@ impl Served {
             version,
             sha256,
             weight_format,
-            family: "qwen".into(),
-            architecture: self.config.architecture.name().into(),
+            family: self.family.name().into(),
+            architecture: self.family.architecture(),
             parameters: self.parameters as u64,
             context_limit: self.context_limit as u64,
-            max_history_items: self.layout.max_items(self.context_limit) as u64,
+            max_history_items: match &self.family {
+                Family::Decoder(decoder) => decoder.layout.max_items(self.context_limit) as u64,
+                Family::Hstu(hstu) => hstu.model.config().max_events() as u64,
+            },
             levels: self.catalog.depth() as u64,
-            generated_steps: self.convention.steps().len() as u64,
+            generated_steps: self.family.generated_steps() as u64,
+            tasks: self.family.tasks().iter().map(|&task| task.to_owned()).collect(),
             catalog: CatalogInfo::of(&self.catalog, self.catalog_memory.bytes()),
             memory: MemoryInfo {
                 weights_bytes: self.memory.weights as u64,

@@ -11,7 +11,13 @@ mod errors;
 mod fuzz;
 mod harness;
 mod host_tier;
+mod hstu;
+#[path = "../../../model/tests/common/hstu.rs"]
+mod hstu_models;
 mod loading;
+#[allow(dead_code, reason = "made for tests of the model")]
+#[path = "../../../model/tests/common/made.rs"]
+mod made;
 mod managing;
 mod openapi;
 mod operations;

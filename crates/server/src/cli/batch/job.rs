@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::input::hex;
 use super::manifest::Job;
 use super::trec::TrecRun;
-use crate::service::Served;
+use crate::service::{Family, Served};
 use crate::settings::Settings;
 
 /// Names and values, as they are compared and told apart.
@@ -21,7 +21,10 @@ pub(super) fn describe(
     trec: Option<(&Path, &TrecRun)>,
 ) -> Job {
     let limits = &settings.limits;
-    let convention = format!("{:?}", served.convention.format());
+    let convention = match &served.family {
+        Family::Decoder(decoder) => format!("{:?}", decoder.convention.format()),
+        Family::Hstu(_) => String::new(),
+    };
     let entries = [
         ("beamline version", json!(env!("CARGO_PKG_VERSION"))),
         ("model name", json!(served.name)),

@@ -1,0 +1,183 @@
+//! The searches of a step: what of the logits they want, what they make of them.
+//!
+//! Place in the flow: an executor takes the searches that go a step further out of their slots, lays out the rows of
+//! their beams, runs the model, and lets them look at the logits here. All of them go on at once, on all threads.
+//!
+//! A large first branch step goes in waves, the best beams first: a continuation never scores above its beam, so once
+//! the best ones have filled the beam, those that are worse need not be computed ([`Search::worthwhile`]). After the
+//! first branch step little can be left out: the scores lie closer together.
+//!
+//! What this must not know: how a model computes states or logits.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::Found;
+use crate::cpu::Cpu;
+use crate::cpu::isa::Isa;
+use crate::cpu::linear::{Rows, Scores};
+use crate::cpu::parallel::write;
+use crate::decode::{Normalization, NotFinite, Search};
+use crate::step::{Progress, Slot};
+
+/// Values kept of a head product: bounds its memory. At least [`SCORED_ROWS`] rows are scored together all the same.
+const SCORED_VALUES: usize = 4 << 20;
+/// Fewest rows that are scored together.
+const SCORED_ROWS: usize = 64;
+/// Beams of the first branch steps in a step, per thread, from which on they go in waves: fewer are computed in little
+/// more time than half of them.
+const WAVES_FROM: usize = 256;
+/// Fewest beams of a search in a wave, but for the last.
+const SMALLEST_WAVE: usize = 8;
+
+/// A search that takes a step, taken out of its slot so that all of them can go on at once.
+#[derive(Debug)]
+pub(super) struct Expansion {
+    pub(super) slot: Slot,
+    pub(super) search: Search,
+    /// The entry of the plan, for a search that has branch rows.
+    pub(super) branch: Option<usize>,
+    /// Beams of the wave at hand; those before were offered.
+    pub(super) beams: Range<usize>,
+    /// First of their rows among the wanted rows of the batch, one row per beam.
+    pub(super) first_row: usize,
+    failed: Option<NotFinite>,
+}
+
+impl Expansion {
+    /// All beams of a search, in one wave.
+    pub(super) fn new(slot: Slot, search: Search, branch: Option<usize>) -> Self {
+        let beams = 0..search.beams().len();
+        Self { slot, search, branch, beams, first_row: 0, failed: None }
+    }
+
+    /// What the step did for the request; and its search, if that goes on.
+    pub(super) fn outcome(self) -> (Progress<Found>, Option<Search>) {
+        let Self { search, failed, .. } = self;
+        match failed {
+            Some(error) => (Progress::Failed(error.to_string()), None),
+            None if search.is_over() => {
+                let found = Found { hypotheses: search.hypotheses(), steps: search.steps_done() };
+                (Progress::Finished(found), None)
+            }
+            None => (Progress::Expanded { rows: search.beams().len() }, Some(search)),
+        }
+    }
+
+    /// Its beams whose rows lie in a range.
+    fn beams_in(&self, rows: &Range<usize>) -> Range<usize> {
+        let end_row = self.first_row + self.beams.len();
+        let start = rows.start.max(self.first_row).min(end_row);
+        let end = rows.end.min(end_row).max(start);
+        let beam = |row: usize| row - self.first_row + self.beams.start;
+        beam(start)..beam(end)
+    }
+
+    fn offer(&mut self, isa: Isa, rows: &Range<usize>, scores: &Scores) {
+        let full = self.search.normalization() == Normalization::FullVocab;
+        for beam in self.beams_in(rows) {
+            let row = self.first_row + (beam - self.beams.start) - rows.start;
+            let normalizer = if full { scores.normalizer(isa, row) } else { None };
+            let offered = self.search.offer_normalized(beam, |token| scores.logit(row, token), normalizer);
+            if let Err(error) = offered {
+                self.failed = Some(error);
+                return;
+            }
+        }
+    }
+
+    /// Goes on to the next wave. Says whether there is one.
+    fn next_wave(&mut self) -> bool {
+        let offered = self.beams.end;
+        let left = match self.failed {
+            None if offered < self.search.beams().len() => self.search.worthwhile().max(offered),
+            _ => offered,
+        };
+        self.beams = offered..wave_end(offered, left);
+        !self.beams.is_empty()
+    }
+}
+
+/// Waves get smaller: half of what is left.
+fn wave_end(start: usize, end: usize) -> usize {
+    match end - start {
+        few if few < 2 * SMALLEST_WAVE => end,
+        left => start + left.div_ceil(2),
+    }
+}
+
+/// All searches of a step, chunks first, in the order of the plan.
+#[derive(Debug, Default)]
+pub(super) struct Expansions {
+    pub(super) list: Vec<Expansion>,
+    scores: Scores,
+    rows: Rows,
+}
+
+impl Expansions {
+    /// Cuts the first branch steps into waves, if they are large.
+    pub(super) fn cut_into_waves(&mut self, cpu: &Cpu) {
+        let first_step = |e: &&mut Expansion| e.branch.is_some() && e.search.steps_done() == 1;
+        let rows: usize = self.list.iter_mut().filter(first_step).map(|e| e.beams.len()).sum();
+        if rows >= WAVES_FROM * cpu.threads() {
+            for expansion in self.list.iter_mut().filter(first_step) {
+                expansion.beams.end = wave_end(0, expansion.beams.end);
+            }
+        }
+    }
+
+    /// Scores final states `[rows, width]` of this wave, a bounded number at a time, and offers them to their searches.
+    /// `score` computes the logits that are wanted of some rows.
+    pub(super) fn offer(
+        &mut self,
+        cpu: &Cpu,
+        states: &[f32],
+        width: usize,
+        mut score: impl FnMut(&[f32], &mut Rows, &mut Scores),
+    ) {
+        let (isa, rows) = (cpu.isa(), states.len() / width);
+        let mut start = 0;
+        while start < rows {
+            // What is wanted of the first rows says how many fit; more rows may want more, which then is a little over.
+            let mut range = start..rows.min(start + SCORED_ROWS);
+            self.want(&range);
+            range.end = rows.min(start + (SCORED_VALUES / self.scores.width().max(1)).max(SCORED_ROWS));
+            self.want(&range);
+            score(&states[range.start * width..range.end * width], &mut self.rows, &mut self.scores);
+            let scores = &self.scores;
+            cpu.each_part(write(&mut self.list, 1), |_, expansions| {
+                expansions.iter_mut().for_each(|expansion| expansion.offer(isa, &range, scores));
+            });
+            start = range.end;
+        }
+    }
+
+    /// Says which logits of a range of rows are wanted.
+    fn want(&mut self, rows: &Range<usize>) {
+        let among = |e: &&Expansion| !e.beams_in(rows).is_empty();
+        let full = |e: &Expansion| e.search.normalization() == Normalization::FullVocab;
+        self.scores.begin(self.list.iter().filter(among).any(full));
+        for expansion in self.list.iter().filter(among) {
+            expansion.search.wanted(expansion.beams_in(rows), |token| self.scores.want(token));
+        }
+    }
+
+    /// Goes on to the next wave. Says whether there is one.
+    pub(super) fn next_wave(&mut self, cpu: &Cpu) -> bool {
+        let goes_on = AtomicBool::new(false);
+        cpu.each_part(write(&mut self.list, 1), |_, expansions| {
+            let next = expansions.iter_mut().filter_map(|expansion| expansion.next_wave().then_some(true));
+            next.for_each(|next| goes_on.store(next, Ordering::Relaxed));
+        });
+        goes_on.into_inner()
+    }
+
+    /// Takes every search one step further.
+    pub(super) fn advance(&mut self, cpu: &Cpu) {
+        // A filter that allows nothing leaves a search that is over before it begins.
+        cpu.each_part(write(&mut self.list, 1), |_, expansions| {
+            let going = expansions.iter_mut().filter(|expansion| !expansion.search.is_over());
+            going.for_each(|expansion| expansion.search.advance());
+        });
+    }
+}

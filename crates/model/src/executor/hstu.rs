@@ -1,0 +1,409 @@
+//! Carries out plans for an HSTU model: retrieval, ranking and decoding in the same steps.
+//!
+//! Place in the flow: as the decoder's executor; the scheduler sees no difference. What it calls beams are, for a
+//! request that ranks, the candidates of one micro-batch (M-FALCON, Zhai et al. 2024, appendix H): its first expansion
+//! computes nothing, and each branch step takes the next micro-batch.
+//!
+//! ```text
+//! retrieve   context rows | the last state -> best items, all requests of a step in one pass over the items
+//! rank       context rows | candidates | candidates ..      -> predictions
+//! decode     context rows, the last state expanded | beams | beams ..
+//! ```
+//!
+//! Invariant: what happens to one request in a step is independent of the others in it; a request whose states are not
+//! finite fails alone.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::Found;
+use super::expansion::{Expansion, Expansions};
+use crate::cpu::Cpu;
+use crate::cpu::pages::{PAGE_SIZE, PageStore};
+use crate::decode::{Search, SearchRequest};
+use crate::error::ModelError;
+use crate::families::hstu::batch::HstuBatch;
+use crate::families::hstu::inputs::Prepared;
+use crate::families::hstu::retrieval::{Scored, TopItems, UserNotFinite};
+use crate::families::hstu::stack::Workspace;
+use crate::families::hstu::{Hstu, PushCandidates, PushContext, PushTokens, Task};
+use crate::step::{BranchStep, Chunk, Plan, Progress, Slot, StepError, StepModel};
+
+/// A request as the executor sees it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct HstuJob {
+    /// What it brings.
+    pub request: Arc<Prepared>,
+    /// What it asks for.
+    pub work: Work,
+}
+
+/// What a request asks for.
+#[derive(Clone, Debug)]
+pub enum Work {
+    /// Its context computed, and nothing more.
+    Warm,
+    /// The best items. One step, one beam.
+    Retrieve(Retrieve),
+    /// Predictions for its candidates, as many at a time as it has beams.
+    Rank,
+    /// Semantic IDs.
+    Decode(SearchRequest),
+}
+
+/// Says which items may be found.
+pub type Allowed = dyn Fn(u32) -> bool + Send + Sync;
+
+/// Which items are wanted.
+#[derive(Clone)]
+pub struct Retrieve {
+    /// How many.
+    pub count: usize,
+    /// Which rows of the item table may be among them.
+    pub allowed: Arc<Allowed>,
+}
+
+impl fmt::Debug for Retrieve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retrieve").field("count", &self.count).finish_non_exhaustive()
+    }
+}
+
+/// What a finished request yields.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HstuAnswer {
+    /// The best items, best first.
+    Items(Vec<Scored>),
+    /// `[candidates, names]`, names as [`Ranking::names`](crate::families::hstu::ranking::Ranking::names).
+    Predictions(Vec<f32>),
+    /// Semantic IDs.
+    Found(Found),
+}
+
+/// A model, its pages, and the requests in flight.
+#[derive(Debug)]
+pub struct HstuExecutor {
+    model: Arc<Hstu>,
+    cpu: Arc<Cpu>,
+    pages: PageStore,
+    slots: Vec<Option<InFlight>>,
+    batch: HstuBatch,
+    workspace: Workspace,
+    expansions: Expansions,
+    results: Vec<Part>,
+    branch_tokens: Vec<u32>,
+    branch_lineage: Vec<u32>,
+    users: Vec<f32>,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    job: HstuJob,
+    search: Option<Search>,
+    /// Candidates of a micro-batch.
+    at_a_time: usize,
+    /// Predictions so far.
+    predictions: Vec<f32>,
+    /// Candidates that have them.
+    ranked: usize,
+}
+
+type Retrieved = Result<Vec<Scored>, UserNotFinite>;
+
+/// What the step does for one entry of the plan.
+#[derive(Debug)]
+enum Part {
+    /// Nothing more than its context rows.
+    Context,
+    /// The first micro-batch comes next.
+    Prefilled,
+    /// The state of this row, among the wanted ones, finds items.
+    Retrieve { row: usize },
+    /// The states from this row on predict these candidates.
+    Rank { row: usize, candidates: Range<usize> },
+    /// The next of the expansions.
+    Decode,
+    /// It cannot be computed.
+    Failed(String),
+}
+
+impl HstuExecutor {
+    /// Allocates `pages` pages for a model.
+    ///
+    /// # Errors
+    ///
+    /// When the memory cannot be had.
+    pub fn new(model: Arc<Hstu>, cpu: Arc<Cpu>, pages: usize) -> Result<Self, ModelError> {
+        let pages = model.page_store(pages)?;
+        Ok(Self {
+            model,
+            cpu,
+            pages,
+            slots: Vec::new(),
+            batch: HstuBatch::default(),
+            workspace: Workspace::default(),
+            expansions: Expansions::default(),
+            results: Vec::new(),
+            branch_tokens: Vec::new(),
+            branch_lineage: Vec::new(),
+            users: Vec::new(),
+        })
+    }
+
+    /// Lays out the context rows of a chunk.
+    fn push_chunk(&mut self, plan: &Plan, chunk: &Chunk) -> Result<(), StepError> {
+        let model = Arc::clone(&self.model);
+        let request = in_flight(&mut self.slots, chunk.slot)?;
+        let row = self.batch.layout.wanted.len();
+        let expands = chunk.expand.filter(|_| !matches!(request.job.work, Work::Rank));
+        if chunk.positions.end > request.job.request.context_len() {
+            return Err(StepError(format!(
+                "positions {:?} of a context of {}",
+                chunk.positions,
+                request.job.request.context_len()
+            )));
+        }
+        let rows = PushContext {
+            owner: chunk.slot.0,
+            positions: chunk.positions.clone(),
+            cached: chunk.cached,
+            pages: &plan.pages[chunk.context_pages.clone()],
+            wanted: usize::from(expands.is_some()),
+        };
+        if let Err(error) = model.push_context(&self.cpu, &mut self.batch, &request.job.request, rows) {
+            self.results.push(Part::Failed(error.to_string()));
+            return Ok(());
+        }
+        let part = match (&request.job.work, chunk.expand) {
+            (_, None) => Part::Context,
+            (Work::Rank, Some(width)) => {
+                request.at_a_time = width.max(1);
+                Part::Prefilled
+            }
+            (Work::Retrieve(_), Some(_)) => Part::Retrieve { row },
+            (Work::Decode(search), Some(width)) => {
+                let mut expansion = Expansion::new(chunk.slot, Search::new(search.clone(), width), None);
+                expansion.first_row = row;
+                self.expansions.list.push(expansion);
+                Part::Decode
+            }
+            (Work::Warm, Some(_)) => Part::Failed("a request that warms the cache expands nothing".into()),
+        };
+        self.results.push(part);
+        Ok(())
+    }
+
+    /// Lays out the branch rows of a request: its next candidates, or its beams.
+    fn push_branch(&mut self, plan: &Plan, index: usize, branch: &BranchStep) -> Result<(), StepError> {
+        let slot = branch.slot;
+        let request = in_flight(&mut self.slots, slot)?;
+        let row = self.batch.layout.wanted.len();
+        let (context_pages, branch_pages) =
+            (&plan.pages[branch.context_pages.clone()], &plan.pages[branch.branch_pages.clone()]);
+        if matches!(request.job.work, Work::Rank) {
+            let all = request.job.request.candidates();
+            let candidates = request.ranked..all.min(request.ranked + request.at_a_time);
+            if candidates.is_empty() || branch_pages.len() * PAGE_SIZE < candidates.len() {
+                return Err(StepError(format!("{} branch pages for {candidates:?}", branch_pages.len())));
+            }
+            let rows = PushCandidates {
+                owner: slot.0,
+                candidates: candidates.clone(),
+                context_pages,
+                branch_pages: &branch_pages[..candidates.len().div_ceil(PAGE_SIZE)],
+            };
+            self.model.push_candidates(&self.cpu, &mut self.batch, &request.job.request, rows);
+            self.results.push(Part::Rank { row, candidates });
+            return Ok(());
+        }
+        let search = request.search.take().filter(|search| search.steps_done() > 0 && !search.is_over());
+        let search = search.ok_or_else(|| StepError(format!("slot {} has no beams", slot.0)))?;
+        let (step, width) = (search.steps_done() - 1, search.width());
+        if branch_pages.len() * PAGE_SIZE < step * width + search.beams().len() {
+            return Err(StepError(format!(
+                "{} branch pages for step {step} of {width} beams",
+                branch_pages.len()
+            )));
+        }
+        self.branch_tokens.clear();
+        self.branch_lineage.clear();
+        for (index, beam) in search.beams().iter().enumerate() {
+            self.branch_tokens.push(beam.token);
+            let ancestors = search.lineage(index).iter().enumerate();
+            self.branch_lineage.extend(ancestors.map(|(step, row)| (step * width) as u32 + row));
+            self.branch_lineage.push((step * width + index) as u32);
+        }
+        let rows = PushTokens {
+            owner: slot.0,
+            tokens: &self.branch_tokens,
+            ancestors: step + 1,
+            lineage: &self.branch_lineage,
+            context_pages,
+            branch_pages,
+        };
+        match self.model.push_tokens(&mut self.batch, &request.job.request, rows) {
+            Err(error) => self.results.push(Part::Failed(error.to_string())),
+            Ok(()) => {
+                let mut expansion = Expansion::new(slot, search, Some(index));
+                expansion.first_row = row;
+                self.expansions.list.push(expansion);
+                self.results.push(Part::Decode);
+            }
+        }
+        Ok(())
+    }
+
+    fn run_plan(
+        &mut self,
+        plan: &Plan,
+        outcomes: &mut Vec<(Slot, Progress<HstuAnswer>)>,
+    ) -> Result<(), StepError> {
+        // What a step that failed or panicked left behind: its slots are closed.
+        self.batch.clear();
+        self.expansions.list.clear();
+        self.results.clear();
+        for transfer in &plan.transfers {
+            transfer.carry_out(&mut self.pages).map_err(|error| StepError(error.to_string()))?;
+        }
+        for chunk in &plan.chunks {
+            self.push_chunk(plan, chunk)?;
+        }
+        for (index, branch) in plan.branches.iter().enumerate() {
+            self.push_branch(plan, index, branch)?;
+        }
+        self.batch.layout.check_writes(self.pages.pages()).map_err(StepError)?;
+        let (cpu, model) = (Arc::clone(&self.cpu), Arc::clone(&self.model));
+        model.forward(&cpu, &self.batch, &mut self.pages, &mut self.workspace, &mut |_, _| {});
+
+        let width = model.config().stack.model_dim;
+        if let Task::Tokens(head) = model.task() {
+            self.expansions.offer(&cpu, &self.workspace.hidden, width, |states, rows, scores| {
+                head.score(&cpu, states, rows, scores);
+            });
+            self.expansions.advance(&cpu);
+        }
+        let mut retrieved = self.retrieve(plan, width)?.into_iter();
+        let mut expanded = std::mem::take(&mut self.expansions.list).into_iter();
+        let slots = plan.chunks.iter().map(|chunk| chunk.slot);
+        let slots = slots.chain(plan.branches.iter().map(|branch| branch.slot));
+        let mut results = std::mem::take(&mut self.results);
+        for (slot, part) in slots.zip(results.drain(..)) {
+            let request = in_flight(&mut self.slots, slot)?;
+            let progress = match part {
+                Part::Context => Progress::Prefilled,
+                Part::Failed(why) => Progress::Failed(why),
+                Part::Prefilled => match request.job.request.candidates().min(request.at_a_time) {
+                    0 => Progress::Failed("no candidates".into()),
+                    rows => Progress::Expanded { rows },
+                },
+                Part::Retrieve { .. } => match retrieved.next() {
+                    Some(Ok(items)) => Progress::Finished(HstuAnswer::Items(items)),
+                    Some(Err(error)) => Progress::Failed(error.to_string()),
+                    None => Progress::Failed("the model retrieves nothing".into()),
+                },
+                Part::Rank { row, candidates } => {
+                    let states = &self.workspace.hidden[row * width..][..candidates.len() * width];
+                    request.rank(&model, &cpu, states, candidates)
+                }
+                Part::Decode => match expanded.next() {
+                    None => Progress::Failed("nothing to decode".into()),
+                    Some(expansion) => {
+                        let (progress, search) = expansion.outcome();
+                        request.search = search;
+                        progress.map(HstuAnswer::Found)
+                    }
+                },
+            };
+            outcomes.push((slot, progress));
+        }
+        self.results = results;
+        Ok(())
+    }
+
+    /// Finds items for all requests of the step that want some, in one pass over the items.
+    fn retrieve(&mut self, plan: &Plan, width: usize) -> Result<Vec<Retrieved>, StepError> {
+        let (model, cpu) = (&self.model, &self.cpu);
+        let Task::Retrieval(retrieval) = model.task() else { return Ok(Vec::new()) };
+        self.users.clear();
+        let mut asked = Vec::new();
+        for (chunk, part) in plan.chunks.iter().zip(&self.results) {
+            let Part::Retrieve { row } = part else { continue };
+            let request = self.slots.get(chunk.slot.0 as usize).and_then(Option::as_ref);
+            let Some(InFlight { job: HstuJob { work: Work::Retrieve(wanted), .. }, .. }) = request else {
+                return Err(StepError(format!("slot {} retrieves nothing", chunk.slot.0)));
+            };
+            self.users.extend_from_slice(&self.workspace.hidden[row * width..][..width]);
+            asked.push(TopItems { count: wanted.count, allowed: &*wanted.allowed });
+        }
+        if asked.is_empty() {
+            return Ok(Vec::new());
+        }
+        retrieval.users(cpu, &mut self.users);
+        Ok(retrieval.items().top(cpu, &self.users, &asked))
+    }
+}
+
+const NOT_FINITE: &str = "the model produced states that are not finite";
+
+impl InFlight {
+    /// Takes the predictions of a micro-batch.
+    fn rank(
+        &mut self,
+        model: &Hstu,
+        cpu: &Cpu,
+        states: &[f32],
+        candidates: Range<usize>,
+    ) -> Progress<HstuAnswer> {
+        let end = candidates.end;
+        match model.predict(cpu, states, &self.job.request, candidates) {
+            None => Progress::Failed("the model does not rank".into()),
+            Some(predictions) if predictions.iter().any(|x| !x.is_finite()) => {
+                Progress::Failed(NOT_FINITE.into())
+            }
+            Some(predictions) => {
+                self.predictions.extend(predictions);
+                self.ranked = end;
+                match (self.job.request.candidates() - end).min(self.at_a_time) {
+                    0 => Progress::Finished(HstuAnswer::Predictions(std::mem::take(&mut self.predictions))),
+                    rows => Progress::Expanded { rows },
+                }
+            }
+        }
+    }
+}
+
+fn in_flight(slots: &mut [Option<InFlight>], slot: Slot) -> Result<&mut InFlight, StepError> {
+    let place = slots.get_mut(slot.0 as usize).and_then(Option::as_mut);
+    place.ok_or_else(|| StepError(format!("slot {} is not open", slot.0)))
+}
+
+impl StepModel for HstuExecutor {
+    type Payload = HstuJob;
+    type Answer = HstuAnswer;
+
+    fn open(&mut self, slot: Slot, payload: HstuJob) {
+        let index = slot.0 as usize;
+        if self.slots.len() <= index {
+            self.slots.resize_with(index + 1, || None);
+        }
+        assert!(self.slots[index].is_none(), "slot {index} is opened once");
+        self.slots[index] =
+            Some(InFlight { job: payload, search: None, at_a_time: 1, predictions: Vec::new(), ranked: 0 });
+    }
+
+    fn step(
+        &mut self,
+        plan: &Plan,
+        outcomes: &mut Vec<(Slot, Progress<HstuAnswer>)>,
+    ) -> Result<(), StepError> {
+        let cpu = Arc::clone(&self.cpu);
+        cpu.run_awake(|| self.run_plan(plan, outcomes))
+    }
+
+    fn close(&mut self, slot: Slot) {
+        if let Some(place) = self.slots.get_mut(slot.0 as usize) {
+            *place = None;
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! From what a request gives to the input of an HSTU model: item rows, actions, times, features.
+//!
+//! The same rules as for a decoder's history: unknown items are skipped and named, or an error if so asked; what is too
+//! long is cut at the old end in coarse steps. What a model reads must be there: a missing time or action is an error, never
+//! a guess.
+
+use std::collections::{BTreeMap, HashSet};
+
+use beamline_catalog::ItemIndex;
+use beamline_model::families::hstu::inputs::{Candidates, Events, InputError, Prepared, Request};
+
+use super::family::HstuFamily;
+use super::{Served, clip, history};
+use crate::api::HistoryAction;
+use crate::error::Error;
+use crate::settings::HistoryCut;
+
+/// What a request gives.
+pub(super) struct Given<'a> {
+    pub(super) history: &'a [HistoryAction],
+    pub(super) strict: bool,
+    pub(super) query_time: Option<i64>,
+    /// Of the user.
+    pub(super) features: &'a BTreeMap<String, Vec<u32>>,
+}
+
+/// The input of a model.
+pub(super) struct Input {
+    pub(super) request: Request,
+    /// Known items of the whole history.
+    pub(super) seen: Vec<ItemIndex>,
+    /// Unknown items of the history, each once.
+    pub(super) unknown: Vec<String>,
+    /// Known items that were cut off.
+    pub(super) dropped: usize,
+}
+
+fn invalid(param: &'static str, message: String) -> Error {
+    Error::InvalidValue { param, message: message.into() }
+}
+
+/// The row of an item in the model's table: its semantic ID.
+pub(super) fn row(served: &Served, item: ItemIndex) -> u32 {
+    let mut path = Vec::new();
+    served.catalog.trie().path(served.catalog.leaf_of(item), &mut path);
+    path.first().copied().unwrap_or_default()
+}
+
+/// A value of each feature, in the order of the model.
+pub(super) fn features(
+    param: &'static str,
+    names: &[&str],
+    given: Option<&BTreeMap<String, u32>>,
+    whose: &dyn Fn() -> String,
+) -> Result<Vec<u32>, Error> {
+    if let Some(unknown) = given.and_then(|given| given.keys().find(|name| !names.contains(&name.as_str()))) {
+        return Err(invalid(param, format!("has {:?}, which this model does not read", clip(unknown))));
+    }
+    let value = |name: &&str| {
+        given
+            .and_then(|given| given.get(*name))
+            .copied()
+            .ok_or_else(|| invalid(param, format!("lacks {name:?} for {}: this model reads it", whose())))
+    };
+    names.iter().map(value).collect()
+}
+
+/// Reads the history and what goes with it.
+pub(super) fn input(
+    served: &Served,
+    family: &HstuFamily,
+    given: &Given<'_>,
+    cut: HistoryCut,
+) -> Result<Input, Error> {
+    let (mut known, mut unknown, mut named) = (Vec::new(), Vec::new(), HashSet::new());
+    for (index, action) in given.history.iter().enumerate() {
+        match served.catalog.item(&action.item_id) {
+            Some(item) => known.push((index, item, action)),
+            None if named.insert(action.item_id.as_str()) => unknown.push(action.item_id.clone()),
+            None => {}
+        }
+    }
+    if given.strict && !unknown.is_empty() {
+        return Err(Error::UnknownItems(unknown));
+    }
+    if known.is_empty() && !given.history.is_empty() {
+        return Err(Error::NoKnownItems(unknown));
+    }
+    let seen = known.iter().map(|(_, item, _)| *item).collect();
+    let dropped = history::dropped(known.len(), family.model.config().max_events(), cut).min(known.len());
+    let (reads_times, reads_actions) = (family.reads_times(), family.reads_actions());
+    let names = family.item_features();
+    let mut events = Events { additional: vec![Vec::new(); names.len()], ..Events::default() };
+    for (index, item, action) in &known[dropped..] {
+        events.items.push(row(served, *item));
+        if reads_times {
+            let missing = || format!("is missing for event {index}: this model reads times");
+            events.times.push(action.timestamp.ok_or_else(|| invalid("history.timestamp", missing()))?);
+        }
+        if reads_actions {
+            events.actions.push(action_number(*index, action.action.as_deref())?);
+        }
+        let whose = || format!("event {index}");
+        for (ids, id) in events.additional.iter_mut().zip(features(
+            "history.features",
+            &names,
+            action.features.as_ref(),
+            &whose,
+        )?) {
+            ids.push(id);
+        }
+    }
+    let names = family.user_features();
+    if let Some(name) = given.features.keys().find(|name| !names.contains(&name.as_str())) {
+        return Err(invalid("features", format!("has {:?}, which this model does not read", clip(name))));
+    }
+    let contextual =
+        names.iter().map(|name| given.features.get(*name).cloned().unwrap_or_default()).collect();
+    let query_time = match given.query_time {
+        Some(time) => time,
+        None if reads_times => {
+            let message = "is missing: this model reads times, and an answer depends on when it is asked for";
+            return Err(invalid("query_time", message.into()));
+        }
+        None => 0,
+    };
+    let request = Request { events, contextual, query_time, candidates: Candidates::default() };
+    Ok(Input { request, seen, unknown, dropped })
+}
+
+/// An action is a number of the model's.
+fn action_number(index: usize, action: Option<&str>) -> Result<u32, Error> {
+    let Some(text) = action else {
+        return Err(invalid(
+            "history.action",
+            format!("is missing for event {index}: this model reads actions"),
+        ));
+    };
+    text.parse().map_err(|_| {
+        let message =
+            format!("is {:?} for event {index}: this model takes the numbers of actions", clip(text));
+        invalid("history.action", message)
+    })
+}
+
+/// Checks an input against the model.
+pub(super) fn prepare(family: &HstuFamily, request: Request) -> Result<Prepared, Error> {
+    family.model.prepare(request).map_err(|error| {
+        let message = error.to_string();
+        match error {
+            InputError::NoEvents => Error::EmptyHistory,
+            InputError::TooManyEvents { events, most } => Error::LimitExceeded {
+                param: "history",
+                value: events as u64,
+                unit: "events",
+                limit: most as u64,
+            },
+            InputError::TooManyCandidates { candidates, most } => Error::LimitExceeded {
+                param: "candidates",
+                value: candidates as u64,
+                unit: "candidates",
+                limit: most as u64,
+            },
+            InputError::TimesRunBackwards { .. } => {
+                Error::InvalidValue { param: "history.timestamp", message: format!(": {message}").into() }
+            }
+            InputError::TimeOutOfRange(_) => Error::InvalidValue {
+                param: "query_time",
+                message: format!("or a timestamp: {message}").into(),
+            },
+            InputError::Count { .. } | InputError::UnknownId { .. } => {
+                Error::InvalidRequest { message, param: None }
+            }
+            InputError::NoRanking | InputError::TooDeep { .. } | InputError::NeedsWholeContext => {
+                Error::internal(message)
+            }
+        }
+    })
+}
