@@ -12,6 +12,8 @@ use super::workload::{Population, Workload, strangers};
 
 /// The P99 that the sweep asks for, in milliseconds.
 pub(super) const TARGET_MS: f64 = 100.0;
+/// Fewest requests of a measurement of the open loop.
+const FEWEST: usize = 300;
 /// Users of the population that comes back.
 const USERS: usize = 64;
 
@@ -73,8 +75,8 @@ pub(super) fn sweep(server: &Server, workload: &Workload, plan: Plan) -> Result<
         let mut seed = 4300;
         let mut try_rate = |rate: f64, records: &mut Vec<Record>| -> Result<bool> {
             seed += 1;
-            // A P99 of fewer requests than these is their maximum.
-            let count = ((rate * plan.window.as_secs_f64()) as usize).clamp(30, 5000);
+            // Of fewer requests a P99 would be the one or two that met somebody else's burst.
+            let count = ((rate * plan.window.as_secs_f64()) as usize).clamp(FEWEST, 5000);
             let bodies = if visit == "cold" {
                 strangers(workload, count, plan.beams, seed)
             } else {
@@ -90,7 +92,7 @@ pub(super) fn sweep(server: &Server, workload: &Workload, plan: Plan) -> Result<
         };
         // Upwards until it is too much, then between.
         let (mut good, mut bad) = (0.0, f64::INFINITY);
-        let mut rate = 2.0;
+        let mut rate = 8.0;
         while bad.is_infinite() {
             if try_rate(rate, &mut records)? {
                 good = rate;
