@@ -64,7 +64,7 @@ def arguments():
     training("--copies", type=int, default=1, help="altered copies of each sequence (default %(default)s)")
     training("--candidates", type=int, default=50, help="items of the teacher's distribution, per history (default %(default)s)")
     training("--sharpness", type=float, default=1.3, help="q is proportional to the teacher's score to this power (default %(default)s)")
-    training("--dropout", type=float, default=0.1, help="of whole features of a sequence, after embeddings, attention and MLP (default %(default)s)")
+    training("--dropout", type=float, default=0.2, help="of whole features of a sequence, after embeddings, attention and MLP (default %(default)s)")
     training("--max-items", type=int, default=50, help="items of a history, in training and validation (default %(default)s)")
     training("--batch-items", type=int, default=300, help="items per step (default %(default)s)")
     training("--lr", type=float, default=3e-3, help="peak learning rate (default %(default)s)")
