@@ -345,14 +345,14 @@ def main():
         print(f"epoch {epoch}/{args.epochs} done, {spent / 60:.1f} CPU min so far", flush=True)
         if epoch % args.validate_every == 0 and epoch < args.epochs:
             report("full_vocab")
-    for normalization in ("full_vocab", "allowed_set"):
-        for exclude in (False, True):
-            report(f"{normalization}, history {'excluded' if exclude else 'kept'}", normalization=normalization, exclude_history=exclude)
     average.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     for name in ("catalog.jsonl", "convention.json"):
         shutil.copyfile(os.path.join(args.data, name), os.path.join(args.out, name))
     print(f"saved to {args.out} after {spent / 60:.1f} CPU min of training", flush=True)
+    for normalization in ("full_vocab", "allowed_set"):
+        for exclude in (False, True):
+            report(f"{normalization}, history {'excluded' if exclude else 'kept'}", normalization=normalization, exclude_history=exclude)
 
 
 if __name__ == "__main__":
