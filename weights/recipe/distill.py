@@ -8,12 +8,16 @@ training sequences by heart and loses to counting pairs. Here the decoder learns
        --teacher F    item_model.npz of item_model.py, fitted on the same train.jsonl
   Out: --out DIR      a checkpoint directory, as train.py writes it
 
-The loss of one next item, after history h, with y the item that came and q(. | h) the teacher's distribution over items:
+The loss after a history h, with q(. | h) the teacher's distribution over items, is the cross-entropy between q and the decoder over whole
+semantic IDs. It is estimated from one item drawn from q (soft_targets.py), whose codes are predicted in a branch beside the history
+(branches.py). What really came next is not looked at: the teacher has seen it. Only the first item of a sequence, before which there is
+no history, is learned as it stands.
 
-    (1 - soft) * cross-entropy of y's codes  +  soft * cross-entropy between q and the decoder over whole semantic IDs
+Histories need no labels, so there are more of them than the data has (`histories`): every prefix of every training sequence and the whole
+sequence, the same of copies with items left out and neighbours swapped, and each item alone, so that no item is met rarely.
+The whole sequences of the users that validation asks about are left out: their histories are as new to the decoder as those of the test.
 
-The second term is estimated from one item drawn from q (soft_targets.py), whose codes are predicted in a branch beside the history
-(branches.py). The first item of a history has no teacher and takes the first term alone.
+Token embeddings and output rows start from the teacher's item embedding (`start_from`), the mean over the items that carry the token.
 
 Choices that matter are measured in weights/README.md. Training state is written to OUT/state.pt after each epoch, and the same
 command goes on from it. The learning rate is constant until the last --decay-epochs, then falls linearly to zero; what is saved is the
@@ -29,12 +33,14 @@ import random
 import shutil
 import time
 
+import numpy
 import torch
 
 import beam
 import branches
+import build_index
 import soft_targets
-from item_model import ItemModel, examples
+from item_model import REACH, ItemModel
 from tokens import Writer, build_tokenizer, check_convention, read_lines
 
 
@@ -45,30 +51,30 @@ def arguments():
     add("--teacher", required=True)
     add("--out", required=True)
     shape = parser.add_argument_group("shape").add_argument
-    shape("--hidden", type=int, default=128, help="width of the residual stream (default %(default)s)")
+    shape("--hidden", type=int, default=192, help="width of the residual stream (default %(default)s)")
     shape("--layers", type=int, default=3, help="(default %(default)s)")
-    shape("--heads", type=int, default=4, help="query heads (default %(default)s)")
-    shape("--kv-heads", type=int, default=4, help="key/value heads (default %(default)s)")
+    shape("--heads", type=int, default=6, help="query heads (default %(default)s)")
+    shape("--kv-heads", type=int, default=6, help="key/value heads (default %(default)s)")
     shape("--head-dim", type=int, default=32, help="(default %(default)s)")
     shape("--intermediate", type=int, default=512, help="width of the MLP (default %(default)s)")
     shape("--max-positions", type=int, default=1024, help="max_position_embeddings (default %(default)s)")
     training = parser.add_argument_group("training").add_argument
-    training("--epochs", type=int, default=16, help="passes over the sequences (default %(default)s)")
-    training("--decay-epochs", type=int, default=5, help="epochs at the end in which the learning rate falls to 0 (default %(default)s)")
-    training("--soft", type=float, default=0.8, help="weight of the teacher (default %(default)s)")
+    training("--epochs", type=int, default=11, help="passes over all histories (default %(default)s)")
+    training("--decay-epochs", type=int, default=8, help="epochs at the end in which the learning rate falls to 0 (default %(default)s)")
+    training("--copies", type=int, default=1, help="altered copies of each sequence (default %(default)s)")
     training("--candidates", type=int, default=50, help="items of the teacher's distribution, per history (default %(default)s)")
-    training("--sharpness", type=float, default=1.0, help="q is proportional to the teacher's score to this power (default %(default)s)")
-    training("--dropout", type=float, default=0.1, help="of whole features of a sequence, after embeddings, attention and MLP (default %(default)s)")
+    training("--sharpness", type=float, default=1.3, help="q is proportional to the teacher's score to this power (default %(default)s)")
+    training("--dropout", type=float, default=0.2, help="of whole features of a sequence, after embeddings, attention and MLP (default %(default)s)")
     training("--max-items", type=int, default=50, help="items of a history, in training and validation (default %(default)s)")
-    training("--batch-items", type=int, default=600, help="items per step (default %(default)s)")
+    training("--batch-items", type=int, default=300, help="items per step (default %(default)s)")
     training("--lr", type=float, default=3e-3, help="peak learning rate (default %(default)s)")
     training("--warmup", type=int, default=200, help="warm-up steps (default %(default)s)")
     training("--weight-decay", type=float, default=0.02, help="(default %(default)s)")
     training("--average", type=float, default=0.998, help="decay of the moving average of the weights (default %(default)s)")
     training("--seed", type=int, default=1, help="(default %(default)s)")
     training("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
-    training("--validate-every", type=int, default=2, help="epochs (default %(default)s)")
-    training("--validation-users", type=int, default=1000, help="evenly spaced over the file (default %(default)s)")
+    training("--validate-every", type=int, default=3, help="epochs (default %(default)s)")
+    training("--validation-users", type=int, default=4000, help="evenly spaced over the file (default %(default)s)")
     return parser.parse_args()
 
 
@@ -96,26 +102,62 @@ def add_dropout(model, rate):
     ]
 
 
+# Of an item, and of a pair of neighbours, in an altered copy.
+LEFT_OUT, SWAPPED = 0.35, 0.15
+# Strongest successors of an item in the graph that the first embeddings are made from.
+NEIGHBOURS = 30
+
+
+def altered(sequence, rng):
+    """A copy with items left out and neighbours swapped; None if nothing is left."""
+    copy = [item for item in sequence if rng.random() > LEFT_OUT]
+    for at in range(len(copy) - 1):
+        if rng.random() < SWAPPED:
+            copy[at], copy[at + 1] = copy[at + 1], copy[at]
+    return copy or None
+
+
+def histories(sequences, items, copies, seed):
+    """All sequences to train on: these, `copies` altered ones of each, and every item alone. The given ones come first."""
+    rng = random.Random(seed)
+    made = [altered(sequence, rng) for _ in range(copies) for sequence in sequences if len(sequence) > 1]
+    return sequences + [copy for copy in made if copy] + [[item] for item in range(items)]
+
+
 class Teacher:
-    """The teacher's candidates for every next item of the training sequences: found once, looked up by (sequence, place)."""
+    """The teacher's candidates after every item of the sequences: found once, looked up by (sequence, place)."""
 
     def __init__(self, path, sequences, candidates, sharpness):
-        model = ItemModel(path)
-        histories, _ = examples(sequences)
-        items, scores = model.best(histories, candidates)
+        items, scores = ItemModel(path).best(
+            [sequence[max(0, end - REACH) : end] for sequence in sequences for end in range(1, len(sequence) + 1)], candidates
+        )
         weight = scores.astype("float64") ** sharpness
         weight[:, 0][weight.sum(1) == 0] = 1e-9  # an unknown history: anything, see `known`
         self.items = torch.from_numpy(items.astype("int64"))
         self.known = torch.from_numpy(scores[:, 0] > 0)
         self.probabilities = torch.from_numpy((weight / weight.sum(1, keepdims=True)).astype("float32"))
-        self.first, at = [], 0
-        for sequence in sequences:
-            self.first.append(at)
-            at += max(0, len(sequence) - 1)
+        self.first = torch.tensor([0] + [len(sequence) for sequence in sequences]).cumsum(0)
 
-    def rows(self, numbers, sequences):
-        """Rows of all next items of these sequences, in order."""
-        return torch.cat([torch.arange(self.first[n], self.first[n] + max(0, len(sequences[n]) - 1)) for n in numbers])
+    def rows(self, numbers, longest):
+        """Rows of the places after items 1 .. longest of these sequences, [sequences, longest]; meaningless beyond their ends."""
+        return self.first[torch.tensor(numbers)][:, None] + torch.arange(longest)
+
+
+def start_from(points, paths, model):
+    """Token embeddings and output rows from item points [items, D]: the mean over the items that carry the first code, and for later
+    codes the mean of what is still missing. So the sum of an item's tokens is close to its point. Embeddings get the size 0.3 a feature,
+    which leaves a trace through all layers; output rows a tenth of it, so that the first predictions are not sure of anything."""
+    tokens = torch.tensor(paths)
+    vocabulary, width = model.model.embed_tokens.weight.shape
+    missing, rows = torch.from_numpy(points), torch.zeros(vocabulary, points.shape[1])
+    for level in tokens.T:
+        sums = torch.zeros_like(rows).index_add(0, level, missing)
+        mean = sums / torch.bincount(level, minlength=vocabulary).clamp_min(1)[:, None]
+        rows, missing = rows + mean, missing - mean[level]
+    rows *= 0.3 / rows[tokens.unique()].pow(2).mean().sqrt()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, : rows.shape[1]] = rows[:, :width]
+        model.lm_head.weight[:, : rows.shape[1]] = rows[:, :width] * 0.1
 
 
 def plan(sequences, batch_items, seed):
@@ -139,10 +181,10 @@ def plan(sequences, batch_items, seed):
 
 
 class Loss:
-    """The loss of a batch of sequences; see the top of this file."""
+    """The loss of a batch of sequences; see the top of this file. `unseen`: numbers of sequences after whose last item nothing is learned."""
 
-    def __init__(self, model, paths, prefix, teacher, soft):
-        self.model, self.teacher, self.soft = model, teacher, soft
+    def __init__(self, model, paths, prefix, teacher, unseen, given):
+        self.model, self.teacher, self.unseen, self.given = model, teacher, unseen, given
         if len(prefix) != 1:
             raise SystemExit("prompt_prefix must be one token here")
         self.prefix = prefix[0]
@@ -151,19 +193,20 @@ class Loss:
         self.tokens = torch.tensor(paths + [[0] * self.levels])
 
     def __call__(self, numbers, sequences):
-        """Mean loss per item and level; and the hard losses per level, for the log."""
+        """Mean loss per history and level; and the means per level after a history, for the log."""
         levels, batch = self.levels, [sequences[n] for n in numbers]
         users, longest = len(batch), max(map(len, batch))
         items = torch.tensor([sequence + [self.nothing] * (longest - len(sequence)) for sequence in batch])
-        real = items != self.nothing
-        later = real.clone()
-        later[:, 0] = False
-
-        rows = self.teacher.rows(numbers, sequences)
+        rows = self.teacher.rows(numbers, longest)
+        use = items != self.nothing
+        for user, number in enumerate(numbers):
+            use[user, len(batch[user]) - 1] &= number not in self.unseen
+        use &= self.teacher.known[rows.where(use, 0)]
+        rows = rows[use]
         candidates, probabilities = self.teacher.items[rows], self.teacher.probabilities[rows]
         drawn = candidates.gather(1, soft_targets.draw(probabilities)[:, None])[:, 0]
         other = torch.full((users, longest), self.nothing)
-        other[later] = drawn
+        other[use] = drawn
 
         stream = torch.cat([torch.full((users, 1), self.prefix), self.tokens[items].view(users, -1)], 1)
         branch = self.tokens[other][:, :, : levels - 1].reshape(users, -1)
@@ -175,22 +218,20 @@ class Loss:
             use_cache=False,
         ).last_hidden_state
         size = stream.shape[1]
-        # Row n of the stream predicts token n + 1, so the rows before an item's tokens are shifted by one.
-        main = hidden[:, : size - 1].reshape(users, longest, levels, -1)[real]
-        side = hidden[:, size:].reshape(users, longest, levels - 1, -1)[later]
-        main = self.model.lm_head(main).log_softmax(-1)  # [items, L, V]
-        side = self.model.lm_head(side).log_softmax(-1)  # [later items, L - 1, V]
-
-        hard = -main.gather(2, self.tokens[items[real]][..., None])[..., 0]
-        among = later[real]
+        # After an item the first code is predicted, in a branch the others.
+        after = torch.cat([hidden[:, levels:size:levels, None], hidden[:, size:].view(users, longest, levels - 1, -1)], 2)[use]
+        log = self.model.lm_head(after).log_softmax(-1)  # [histories, L, V]
         tokens = self.tokens[candidates]
-        weights = soft_targets.conditionals(tokens, probabilities, self.tokens[drawn])
-        log = torch.cat([main[among][:, :1], side], 1)  # the first level is the same in stream and branch
-        known = self.teacher.known[rows].float()[:, None]
-        soft = soft_targets.soft_cross_entropy(log, tokens, weights) * known
-        share = torch.ones(len(hard), 1)
-        share[among] = 1 - self.soft * known
-        return ((hard * share).sum() + self.soft * soft.sum()) / hard.numel(), hard.detach().mean(0), soft.detach().mean(0)
+        soft = soft_targets.soft_cross_entropy(log, tokens, soft_targets.conditionals(tokens, probabilities, self.tokens[drawn]))
+        total, count = soft.sum(), soft.numel()
+
+        # The first item of a given sequence follows from nothing but the begin token.
+        real = torch.tensor([user for user, number in enumerate(numbers) if number < self.given], dtype=torch.long)
+        if len(real):
+            first = self.model.lm_head(hidden[real, :levels]).log_softmax(-1)
+            total = total - first.gather(2, self.tokens[items[real, 0]][..., None]).sum()
+            count += first.shape[0] * levels
+        return total / max(1, count), soft.detach().mean(0)
 
 
 def main():
@@ -209,17 +250,18 @@ def main():
     paths = [writer.item[entry["item_id"]] for entry in catalog]
     if len(paths[0]) != convention["levels"]:
         raise SystemExit("this trainer writes items without begin and end tokens")
+    users = [user for user in read_lines(os.path.join(args.data, "train.jsonl")) if user["items"]]
+    asked = even(read_lines(os.path.join(args.data, "validation.jsonl")), args.validation_users)
+    validation = [([number[item] for item in user["history"]], number[user["target"]]) for user in asked]
+    asked = {user["user_id"] for user in asked}
+    unseen = {at for at, user in enumerate(users) if user["user_id"] in asked}
     # The window is the newest part of a longer history.
-    sequences = [[number[item] for item in user["items"]][-args.max_items :] for user in read_lines(os.path.join(args.data, "train.jsonl"))]
-    sequences = [sequence for sequence in sequences if sequence]
-    validation = [
-        ([number[item] for item in user["history"]], number[user["target"]])
-        for user in even(read_lines(os.path.join(args.data, "validation.jsonl")), args.validation_users)
-    ]
+    sequences = [[number[item] for item in user["items"]][-args.max_items :] for user in users]
+    sequences = histories(sequences, len(catalog), args.copies, args.seed)
     trie = beam.Trie(paths)
-    start = time.time()
+    cpu = time.process_time()
     teacher = Teacher(args.teacher, sequences, args.candidates, args.sharpness)
-    print(f"teacher: {len(teacher.items):,} next items in {time.time() - start:.0f} s", flush=True)
+    print(f"teacher: {len(teacher.items):,} histories in {time.process_time() - cpu:.0f} CPU s", flush=True)
 
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -238,6 +280,8 @@ def main():
         attn_implementation="sdpa",
     )
     model, average = Qwen3ForCausalLM(config), Qwen3ForCausalLM(config)
+    stored = numpy.load(args.teacher)
+    start_from(build_index.embed(stored["items"][0], stored["scores"][0], NEIGHBOURS, args.hidden, args.seed), paths, model)
     average.load_state_dict(model.state_dict())
     add_dropout(model, args.dropout)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {len(sequences):,} sequences", flush=True)
@@ -251,7 +295,7 @@ def main():
         betas=(0.9, 0.98),
         fused=True,
     )
-    loss_of = Loss(model, paths, writer.prefix, teacher, args.soft)
+    loss_of = Loss(model, paths, writer.prefix, teacher, unseen, len(users))
 
     os.makedirs(args.out, exist_ok=True)
     state_file = os.path.join(args.out, "state.pt")
@@ -270,13 +314,13 @@ def main():
     model.train()
     while epoch < args.epochs:
         batches = plan(sequences, args.batch_items, args.seed * 1000 + epoch)
-        clock, cpu, hard, soft = time.time(), time.process_time(), 0, 0
+        clock, cpu, soft = time.time(), time.process_time(), 0
         for at, numbers in enumerate(batches):
             left = (args.epochs - epoch - at / len(batches)) / max(1, args.decay_epochs)
             rate = args.lr * min(1.0, (step + 1) / args.warmup, left)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss, hard_levels, soft_levels = loss_of(numbers, sequences)
+            loss, levels = loss_of(numbers, sequences)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -284,13 +328,12 @@ def main():
             step += 1
             with torch.no_grad():
                 torch._foreach_lerp_(averaged, parameters, 1 - min(args.average, step / (step + 10)))
-            hard, soft = hard + hard_levels, soft + soft_levels
-            if (at + 1) % 25 == 0:
+            soft = soft + levels
+            if (at + 1) % 100 == 0:
                 each = (time.time() - clock) / (at + 1)
                 togo = each * (len(batches) * (args.epochs - epoch) - at)
                 print(
-                    f"epoch {epoch + 1} step {at + 1}/{len(batches)}  hard {' '.join(f'{x / (at + 1):.2f}' for x in hard.tolist())}  "
-                    f"soft {' '.join(f'{x / (at + 1):.2f}' for x in soft.tolist())}  "
+                    f"epoch {epoch + 1} step {at + 1}/{len(batches)}  loss per level {' '.join(f'{x / (at + 1):.3f}' for x in soft.tolist())}  "
                     f"{(time.process_time() - cpu) / (at + 1):.2f} CPU s/step  ETA {togo / 60:.0f} min",
                     flush=True,
                 )
@@ -302,14 +345,14 @@ def main():
         print(f"epoch {epoch}/{args.epochs} done, {spent / 60:.1f} CPU min so far", flush=True)
         if epoch % args.validate_every == 0 and epoch < args.epochs:
             report("full_vocab")
-    for normalization in ("full_vocab", "allowed_set"):
-        for exclude in (False, True):
-            report(f"{normalization}, history {'excluded' if exclude else 'kept'}", normalization=normalization, exclude_history=exclude)
     average.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     for name in ("catalog.jsonl", "convention.json"):
         shutil.copyfile(os.path.join(args.data, name), os.path.join(args.out, name))
     print(f"saved to {args.out} after {spent / 60:.1f} CPU min of training", flush=True)
+    for normalization in ("full_vocab", "allowed_set"):
+        for exclude in (False, True):
+            report(f"{normalization}, history {'excluded' if exclude else 'kept'}", normalization=normalization, exclude_history=exclude)
 
 
 if __name__ == "__main__":

@@ -136,15 +136,93 @@ class BranchTest(unittest.TestCase):
         import torch
 
         model = tiny_model(torch, 12)
-        stream, other = [0, 1, 5, 9, 2, 6, 10, 3, 7, 11], [4, 8]  # a start token and three items of three tokens; another third item
+        stream, other = [0, 1, 5, 9, 2, 6, 10, 3, 7, 11], [4, 8]  # a start token and three items of three tokens; another item
         mask, positions = branches.layout(3, 3)
-        ids = torch.tensor([stream + [0, 0, 0, 0] + other])
+        run = lambda ids, **options: model.model(input_ids=torch.tensor([ids]), use_cache=False, **options).last_hidden_state[0]  # noqa: E731
         with torch.no_grad():
-            hidden = model.model(input_ids=ids, attention_mask=mask[None, None], position_ids=positions[None], use_cache=False).last_hidden_state[0]
-            straight = model.model(input_ids=torch.tensor([stream])).last_hidden_state[0]
-            instead = model.model(input_ids=torch.tensor([stream[:7] + other])).last_hidden_state[0]
-        torch.testing.assert_close(hidden[:10], straight, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(hidden[-2:], instead[-2:], rtol=1e-4, atol=1e-4)
+            straight = run(stream)
+            for after in (1, 2, 3):
+                branch = [0] * (2 * after - 2) + other + [0] * (6 - 2 * after)
+                hidden = run(stream + branch, attention_mask=mask[None, None], position_ids=positions[None])
+                instead = run(stream[: 1 + 3 * after] + other)
+                torch.testing.assert_close(hidden[:10], straight, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(hidden[8 + 2 * after : 10 + 2 * after], instead[-2:], rtol=1e-4, atol=1e-4)
+
+
+@needs_torch
+class DistillTest(unittest.TestCase):
+    def test_histories(self):
+        import distill
+        import random
+
+        sequences = [[0, 1, 2, 3, 4, 5], [2], [3, 1]]
+        made = distill.histories(sequences, 6, 2, 1)
+        self.assertEqual(made[:3], sequences)
+        self.assertEqual(made[-6:], [[item] for item in range(6)])
+        for copy in made[3:-6]:
+            self.assertTrue(copy)
+            self.assertEqual(len(set(copy)), len(copy))
+            self.assertTrue(set(copy) <= set(sequences[0]) or set(copy) <= set(sequences[2]))
+        self.assertEqual(made, distill.histories(sequences, 6, 2, 1))
+        self.assertLess(len(distill.altered(list(range(200)), random.Random(0))), 180)
+
+    def loss(self, sequences, numbers, unseen=(), given=1):
+        """Of a tiny model, over four items of two codes each; a teacher that knows what comes after any item but the last one."""
+        import distill
+        import item_model
+        import numpy
+        import torch
+
+        columns = numpy.array([[[1, 2], [2, 0], [3, 0], [0, 1]]])
+        scores = numpy.array([[[0.6, 0.2], [0.9, 0.1], [0.5, 0.5], [0.0, 0.0]]])
+        paths = [[1, 4], [1, 5], [2, 4], [3, 4]]
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "model.npz")
+            item_model.save(path, columns, scores, [1.0], [1.0])
+            teacher = distill.Teacher(path, sequences, 2, 1.0)
+        model = tiny_model(torch, 6)
+        torch.manual_seed(3)
+        with torch.no_grad():
+            return paths, model, distill.Loss(model, paths, [0], teacher, set(unseen), given)(numbers, sequences)
+
+    def test_loss_after_one_item(self):
+        """Item 1 is followed by item 2 (0.9 of 1.0; item 0 otherwise), and no first item counts: both levels by hand."""
+        import torch
+
+        paths, model, (loss, levels) = self.loss([[0], [1]], [1], given=0)
+        with torch.no_grad():
+            log = lambda ids: model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)  # noqa: E731
+            first = log([0, 1, 5])
+            wanted = -(0.9 * first[2] + 0.1 * first[1])
+            later = {code: -log([0, 1, 5, code])[4] for code in (1, 2)}  # whichever is drawn, one item is left
+        self.assertAlmostEqual(float(levels[0]), float(wanted), places=4)
+        self.assertTrue(any(abs(float(levels[1] - value)) < 1e-4 for value in later.values()))
+        self.assertAlmostEqual(float(loss), float(levels.mean()), places=5)
+
+    def test_what_validation_asks_and_what_the_teacher_does_not_know_is_not_learned(self):
+        sequences = [[0, 1], [2, 3]]
+        whole = self.loss(sequences, [0], given=0)[2][1][0]
+        without_end = self.loss(sequences, [0], unseen=[0], given=0)[2][1][0]
+        alone = self.loss([[0]], [0], given=0)[2][1][0]
+        self.assertAlmostEqual(float(without_end), float(alone), places=4)
+        self.assertNotAlmostEqual(float(whole), float(alone), places=3)
+        # After item 3 nothing is known but what followed item 2.
+        self.assertGreater(float(self.loss([[3]], [0])[2][0]), 0)  # the first item alone is learned
+
+    def test_first_embeddings_add_up_to_the_points(self):
+        import distill
+        import numpy
+        import torch
+
+        paths = [[1, 4], [1, 5], [2, 4], [3, 4]]
+        points = numpy.eye(4, 8, dtype=numpy.float32)
+        model = tiny_model(torch, 6)
+        distill.start_from(points, paths, model)
+        rows = model.model.embed_tokens.weight.detach()
+        sums = torch.stack([rows[a] + rows[b] for a, b in paths])[:, :8]
+        likeness = torch.nn.functional.cosine_similarity(sums[:, None], torch.from_numpy(points)[None], dim=2)
+        self.assertEqual(likeness.argmax(1).tolist(), [0, 1, 2, 3])
+        torch.testing.assert_close(model.lm_head.weight.detach()[1:, :8], 0.1 * rows[1:, :8])
 
 
 @needs_torch
@@ -241,6 +319,16 @@ class IndexTest(unittest.TestCase):
         likeness = numpy.array([[0.9, 0.1], [0.8, 0.2], [0.95, 0.0]])
         self.assertEqual(build_index.within_capacity(likeness, 2).tolist(), [0, 1, 0])
 
+    def test_codes_of_a_group_differ(self):
+        import build_index
+        import numpy
+
+        # Items 0 and 1 may not both have code 0; together they lose least if item 0 keeps it. Item 2 is alone and free.
+        likeness = numpy.array([[0.9, 0.1], [0.8, 0.7], [0.6, 0.5]])
+        self.assertEqual(build_index.all_different(["x", "x", "y"], likeness).tolist(), [0, 1, 0])
+        with self.assertRaises(SystemExit):
+            build_index.all_different(["x"] * 3, likeness)
+
     def test_neighbours_share_codes_and_all_ids_differ(self):
         import build_index
         import numpy
@@ -249,13 +337,11 @@ class IndexTest(unittest.TestCase):
         worlds = [list(range(12)), list(range(12, 24))]
         columns = numpy.array([[other for other in world if other != item] for world in worlds for item in world])
         points = build_index.embed(columns, numpy.ones(columns.shape), 11, 4, 1)
-        sids = build_index.semantic_ids(points, [2, 3], numpy.arange(24), 2.0, 1)
+        sids = build_index.semantic_ids(points, [16, 2], 1.0, 1)
         self.assertEqual(len({tuple(sid) for sid in sids}), 24)
-        self.assertEqual([len({sids[item][0] for item in world}) for world in worlds], [1, 1])
-        self.assertNotEqual(sids[0][0], sids[23][0])
-        # The most frequent item of a prefix has number 0.
-        self.assertEqual(sids[23][-1], 0)
-        self.assertEqual(sids, build_index.semantic_ids(points, [2, 3], numpy.arange(24), 2.0, 1))
+        self.assertEqual([len({sids[item][1] for item in world}) for world in worlds], [1, 1])
+        self.assertNotEqual(sids[0][1], sids[23][1])
+        self.assertEqual(sids, build_index.semantic_ids(points, [16, 2], 1.0, 1))
 
 
 if __name__ == "__main__":
