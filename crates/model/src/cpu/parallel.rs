@@ -180,6 +180,48 @@ impl<A: Split, B: Split> Split for (A, B) {
     }
 }
 
+/// How the rows of a step are cut for what looks at one row at a time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Groups {
+    /// Not at all: the threads share the weights.
+    One,
+    /// Into groups of so many rows, each on one thread.
+    Of(usize),
+}
+
+impl Groups {
+    /// Groups as equal as possible, as many for each thread, if there are rows enough.
+    pub(crate) fn of(rows: usize, threads: usize) -> Self {
+        match rows / threads {
+            share if share < LEAST_GROUP => Self::One,
+            share => Self::Of(share.div_ceil(share.div_ceil(LARGEST_GROUP)).next_multiple_of(TILE_ROWS)),
+        }
+    }
+}
+
+/// Rows per thread from which on a step is cut into groups of rows.
+const LEAST_GROUP: usize = 96;
+/// Most rows of a group: their activations stay in a core's own cache.
+const LARGEST_GROUP: usize = 192;
+/// Groups are multiples of this, so that only the last one has a lower tile.
+const TILE_ROWS: usize = 12;
+
+/// The beginning of a buffer that only grows; what it holds is overwritten by the caller.
+pub(crate) fn at_least(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
+}
+
+/// Moves some rows, given in ascending order, to the front.
+pub(crate) fn keep_rows<'a>(values: &'a mut [f32], width: usize, rows: &[usize]) -> &'a mut [f32] {
+    for (kept, &row) in rows.iter().enumerate() {
+        values.copy_within(row * width..(row + 1) * width, kept * width);
+    }
+    &mut values[..rows.len() * width]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -33,7 +33,7 @@ use crate::cpu::Cpu;
 use crate::cpu::attention::{Heads, Tables, attend};
 use crate::cpu::linear::{Linear, Output, Rows, Scores, WeightFormat};
 use crate::cpu::pages::PageStore;
-use crate::cpu::parallel::{read, write};
+use crate::cpu::parallel::{Groups, at_least, keep_rows, read, write};
 use crate::cpu::rotary::{Rotary, turn_heads};
 use crate::cpu::vector::rms_norm;
 use crate::error::ModelError;
@@ -85,25 +85,6 @@ struct Scratch {
 thread_local! {
     /// Reused by all groups of a thread.
     static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-/// How the rows of a step are cut for what looks at one row at a time.
-#[derive(Clone, Copy, Debug)]
-enum Groups {
-    /// Not at all: the threads share the weights.
-    One,
-    /// Into groups of so many rows, each on one thread.
-    Of(usize),
-}
-
-impl Groups {
-    /// Groups as equal as possible, as many for each thread, if there are rows enough.
-    fn of(rows: usize, threads: usize) -> Self {
-        match rows / threads {
-            share if share < LEAST_GROUP => Self::One,
-            share => Self::Of(share.div_ceil(share.div_ceil(LARGEST_GROUP)).next_multiple_of(TILE_ROWS)),
-        }
-    }
 }
 
 impl Qwen {
@@ -363,12 +344,6 @@ impl Qwen {
 
 /// Rows of element-wise work that are worth a task of their own.
 const ROWS_PER_TASK: usize = 32;
-/// Rows per thread from which on a step is cut into groups of rows.
-const LEAST_GROUP: usize = 96;
-/// Most rows of a group: their activations stay in a core's own cache.
-const LARGEST_GROUP: usize = 192;
-/// Groups are multiples of this, so that only the last one has a lower tile.
-const TILE_ROWS: usize = 12;
 /// Most values of the table of the first layer's queries, keys and values (32 MiB).
 const FIRST_QKV_VALUES: usize = 8 << 20;
 
@@ -451,20 +426,4 @@ pub fn expected_tensors(config: &Config) -> BTreeMap<String, Vec<usize>> {
         }
     }
     expected
-}
-
-/// The beginning of a buffer that only grows; what it holds is overwritten by the caller.
-fn at_least(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
-    }
-    &mut buffer[..len]
-}
-
-/// Moves some rows, given in ascending order, to the front.
-fn keep_rows<'a>(values: &'a mut [f32], width: usize, rows: &[usize]) -> &'a mut [f32] {
-    for (kept, &row) in rows.iter().enumerate() {
-        values.copy_within(row * width..(row + 1) * width, kept * width);
-    }
-    &mut values[..rows.len() * width]
 }

@@ -10,10 +10,10 @@
 //!
 //! What must not be here: where the rows come from, what becomes of the final states.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use rayon::prelude::*;
 
 use super::batch::HstuBatch;
 use super::config::{Layout, NormKind, OutputParts, SiluScope, StackConfig, Variant};
@@ -22,7 +22,8 @@ use crate::cpu::Cpu;
 use crate::cpu::attention::Tables;
 use crate::cpu::linear::{Linear, Output, Rows, WeightFormat};
 use crate::cpu::mask::Mask;
-use crate::cpu::pages::{HeadPages, PageStore};
+use crate::cpu::pages::PageStore;
+use crate::cpu::parallel::{Groups, at_least, keep_rows, read, write};
 use crate::cpu::pointwise::{Call, RelativeBias, Shape, attend};
 use crate::cpu::vector::{gate, layer_norm, silu_in_place};
 use crate::error::ModelError;
@@ -53,11 +54,22 @@ struct Layer {
 pub struct Workspace {
     /// The residual stream; after a forward pass only that of the wanted rows, `[wanted, model_dim]`.
     pub hidden: Vec<f32>,
-    normed: Vec<f32>,
     uvqk: Vec<f32>,
     attended: Vec<f32>,
+    scratch: Scratch,
+}
+
+/// What a group of rows needs between two attentions.
+#[derive(Debug, Default)]
+struct Scratch {
+    normed: Vec<f32>,
     gated: Vec<f32>,
     rows: Rows,
+}
+
+thread_local! {
+    /// Reused by all groups of a thread.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// Names of the tensors of a layer.
@@ -233,65 +245,114 @@ impl Stack {
         workspace: &mut Workspace,
         observe: &mut dyn FnMut(usize, &[f32]),
     ) {
-        let (config, format, w) = (&self.config, self.format(), workspace);
+        let (config, w) = (&self.config, workspace);
         let (width, values, uvqk) = (config.model_dim, config.values(), config.uvqk());
         assert_eq!(batch.embedded.len(), batch.rows() * width, "a row of embeddings for every row");
         w.hidden.clear();
         w.hidden.extend_from_slice(&batch.embedded);
         observe(0, &w.hidden);
+        let projected = at_least(&mut w.uvqk, batch.rows() * uvqk);
+        let mut attended = at_least(&mut w.attended, batch.rows() * values);
+        if let Some(first) = self.layers.first() {
+            match Groups::of(batch.rows(), cpu.threads()) {
+                Groups::One => self.project(cpu, first, &w.hidden, projected, &mut w.scratch),
+                Groups::Of(rows) => {
+                    let alone = cpu.alone();
+                    let parts = (read(&w.hidden, rows * width), write(projected, rows * uvqk));
+                    cpu.each_part(parts, |_, (hidden, projected)| {
+                        SCRATCH.with_borrow_mut(|scratch| {
+                            self.project(&alone, first, hidden, projected, scratch)
+                        });
+                    });
+                }
+            }
+        }
         for (index, layer) in self.layers.iter().enumerate() {
-            norm_rows(
-                cpu,
-                &w.hidden,
-                width,
-                layer.input_norm.as_ref(),
-                config.input_norm.eps as f32,
-                &mut w.normed,
-            );
-            w.rows.pack(cpu, &w.normed, width, format);
-            w.uvqk.resize(batch.rows() * uvqk, 0.0);
-            layer.uvqk.forward(cpu, &w.rows, Output::Replace, &mut w.uvqk);
-            self.activate(cpu, &mut w.uvqk);
-            self.store(cpu, batch, &w.uvqk, pages, index);
-
-            let last = index + 1 == self.layers.len();
+            self.store(cpu, batch, projected, pages, index);
+            let next = self.layers.get(index + 1);
             let layout = &batch.layout;
-            let blocks = if last { &layout.final_blocks } else { &layout.blocks };
+            let blocks = if next.is_some() { &layout.blocks } else { &layout.final_blocks };
             let call = Call {
                 shape: self.shape,
                 mask: self.mask,
                 bias: layer.bias.as_ref(),
-                rows: &w.uvqk,
+                rows: projected,
                 sequences: batch.sequences(),
                 pages: pages.layer(index),
                 tables: Tables { pages: &layout.pages, lineage: &layout.lineage },
             };
-            w.attended.resize(batch.rows() * values, 0.0);
-            attend(cpu, &call, blocks, &mut w.attended);
-            if last {
-                keep_rows(&mut w.attended, values, &layout.wanted);
-                keep_rows(&mut w.uvqk, uvqk, &layout.wanted);
+            attend(cpu, &call, blocks, attended);
+            if next.is_none() {
+                attended = keep_rows(attended, values, &layout.wanted);
+                keep_rows(projected, uvqk, &layout.wanted);
                 keep_rows(&mut w.hidden, width, &layout.wanted);
+                w.hidden.truncate(layout.wanted.len() * width);
             }
-            self.combine(cpu, layer, &w.uvqk, &w.attended, &mut w.gated);
-            w.rows.pack(cpu, &w.gated, config.output_parts.count() * values, format);
-            let output = if config.residual { Output::Add } else { Output::Replace };
-            layer.output.forward(cpu, &w.rows, output, &mut w.hidden);
+            let left = w.hidden.len() / width;
+            let projected = &mut projected[..left * uvqk];
+            match Groups::of(left, cpu.threads()) {
+                Groups::One => {
+                    self.leave(cpu, layer, next, attended, projected, &mut w.hidden, &mut w.scratch)
+                }
+                Groups::Of(rows) => {
+                    let alone = cpu.alone();
+                    let attended = read(attended, rows * values);
+                    let parts =
+                        ((attended, write(&mut w.hidden, rows * width)), write(projected, rows * uvqk));
+                    cpu.each_part(parts, |_, ((attended, hidden), projected)| {
+                        SCRATCH.with_borrow_mut(|scratch| {
+                            self.leave(&alone, layer, next, attended, projected, hidden, scratch);
+                        });
+                    });
+                }
+            }
             observe(index + 1, &w.hidden);
+        }
+    }
+
+    /// From the residual stream to u, v, q and k.
+    fn project(&self, cpu: &Cpu, layer: &Layer, hidden: &[f32], uvqk: &mut [f32], scratch: &mut Scratch) {
+        let config = &self.config;
+        let (width, eps) = (config.model_dim, config.input_norm.eps as f32);
+        norm_rows(cpu, hidden, width, layer.input_norm.as_ref(), eps, &mut scratch.normed);
+        scratch.rows.pack(cpu, &scratch.normed[..hidden.len()], width, self.format());
+        layer.uvqk.forward(cpu, &scratch.rows, Output::Replace, uvqk);
+        self.activate(cpu, uvqk);
+    }
+
+    /// From what attention found back to the residual stream, and on to u, v, q and k of the next layer.
+    fn leave(
+        &self,
+        cpu: &Cpu,
+        layer: &Layer,
+        next: Option<&Layer>,
+        attended: &[f32],
+        uvqk: &mut [f32],
+        hidden: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let (config, values) = (&self.config, self.config.values());
+        let inner = config.output_parts.count() * values;
+        let gated = at_least(&mut scratch.gated, attended.len() / values * inner);
+        self.combine(cpu, layer, uvqk, attended, gated);
+        scratch.rows.pack(cpu, gated, inner, self.format());
+        let output = if config.residual { Output::Add } else { Output::Replace };
+        layer.output.forward(cpu, &scratch.rows, output, hidden);
+        if let Some(next) = next {
+            self.project(cpu, next, hidden, uvqk, scratch);
         }
     }
 
     /// SiLU where the model has it.
     fn activate(&self, cpu: &Cpu, uvqk: &mut [f32]) {
-        let isa = cpu.isa();
+        let (isa, width) = (cpu.isa(), self.config.uvqk());
         let columns = match self.config.silu {
-            SiluScope::Uvqk => self.config.uvqk(),
+            SiluScope::Uvqk => width,
             SiluScope::U => self.config.values(),
             SiluScope::None => return,
         };
-        cpu.run(|| {
-            let rows = uvqk.par_chunks_mut(self.config.uvqk()).with_min_len(ROWS_PER_TASK);
-            rows.for_each(|row| silu_in_place(isa, &mut row[..columns]));
+        cpu.each_part(write(uvqk, ROWS_PER_TASK * width), |_, rows| {
+            rows.chunks_exact_mut(width).for_each(|row| silu_in_place(isa, &mut row[..columns]));
         });
     }
 
@@ -299,59 +360,65 @@ impl Stack {
     fn store(&self, cpu: &Cpu, batch: &HstuBatch, uvqk: &[f32], pages: &mut PageStore, layer: usize) {
         let config = &self.config;
         let (first_value, first_key) = (config.values(), 2 * config.values() + config.keys());
-        let store_head = |(head, pages): (usize, &mut HeadPages)| {
+        cpu.each_part(write(pages.layer_mut(layer), 1), |head, pages| {
             for (row, destination) in uvqk.chunks_exact(config.uvqk()).zip(&batch.layout.destinations) {
                 let key = &row[first_key + head * config.key_dim..][..config.key_dim];
                 let value = &row[first_value + head * config.value_dim..][..config.value_dim];
-                pages.write(*destination, key, value);
+                pages[0].write(*destination, key, value);
             }
-        };
-        cpu.run(|| pages.layer_mut(layer).par_iter_mut().enumerate().for_each(store_head));
+        });
     }
 
     /// What the output projection reads.
-    fn combine(&self, cpu: &Cpu, layer: &Layer, uvqk: &[f32], attended: &[f32], out: &mut Vec<f32>) {
-        let (config, isa) = (&self.config, cpu.isa());
-        let values = config.values();
-        let (parts, eps) = (config.output_parts, config.output_norm.eps as f32);
+    fn combine(&self, cpu: &Cpu, layer: &Layer, uvqk: &[f32], attended: &[f32], out: &mut [f32]) {
+        let config = &self.config;
+        let (values, width, inner) =
+            (config.values(), config.uvqk(), config.output_parts.count() * config.values());
+        let parts = (
+            write(out, ROWS_PER_TASK * inner),
+            (read(attended, ROWS_PER_TASK * values), read(uvqk, ROWS_PER_TASK * width)),
+        );
+        cpu.each_part(parts, |_, (out, (attended, uvqk))| {
+            let rows = out.chunks_exact_mut(inner).zip(attended.chunks_exact(values));
+            for ((out, attended), uvqk) in rows.zip(uvqk.chunks_exact(width)) {
+                self.combine_row(cpu, layer, &uvqk[..values], attended, out);
+            }
+        });
+    }
+
+    fn combine_row(&self, cpu: &Cpu, layer: &Layer, u: &[f32], a: &[f32], out: &mut [f32]) {
+        let (config, isa, values) = (&self.config, cpu.isa(), self.config.values());
+        let eps = config.output_norm.eps as f32;
         let group = match config.output_norm.kind {
             NormKind::Layer => values,
             NormKind::Group => config.value_dim,
         };
-        out.resize(attended.len() * parts.count(), 0.0);
-        let row = |((out, a), uvqk): ((&mut [f32], &[f32]), &[f32])| {
-            let u = &uvqk[..values];
-            // The norm is written where the gated part belongs, and turned into it there.
-            let (before, gated) = out.split_at_mut(out.len() - values);
-            let affine = layer.output_norm.as_ref();
-            if group == values {
-                let affine = affine.map(|(weight, bias)| (weight.as_slice(), bias.as_slice()));
-                layer_norm(isa, a, affine, eps, gated);
-            } else {
-                for (head, (a, out)) in a.chunks_exact(group).zip(gated.chunks_exact_mut(group)).enumerate() {
-                    layer_norm(isa, a, None, eps, out);
-                    if let Some((weight, bias)) = affine {
-                        out.iter_mut().for_each(|x| *x = x.mul_add(weight[head], bias[head]));
-                    }
+        // The norm is written where the gated part belongs, and turned into it there.
+        let (before, gated) = out.split_at_mut(out.len() - values);
+        let affine = layer.output_norm.as_ref();
+        if group == values {
+            let affine = affine.map(|(weight, bias)| (weight.as_slice(), bias.as_slice()));
+            layer_norm(isa, a, affine, eps, gated);
+        } else {
+            for (head, (a, out)) in a.chunks_exact(group).zip(gated.chunks_exact_mut(group)).enumerate() {
+                layer_norm(isa, a, None, eps, out);
+                if let Some((weight, bias)) = affine {
+                    out.iter_mut().for_each(|x| *x = x.mul_add(weight[head], bias[head]));
                 }
             }
-            match parts {
-                OutputParts::Gated => {}
-                OutputParts::ConcatRaw => {
-                    before[..values].copy_from_slice(u);
-                    before[values..].copy_from_slice(a);
-                }
-                OutputParts::ConcatNormed => {
-                    before[..values].copy_from_slice(u);
-                    before[values..].copy_from_slice(gated);
-                }
+        }
+        match config.output_parts {
+            OutputParts::Gated => {}
+            OutputParts::ConcatRaw => {
+                before[..values].copy_from_slice(u);
+                before[values..].copy_from_slice(a);
             }
-            gate(isa, gated, u);
-        };
-        cpu.run(|| {
-            let rows = out.par_chunks_mut(values * parts.count()).zip(attended.par_chunks(values));
-            rows.zip(uvqk.par_chunks(config.uvqk())).with_min_len(ROWS_PER_TASK).for_each(row);
-        });
+            OutputParts::ConcatNormed => {
+                before[..values].copy_from_slice(u);
+                before[values..].copy_from_slice(gated);
+            }
+        }
+        gate(isa, gated, u);
     }
 }
 
@@ -368,13 +435,12 @@ pub(super) fn norm_rows(
     out: &mut Vec<f32>,
 ) {
     let isa = cpu.isa();
-    out.resize(x.len(), 0.0);
-    cpu.run(|| {
-        let rows = out.par_chunks_mut(width).zip(x.par_chunks(width)).with_min_len(ROWS_PER_TASK);
-        rows.for_each(|(out, x)| {
-            let affine = affine.map(|(weight, bias)| (weight.as_slice(), bias.as_slice()));
+    let affine = affine.map(|(weight, bias)| (weight.as_slice(), bias.as_slice()));
+    let parts = (write(at_least(out, x.len()), ROWS_PER_TASK * width), read(x, ROWS_PER_TASK * width));
+    cpu.each_part(parts, |_, (out, x)| {
+        for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
             layer_norm(isa, x, affine, eps, out);
-        });
+        }
     });
 }
 
@@ -417,12 +483,4 @@ impl Layer {
             output: linear(names.output, config.output_layout, config.output_bias, names.output_bias)?,
         })
     }
-}
-
-/// Keeps only some rows, given in ascending order.
-fn keep_rows(values: &mut Vec<f32>, width: usize, rows: &[usize]) {
-    for (kept, &row) in rows.iter().enumerate() {
-        values.copy_within(row * width..(row + 1) * width, kept * width);
-    }
-    values.truncate(rows.len() * width);
 }
