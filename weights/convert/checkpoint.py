@@ -165,21 +165,38 @@ def make_directory(directory):
     os.makedirs(directory, exist_ok=True)
 
 
-def write_catalog(path, items):
-    """catalog.jsonl from (row, fields) pairs: the semantic ID of an HSTU item is its row."""
+def write_catalog(directory, rows, item_ids=None):
+    """catalog.jsonl: the semantic ID of an HSTU item is its row. `rows` says the row of each number the checkpoint knows an item by; the item id is
+    that number, or what a file of names says. With a file, items without a name are left out."""
+    named = read_item_ids(item_ids) if item_ids else {number: {"item_id": str(number)} for number in rows}
+    unknown = [number for number in named if number not in rows]
+    if unknown:
+        print(f"note: {len(unknown)} items of {item_ids} have no row, as {unknown[0]}")
+    known = sorted(((rows[number], item) for number, item in named.items() if number in rows), key=lambda pair: pair[0])
     ids = set()
+    path = os.path.join(directory, "catalog.jsonl")
     with open(path, "w", encoding="utf-8") as file:
-        for row, item in items:
-            item_id = item["item_id"]
-            if not isinstance(item_id, str) or item_id in ids:
-                refuse(f"item id {item_id!r} of row {row}: not a string, or there twice")
+        for row, item in known:
+            item_id = item.pop("item_id")
+            if item_id in ids:
+                refuse(f"item id {item_id!r} of row {row} is there twice")
             ids.add(item_id)
-            file.write(json.dumps({"item_id": item_id, "sid": [row], **{k: v for k, v in item.items() if k not in ("item_id", "sid")}}) + "\n")
+            item.pop("sid", None)
+            file.write(json.dumps({"item_id": item_id, "sid": [row], **item}) + "\n")
     print(f"{path}: {len(ids)} items")
 
 
+def add_catalog_options(parser, what):
+    parser.add_argument("--catalog", action="store_true", help="also write catalog.jsonl, one line an item")
+    parser.add_argument(
+        "--item-ids",
+        metavar="FILE",
+        help=f"names for the catalog, lines `{what}<TAB>item id` or JSON lines with number (the {what}), item_id, tags ..; items without are left out",
+    )
+
+
 def read_item_ids(path):
-    """{number: fields} from lines `number<TAB>item id`, or JSON objects with `row`, `item_id` and whatever else the catalog shall hold."""
+    """{number: fields} from lines `number<TAB>item id`, or JSON objects with `number`, `item_id` and whatever else the catalog shall hold."""
     items = {}
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
@@ -188,7 +205,7 @@ def read_item_ids(path):
             try:
                 if line.lstrip().startswith("{"):
                     item = json.loads(line)
-                    row, item = int(item.pop("row")), item
+                    row = int(item.pop("number"))
                     item["item_id"] = str(item["item_id"])
                 else:
                     row, item_id = line.rstrip("\r\n").split("\t")

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """From a checkpoint of the production model (generative-recommenders, DlrmHSTU) to a directory beamline loads.
 
-    dlrm.py CHECKPOINT --constants constants.json --out DIR [--check FILE]
+    dlrm.py CHECKPOINT --constants constants.json --out DIR [--catalog] [--check FILE]
 
-CHECKPOINT is the directory that training saves, `non_sparse.ckpt` (its `dense_dict`) beside `sparse/` of torch.distributed.checkpoint; or one file
+CHECKPOINT is the directory that training saves, `non_sparse.ckpt` (its `dense_dict`) beside `sparse/` of torch.distributed.checkpoint; or a file
 with the whole state dict, pickled or as safetensors. Tables keep their type (fp16). Tensors keep their names and layout; the buffers of action
 bits and periods go to config.json.
 
@@ -34,7 +34,7 @@ import argparse
 import os
 
 import check
-from checkpoint import State, divide, fields, load, read_json, refuse, write
+from checkpoint import State, add_catalog_options, divide, fields, load, read_json, refuse, write, write_catalog
 from sharded import load_tensors
 
 LAYERS = "_hstu_transducer._stu_module._stu_layers."
@@ -239,12 +239,17 @@ def main(arguments=None):
     parser.add_argument("checkpoint")
     parser.add_argument("--constants", required=True, help="JSON file: see above")
     parser.add_argument("--out", required=True, help="directory to write; must not hold anything")
+    add_catalog_options(parser, "row")
     check.add_options(parser)
     options = parser.parse_args(arguments)
     config, tensors = convert(state_dict(options.checkpoint), read_json(options.constants))
     write(options.out, config, tensors)
     stack = config["stack"]
     print(f"{options.out}: {stack['layers']} layers, width {stack['model_dim']}, keys {stack['key_dim']}, values {stack['value_dim']}")
+    if options.catalog:
+        item_table = config["input"]["features"][0]["table"]
+        rows = next(table["rows"] for table in config["input"]["tables"] if table["name"] == item_table)
+        write_catalog(options.out, {row: row for row in range(rows)}, options.item_ids)
     check.after_conversion(options)
 
 

@@ -235,7 +235,8 @@ class Model:
 
     def dlrm_users(self, states, times):
         post = self.output["postprocessor"]
-        norm = lambda x: layer_norm(x, post["eps"], self.of(POSTPROCESSOR + "_layer_norm.weight"), self.of(POSTPROCESSOR + "_layer_norm.bias"))  # noqa: E731
+        of = lambda name: self.of(POSTPROCESSOR + name)  # noqa: E731
+        norm = lambda x: layer_norm(x, post["eps"], of("_layer_norm.weight"), of("_layer_norm.bias"))  # noqa: E731
         if post["kind"] == "l2":
             return unit(states, post["eps"])
         if post["kind"] == "layer_norm":
@@ -246,7 +247,7 @@ class Model:
             angle = (part / np.float32(units) * np.float32(post["cycle"])).astype(np.float64)
             parts += [np.cos(angle), np.sin(angle)]
         x = np.concatenate([states, np.stack(parts, axis=1)], axis=1)
-        return norm(x @ self.of(POSTPROCESSOR + "_time_feature_combiner.weight").T + self.of(POSTPROCESSOR + "_time_feature_combiner.bias"))
+        return norm(x @ of("_time_feature_combiner.weight").T + of("_time_feature_combiner.bias"))
 
     def dlrm_items(self, features):
         tower, tables = self.output["item_tower"], {feature["name"]: feature["table"] for feature in self.input["features"]}

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """From a checkpoint of NVIDIA's HSTU (recsys-examples) to a directory beamline loads.
 
-    nvidia.py model.0.pth [model.1.pth ..] --layout fused --constants constants.json --out DIR [--dynamicemb dynamicemb_module] [--catalog] [--check FILE]
+    nvidia.py model.0.pth [model.1.pth ..] --layout fused --constants constants.json --out DIR
+        [--dynamicemb dynamicemb_module] [--catalog] [--check FILE]
 
 The files are those of the ranks of ONE tensor-parallel group, in order (`torch_module/model.{rank}.pth`): a single one without tensor
 parallelism, and never the copies that data parallelism makes. Pickles {model_state_dict, ..}, or state dicts, or safetensors.
@@ -44,7 +45,7 @@ import os
 import check
 import dynamicemb
 import torch
-from checkpoint import State, divide, fields, load, read_item_ids, read_json, refuse, write, write_catalog
+from checkpoint import State, add_catalog_options, divide, fields, load, read_json, refuse, write, write_catalog
 
 LAYERS = "_hstu_block._attention_layers."
 POSITIONS = "_hstu_block._preprocessor._positional_encoder._position_embeddings_weight"
@@ -255,16 +256,6 @@ def write_keys(directory, keys):
                 file.write(json.dumps({"key": key, "row": row}) + "\n")
 
 
-def catalog(directory, rows, keys, item_ids):
-    """Items by key; without dynamic embeddings the key is the row."""
-    number = {key: row for row, key in enumerate(range(rows) if keys is None else keys.tolist())}
-    named = read_item_ids(item_ids) if item_ids else {key: {"item_id": str(key)} for key in number}
-    known = [(number[key], item) for key, item in named.items() if key in number]
-    if len(known) < len(named):
-        print(f"note: {len(named) - len(known)} items of {item_ids} have no row")
-    write_catalog(os.path.join(directory, "catalog.jsonl"), sorted(known, key=lambda pair: pair[0]))
-
-
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="+", help="ranks of one tensor-parallel group, in order")
@@ -272,8 +263,7 @@ def main(arguments=None):
     parser.add_argument("--constants", required=True, help="JSON file: see above")
     parser.add_argument("--dynamicemb", help="directory with raw tables, at any depth")
     parser.add_argument("--out", required=True, help="directory to write; must not hold anything")
-    parser.add_argument("--catalog", action="store_true", help="also write catalog.jsonl")
-    parser.add_argument("--item-ids", help="names for the catalog: `key<TAB>item id` lines, or JSON lines with row (the key) and item_id")
+    add_catalog_options(parser, "key")
     check.add_options(parser)
     options = parser.parse_args(arguments)
     if options.item_ids and not options.catalog:
@@ -288,7 +278,8 @@ def main(arguments=None):
     if options.catalog:
         item_table = constants["item_table"]
         rows = next(table["rows"] for table in config["input"]["tables"] if table["name"] == item_table)
-        catalog(options.out, rows, keys.get(item_table), options.item_ids)
+        item_keys = keys[item_table].tolist() if item_table in keys else range(rows)
+        write_catalog(options.out, {key: row for row, key in enumerate(item_keys)}, options.item_ids)
     check.after_conversion(options)
 
 

@@ -16,10 +16,9 @@ Not converted: SASRec, the MoL similarity, the preprocessor with ratings (its fi
 """
 
 import argparse
-import os
 
 import check
-from checkpoint import State, divide, load, read_item_ids, refuse, write, write_catalog
+from checkpoint import State, add_catalog_options, divide, load, refuse, write, write_catalog
 
 ITEMS = "_embedding_module._item_emb.weight"
 POSITIONS = "_input_features_preproc._pos_emb.weight"
@@ -49,11 +48,10 @@ def convert(tensors, options):
     state = State(tensors)
     positions, width = positions_of(state)
     if not 1 <= options.max_sequence_length < positions:
-        refuse(f"--max-sequence-length {options.max_sequence_length}: the checkpoint has {positions} positions, the longest history and what is generated together")
+        refuse(f"--max-sequence-length {options.max_sequence_length}: the checkpoint has {positions} positions, one at least for the query")
     if options.gr_output_length is not None and options.max_sequence_length + options.gr_output_length + 1 != positions:
-        refuse(
-            f"--max-sequence-length {options.max_sequence_length} + --gr-output-length {options.gr_output_length} + 1 is not the checkpoint's {positions} positions"
-        )
+        lengths = f"--max-sequence-length {options.max_sequence_length} + --gr-output-length {options.gr_output_length} + 1"
+        refuse(f"{lengths} is not the checkpoint's {positions} positions")
     rows, item_width = state.shape(ITEMS)
     if "_input_features_preproc._rating_emb.weight" in state:
         refuse("the preprocessor with ratings: its final states are wider than its items")
@@ -117,19 +115,6 @@ def convert(tensors, options):
     return config, state.finish()
 
 
-def catalog(directory, num_items, item_ids):
-    """Every item, or with a list of names those that have one."""
-    if item_ids is None:
-        items = ((row, {"item_id": str(row)}) for row in range(1, num_items + 1))
-    else:
-        named = read_item_ids(item_ids)
-        beyond = [row for row in named if not 1 <= row <= num_items]
-        if beyond:
-            refuse(f"{item_ids}: row {beyond[0]} is no item, they are 1 to {num_items}")
-        items = sorted(named.items())
-    write_catalog(os.path.join(directory, "catalog.jsonl"), items)
-
-
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
@@ -142,18 +127,17 @@ def main(arguments=None):
     parser.add_argument("--activation", choices=("silu", "none"), required=True, help="`linear_activation`")
     parser.add_argument("--normalization", choices=("l2", "layer_norm"), required=True, help="`user_embedding_norm`: of final states")
     parser.add_argument("--concat-ua", action="store_true", help="`concat_ua=True`")
-    parser.add_argument("--catalog", action="store_true", help="also write catalog.jsonl, one line an item")
-    parser.add_argument("--item-ids", help="names for the catalog: `row<TAB>item id` lines, or JSON lines with row and item_id; items without are left out")
+    add_catalog_options(parser, "row")
     check.add_options(parser)
     options = parser.parse_args(arguments)
     if options.item_ids and not options.catalog:
         parser.error("--item-ids is for --catalog")
     config, tensors = convert(state_dict(options.checkpoint), options)
     write(options.out, config, tensors)
-    stack = config["stack"]
-    print(f"{options.out}: {stack['layers']} layers, width {stack['model_dim']}, {config['input']['num_items']} items, {stack['attention_divisor']} positions")
+    stack, items = config["stack"], config["input"]["num_items"]
+    print(f"{options.out}: {stack['layers']} layers, width {stack['model_dim']}, {items} items, {stack['attention_divisor']} positions")
     if options.catalog:
-        catalog(options.out, config["input"]["num_items"], options.item_ids)
+        write_catalog(options.out, {row: row for row in range(1, items + 1)}, options.item_ids)
     check.after_conversion(options)
 
 

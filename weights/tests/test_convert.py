@@ -239,11 +239,13 @@ class ResearchTest(Folder):
         self.convert("--catalog")
         items = self.lines("out", "catalog.jsonl")
         self.assertEqual((len(items), items[0], items[-1]), (37, {"item_id": "1", "sid": [1]}, {"item_id": "37", "sid": [37]}))
-        names = self.write_text('9\tshoe\n{"row": 3, "item_id": "hat", "tags": ["new"]}\n', "names")
-        self.quietly(research.catalog, self.path("out"), 37, names)
+        names = self.write_text('9\tshoe\n{"number": 3, "item_id": "hat", "tags": ["new"]}\n38\tgone\n', "names")
+        rows = {row: row for row in range(1, 38)}
+        self.quietly(checkpoint.write_catalog, self.path("out"), rows, names)
         self.assertEqual(self.lines("out", "catalog.jsonl"), [{"item_id": "hat", "sid": [3], "tags": ["new"]}, {"item_id": "shoe", "sid": [9]}])
-        self.refused("row 38 is no item", research.catalog, self.path("out"), 37, self.write_text("38\tx\n", "names"))
-        self.refused("there twice", research.catalog, self.path("out"), 37, self.write_text("3\tx\n4\tx\n", "names"))
+        self.assertIn("1 items", self.said)
+        self.refused("there twice", checkpoint.write_catalog, self.path("out"), rows, self.write_text("3\tx\n4\tx\n", "names"))
+        self.refused("there twice", checkpoint.write_catalog, self.path("out"), rows, self.write_text("3\tx\n3\ty\n", "names"))
 
     def test_a_pickle_that_runs_something_is_refused(self):
         path, left = self.path("evil.pt"), self.path("left-behind")
@@ -304,13 +306,14 @@ class DlrmTest(Folder):
         return home
 
     def convert(self, source, constants=CONSTANTS, out="out"):
-        self.quietly(dlrm.main, [source, "--constants", self.write_json(constants, "constants.json"), "--out", self.path(out)])
+        self.quietly(dlrm.main, [source, "--constants", self.write_json(constants, "constants.json"), "--out", self.path(out), "--catalog"])
 
     def test_round_trip(self):
         self.convert(self.saved())
         config = self.json("out", "config.json")
         self.assertEqual((config["stack"]["key_dim"], config["stack"]["value_dim"], config["stack"]["layers"]), (5, 6, 2))
         self.assertEqual(config["input"]["action_weights"], [1, 2, 4])
+        self.assertEqual(self.lines("out", "catalog.jsonl")[49:], [{"item_id": "49", "sid": [49]}])
         self.assertEqual(config["output"]["postprocessor"]["periods"], [[3600, 24], [86400, 7]])
         self.assertEqual(config["input"]["tables"][1], {"name": "owner_id", "rows": 20, "unknown_ids": "clamp"})
         self.assertFalse([name for name in load_file(self.path("out", "model.safetensors")) if "_units" in name or "_combined" in name])
