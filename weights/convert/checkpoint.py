@@ -28,7 +28,7 @@ def load(path):
     if path.endswith(".safetensors"):
         return load_file(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()
         named = [line.strip() for line in reason if "GLOBAL" in line or "global" in line]
@@ -36,6 +36,9 @@ def load(path):
             f"{path}: not a pickle of tensors and plain containers alone, and nothing else is unpickled, since a pickle can run any program. "
             f"Save the state dict by itself where it was trained. ({(named or reason or ['damaged'])[0]})"
         )
+    if not isinstance(loaded, dict):
+        refuse(f"{path} holds no dictionary")
+    return loaded
 
 
 def unprefixed(tensors):

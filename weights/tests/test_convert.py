@@ -234,6 +234,8 @@ class ResearchTest(Folder):
         self.assertFalse(os.path.exists(self.path("out", "config.json")), "a conversion that failed does not load")
         self.write_text("", "out", "something")
         self.refused("is not empty", run)
+        torch.save([torch.zeros(1)], self.path("list.pt"))
+        self.refused("holds no dictionary", research.main, [self.path("list.pt"), "--out", self.path("out"), *self.options])
 
     def test_catalog(self):
         self.convert("--catalog")
