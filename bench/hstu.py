@@ -396,26 +396,38 @@ class Server:
         self.connection = http.client.HTTPConnection(host, int(port), timeout=60)
         self.connection.connect()
         self.connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.used = time.monotonic()
         deadline = time.monotonic() + 60
         while not self.ready():
             if time.monotonic() > deadline:
                 raise SystemExit("the server does not get ready")
             time.sleep(0.05)
 
+    def wake(self):
+        """An idle connection may have been closed: opens it again, before the clock starts."""
+        if time.monotonic() - self.used > 5:
+            self.connection.close()
+            self.connection.connect()
+            self.connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.ready()
+
     def ready(self):
         self.connection.request("GET", "/readyz")
         response = self.connection.getresponse()
         response.read()
+        self.used = time.monotonic()
         return response.status == 200
 
     def post(self, path, request):
         """Milliseconds from sending to the last byte, and the answer."""
         body = json.dumps(request).encode()
+        self.wake()
         start = time.perf_counter()
         self.connection.request("POST", path, body, {"content-type": "application/json"})
         response = self.connection.getresponse()
         answer = response.read()
         took = 1e3 * (time.perf_counter() - start)
+        self.used = time.monotonic()
         if response.status != 200:
             raise SystemExit(f"{path}: {response.status} {answer[:500]!r}")
         return took, json.loads(answer)
@@ -479,27 +491,32 @@ def measure_torch(case, ways, cached_ways, options):
     say("   PyTorch, ms: " + ", ".join(f"{name} {took:.1f}" for name, took in medians.items()))
 
 
-def measure_server(case, visit, numbers, warm_up):
-    """Visits of users: `visit(number, kind, tenant)` asks and checks."""
+def measure_server(case, visit, compare, numbers, warm_up):
+    """Visits of users: `visit(number, kind, tenant)` asks. Answers are compared afterwards: PyTorch's threads, which stay
+    awake for a while after they had work, would stand in the server's way."""
+    answers = []
     for number in numbers:
         tenant = f"t{number}"
         for kind, name, who in (("cold", "cold", tenant), ("warm", "warm", tenant), ("again", "recomputed", f"r{number}")):
             took, answer = visit(number, kind, who)
             if number >= warm_up:
                 case.add(name, took, answer)
+            answers.append((number, kind, answer))
+    for answer in answers:
+        compare(*answer)
 
 
-def interleave(case, visit, torch_part, options):
+def interleave(case, visit, compare, torch_part, options):
     """The server before and after PyTorch, so that neither has the machine's better half minute."""
     total, warm_up = options.repetitions + 3, 3
     half = warm_up + (options.repetitions + 1) // 2
-    measure_server(case, visit, range(half), warm_up)
+    measure_server(case, visit, compare, range(half), warm_up)
     time.sleep(0.3)
     torch_part()
     time.sleep(0.3)
     # Three visits that do not count wake the server up again.
-    measure_server(case, visit, range(1000, 1003), 2000)
-    measure_server(case, visit, range(half, total), warm_up)
+    measure_server(case, visit, compare, range(1000, 1003), 2000)
+    measure_server(case, visit, compare, range(half, total), warm_up)
     found = {name: median(case.times[name]) for name in ("cold", "warm", "recomputed")}
     say("   beamline, ms: " + ", ".join(f"{name} {took:.1f}" for name, took in found.items()))
 
@@ -525,10 +542,14 @@ def retrieval(server, models, events, options):
         return torch.from_numpy(who.items[:count]), torch.from_numpy(who.times[: count + 1])
 
     def visit(number, kind, tenant):
-        nonlocal worst
         count = events if kind == "cold" else events + NEW_EVENTS
         took, answer = server.post("/v1/recommend", user(number).recommend(count, f"{events}-{tenant}"))
         check_cached(answer, kind, (events - 1) // PAGE * PAGE)
+        return took, answer
+
+    def compare(number, kind, answer):
+        nonlocal worst
+        count = events if kind == "cold" else events + NEW_EVENTS
         scores, items = models[0].retrieve(*inputs(number, count), "tuned")
         found = [int(item["item_id"][1:]) for item in answer["items"]]
         if found != items.tolist():
@@ -536,7 +557,6 @@ def retrieval(server, models, events, options):
         worst = max(worst, max(abs(item["score"] - score) for item, score in zip(answer["items"], scores.tolist())))
         if worst > TOLERANCE:
             raise SystemExit(f"scores differ by {worst}")
-        return took, answer
 
     def whole(model, way):
         def prepare(number):
@@ -565,7 +585,7 @@ def retrieval(server, models, events, options):
     ways = {name: whole(model, way) for name, (model, way) in ways_of(*models).items()}
     cached_ways = {name.replace("torch", "torch cached,"): cached(model)
                    for name, (model, way) in ways_of(*models).items() if way == "tuned"}
-    interleave(case, visit, lambda: measure_torch(case, ways, cached_ways, options), options)
+    interleave(case, visit, compare, lambda: measure_torch(case, ways, cached_ways, options), options)
     return summary(case, worst, floors_retrieval(events), None)
 
 
@@ -586,10 +606,14 @@ def ranking(server, models, candidates, options):
     expected = {}
 
     def visit(number, kind, tenant):
-        nonlocal worst
         count = RANK_HISTORY if kind == "cold" else RANK_HISTORY + NEW_EVENTS
         took, answer = server.post("/v1/rank", user(number).rank(count, candidates, f"{candidates}-{tenant}"))
         check_cached(answer, kind, (2 * RANK_HISTORY - 1) // PAGE * PAGE)
+        return took, answer
+
+    def compare(number, kind, answer):
+        nonlocal worst
+        count = RANK_HISTORY if kind == "cold" else RANK_HISTORY + NEW_EVENTS
         if (number, count) not in expected:
             expected.clear()
             expected[number, count] = models[0].rank(*inputs(number, count), "tuned")
@@ -601,7 +625,6 @@ def ranking(server, models, candidates, options):
         worst = max(worst, (found - expected[number, count]).abs().max().item())
         if worst > TOLERANCE:
             raise SystemExit(f"predictions differ by {worst}")
-        return took, answer
 
     def whole(model, way):
         def prepare(number):
@@ -626,7 +649,7 @@ def ranking(server, models, candidates, options):
     ways = {name: whole(model, way) for name, (model, way) in ways_of(*models).items()}
     cached_ways = {name.replace("torch", "torch cached,"): cached(model)
                    for name, (model, way) in ways_of(*models).items() if way == "tuned"}
-    interleave(case, visit, lambda: measure_torch(case, ways, cached_ways, options), options)
+    interleave(case, visit, compare, lambda: measure_torch(case, ways, cached_ways, options), options)
     return summary(case, worst, floors_ranking(candidates), candidates)
 
 
