@@ -18,7 +18,7 @@ use crate::cli::lines::Line;
 use crate::error::Error;
 
 /// Columns that mean something.
-const KNOWN: [&str; 15] = [
+const KNOWN: [&str; 17] = [
     "id",
     "user_id",
     "history",
@@ -34,6 +34,8 @@ const KNOWN: [&str; 15] = [
     "allow_degraded",
     "strict_history",
     "tenant",
+    "query_time",
+    "features",
 ];
 
 /// Whole numbers up to here are exact as floats.
@@ -193,6 +195,13 @@ fn plain(field: &Field) -> Option<Value> {
             let fields = row.get_column_iter().map(|(name, field)| Some((name.clone(), plain(field)?)));
             let fields: Option<Vec<(String, Value)>> = fields.collect();
             Value::Object(fields?.into_iter().filter(|(_, value)| !value.is_null()).collect())
+        }
+        Field::MapInternal(map) => {
+            let entry = |(name, field): &(Field, Field)| match plain(name)? {
+                Value::String(name) => Some((name, plain(field)?)),
+                _ => None,
+            };
+            Value::Object(map.entries().iter().map(entry).collect::<Option<_>>()?)
         }
         _ => return None,
     })
