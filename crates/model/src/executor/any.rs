@@ -7,13 +7,28 @@ use super::hstu::{HstuAnswer, HstuExecutor, HstuJob};
 use super::{Executor, Found, Job};
 use crate::step::{Plan, Progress, Slot, StepError, StepModel};
 
+/// What a step did for the requests of one kind, before it is told; reused from step to step.
+type Outcomes<A> = Vec<(Slot, Progress<A>)>;
+
 /// A model with its pages.
 #[derive(Debug)]
 pub enum AnyExecutor {
     /// A decoder of semantic IDs.
-    Decoder(Box<Executor>),
+    Decoder(Box<Executor>, Outcomes<Found>),
     /// An HSTU model.
-    Hstu(Box<HstuExecutor>),
+    Hstu(Box<HstuExecutor>, Outcomes<HstuAnswer>),
+}
+
+impl From<Executor> for AnyExecutor {
+    fn from(executor: Executor) -> Self {
+        Self::Decoder(Box::new(executor), Vec::new())
+    }
+}
+
+impl From<HstuExecutor> for AnyExecutor {
+    fn from(executor: HstuExecutor) -> Self {
+        Self::Hstu(Box::new(executor), Vec::new())
+    }
 }
 
 /// A request for one of them.
@@ -40,27 +55,27 @@ impl StepModel for AnyExecutor {
 
     fn open(&mut self, slot: Slot, payload: AnyJob) {
         match (self, payload) {
-            (Self::Decoder(executor), AnyJob::Decoder(job)) => executor.open(slot, job),
-            (Self::Hstu(executor), AnyJob::Hstu(job)) => executor.open(slot, job),
+            (Self::Decoder(executor, _), AnyJob::Decoder(job)) => executor.open(slot, job),
+            (Self::Hstu(executor, _), AnyJob::Hstu(job)) => executor.open(slot, job),
             _ => {}
         }
     }
 
     fn step(&mut self, plan: &Plan, outcomes: &mut Vec<(Slot, Progress<Answer>)>) -> Result<(), StepError> {
         match self {
-            Self::Decoder(executor) => {
-                let mut of_decoder = Vec::with_capacity(plan.chunks.len() + plan.branches.len());
-                executor.step(plan, &mut of_decoder)?;
-                outcomes.extend(of_decoder.into_iter().map(|(slot, done)| (slot, done.map(Answer::Found))));
+            Self::Decoder(executor, done) => {
+                done.clear();
+                executor.step(plan, done)?;
+                outcomes.extend(done.drain(..).map(|(slot, done)| (slot, done.map(Answer::Found))));
             }
-            Self::Hstu(executor) => {
-                let mut of_hstu = Vec::with_capacity(plan.chunks.len() + plan.branches.len());
-                executor.step(plan, &mut of_hstu)?;
+            Self::Hstu(executor, done) => {
+                done.clear();
+                executor.step(plan, done)?;
                 let answer = |answer| match answer {
                     HstuAnswer::Found(found) => Answer::Found(found),
                     other => Answer::Hstu(other),
                 };
-                outcomes.extend(of_hstu.into_iter().map(|(slot, done)| (slot, done.map(answer))));
+                outcomes.extend(done.drain(..).map(|(slot, done)| (slot, done.map(answer))));
             }
         }
         Ok(())
@@ -68,8 +83,8 @@ impl StepModel for AnyExecutor {
 
     fn close(&mut self, slot: Slot) {
         match self {
-            Self::Decoder(executor) => executor.close(slot),
-            Self::Hstu(executor) => executor.close(slot),
+            Self::Decoder(executor, _) => executor.close(slot),
+            Self::Hstu(executor, _) => executor.close(slot),
         }
     }
 }

@@ -430,7 +430,7 @@ fn decoder(
         family: Family::Decoder(Decoder { config, convention: Arc::new(convention), layout }),
         catalog,
         catalog_memory,
-        executor: AnyExecutor::Decoder(Box::new(executor.map_err(blame)?)),
+        executor: executor.map_err(blame)?.into(),
     })
 }
 
@@ -449,12 +449,7 @@ fn hstu(
     let family = HstuFamily::new(Arc::clone(&model));
     let (catalog, catalog_memory) = read_catalog(files, &family.rows, machine)?;
     let executor = HstuExecutor::new(model, Arc::clone(&machine.cpu), plan.pages as usize).map_err(blame)?;
-    Ok(Built {
-        family: Family::Hstu(family),
-        catalog,
-        catalog_memory,
-        executor: AnyExecutor::Hstu(Box::new(executor)),
-    })
+    Ok(Built { family: Family::Hstu(family), catalog, catalog_memory, executor: executor.into() })
 }
 
 fn read_catalog(
