@@ -17,7 +17,7 @@ use beamline_kv_cache::PageId;
 use super::Cpu;
 use super::isa::{Isa, per_isa};
 use super::pages::{HeadPages, PAGE_SIZE, VALUE_BLOCK};
-use super::tile::{PANEL, SharedMatrix, accumulate};
+use super::tile::{PANEL, SharedMatrix, TALLEST, multiply_rows};
 use super::vector::{LANES, dot, exp, fold_lanes, larger};
 
 /// Most ancestors a branch row can have, itself included.
@@ -377,69 +377,4 @@ fn decayed(mut sums: [f32; VALUE_BLOCK], decay: f32) -> [f32; VALUE_BLOCK] {
         *sum *= decay;
     }
     sums
-}
-
-/// Most rows of [`multiply_rows`].
-const TALLEST: usize = 8;
-
-per_isa! {
-    /// Adds to `sums`, rows `sums_stride` apart, the products of as many rows of `inner` values, `stride` apart, and `inner`
-    /// rows of `columns` values (a panel or half of one), `panel_stride` apart.
-    ///
-    /// A function of its own, never inlined, so that the sums stay in registers.
-    fn multiply_rows(rows: &[f32], stride: usize, inner: usize, panel: &[f32], panel_stride: usize, columns: usize,
-        sums: &mut [f32], sums_stride: usize) = multiply_rows_body
-}
-
-#[inline(always)]
-fn multiply_rows_body<const R: usize>(
-    rows: &[f32],
-    stride: usize,
-    inner: usize,
-    panel: &[f32],
-    panel_stride: usize,
-    columns: usize,
-    sums: &mut [f32],
-    sums_stride: usize,
-) {
-    let mut row = 0;
-    let mut left = sums.len().div_ceil(sums_stride);
-    macro_rules! take {
-        ($height:literal) => {
-            while left >= $height && ($height <= 2 || R > 2) {
-                let (rows, sums) = (&rows[row * stride..], &mut sums[row * sums_stride..]);
-                if columns == PANEL {
-                    run::<$height, PANEL>(rows, stride, inner, panel, panel_stride, sums, sums_stride);
-                } else {
-                    run::<$height, VALUE_BLOCK>(rows, stride, inner, panel, panel_stride, sums, sums_stride);
-                }
-                row += $height;
-                left -= $height;
-            }
-        };
-    }
-    take!(8);
-    take!(4);
-    take!(2);
-    take!(1);
-}
-
-#[inline(always)]
-fn run<const H: usize, const W: usize>(
-    rows: &[f32],
-    stride: usize,
-    inner: usize,
-    panel: &[f32],
-    panel_stride: usize,
-    sums: &mut [f32],
-    sums_stride: usize,
-) {
-    let mut tile = [[0.0f32; W]; H];
-    for (row, tile) in tile.iter_mut().enumerate() {
-        tile.copy_from_slice(&sums[row * sums_stride..][..W]);
-    }
-    accumulate(rows, stride, inner, panel, panel_stride, &mut tile);
-    for (row, tile) in tile.iter().enumerate() {
-        sums[row * sums_stride..][..W].copy_from_slice(tile);
-    }
 }

@@ -21,14 +21,12 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::Cpu;
 use super::attention::{Block, Sees, Tables};
 use super::isa::{Isa, per_isa};
 use super::mask::{Mask, Viewer};
 use super::pages::{HeadPages, PAGE_SIZE, VALUE_BLOCK};
-use super::tile::{PANEL, SharedMatrix, accumulate};
+use super::tile::{PANEL, SharedMatrix, TALLEST, multiply_rows};
 use super::time_buckets::TimeWeights;
 use super::vector::{dot, silu, silu_in_place};
 
@@ -145,14 +143,11 @@ pub fn attend(cpu: &Cpu, call: &Call<'_>, blocks: &[Block], out: &mut [f32]) {
     };
     // One by one, and the last rows of a context first: they see the most.
     let count = blocks.len() * parts;
-    cpu.run(|| (0..count).into_par_iter().with_max_len(1).for_each(|index| task(count - 1 - index)));
+    cpu.each(count, 1, |index| task(count - 1 - index));
 }
 
 /// Tasks that keep threads busy to the end.
 const TASKS_PER_THREAD: usize = 4;
-
-/// Most rows of a register tile.
-const TALLEST: usize = 8;
 
 thread_local! {
     /// Reused by all tasks of a thread, so that the steady path does not allocate.
@@ -410,67 +405,5 @@ fn see_ancestors(
                 *sum = weight.mul_add(*value, *sum);
             }
         }
-    }
-}
-
-per_isa! {
-    /// Adds to `sums`, rows `sums_stride` apart, the products of as many rows of `inner` values, `stride` apart, and `inner`
-    /// rows of `columns` values (a panel or half of one), `panel_stride` apart.
-    ///
-    /// A function of its own, never inlined, so that the sums stay in registers.
-    fn multiply_rows(rows: &[f32], stride: usize, inner: usize, panel: &[f32], panel_stride: usize, columns: usize,
-        sums: &mut [f32], sums_stride: usize) = multiply_rows_body
-}
-
-#[inline(always)]
-fn multiply_rows_body<const R: usize>(
-    rows: &[f32],
-    stride: usize,
-    inner: usize,
-    panel: &[f32],
-    panel_stride: usize,
-    columns: usize,
-    sums: &mut [f32],
-    sums_stride: usize,
-) {
-    let mut row = 0;
-    let mut left = sums.len().div_ceil(sums_stride);
-    macro_rules! take {
-        ($height:literal) => {
-            while left >= $height && ($height <= 2 || R > 2) {
-                let (rows, sums) = (&rows[row * stride..], &mut sums[row * sums_stride..]);
-                if columns == PANEL {
-                    run::<$height, PANEL>(rows, stride, inner, panel, panel_stride, sums, sums_stride);
-                } else {
-                    run::<$height, VALUE_BLOCK>(rows, stride, inner, panel, panel_stride, sums, sums_stride);
-                }
-                row += $height;
-                left -= $height;
-            }
-        };
-    }
-    take!(8);
-    take!(4);
-    take!(2);
-    take!(1);
-}
-
-#[inline(always)]
-fn run<const H: usize, const W: usize>(
-    rows: &[f32],
-    stride: usize,
-    inner: usize,
-    panel: &[f32],
-    panel_stride: usize,
-    sums: &mut [f32],
-    sums_stride: usize,
-) {
-    let mut tile = [[0.0f32; W]; H];
-    for (row, tile) in tile.iter_mut().enumerate() {
-        tile.copy_from_slice(&sums[row * sums_stride..][..W]);
-    }
-    accumulate(rows, stride, inner, panel, panel_stride, &mut tile);
-    for (row, tile) in tile.iter().enumerate() {
-        sums[row * sums_stride..][..W].copy_from_slice(tile);
     }
 }

@@ -4,6 +4,8 @@
 //! inner dimension, from first to last; neither the number of rows in a call nor the instruction set changes
 //! that chain. This is what makes the answer for a row independent of what shares its batch.
 
+use super::isa::per_isa;
+
 /// Columns of a panel. Also the number of keys in a page, so that a page of keys is a panel.
 pub const PANEL: usize = 32;
 
@@ -31,6 +33,79 @@ pub(crate) fn accumulate<const R: usize, const W: usize>(
         }
     }
     *sums = registers;
+}
+
+/// Most rows that attention multiplies at a time.
+pub(crate) const TALLEST: usize = 8;
+
+per_isa! {
+    /// Adds to `sums`, rows `sums_stride` apart, the products of as many rows of `inner` values, `stride` apart, and `inner`
+    /// rows of `columns` values (a panel or half of one), `panel_stride` apart.
+    ///
+    /// A function of its own, never inlined, so that the sums stay in registers.
+    pub(crate) fn multiply_rows(rows: &[f32], stride: usize, inner: usize, panel: &[f32], panel_stride: usize, columns: usize,
+        sums: &mut [f32], sums_stride: usize) = multiply_rows_body
+}
+
+#[inline(always)]
+fn multiply_rows_body<const R: usize>(
+    rows: &[f32],
+    stride: usize,
+    inner: usize,
+    panel: &[f32],
+    panel_stride: usize,
+    columns: usize,
+    sums: &mut [f32],
+    sums_stride: usize,
+) {
+    let mut row = 0;
+    let mut left = sums.len().div_ceil(sums_stride);
+    macro_rules! take {
+        ($height:literal) => {
+            while left >= $height && ($height <= 2 || R > 2) {
+                let (rows, sums) = (&rows[row * stride..], &mut sums[row * sums_stride..]);
+                if columns == PANEL {
+                    run::<$height, PANEL>(rows, stride, inner, panel, panel_stride, sums, sums_stride);
+                } else {
+                    run::<$height, { PANEL / 2 }>(
+                        rows,
+                        stride,
+                        inner,
+                        panel,
+                        panel_stride,
+                        sums,
+                        sums_stride,
+                    );
+                }
+                row += $height;
+                left -= $height;
+            }
+        };
+    }
+    take!(8);
+    take!(4);
+    take!(2);
+    take!(1);
+}
+
+#[inline(always)]
+fn run<const H: usize, const W: usize>(
+    rows: &[f32],
+    stride: usize,
+    inner: usize,
+    panel: &[f32],
+    panel_stride: usize,
+    sums: &mut [f32],
+    sums_stride: usize,
+) {
+    let mut tile = [[0.0f32; W]; H];
+    for (row, tile) in tile.iter_mut().enumerate() {
+        tile.copy_from_slice(&sums[row * sums_stride..][..W]);
+    }
+    accumulate(rows, stride, inner, panel, panel_stride, &mut tile);
+    for (row, tile) in tile.iter().enumerate() {
+        sums[row * sums_stride..][..W].copy_from_slice(tile);
+    }
 }
 
 /// A matrix that several threads write at once, each its own rectangle.

@@ -12,13 +12,16 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use beamline_kv_cache::PageId;
+
 use super::Found;
 use crate::cpu::Cpu;
 use crate::cpu::isa::Isa;
 use crate::cpu::linear::{Rows, Scores};
+use crate::cpu::pages::PAGE_SIZE;
 use crate::cpu::parallel::write;
 use crate::decode::{Normalization, NotFinite, Search};
-use crate::step::{Progress, Slot};
+use crate::step::{Progress, Slot, StepError};
 
 /// Values kept of a head product: bounds its memory. At least [`SCORED_ROWS`] rows are scored together all the same.
 const SCORED_VALUES: usize = 4 << 20;
@@ -49,6 +52,30 @@ impl Expansion {
     pub(super) fn new(slot: Slot, search: Search, branch: Option<usize>) -> Self {
         let beams = 0..search.beams().len();
         Self { slot, search, branch, beams, first_row: 0, failed: None }
+    }
+
+    /// Tokens and lineages of the beams of this wave; returns the ancestors of each, itself included.
+    pub(super) fn lay_out(
+        &self,
+        branch_pages: &[PageId],
+        tokens: &mut Vec<u32>,
+        lineage: &mut Vec<u32>,
+    ) -> Result<usize, StepError> {
+        let search = &self.search;
+        let (step, width) = (search.steps_done() - 1, search.width());
+        if branch_pages.len() * PAGE_SIZE < step * width + search.beams().len() {
+            let pages = branch_pages.len();
+            return Err(StepError(format!("{pages} branch pages for step {step} of {width} beams")));
+        }
+        tokens.clear();
+        lineage.clear();
+        for index in self.beams.clone() {
+            tokens.push(search.beams()[index].token);
+            let ancestors = search.lineage(index).iter().enumerate();
+            lineage.extend(ancestors.map(|(step, row)| (step * width) as u32 + row));
+            lineage.push((step * width + index) as u32);
+        }
+        Ok(step + 1)
     }
 
     /// What the step did for the request; and its search, if that goes on.

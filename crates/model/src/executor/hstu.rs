@@ -219,25 +219,13 @@ impl HstuExecutor {
         }
         let search = request.search.take().filter(|search| search.steps_done() > 0 && !search.is_over());
         let search = search.ok_or_else(|| StepError(format!("slot {} has no beams", slot.0)))?;
-        let (step, width) = (search.steps_done() - 1, search.width());
-        if branch_pages.len() * PAGE_SIZE < step * width + search.beams().len() {
-            return Err(StepError(format!(
-                "{} branch pages for step {step} of {width} beams",
-                branch_pages.len()
-            )));
-        }
-        self.branch_tokens.clear();
-        self.branch_lineage.clear();
-        for (index, beam) in search.beams().iter().enumerate() {
-            self.branch_tokens.push(beam.token);
-            let ancestors = search.lineage(index).iter().enumerate();
-            self.branch_lineage.extend(ancestors.map(|(step, row)| (step * width) as u32 + row));
-            self.branch_lineage.push((step * width + index) as u32);
-        }
+        let mut expansion = Expansion::new(slot, search, Some(index));
+        expansion.first_row = row;
+        let ancestors = expansion.lay_out(branch_pages, &mut self.branch_tokens, &mut self.branch_lineage)?;
         let rows = PushTokens {
             owner: slot.0,
             tokens: &self.branch_tokens,
-            ancestors: step + 1,
+            ancestors,
             lineage: &self.branch_lineage,
             context_pages,
             branch_pages,
@@ -245,8 +233,6 @@ impl HstuExecutor {
         match self.model.push_tokens(&mut self.batch, &request.job.request, rows) {
             Err(error) => self.results.push(Part::Failed(error.to_string())),
             Ok(()) => {
-                let mut expansion = Expansion::new(slot, search, Some(index));
-                expansion.first_row = row;
                 self.expansions.list.push(expansion);
                 self.results.push(Part::Decode);
             }
@@ -284,7 +270,7 @@ impl HstuExecutor {
             self.expansions.advance(&cpu);
         }
         let mut retrieved = self.retrieve(plan, width)?.into_iter();
-        let mut expanded = std::mem::take(&mut self.expansions.list).into_iter();
+        let mut expanded = self.expansions.list.drain(..);
         let slots = plan.chunks.iter().map(|chunk| chunk.slot);
         let slots = slots.chain(plan.branches.iter().map(|branch| branch.slot));
         let mut results = std::mem::take(&mut self.results);

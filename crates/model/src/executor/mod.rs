@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use crate::batch::{Batch, BranchRows, ContextRows};
 use crate::cpu::Cpu;
-use crate::cpu::pages::{PAGE_SIZE, PageStore};
+use crate::cpu::pages::PageStore;
 use crate::decode::{Hypothesis, Search, SearchRequest};
 use crate::error::ModelError;
 use crate::families::qwen::{Qwen, Workspace};
@@ -135,33 +135,20 @@ impl Executor {
                 wanted: usize::from(chunk.expand.is_some()),
             });
         }
-        for Expansion { slot, search, branch, beams, first_row, .. } in expansions {
-            let Some(branch) = branch.map(|index| &plan.branches[index]) else { continue };
-            *first_row = self.batch.wanted.len();
-            if beams.start == beams.end {
+        for expansion in expansions {
+            let Some(branch) = expansion.branch.map(|index| &plan.branches[index]) else { continue };
+            expansion.first_row = self.batch.wanted.len();
+            if expansion.beams.start == expansion.beams.end {
                 continue;
             }
             let branch_pages = &plan.pages[branch.branch_pages.clone()];
-            let (step, width) = (search.steps_done() - 1, search.width());
-            if branch_pages.len() * PAGE_SIZE < step * width + search.beams().len() {
-                return Err(StepError(format!(
-                    "{} branch pages for step {step} of {width} beams",
-                    branch_pages.len()
-                )));
-            }
-            self.branch_tokens.clear();
-            self.branch_lineage.clear();
-            for index in beams.clone() {
-                self.branch_tokens.push(search.beams()[index].token);
-                let ancestors = search.lineage(index).iter().enumerate();
-                self.branch_lineage.extend(ancestors.map(|(step, row)| (step * width) as u32 + row));
-                self.branch_lineage.push((step * width + index) as u32);
-            }
+            let ancestors =
+                expansion.lay_out(branch_pages, &mut self.branch_tokens, &mut self.branch_lineage)?;
             self.batch.push_branches(BranchRows {
-                owner: slot.0,
+                owner: expansion.slot.0,
                 tokens: &self.branch_tokens,
-                context_len: in_flight(&mut self.slots, *slot)?.job.tokens.len(),
-                ancestors: step + 1,
+                context_len: in_flight(&mut self.slots, expansion.slot)?.job.tokens.len(),
+                ancestors,
                 lineage: &self.branch_lineage,
                 context_pages: &plan.pages[branch.context_pages.clone()],
                 branch_pages,

@@ -43,7 +43,9 @@ use beamline_scheduler::{Engine, EngineDied, EngineStats, StartError};
 use tracing::info;
 
 use crate::error::Error;
-use crate::service::{Decoder, Family, HstuFamily, Lease, MICRO_BATCH, Memory, Served, Service};
+use crate::service::{
+    Decoder, Family, HstuFamily, Lease, MAX_CANDIDATES, MICRO_BATCH, Memory, Served, Service,
+};
 use crate::settings::{ByteSize, Settings, SettingsError};
 use budget::{Budget, OverBudget, Reservation};
 use sizing::LargestRequest;
@@ -255,7 +257,7 @@ impl Opened {
         let host = sizing::host_memory(settings, memory.kv_host, plan.page_bytes, plan.largest);
         let engine = Engine::start_with(
             executor,
-            sizing::scheduler_config(settings, plan.largest, plan.page_bytes),
+            sizing::scheduler_config(settings, plan.largest, plan.generated_steps, plan.page_bytes),
             sizing::cache_config(settings, plan.pages, plan.words_per_position)?,
             host,
         )?;
@@ -337,7 +339,10 @@ impl AnyCheckpoint {
 
 /// How large everything is made.
 struct Plan {
+    /// What a request holds at a time.
     largest: LargestRequest,
+    /// Most expansions of a request: of candidates, each overwrites the one before.
+    generated_steps: usize,
     page_bytes: usize,
     pages: u32,
     words_per_position: usize,
@@ -354,7 +359,7 @@ impl Plan {
         scale: Scale,
     ) -> Result<Self, LoadError> {
         let weight_format = settings.engine.weight_format;
-        let (largest, page_bytes, words_per_position, weights, format) = match checkpoint {
+        let (largest, generated_steps, page_bytes, words_per_position, weights, format) = match checkpoint {
             AnyCheckpoint::Decoder(checkpoint) => {
                 let config = checkpoint.config();
                 let format = files.format()?;
@@ -364,7 +369,8 @@ impl Plan {
                 let largest = LargestRequest { context, beams: settings.limits.max_beam_width, steps };
                 let page_bytes = PageStore::bytes_per_page(config.layers, config.kv_heads, config.head_dim);
                 let positions = context.saturating_add(steps);
-                (largest, page_bytes, 1, sizing::weights(checkpoint, positions, weight_format), Some(format))
+                let weights = sizing::weights(checkpoint, positions, weight_format);
+                (largest, steps, page_bytes, 1, weights, Some(format))
             }
             AnyCheckpoint::Hstu(checkpoint) => {
                 let config = checkpoint.config();
@@ -375,7 +381,8 @@ impl Plan {
                     PageStore::bytes_per_page_of(stack.layers, stack.heads, stack.key_dim, stack.value_dim);
                 // Tables stay in single precision, and the items to retrieve from are packed beside theirs.
                 let weights = checkpoint.tensors().parameters().saturating_mul(8);
-                (largest, page_bytes, config.words_per_position(), weights, None)
+                let steps = 1 + MAX_CANDIDATES.div_ceil(MICRO_BATCH);
+                (largest, steps, page_bytes, config.words_per_position(), weights, None)
             }
         };
         let pages = sizing::pages(settings.engine.kv_memory, page_bytes, largest, scale)?;
@@ -384,7 +391,7 @@ impl Plan {
             kv: page_bytes.saturating_mul(pages as usize),
             kv_host: sizing::host_bytes(settings, page_bytes, largest, scale)?,
         };
-        Ok(Self { largest, page_bytes, pages, words_per_position, memory, format })
+        Ok(Self { largest, generated_steps, page_bytes, pages, words_per_position, memory, format })
     }
 }
 

@@ -168,16 +168,17 @@ pub(super) fn host_memory(
 pub(super) fn scheduler_config(
     settings: &Settings,
     largest: LargestRequest,
+    generated_steps: usize,
     page_bytes: usize,
 ) -> SchedulerConfig {
     let default = SchedulerConfig::default();
-    let cost = largest.context.saturating_add(largest.beams.saturating_mul(largest.steps)) as u64;
+    let cost = largest.context.saturating_add(largest.beams.saturating_mul(generated_steps)) as u64;
     SchedulerConfig {
         max_queued: settings.engine.max_queued,
         max_running: settings.engine.max_running,
         max_context: largest.context,
         max_beam_width: largest.beams,
-        max_generated_steps: default.max_generated_steps.max(largest.steps),
+        max_generated_steps: generated_steps,
         max_running_cost: default.max_running_cost.max(cost),
         max_step_tokens: settings.engine.max_step_tokens,
         max_branch_rows: default.max_branch_rows.max(largest.beams),

@@ -130,8 +130,10 @@ impl ItemTable {
             Some(block) => {
                 let mut rows = Rows::default();
                 rows.pack(cpu, users, self.width, block.format());
+                // Blocks are the tasks; each is multiplied on one thread.
+                let alone = cpu.alone();
                 let look = |mut search: Search, (index, block): (usize, &Linear)| {
-                    search.look(cpu, block, &rows, self.first + index * BLOCK, asked);
+                    search.look(&alone, block, &rows, self.first + index * BLOCK, asked);
                     search
                 };
                 let blocks = self.blocks.par_iter().enumerate();
