@@ -148,7 +148,8 @@ pub fn token_head(sizes: &ResearchSizes, combine: &str, tied: bool) -> Value {
     config["input"]["actions"] = json!({"count": 4, "dim": dim, "combine": combine, "generated": 2});
     config["output"] = json!({
         "normalization": {"kind": "layer_norm", "eps": 1e-6},
-        "head": {"kind": "tokens", "vocab_size": sizes.items + 1, "tied": tied, "logit_scale": 2.5}
+        "head": {"kind": "tokens", "vocab_size": sizes.items + 1, "tied": tied, "logit_scale": 2.5,
+                 "semantic_id_levels": [{"first_token": 1, "codes": sizes.items}]}
     });
     config
 }

@@ -375,14 +375,23 @@ impl Plan {
             AnyCheckpoint::Hstu(checkpoint) => {
                 let config = checkpoint.config();
                 let stack = &config.stack;
-                // The last steps of a request overwrite the first: two of them say how much it holds at a time.
-                let largest = LargestRequest { context: config.max_context(), beams: MICRO_BATCH, steps: 2 };
+                let context = config.max_context();
+                let (largest, generated) = match config.semantic_id_levels() {
+                    Some(levels) => {
+                        let (beams, steps) = (settings.limits.max_beam_width, levels.len());
+                        (LargestRequest { context, beams, steps }, steps)
+                    }
+                    // Each micro-batch overwrites the one before: two steps say how much a request holds at a time.
+                    None => (
+                        LargestRequest { context, beams: MICRO_BATCH, steps: 2 },
+                        1 + MAX_CANDIDATES.div_ceil(MICRO_BATCH),
+                    ),
+                };
                 let page_bytes =
                     PageStore::bytes_per_page_of(stack.layers, stack.heads, stack.key_dim, stack.value_dim);
                 // Tables stay in single precision, and the items to retrieve from are packed beside theirs.
                 let weights = checkpoint.tensors().parameters().saturating_mul(8);
-                let steps = 1 + MAX_CANDIDATES.div_ceil(MICRO_BATCH);
-                (largest, steps, page_bytes, config.words_per_position(), weights, None)
+                (largest, generated, page_bytes, config.words_per_position(), weights, None)
             }
         };
         let pages = sizing::pages(settings.engine.kv_memory, page_bytes, largest, scale)?;
@@ -454,7 +463,7 @@ fn hstu(
     let model = Arc::new(Hstu::load(checkpoint, &machine.cpu, weight_format).map_err(blame)?);
     info!(weights = %ByteSize(model.weight_bytes()), format = %weight_format, ms = ms(start), "loaded the weights");
     let family = HstuFamily::new(Arc::clone(&model));
-    let (catalog, catalog_memory) = read_catalog(files, &family.rows, machine)?;
+    let (catalog, catalog_memory) = read_catalog(files, &family.symbols, machine)?;
     let executor = HstuExecutor::new(model, Arc::clone(&machine.cpu), plan.pages as usize).map_err(blame)?;
     Ok(Built { family: Family::Hstu(family), catalog, catalog_memory, executor: executor.into() })
 }

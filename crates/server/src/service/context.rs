@@ -1,12 +1,18 @@
-//! From what a request gives to the tokens of its context, and to where the search begins.
+//! From what a request gives to its context, of tokens or of events, and to where the search begins.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use beamline_catalog::{ItemIndex, Node, SymbolTable};
-use beamline_model::decode::{self, Step};
+use beamline_catalog::{ItemIndex, Node};
+use beamline_kv_cache::ReuseClass;
+use beamline_model::decode::{self, SearchRequest, Step};
+use beamline_model::executor::Job;
+use beamline_model::executor::any::AnyJob;
+use beamline_model::executor::hstu::{HstuJob, Work};
+use beamline_model::families::hstu::inputs::Prepared;
 
-use super::family::Decoder;
+use super::events::{self, Given};
+use super::family::{Decoder, Family};
 use super::{Served, history};
 use crate::api::{HistoryAction, RecommendRequest};
 use crate::error::Error;
@@ -14,8 +20,8 @@ use crate::settings::HistoryCut;
 
 /// The context of a request.
 pub(super) struct Context {
-    /// Its tokens, the forced prefix included.
-    pub(super) tokens: Arc<[u32]>,
+    /// What is computed, the forced prefix included.
+    pub(super) input: Input,
     /// Where the search begins.
     pub(super) start: Node,
     /// What is generated from there.
@@ -28,6 +34,52 @@ pub(super) struct Context {
     pub(super) dropped: usize,
 }
 
+/// What is computed of a context, by family. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) enum Input {
+    /// Tokens of a decoder.
+    Tokens(Arc<[u32]>),
+    /// Events of an HSTU model, and which of their rows another request may reuse.
+    Events(Arc<Prepared>, ReuseClass),
+}
+
+impl Input {
+    /// Rows.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Tokens(tokens) => tokens.len(),
+            Self::Events(events, _) => events.context_len(),
+        }
+    }
+
+    /// What its pages are found by.
+    pub(super) fn words(&self) -> Arc<[u32]> {
+        match self {
+            Self::Tokens(tokens) => Arc::clone(tokens),
+            Self::Events(events, _) => events.words().into(),
+        }
+    }
+
+    /// What of it another request may reuse.
+    pub(super) fn reuse(&self) -> ReuseClass {
+        match self {
+            Self::Tokens(_) => ReuseClass::CrossRequest,
+            Self::Events(_, reuse) => *reuse,
+        }
+    }
+
+    /// The work of computing it, and of searching from there if that is asked for.
+    pub(super) fn job(&self, search: Option<SearchRequest>) -> AnyJob {
+        match self {
+            Self::Tokens(tokens) => AnyJob::Decoder(Job { tokens: Arc::clone(tokens), search }),
+            Self::Events(events, _) => {
+                let work = search.map_or(Work::Warm, Work::Decode);
+                AnyJob::Hstu(HstuJob { request: Arc::clone(events), work })
+            }
+        }
+    }
+}
+
 /// A forced SID prefix.
 struct Forced {
     node: Node,
@@ -35,18 +87,34 @@ struct Forced {
     steps: Arc<[Step]>,
 }
 
-/// Builds the context of a request whose own limits were checked.
-pub(super) fn build(
+/// Builds the context of a request whose own limits were checked, for a model that searches.
+pub(super) fn build(served: &Served, request: &RecommendRequest, cut: HistoryCut) -> Result<Context, Error> {
+    let forced = forced(served, request)?;
+    match &served.family {
+        Family::Decoder(decoder) => of_tokens(served, decoder, request, cut, forced),
+        Family::Hstu(family) => {
+            let none = BTreeMap::new();
+            let given = Given::of(request, &none, &forced.tokens)?;
+            let events::Input { request, seen, unknown, dropped } =
+                events::input(served, family, &given, cut)?;
+            let prepared = events::prepare(family, request)?;
+            let input = Input::Events(Arc::new(prepared), family.model.reuse());
+            Ok(Context { input, start: forced.node, steps: forced.steps, seen, unknown, dropped })
+        }
+    }
+}
+
+fn of_tokens(
     served: &Served,
     decoder: &Decoder,
     request: &RecommendRequest,
     cut: HistoryCut,
+    forced: Forced,
 ) -> Result<Context, Error> {
-    let forced = forced(served, decoder, request)?;
     let limit = served.context_limit;
     let room = limit.saturating_sub(forced.tokens.len());
     let mut context = Context {
-        tokens: Arc::default(),
+        input: Input::Tokens(Arc::default()),
         start: forced.node,
         steps: forced.steps,
         seen: Vec::new(),
@@ -68,7 +136,7 @@ pub(super) fn build(
     if tokens.len() > limit {
         return Err(Error::ContextTooLong { len: tokens.len(), limit });
     }
-    context.tokens = tokens.into();
+    context.input = Input::Tokens(tokens.into());
     Ok(context)
 }
 
@@ -142,8 +210,8 @@ fn given(served: &Served, decoder: &Decoder, tokens: &[u32]) -> Result<Vec<u32>,
 }
 
 /// The node of the forced prefix, and the tokens that lead there.
-fn forced(served: &Served, decoder: &Decoder, request: &RecommendRequest) -> Result<Forced, Error> {
-    let (trie, steps) = (served.catalog.trie(), decoder.convention.steps());
+fn forced(served: &Served, request: &RecommendRequest) -> Result<Forced, Error> {
+    let (trie, steps, symbols) = (served.catalog.trie(), served.family.steps(), served.family.symbols());
     let parts = request.sid_prefix.as_deref().unwrap_or_default();
     if parts.is_empty() {
         return Ok(Forced { node: trie.root(), tokens: Vec::new(), steps: Arc::clone(steps) });
@@ -156,7 +224,7 @@ fn forced(served: &Served, decoder: &Decoder, request: &RecommendRequest) -> Res
         });
     }
     let symbols: Option<Vec<u32>> =
-        parts.iter().enumerate().map(|(level, part)| decoder.convention.symbol(level, part)).collect();
+        parts.iter().enumerate().map(|(level, part)| symbols.symbol(level, part)).collect();
     let symbols = symbols.ok_or(Error::UnknownSidPrefix)?;
     let node = trie.walk(&symbols).ok_or(Error::UnknownSidPrefix)?;
     let rest = decode::steps_from(steps, parts.len()).ok_or(Error::UnknownSidPrefix)?;

@@ -11,7 +11,7 @@ use beamline_model::families::hstu::inputs::{Candidates, Events, InputError, Pre
 
 use super::family::HstuFamily;
 use super::{Served, clip, history};
-use crate::api::HistoryAction;
+use crate::api::{HistoryAction, RecommendRequest};
 use crate::error::Error;
 use crate::settings::HistoryCut;
 
@@ -22,6 +22,29 @@ pub(super) struct Given<'a> {
     pub(super) query_time: Option<i64>,
     /// Of the user.
     pub(super) features: &'a BTreeMap<String, Vec<u32>>,
+    /// Tokens that follow the history, at the time of the query: the beginning of a semantic ID.
+    pub(super) prefix: &'a [u32],
+}
+
+impl<'a> Given<'a> {
+    /// By a request for items.
+    pub(super) fn of(
+        request: &'a RecommendRequest,
+        none: &'a BTreeMap<String, Vec<u32>>,
+        prefix: &'a [u32],
+    ) -> Result<Self, Error> {
+        let Some(history) = &request.history else {
+            let message = "this model reads events: give `history`".into();
+            return Err(Error::InvalidRequest { message, param: Some("history".into()) });
+        };
+        Ok(Self {
+            history,
+            strict: request.strict_history.unwrap_or(false),
+            query_time: request.query_time,
+            features: request.features.as_ref().unwrap_or(none),
+            prefix,
+        })
+    }
 }
 
 /// The input of a model.
@@ -87,18 +110,31 @@ pub(super) fn input(
         return Err(Error::NoKnownItems(unknown));
     }
     let seen = known.iter().map(|(_, item, _)| *item).collect();
-    let dropped = history::dropped(known.len(), family.model.config().max_events(), cut).min(known.len());
+    let dropped = history::dropped(known.len(), family.max_items(given.prefix.len()), cut).min(known.len());
     let (reads_times, reads_actions) = (family.reads_times(), family.reads_actions());
+    let query_time = match given.query_time {
+        Some(time) => time,
+        None if reads_times => {
+            let message = "is missing: this model reads times, and an answer depends on when it is asked for";
+            return Err(invalid("query_time", message.into()));
+        }
+        None => 0,
+    };
     let names = family.item_features();
     let mut events = Events { additional: vec![Vec::new(); names.len()], ..Events::default() };
+    let mut path = Vec::new();
     for (index, item, action) in &known[dropped..] {
-        events.items.push(row(served, *item));
+        // A row of the item table, or the tokens of a semantic ID: a row of the context each.
+        served.catalog.trie().path(served.catalog.leaf_of(*item), &mut path);
+        events.items.extend_from_slice(&path);
         if reads_times {
             let missing = || format!("is missing for event {index}: this model reads times");
-            events.times.push(action.timestamp.ok_or_else(|| invalid("history.timestamp", missing()))?);
+            let time = action.timestamp.ok_or_else(|| invalid("history.timestamp", missing()))?;
+            events.times.extend(path.iter().map(|_| time));
         }
         if reads_actions {
-            events.actions.push(action_number(*index, action.action.as_deref())?);
+            let number = action_number(*index, action.action.as_deref())?;
+            events.actions.extend(path.iter().map(|_| number));
         }
         let whose = || format!("event {index}");
         for (ids, id) in events.additional.iter_mut().zip(features(
@@ -110,20 +146,19 @@ pub(super) fn input(
             ids.push(id);
         }
     }
+    events.items.extend_from_slice(given.prefix);
+    if reads_times {
+        events.times.extend(given.prefix.iter().map(|_| query_time));
+    }
+    if let Some(action) = family.generated_action() {
+        events.actions.extend(given.prefix.iter().map(|_| action));
+    }
     let names = family.user_features();
     if let Some(name) = given.features.keys().find(|name| !names.contains(&name.as_str())) {
         return Err(invalid("features", format!("has {:?}, which this model does not read", clip(name))));
     }
     let contextual =
         names.iter().map(|name| given.features.get(*name).cloned().unwrap_or_default()).collect();
-    let query_time = match given.query_time {
-        Some(time) => time,
-        None if reads_times => {
-            let message = "is missing: this model reads times, and an answer depends on when it is asked for";
-            return Err(invalid("query_time", message.into()));
-        }
-        None => 0,
-    };
     let request = Request { events, contextual, query_time, candidates: Candidates::default() };
     Ok(Input { request, seen, unknown, dropped })
 }

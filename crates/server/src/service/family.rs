@@ -8,7 +8,8 @@ use std::sync::Arc;
 use beamline_catalog::{SidPart, SymbolTable};
 use beamline_model::checkpoint::config::Config;
 use beamline_model::convention::Convention;
-use beamline_model::families::hstu::config::VariantConfig;
+use beamline_model::decode::Step;
+use beamline_model::families::hstu::config::{HstuConfig, SemanticIdLevel, TableConfig, VariantConfig};
 use beamline_model::families::hstu::{Hstu, Task};
 
 use super::PromptLayout;
@@ -38,8 +39,19 @@ pub struct Decoder {
 pub struct HstuFamily {
     /// The model: requests are checked by it before they go to the engine.
     pub model: Arc<Hstu>,
-    /// Rows of its item table.
-    pub rows: ItemRows,
+    /// What the semantic IDs of its catalog are.
+    pub symbols: HstuSymbols,
+    /// What is generated for an item, by a model that decodes; nothing by others.
+    steps: Arc<[Step]>,
+}
+
+/// What semantic IDs are to an HSTU model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HstuSymbols {
+    /// The row of an item, as the only level.
+    Rows(ItemRows),
+    /// Codes that are tokens of the model.
+    Levels(Vec<SemanticIdLevel>),
 }
 
 /// Semantic IDs of one level, whose code is the row of an item in the model's table.
@@ -64,25 +76,61 @@ impl SymbolTable for ItemRows {
     }
 }
 
+impl SymbolTable for HstuSymbols {
+    fn depth(&self) -> Option<usize> {
+        match self {
+            Self::Rows(rows) => rows.depth(),
+            Self::Levels(levels) => Some(levels.len()),
+        }
+    }
+
+    fn symbol(&self, level: usize, part: &SidPart) -> Option<u32> {
+        match (self, part) {
+            (Self::Rows(rows), _) => rows.symbol(level, part),
+            (Self::Levels(levels), SidPart::Code(code)) => levels.get(level)?.token(*code),
+            (Self::Levels(_), _) => None,
+        }
+    }
+}
+
+impl HstuSymbols {
+    /// Of a model.
+    pub fn of(config: &HstuConfig) -> Self {
+        match config.semantic_id_levels() {
+            Some(levels) => Self::Levels(levels.to_vec()),
+            None => Self::Rows(ItemRows::of(config)),
+        }
+    }
+}
+
+impl ItemRows {
+    fn of(config: &HstuConfig) -> Self {
+        let table = |name: &str, tables: &[TableConfig]| {
+            tables.iter().find(|table| table.name == name).map_or(0, |table| table.rows)
+        };
+        match &config.variant {
+            VariantConfig::Research(input, _) => {
+                Self { first: input.padding_id.map_or(0, |padding| padding + 1), count: input.num_items + 1 }
+            }
+            VariantConfig::Dlrm(input, _) => {
+                Self { first: 0, count: table(&input.features[0].table, &input.tables) }
+            }
+            VariantConfig::Nvidia(input, _) => {
+                Self { first: 0, count: table(&input.item_table, &input.tables) }
+            }
+        }
+    }
+}
+
 impl HstuFamily {
     /// Of a loaded model.
     pub fn new(model: Arc<Hstu>) -> Self {
-        let table = |name: &str, tables: &[beamline_model::families::hstu::config::TableConfig]| {
-            tables.iter().find(|table| table.name == name).map_or(0, |table| table.rows)
+        let symbols = HstuSymbols::of(model.config());
+        let levels = match &symbols {
+            HstuSymbols::Levels(levels) => levels.len(),
+            HstuSymbols::Rows(_) => 0,
         };
-        let rows = match &model.config().variant {
-            VariantConfig::Research(input, _) => ItemRows {
-                first: input.padding_id.map_or(0, |padding| padding + 1),
-                count: input.num_items + 1,
-            },
-            VariantConfig::Dlrm(input, _) => {
-                ItemRows { first: 0, count: table(&input.features[0].table, &input.tables) }
-            }
-            VariantConfig::Nvidia(input, _) => {
-                ItemRows { first: 0, count: table(&input.item_table, &input.tables) }
-            }
-        };
-        Self { model, rows }
+        Self { model, symbols, steps: vec![Step::Level; levels].into() }
     }
 
     /// What it answers.
@@ -90,8 +138,14 @@ impl HstuFamily {
         match self.model.task() {
             Task::Retrieval(_) => &["recommend"],
             Task::Ranking(_) => &["rank"],
-            Task::Tokens(_) => &[],
+            Task::Tokens(_) => &["recommend", "rank"],
         }
+    }
+
+    /// Most items of a history, before `more` tokens.
+    pub fn max_items(&self, more: usize) -> usize {
+        let config = self.model.config();
+        config.max_events().saturating_sub(more) / config.rows_per_event()
     }
 
     /// Whether it reads times: of events, and of the query.
@@ -109,6 +163,14 @@ impl HstuFamily {
             VariantConfig::Research(input, _) => input.actions.is_some(),
             VariantConfig::Dlrm(..) => true,
             VariantConfig::Nvidia(input, _) => input.action_table.is_some(),
+        }
+    }
+
+    /// The action of rows that are generated.
+    pub fn generated_action(&self) -> Option<u32> {
+        match &self.model.config().variant {
+            VariantConfig::Research(input, _) => input.actions.map(|actions| actions.generated),
+            VariantConfig::Dlrm(..) | VariantConfig::Nvidia(..) => None,
         }
     }
 
@@ -152,7 +214,7 @@ impl Family {
     pub fn symbols(&self) -> &dyn SymbolTable {
         match self {
             Self::Decoder(decoder) => &*decoder.convention,
-            Self::Hstu(hstu) => &hstu.rows,
+            Self::Hstu(hstu) => &hstu.symbols,
         }
     }
 
@@ -160,15 +222,31 @@ impl Family {
     pub fn levels(&self) -> usize {
         match self {
             Self::Decoder(decoder) => decoder.convention.format().levels,
-            Self::Hstu(_) => 1,
+            Self::Hstu(hstu) => hstu.steps.len().max(1),
         }
     }
 
-    /// Tokens generated per item; none by a model that generates none.
-    pub fn generated_steps(&self) -> usize {
+    /// What is generated for an item; nothing by a model that generates nothing.
+    pub fn steps(&self) -> &Arc<[Step]> {
         match self {
-            Self::Decoder(decoder) => decoder.convention.steps().len(),
-            Self::Hstu(_) => 0,
+            Self::Decoder(decoder) => decoder.convention.steps(),
+            Self::Hstu(hstu) => &hstu.steps,
+        }
+    }
+
+    /// The model, if it finds items by inner product instead of searching for semantic IDs.
+    pub fn retrieves(&self) -> Option<&HstuFamily> {
+        match self {
+            Self::Hstu(hstu) if matches!(hstu.model.task(), Task::Retrieval(_)) => Some(hstu),
+            Self::Hstu(_) | Self::Decoder(_) => None,
+        }
+    }
+
+    /// The model, if it predicts by task instead of scoring semantic IDs.
+    pub fn predicts(&self) -> Option<&HstuFamily> {
+        match self {
+            Self::Hstu(hstu) if matches!(hstu.model.task(), Task::Ranking(_)) => Some(hstu),
+            Self::Hstu(_) | Self::Decoder(_) => None,
         }
     }
 

@@ -1,8 +1,8 @@
 //! Predictions for given candidates.
 //!
 //! ```text
-//! HSTU that ranks   the history once, the candidates beside it a few hundred at a time: predictions by task
-//! decoder           a search that may find the candidates only, wide enough to lose none: their exact log-probability
+//! HSTU that ranks      the history once, the candidates beside it a few hundred at a time: predictions by task
+//! semantic IDs         a search that may find the candidates only, wide enough to lose none: their exact log-probability
 //! ```
 //!
 //! Invariant: a candidate's predictions do not depend on the other candidates, nor on how many are computed at a time.
@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use beamline_catalog::{FilterSpec, ItemIndex, Leaf};
-use beamline_model::decode::{self, SearchRequest};
 use beamline_model::executor::any::Answer;
 use beamline_model::executor::hstu::{HstuAnswer, HstuJob, Work};
 use beamline_model::families::hstu::Task;
@@ -21,16 +20,17 @@ use beamline_scheduler::{Micros, Usage};
 
 use super::checks::Asked;
 use super::events::{self, Given};
-use super::family::{Decoder, Family, HstuFamily};
-use super::{Served, Service, checks, clip, context, engine_request, ms, timings, usage};
-use crate::api::{self, Normalization, RankRequest, RankResponse, RankedCandidate, RecommendRequest};
+use super::family::HstuFamily;
+use super::search::{engine_request, search_of};
+use super::{Served, Service, checks, clip, context, ms, timings, usage};
+use crate::api::{self, RankRequest, RankResponse, RankedCandidate, RecommendRequest};
 use crate::error::Error;
 
 /// Most candidates of a request.
 pub const MAX_CANDIDATES: usize = 4096;
 /// Candidates that are computed at a time: enough for the matrix products, few enough that others get their turn.
 pub const MICRO_BATCH: usize = 256;
-/// Name of what a decoder predicts.
+/// Name of what a model of semantic IDs predicts.
 const LOG_PROBABILITY: &str = "log_probability";
 
 /// What was computed for the known candidates, in their order.
@@ -59,9 +59,12 @@ impl Service {
         let timeout = checks::common(&shared, &self.limits)?;
         let deadline = self.deadline(received, timeout);
         let (known, unknown) = candidates(served, &request, self)?;
-        let ranked = match &served.family {
-            Family::Decoder(decoder) => self.rank_decoder(served, decoder, &shared, &known, deadline).await?,
-            Family::Hstu(family) => self.rank_hstu(served, family, &request, &known, deadline).await?,
+        if !served.family.tasks().contains(&"rank") {
+            return Err(Error::TaskNotSupported(served.family.tasks()));
+        }
+        let ranked = match served.family.predicts() {
+            Some(family) => self.rank_by_task(served, family, &request, &known, deadline).await?,
+            None => self.rank_by_search(served, &shared, &known, deadline).await?,
         };
         let mut timings_ms = ranked.timings;
         let candidates = in_order(&request, &known, &ranked)?;
@@ -79,7 +82,7 @@ impl Service {
         })
     }
 
-    async fn rank_hstu(
+    async fn rank_by_task(
         &self,
         served: &Served,
         family: &HstuFamily,
@@ -96,6 +99,7 @@ impl Service {
             strict: request.strict_history.unwrap_or(false),
             query_time: request.query_time,
             features: request.features.as_ref().unwrap_or(&none),
+            prefix: &[],
         };
         let mut input = events::input(served, family, &given, self.history_cut)?;
         let names = family.item_features();
@@ -130,15 +134,14 @@ impl Service {
         })
     }
 
-    async fn rank_decoder(
+    async fn rank_by_search(
         &self,
         served: &Served,
-        decoder: &Decoder,
         request: &RecommendRequest,
         known: &[(usize, ItemIndex)],
         deadline: Option<Micros>,
     ) -> Result<Ranked, Error> {
-        let build = || context::build(served, decoder, request, self.history_cut);
+        let build = || context::build(served, request, self.history_cut);
         let context = tokio::task::block_in_place(build)?;
         let mut leaves: Vec<Leaf> = known.iter().map(|&(_, item)| served.catalog.leaf_of(item)).collect();
         leaves.sort_unstable();
@@ -152,22 +155,12 @@ impl Service {
                 .filter_map(|&leaf| served.catalog.items_of(leaf).first())
                 .map(|&item| served.catalog.item_id(item).to_owned())
                 .collect();
-            let search = SearchRequest {
-                catalog: Arc::clone(&served.catalog),
-                filter: served
-                    .catalog
-                    .filter(&FilterSpec { allow_items: Some(&ids), ..FilterSpec::default() }),
-                start: context.start,
-                steps: Arc::clone(&context.steps),
-                normalization: match request.normalization.unwrap_or_default() {
-                    Normalization::FullVocab => decode::Normalization::FullVocab,
-                    Normalization::AllowedSet => decode::Normalization::AllowedSet,
-                },
-            };
+            let only = FilterSpec { allow_items: Some(&ids), ..FilterSpec::default() };
+            let search = search_of(served, &context, served.catalog.filter(&only), request.normalization);
             let asked = Asked::of_width(part.len());
             let beam = Some((search, &asked, part.len()));
             let done =
-                self.run(engine_request(served, request, &context.tokens, beam, deadline), deadline).await?;
+                self.run(engine_request(served, request, &context.input, beam, deadline), deadline).await?;
             let Some(Answer::Found(found)) = &done.answer else {
                 return Err(Error::internal("a search without an answer"));
             };
@@ -205,6 +198,8 @@ fn shared(request: &RankRequest) -> RecommendRequest {
         timeout_ms: request.timeout_ms,
         strict_history: request.strict_history,
         tenant: request.tenant.clone(),
+        query_time: request.query_time,
+        features: request.features.clone(),
         ..RecommendRequest::default()
     }
 }

@@ -160,10 +160,10 @@ impl Served {
             context_limit: self.context_limit as u64,
             max_history_items: match &self.family {
                 Family::Decoder(decoder) => decoder.layout.max_items(self.context_limit) as u64,
-                Family::Hstu(hstu) => hstu.model.config().max_events() as u64,
+                Family::Hstu(hstu) => hstu.max_items(0) as u64,
             },
             levels: self.catalog.depth() as u64,
-            generated_steps: self.family.generated_steps() as u64,
+            generated_steps: self.family.steps().len() as u64,
             tasks: self.family.tasks().iter().map(|&task| task.to_owned()).collect(),
             catalog: CatalogInfo::of(&self.catalog, self.catalog_memory.bytes()),
             memory: MemoryInfo {

@@ -27,6 +27,8 @@ use crate::error::ModelError;
 const MAX_SIZE: usize = 1 << 24;
 /// Most rows of a table of ids.
 const MAX_ROWS: usize = 1 << 31;
+/// Most levels of a semantic ID.
+const MAX_LEVELS: usize = 64;
 
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -309,7 +311,7 @@ pub enum Combine {
 }
 
 /// Final states of the research variant.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResearchOutput {
     /// What is done to a final state.
@@ -337,7 +339,7 @@ pub enum Normalization {
 }
 
 /// What a final state is compared with.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ResearchHead {
     /// All items, each of unit length: retrieval.
@@ -353,7 +355,26 @@ pub enum ResearchHead {
         tied: bool,
         /// Factor of every logit: one over the temperature of training.
         logit_scale: f64,
+        /// What the levels of a semantic ID are written as, first level first. An event of the history is as many rows.
+        semantic_id_levels: Vec<SemanticIdLevel>,
     },
+}
+
+/// Tokens of a level of a semantic ID: code c is token `first_token + c`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SemanticIdLevel {
+    /// Token of code 0.
+    pub first_token: u32,
+    /// Codes.
+    pub codes: u32,
+}
+
+impl SemanticIdLevel {
+    /// The token of a code.
+    pub fn token(self, code: u32) -> Option<u32> {
+        (code < self.codes).then(|| self.first_token + code)
+    }
 }
 
 /// A table of embeddings.
@@ -832,17 +853,54 @@ impl ResearchInput {
             require((actions.generated as usize) < actions.count, "input.actions.generated is no action")?;
         }
         output.normalization.check()?;
-        match output.head {
-            ResearchHead::Items { eps } => positive("output.head.eps", eps)?,
-            ResearchHead::Tokens { vocab_size, logit_scale, .. } => {
-                in_range("output.head.vocab_size", vocab_size, self.num_items + 1)?;
-                positive("output.head.logit_scale", logit_scale)?;
+        match &output.head {
+            ResearchHead::Items { eps } => positive("output.head.eps", *eps)?,
+            ResearchHead::Tokens { vocab_size, logit_scale, semantic_id_levels, .. } => {
+                in_range("output.head.vocab_size", *vocab_size, self.num_items + 1)?;
+                positive("output.head.logit_scale", *logit_scale)?;
+                self.check_levels(semantic_id_levels, *vocab_size, positions)?;
             }
         }
         require(
             self.item_dim(stack) == stack.model_dim
-                || matches!(output.head, ResearchHead::Tokens { tied: false, .. }),
+                || matches!(&output.head, ResearchHead::Tokens { tied: false, .. }),
             "with appended actions the item table is narrower than a final state: only an untied token head fits",
+        )
+    }
+}
+
+impl ResearchInput {
+    fn check_levels(
+        &self,
+        levels: &[SemanticIdLevel],
+        vocab_size: usize,
+        positions: usize,
+    ) -> Result<(), String> {
+        in_range("output.head.semantic_id_levels: levels", levels.len(), MAX_LEVELS)?;
+        for (index, level) in levels.iter().enumerate() {
+            let name = format!("output.head.semantic_id_levels[{index}]");
+            require(
+                level.codes > 0 && u64::from(level.first_token) + u64::from(level.codes) <= vocab_size as u64,
+                &format!(
+                    "{name}: tokens {} and on for {} codes are not all in a vocabulary of {vocab_size}",
+                    level.first_token, level.codes
+                ),
+            )?;
+            let padding = self.padding_id.and_then(|id| id.checked_sub(level.first_token));
+            require(
+                padding.is_none_or(|code| code >= level.codes),
+                &format!("{name}: one of its tokens is input.padding_id"),
+            )?;
+        }
+        require(
+            self.max_sequence_length.is_multiple_of(levels.len()),
+            "input.max_sequence_length counts rows: it must be a multiple of the levels of a semantic ID",
+        )?;
+        // The last token is predicted, and never a row.
+        require(
+            self.max_sequence_length + levels.len() - 1 <= positions,
+            "input.position.rows or stack.relative_bias.positions has no place for the generated tokens: at least \
+             input.max_sequence_length and the levels of a semantic ID less one",
         )
     }
 }

@@ -7,7 +7,7 @@
 //! Rows of the context by variant:
 //!
 //! ```text
-//! research   one row per event
+//! research   one row per event; where it decodes semantic IDs, one per level of the event's item, all with its action and time
 //! dlrm       contextual slots, a fixed number | one row per event, its action summed in
 //! nvidia     contextual values, as many as there are | item, action, item, action ..
 //! ```
@@ -19,7 +19,8 @@
 use std::ops::Range;
 
 use super::config::{
-    DlrmInput, HstuConfig, NvidiaInput, ResearchHead, ResearchInput, TableConfig, UnknownIds, VariantConfig,
+    DlrmInput, HstuConfig, NvidiaInput, ResearchHead, ResearchInput, ResearchOutput, SemanticIdLevel,
+    TableConfig, UnknownIds, VariantConfig,
 };
 
 /// Times must lie within this of zero, so that differences cannot overflow.
@@ -240,7 +241,23 @@ impl HstuConfig {
         }
     }
 
-    /// Most events of a history.
+    /// Rows that an event of the history takes in [`Request::events`]: one for each level of a semantic ID.
+    pub fn rows_per_event(&self) -> usize {
+        self.semantic_id_levels().map_or(1, <[_]>::len)
+    }
+
+    /// What the levels of a semantic ID are written as, in a model that decodes them.
+    pub fn semantic_id_levels(&self) -> Option<&[SemanticIdLevel]> {
+        match &self.variant {
+            VariantConfig::Research(
+                _,
+                ResearchOutput { head: ResearchHead::Tokens { semantic_id_levels, .. }, .. },
+            ) => Some(semantic_id_levels),
+            _ => None,
+        }
+    }
+
+    /// Most entries of [`Request::events`].
     pub fn max_events(&self) -> usize {
         match &self.variant {
             VariantConfig::Research(input, _) => input.max_sequence_length,
@@ -297,7 +314,7 @@ impl HstuConfig {
         }
         let prepared = match &self.variant {
             VariantConfig::Research(input, output) => {
-                self.prepare_research(input, matches!(output.head, ResearchHead::Tokens { .. }), request)
+                self.prepare_research(input, matches!(&output.head, ResearchHead::Tokens { .. }), request)
             }
             VariantConfig::Dlrm(input, _) => prepare_dlrm(input, request),
             VariantConfig::Nvidia(input, _) => prepare_nvidia(input, request),

@@ -145,8 +145,8 @@ pub fn expected_tensors(config: &HstuConfig) -> BTreeMap<String, Vec<usize>> {
     Embedder::expect(config, &mut expected);
     match &config.variant {
         VariantConfig::Research(_, output) => {
-            if let ResearchHead::Tokens { vocab_size, tied: false, .. } = output.head {
-                expected.insert(TOKEN_HEAD.into(), vec![vocab_size, stack.model_dim]);
+            if let ResearchHead::Tokens { vocab_size, tied: false, .. } = &output.head {
+                expected.insert(TOKEN_HEAD.into(), vec![*vocab_size, stack.model_dim]);
             }
         }
         VariantConfig::Dlrm(input, output) => ranking::expect_dlrm(input, output, stack, &mut expected),
@@ -200,7 +200,7 @@ impl Hstu {
                         let items = ItemTable::new(cpu, &rows, width, eps, first, format)?;
                         Task::Retrieval(Retrieval { normalization, items })
                     }
-                    ResearchHead::Tokens { vocab_size, tied, logit_scale } => {
+                    ResearchHead::Tokens { vocab_size, tied, logit_scale, .. } => {
                         let name = if tied { Embedder::items_name() } else { TOKEN_HEAD };
                         let head = tensors.load(name)?.narrow(0, 0, vocab_size)?.contiguous()?;
                         let head = Linear::pack(&[(head * logit_scale)?], None, format)?;

@@ -1,0 +1,89 @@
+//! Recommending by inner product: the best items of all for an HSTU model that retrieves.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use beamline_model::decode::Hypothesis;
+use beamline_model::executor::any::Answer;
+use beamline_model::executor::hstu::{HstuAnswer, HstuJob, Retrieve, Work};
+use beamline_model::families::hstu::retrieval::Scored;
+use beamline_scheduler::Micros;
+
+use super::checks::Asked;
+use super::events::{self, Given};
+use super::family::HstuFamily;
+use super::search::filter;
+use super::{Served, Service, slate, timings, usage};
+use crate::api::{self, RecommendRequest, RecommendResponse};
+use crate::error::Error;
+
+impl Service {
+    /// The best items by inner product.
+    pub(super) async fn retrieve(
+        &self,
+        served: &Served,
+        family: &HstuFamily,
+        request: &RecommendRequest,
+        request_id: String,
+        asked: &Asked,
+        deadline: Option<Micros>,
+    ) -> Result<RecommendResponse, Error> {
+        if request.sid_prefix.is_some() {
+            let message = "has no meaning for a model that retrieves".into();
+            return Err(Error::InvalidValue { param: "sid_prefix", message });
+        }
+        let none = BTreeMap::new();
+        let input = events::input(served, family, &Given::of(request, &none, &[])?, self.history_cut)?;
+        let filter = filter(served, request, &input.seen);
+        let catalog = &served.catalog;
+        let mut answer = RecommendResponse {
+            request_id,
+            model: served.model_name(),
+            catalog_version: catalog.version().to_owned(),
+            items: Vec::new(),
+            items_requested: asked.num_items as u64,
+            items_returned: 0,
+            unknown_items: input.unknown,
+            dropped_history: input.dropped as u64,
+            degraded: None,
+            reason: None,
+            normalization: None,
+            usage: api::Usage::default(),
+            timings_ms: api::Timings::default(),
+        };
+        let prepared = Arc::new(events::prepare(family, input.request)?);
+        answer.usage.context_tokens = prepared.context_len() as u64;
+        if filter.count(catalog.trie().leaves(catalog.trie().root())) == 0 {
+            answer.reason = Some(api::Reason::FiltersLeaveNothing);
+            return Ok(answer);
+        }
+        let allowed = {
+            let (catalog, filter) = (Arc::clone(catalog), filter.clone());
+            move |row: u32| {
+                let trie = catalog.trie();
+                trie.walk(&[row]).is_some_and(|node| filter.allows_any(trie.leaves(node)))
+            }
+        };
+        let wanted = Retrieve { count: asked.num_items, allowed: Arc::new(allowed) };
+        let job = HstuJob { request: prepared, work: Work::Retrieve(wanted) };
+        let (user, tenant) = (request.user_id.as_deref(), request.tenant.as_deref());
+        let done = self.run(served.hstu_request(family, job, user, tenant, 1, 1, deadline), deadline).await?;
+        let Some(Answer::Hstu(HstuAnswer::Items(items))) = &done.answer else {
+            return Err(Error::internal("a retrieval without items"));
+        };
+        let trie = catalog.trie();
+        let hypothesis = |found: &Scored| {
+            let leaf = trie.leaf(trie.walk(&[found.item])?)?;
+            Some(Hypothesis { leaf, score: f64::from(found.score) })
+        };
+        let found: Vec<Hypothesis> = items.iter().filter_map(hypothesis).collect();
+        answer.items = slate::items(catalog, &filter, &found, asked.num_items);
+        answer.items_returned = answer.items.len() as u64;
+        if answer.items.len() < asked.num_items {
+            answer.reason = Some(api::Reason::FewerItemsThanRequested);
+        }
+        answer.usage = usage(&done.usage);
+        answer.timings_ms = timings(&done.timings);
+        Ok(answer)
+    }
+}

@@ -1,0 +1,174 @@
+//! Recommending by beam search over semantic IDs: the same for decoders and for HSTU models with a token head.
+
+use std::sync::Arc;
+
+use beamline_catalog::{Filter, FilterSpec, ItemIndex};
+use beamline_kv_cache::SessionKey;
+use beamline_model::decode::{self, SearchRequest};
+use beamline_model::executor::any::{Answer, AnyJob};
+use beamline_scheduler::{Micros, Request, RequestId};
+
+use super::checks::Asked;
+use super::context::{self, Context, Input};
+use super::family::Family;
+use super::{Served, Service, degraded, slate, timings, usage};
+use crate::api::{self, Normalization, RecommendRequest, RecommendResponse};
+use crate::error::Error;
+
+/// Work of preparing a request beyond which other requests should not wait for it on this thread.
+const LONG_PROMPT_BYTES: usize = 16 << 10;
+/// As [`LONG_PROMPT_BYTES`], for a filter by tags, which may look at every item.
+const MANY_ITEMS: usize = 200_000;
+
+/// A context and a filter, ready for the engine.
+struct Prepared {
+    context: Context,
+    search: SearchRequest,
+    /// Leaves that the filter leaves.
+    leaves: usize,
+}
+
+impl Service {
+    /// The items that the best semantic IDs name.
+    pub(super) async fn search(
+        &self,
+        served: &Served,
+        request: &RecommendRequest,
+        request_id: String,
+        asked: &Asked,
+        deadline: Option<Micros>,
+    ) -> Result<RecommendResponse, Error> {
+        if !served.family.tasks().contains(&"recommend") {
+            return Err(Error::TaskNotSupported(served.family.tasks()));
+        }
+        let prepare = || self.prepare(served, request);
+        let Prepared { context, search, leaves } =
+            if is_long(served, request) { tokio::task::block_in_place(prepare)? } else { prepare()? };
+
+        let mut answer = RecommendResponse {
+            request_id,
+            model: served.model_name(),
+            catalog_version: served.catalog.version().to_owned(),
+            items: Vec::new(),
+            items_requested: asked.num_items as u64,
+            items_returned: 0,
+            unknown_items: Vec::new(),
+            dropped_history: context.dropped as u64,
+            degraded: None,
+            reason: None,
+            normalization: Some(request.normalization.unwrap_or_default()),
+            usage: api::Usage { context_tokens: context.input.len() as u64, ..api::Usage::default() },
+            timings_ms: api::Timings::default(),
+        };
+        if leaves == 0 {
+            answer.reason = Some(api::Reason::FiltersLeaveNothing);
+        } else {
+            let filter = search.filter.clone();
+            let beam = Some((search, asked, leaves));
+            let done =
+                self.run(engine_request(served, request, &context.input, beam, deadline), deadline).await?;
+            let Some(Answer::Found(found)) = &done.answer else {
+                return Err(Error::internal("a search without an answer"));
+            };
+            answer.items = slate::items(&served.catalog, &filter, &found.hypotheses, asked.num_items);
+            answer.usage = usage(&done.usage);
+            answer.degraded = done.usage.degraded.map(degraded);
+            answer.timings_ms = timings(&done.timings);
+            if answer.items.len() < asked.num_items {
+                answer.reason = Some(api::Reason::FewerItemsThanRequested);
+            }
+        }
+        answer.items_returned = answer.items.len() as u64;
+        answer.unknown_items = context.unknown;
+        Ok(answer)
+    }
+
+    fn prepare(&self, served: &Served, request: &RecommendRequest) -> Result<Prepared, Error> {
+        let context = context::build(served, request, self.history_cut)?;
+        let filter = filter(served, request, &context.seen);
+        let leaves = filter.count(served.catalog.trie().leaves(context.start));
+        let search = search_of(served, &context, filter, request.normalization);
+        Ok(Prepared { context, search, leaves })
+    }
+}
+
+/// A search from the end of a context.
+pub(super) fn search_of(
+    served: &Served,
+    context: &Context,
+    filter: Filter,
+    normalization: Option<Normalization>,
+) -> SearchRequest {
+    SearchRequest {
+        catalog: Arc::clone(&served.catalog),
+        filter,
+        start: context.start,
+        steps: Arc::clone(&context.steps),
+        normalization: match normalization.unwrap_or_default() {
+            Normalization::FullVocab => decode::Normalization::FullVocab,
+            Normalization::AllowedSet => decode::Normalization::AllowedSet,
+        },
+    }
+}
+
+/// What of a beam the engine needs to know: the search, what was asked, and how many leaves it may find.
+type Beam<'a> = (SearchRequest, &'a Asked, usize);
+
+/// A request for the engine: a context, and a search from its end if there is one.
+pub(super) fn engine_request(
+    served: &Served,
+    request: &RecommendRequest,
+    input: &Input,
+    beam: Option<Beam<'_>>,
+    deadline: Option<Micros>,
+) -> Request<AnyJob> {
+    let namespace = served.namespace(request.tenant.as_deref().unwrap_or_default());
+    // More beams than leaves would only reserve pages: nothing is pruned either way.
+    let width = beam.as_ref().map_or(0, |(_, asked, leaves)| asked.beam_width.min(*leaves));
+    let least = beam.as_ref().map_or(0, |(_, asked, _)| match asked.allow_degraded {
+        true => asked.num_items.min(width),
+        false => width,
+    });
+    let generated_steps = beam.as_ref().map_or(0, |(search, ..)| search.steps.len());
+    Request {
+        id: RequestId(0),
+        namespace,
+        session: request.user_id.as_deref().map(|user| SessionKey::new(&namespace, user)),
+        words: input.words(),
+        context_len: input.len(),
+        reuse: input.reuse(),
+        beam_width: width,
+        min_beam_width: least,
+        keeps_branches: true,
+        generated_steps,
+        deadline,
+        payload: input.job(beam.map(|(search, ..)| search)),
+    }
+}
+
+/// What a request allows.
+pub(super) fn filter(served: &Served, request: &RecommendRequest, seen: &[ItemIndex]) -> Filter {
+    let Some(filters) = &request.filters else { return served.catalog.filter(&FilterSpec::default()) };
+    served.catalog.filter(&FilterSpec {
+        exclude_items: &filters.exclude_items,
+        exclude_seen: if filters.exclude_seen { seen } else { &[] },
+        require_tags: &filters.require_tags,
+        forbid_tags: &filters.forbid_tags,
+        allow_items: filters.allow_items.as_deref(),
+    })
+}
+
+/// Whether preparing a request takes so long that it should not hold up a thread that serves others.
+pub(super) fn is_long(served: &Served, request: &RecommendRequest) -> bool {
+    let tags =
+        request.filters.as_ref().is_some_and(|f| !f.require_tags.is_empty() || !f.forbid_tags.is_empty());
+    let items = request.history.as_ref().map_or(0, Vec::len);
+    // A history whose items are tokenised as text.
+    let tokenised = match &served.family {
+        Family::Decoder(decoder) => !decoder.convention.composes() && items > 64,
+        Family::Hstu(_) => false,
+    };
+    request.prompt.as_ref().is_some_and(|prompt| prompt.len() > LONG_PROMPT_BYTES)
+        || (tags && served.catalog.num_items() > MANY_ITEMS)
+        || tokenised
+}
