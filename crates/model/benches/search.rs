@@ -37,6 +37,7 @@ fn search(c: &mut Criterion) {
                 filter: catalog.filter(&FilterSpec::default()),
                 start: catalog.trie().root(),
                 steps: Arc::from([Step::Level; 3]),
+                normalize_over: None,
                 normalization,
             };
             c.bench_function(&format!("{beams} beams, three levels, {normalization:?}"), |b| {

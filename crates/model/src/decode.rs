@@ -54,6 +54,9 @@ pub struct SearchRequest {
     pub steps: Arc<[Step]>,
     /// How tokens are scored.
     pub normalization: Normalization,
+    /// For [`Normalization::AllowedSet`]: the leaves that count as allowed, where those searched are only some of
+    /// them. Given candidates are scored so, and none by which others are given.
+    pub normalize_over: Option<Filter>,
 }
 
 /// A search in progress.
@@ -201,18 +204,26 @@ impl Search {
     ) -> Result<(), NotFinite> {
         let Beam { node, score, .. } = self.beams[beam];
         let trie = self.request.catalog.trie();
+        let filter = &self.request.filter;
+        // Allowed and searched are the same but for given candidates.
+        let (allowed, searched) = match &self.request.normalize_over {
+            Some(over) if full.is_none() => (over, Some(filter)),
+            _ => (filter, None),
+        };
+        let leads_to = |filter: &Filter, child: Node| filter.allows_any(trie.leaves(child));
         self.allowed.clear();
         match self.request.steps[self.step] {
             Step::Fixed(token) => self.allowed.push((token, node)),
             Step::Level => {
-                let filter = &self.request.filter;
-                let children = trie.children(node);
-                self.allowed
-                    .extend(children.iter().filter(|&(_, child)| filter.allows_any(trie.leaves(child))));
+                let children = trie.children(node).iter();
+                self.allowed.extend(children.filter(|&(_, child)| leads_to(allowed, child)));
             }
         }
         let normalizer =
             full.unwrap_or_else(|| log_sum_exp_of(self.allowed.iter().map(|&(token, _)| logit(token))));
+        if let Some(filter) = searched {
+            self.allowed.retain(|&(_, child)| leads_to(filter, child));
+        }
         if !normalizer.is_finite() {
             return Err(NotFinite);
         }

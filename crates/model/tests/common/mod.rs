@@ -82,6 +82,7 @@ impl Loaded {
             filter,
             start: self.catalog.trie().root(),
             steps: Arc::clone(self.convention.steps()),
+            normalize_over: None,
             normalization,
         };
         Job { tokens: tokens.into(), search: Some(search) }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use beamline_catalog::{FilterSpec, ItemIndex, Leaf};
+use beamline_model::decode::SearchRequest;
 use beamline_model::executor::any::Answer;
 use beamline_model::executor::hstu::{HstuAnswer, HstuJob, Work};
 use beamline_model::families::hstu::Task;
@@ -156,7 +157,11 @@ impl Service {
                 .map(|&item| served.catalog.item_id(item).to_owned())
                 .collect();
             let only = FilterSpec { allow_items: Some(&ids), ..FilterSpec::default() };
-            let search = search_of(served, &context, served.catalog.filter(&only), request.normalization);
+            let search = SearchRequest {
+                // The whole catalog is allowed, not just this part of the candidates.
+                normalize_over: Some(served.catalog.filter(&FilterSpec::default())),
+                ..search_of(served, &context, served.catalog.filter(&only), request.normalization)
+            };
             let asked = Asked::of_width(part.len());
             let beam = Some((search, &asked, part.len()));
             let done =

@@ -108,6 +108,7 @@ pub(super) fn search_of(
             Normalization::FullVocab => decode::Normalization::FullVocab,
             Normalization::AllowedSet => decode::Normalization::AllowedSet,
         },
+        normalize_over: None,
     }
 }
 

@@ -246,7 +246,14 @@ fn candidates_in_several_micro_batches_are_predicted_as_alone() {
 #[test]
 fn a_decoder_ranks_by_exact_log_probability() {
     let server = Server::start("qwen3-untied", &["--max-beam-width", "64"]);
-    let everything = json!({"history": [], "num_items": 64, "beam_width": 64});
+    for normalization in ["full_vocab", "allowed_set"] {
+        rank_and_search_agree(&server, normalization);
+    }
+}
+
+fn rank_and_search_agree(server: &Server, normalization: &str) {
+    let everything =
+        json!({"history": [], "num_items": 64, "beam_width": 64, "normalization": normalization});
     let slate = server.recommend(&everything).ok();
     let items = slate["items"].as_array().unwrap();
     // More of them than fit into one beam, and in another order.
@@ -255,7 +262,8 @@ fn a_decoder_ranks_by_exact_log_probability() {
     let ids = list.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["item_id"].clone());
     let candidates: Vec<Value> = ids.map(|id| json!({"item_id": id})).collect();
     assert!(candidates.len() > 64);
-    let ranked = server.post("/v1/rank", &json!({"history": [], "candidates": candidates})).ok();
+    let request = json!({"history": [], "candidates": candidates, "normalization": normalization});
+    let ranked = server.post("/v1/rank", &request).ok();
     let found = ranked["candidates"].as_array().unwrap();
     assert_eq!(found.len(), candidates.len());
     for item in items {

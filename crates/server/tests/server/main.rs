@@ -14,6 +14,7 @@ mod host_tier;
 mod hstu;
 #[path = "../../../model/tests/common/hstu.rs"]
 mod hstu_models;
+mod hstu_semantic_ids;
 mod loading;
 #[allow(dead_code, reason = "made for tests of the model")]
 #[path = "../../../model/tests/common/made.rs"]
