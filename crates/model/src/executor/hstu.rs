@@ -49,7 +49,7 @@ pub enum Work {
     /// Predictions for its candidates, as many at a time as it has beams.
     Rank,
     /// Semantic IDs.
-    Decode(SearchRequest),
+    Decode(Box<SearchRequest>),
 }
 
 /// Says which items may be found.
@@ -183,7 +183,8 @@ impl HstuExecutor {
             }
             (Work::Retrieve(_), Some(_)) => Part::Retrieve { row },
             (Work::Decode(search), Some(width)) => {
-                let mut expansion = Expansion::new(chunk.slot, Search::new(search.clone(), width), None);
+                let mut expansion =
+                    Expansion::new(chunk.slot, Search::new(SearchRequest::clone(search), width), None);
                 expansion.first_row = row;
                 self.expansions.list.push(expansion);
                 Part::Decode

@@ -73,7 +73,7 @@ impl Input {
         match self {
             Self::Tokens(tokens) => AnyJob::Decoder(Job { tokens: Arc::clone(tokens), search }),
             Self::Events(events, _) => {
-                let work = search.map_or(Work::Warm, Work::Decode);
+                let work = search.map_or(Work::Warm, |search| Work::Decode(Box::new(search)));
                 AnyJob::Hstu(HstuJob { request: Arc::clone(events), work })
             }
         }

@@ -36,7 +36,7 @@ use crate::error::Error;
 use crate::settings::{HistoryCut, RequestLimits};
 use search::{engine_request, is_long};
 
-pub use family::{Decoder, Family, HstuFamily, ItemRows};
+pub use family::{Decoder, Family, HstuFamily, HstuSymbols, ItemRows};
 pub use history::{PromptLayout, coarse_step, dropped_by};
 pub use rank::{MAX_CANDIDATES, MICRO_BATCH};
 pub use served::{Lease, Memory, Served};

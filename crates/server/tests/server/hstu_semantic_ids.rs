@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::harness::Server;
+use crate::harness::{Server, beamline};
 
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hstu-semantic-ids")
@@ -114,6 +114,45 @@ fn a_forced_prefix_leaves_the_scores_of_the_rest() {
         assert_eq!(whole["item_id"], rest["item_id"]);
         assert!((score(whole) - score(rest) - of_prefix).abs() < 1e-5);
     }
+}
+
+#[test]
+fn inspect_shows_what_is_there_and_lists_all_problems() {
+    let run = |directory: &Path| {
+        let output = beamline().arg("inspect").arg(directory).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, text) = run(&fixture());
+    assert_eq!(code, Some(0), "{text}");
+    for part in [
+        "hstu, variant research",
+        "5 actions, times",
+        "at most 20 events",
+        "semantic IDs, codes by level 8, 8, 8",
+        "64 items on 57 SIDs",
+        "sha256",
+    ] {
+        assert!(text.contains(part), "{part:?} in {text}");
+    }
+    let broken = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors", "catalog.jsonl"] {
+        std::fs::copy(fixture().join(name), broken.path().join(name)).unwrap();
+    }
+    let config = broken.path().join("config.json");
+    let mut changed: Value = serde_json::from_str(&std::fs::read_to_string(&config).unwrap()).unwrap();
+    changed["output"]["head"]["semantic_id_levels"][2]["codes"] = json!(1);
+    changed["stack"]["layers"] = json!(3);
+    std::fs::write(&config, changed.to_string()).unwrap();
+    let (code, text) = run(broken.path());
+    assert_eq!(code, Some(1), "{text}");
+    for part in ["missing", "_attention_layers.2.", "line 1"] {
+        assert!(text.contains(part), "{part:?} in {text}");
+    }
+    changed["output"]["head"]["semantic_id_levels"] = json!([{"first_token": 0, "codes": 8}]);
+    std::fs::write(&config, changed.to_string()).unwrap();
+    let (code, text) = run(broken.path());
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("padding_id"), "{text}");
 }
 
 #[test]

@@ -300,9 +300,8 @@ impl Dlrm {
     }
 
     /// The buffer of the action bits, which the configuration holds too.
-    pub(super) fn action_weights_name() -> String {
-        format!("{PREPROCESSOR}_action_encoder._combined_action_weights")
-    }
+    pub(super) const ACTION_WEIGHTS: &str =
+        "_hstu_transducer._input_preprocessor._action_encoder._combined_action_weights";
 
     fn load(
         input: &DlrmInput,
@@ -310,9 +309,9 @@ impl Dlrm {
         tensors: &Tensors,
         format: WeightFormat,
     ) -> Result<Self, ModelError> {
-        let name = Self::action_weights_name();
+        let name = Self::ACTION_WEIGHTS;
         let expected: Vec<i64> = input.action_weights.iter().copied().map(i64::from).collect();
-        if let Some(stored) = tensors.integers(&name)?.filter(|stored| *stored != expected) {
+        if let Some(stored) = tensors.integers(name)?.filter(|stored| *stored != expected) {
             return Err(ModelError::Mismatch(vec![format!(
                 "{name} is {stored:?}, input.action_weights is {expected:?}"
             )]));

@@ -155,6 +155,16 @@ pub fn expected_tensors(config: &HstuConfig) -> BTreeMap<String, Vec<usize>> {
     expected
 }
 
+/// Names of tensors that a checkpoint may have: buffers that say what the configuration says. Those of dlrm are compared
+/// with it where they are used.
+pub fn optional_tensors(config: &HstuConfig) -> Vec<&'static str> {
+    match config.variant.variant() {
+        config::Variant::Research => vec![ATTENTION_MASK],
+        config::Variant::Dlrm => [Dlrm::ACTION_WEIGHTS].into_iter().chain(ranking::DLRM_BUFFERS).collect(),
+        config::Variant::Nvidia => Vec::new(),
+    }
+}
+
 impl Hstu {
     /// Opens the directory of a checkpoint of this family.
     ///
@@ -178,13 +188,7 @@ impl Hstu {
     ) -> Result<Self, ModelError> {
         let (config, tensors) = (checkpoint.config().clone(), checkpoint.tensors());
         let (variant, width) = (config.variant.variant(), config.stack.model_dim);
-        // Buffers that say what the configuration says; those of dlrm are compared with it where they are used.
-        let action_weights = Dlrm::action_weights_name();
-        let optional = match variant {
-            config::Variant::Research => vec![ATTENTION_MASK],
-            config::Variant::Dlrm => [&action_weights[..]].into_iter().chain(ranking::DLRM_BUFFERS).collect(),
-            config::Variant::Nvidia => Vec::new(),
-        };
+        let optional = optional_tensors(&config);
         tensors.check(&expected_tensors(&config), &optional)?;
         let embedder = Embedder::load(&config, tensors, format)?;
         let stack = Stack::load(&config.stack, variant, variant.layer_prefix(), tensors, format)?;

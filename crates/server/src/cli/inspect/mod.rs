@@ -2,35 +2,34 @@
 //!
 //! Loading stops at the first error; this goes on with what does not depend on it, so that whoever made the checkpoint
 //! can fix all of it at once.
+//!
+//! `decoder` and `hstu` know what is special to a family.
+
+mod decoder;
+mod hstu;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use beamline_catalog::{Catalog, CatalogLimits};
+use beamline_catalog::{Catalog, CatalogLimits, SymbolTable};
 use beamline_model::checkpoint::Checkpoint;
-use beamline_model::checkpoint::config::Config;
 use beamline_model::checkpoint::tensors::Tensors;
-use beamline_model::convention::Convention;
-use beamline_model::convention::format::Format;
-use beamline_model::cpu::pages::{PAGE_SIZE, PageStore};
+use beamline_model::cpu::pages::PAGE_SIZE;
 use beamline_model::error::ModelError;
-use beamline_model::families::qwen::expected_tensors;
+use beamline_model::families::hstu::config::HstuConfig;
 
 use super::output;
 use crate::runtime::{Files, LoadError};
 use crate::settings::ByteSize;
-
-/// Tensors that a tied model may store and nobody reads.
-const IGNORED_WHEN_TIED: [&str; 1] = ["lm_head.weight"];
 
 /// Flags of `inspect`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The checkpoint directory.
     checkpoint: PathBuf,
-    /// The convention, if it does not lie beside the checkpoint.
+    /// The convention, if it does not lie beside the checkpoint. HSTU models have none.
     #[arg(long, value_name = "FILE|PRESET")]
     convention: Option<String>,
     /// The catalog, if it does not lie beside the checkpoint.
@@ -68,10 +67,24 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         convention: args.convention.clone(),
     };
     findings.line("checkpoint", files.checkpoint.display());
-    let config = config(&files, &mut findings);
-    weights(&files, config.as_ref(), args.tensors, &mut findings);
-    let convention = convention(&files, config.as_ref(), &mut findings);
-    catalog(&files, convention.as_ref(), &mut findings);
+    let path = files.checkpoint.join("config.json");
+    let text = std::fs::read_to_string(&path).map_err(|source| ModelError::Read { path, source });
+    let text = findings.take(text);
+    // Without config.json it is taken for a decoder, as most are.
+    if text.as_deref().is_some_and(HstuConfig::is_hstu) {
+        let config = text.and_then(|text| hstu::config(&text, &mut findings));
+        weights(&files, config.as_ref().map(hstu::tensors), args.tensors, &mut findings);
+        let digest = Checkpoint::open_as(&files.checkpoint, HstuConfig::parse);
+        sha256(digest.as_ref().ok().map(Checkpoint::digest), &mut findings);
+        let symbols = config.as_ref().map(crate::service::HstuSymbols::of);
+        catalog(&files, symbols.as_ref().map(|symbols| symbols as &dyn SymbolTable), &mut findings);
+    } else {
+        let config = text.and_then(|text| decoder::config(&text, &mut findings));
+        weights(&files, config.as_ref().map(decoder::tensors), args.tensors, &mut findings);
+        sha256(Checkpoint::open(&files.checkpoint).as_ref().ok().map(Checkpoint::digest), &mut findings);
+        let convention = decoder::convention(&files, config.as_ref(), &mut findings);
+        catalog(&files, convention.as_ref().map(|symbols| symbols as &dyn SymbolTable), &mut findings);
+    }
 
     let Findings { mut text, problems } = findings;
     if problems.is_empty() {
@@ -86,32 +99,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn config(files: &Files, findings: &mut Findings) -> Option<Config> {
-    let path = files.checkpoint.join("config.json");
-    let text = std::fs::read_to_string(&path).map_err(|source| ModelError::Read { path, source });
-    let config = findings.take(text.and_then(|text| Config::parse(&text)))?;
-    findings.line("architecture", config.architecture.name());
-    findings.line(
-        "sizes",
-        format!(
-            "{} layers, hidden {}, feed-forward {}, {} heads of {} over {} key-value heads",
-            config.layers,
-            config.hidden_size,
-            config.intermediate_size,
-            config.heads,
-            config.head_dim,
-            config.kv_heads
-        ),
-    );
-    let head = if config.tied_head { "tied" } else { "untied" };
-    findings.line("vocabulary", format!("{} rows, {head} output matrix", config.vocab_size));
-    findings.line("positions", config.max_positions);
-    let page = PageStore::bytes_per_page(config.layers, config.kv_heads, config.head_dim);
-    findings.line("KV memory", format!("{} per {PAGE_SIZE} context tokens", ByteSize(page)));
-    Some(config)
+/// Names and shapes that a configuration expects, and names that may be there.
+struct Expected {
+    shapes: BTreeMap<String, Vec<usize>>,
+    optional: Vec<&'static str>,
 }
 
-fn weights(files: &Files, config: Option<&Config>, list: bool, findings: &mut Findings) {
+/// What is in the files, and whether it is what the configuration expects.
+fn weights(files: &Files, expected: Option<Expected>, list: bool, findings: &mut Findings) {
     let Some(tensors) = findings.take(Tensors::open(&files.checkpoint)) else { return };
     findings.line("weights", format!("{} in {}", ByteSize(tensors.bytes()), tensors.files().join(", ")));
     findings.line("parameters", format!("{} in {} tensors", tensors.parameters(), tensors.entries().len()));
@@ -129,9 +124,8 @@ fn weights(files: &Files, config: Option<&Config>, list: bool, findings: &mut Fi
             findings.line("", format!("{name} {:?} {:?}", entry.shape, entry.dtype));
         }
     }
-    if let Some(config) = config {
-        let ignored: &[&str] = if config.tied_head { &IGNORED_WHEN_TIED } else { &[] };
-        match tensors.check(&expected_tensors(config), ignored) {
+    if let Some(Expected { shapes, optional }) = expected {
+        match tensors.check(&shapes, &optional) {
             Ok(()) => {}
             Err(ModelError::Mismatch(problems)) => findings.problems.extend(problems),
             Err(error) => findings.problems.push(error.to_string()),
@@ -142,34 +136,22 @@ fn weights(files: &Files, config: Option<&Config>, list: bool, findings: &mut Fi
             findings.problems.push(error.to_string());
         }
     }
-    // What is wrong with the files was told above.
-    if let Ok(checkpoint) = Checkpoint::open(&files.checkpoint) {
-        findings.line("sha256", checkpoint.digest());
+}
+
+/// Of a checkpoint that could be opened; what is wrong with the others is told elsewhere.
+fn sha256(digest: Option<&str>, findings: &mut Findings) {
+    if let Some(digest) = digest {
+        findings.line("sha256", digest);
     }
 }
 
-fn convention(files: &Files, config: Option<&Config>, findings: &mut Findings) -> Option<Convention> {
-    let format: Format = findings.take(files.format().map_err(within))?;
-    findings.line("SID", format.level_token_patterns.join(" "));
-    findings
-        .line("codes", format.level_code_counts.iter().map(u32::to_string).collect::<Vec<_>>().join(", "));
-    // Without config.json the vocabulary's size is unknown; the tokenizer can be looked at all the same.
-    let vocab_size = config.map_or(format.vocab_size.unwrap_or(usize::MAX), |config| config.vocab_size);
-    let convention = findings.take(Convention::bind(format, &files.checkpoint, vocab_size))?;
-    findings.line("generated", format!("{} tokens per item", convention.steps().len()));
-    match convention.prompt(std::iter::empty::<&[u32]>()) {
-        Ok(prompt) => findings.line(
-            "prompt",
-            format!("{} tokens without items, {} more per item", prompt.len(), convention.tokens_per_item()),
-        ),
-        Err(error) => findings.problems.push(error.to_string()),
-    }
-    Some(convention)
+fn kv_memory(page_bytes: usize, findings: &mut Findings) {
+    findings.line("KV memory", format!("{} per {PAGE_SIZE} context tokens", ByteSize(page_bytes)));
 }
 
-fn catalog(files: &Files, convention: Option<&Convention>, findings: &mut Findings) {
-    // Without a convention the SIDs mean nothing; `beamline catalog check` looks at a catalog alone.
-    let Some(convention) = convention else { return };
+fn catalog(files: &Files, symbols: Option<&dyn SymbolTable>, findings: &mut Findings) {
+    // Without symbols the SIDs mean nothing; `beamline catalog check` looks at a catalog alone.
+    let Some(symbols) = symbols else { return };
     let path = match files.catalog() {
         Ok(path) => path,
         Err(_) => {
@@ -177,7 +159,7 @@ fn catalog(files: &Files, convention: Option<&Convention>, findings: &mut Findin
             return;
         }
     };
-    let read = Catalog::read_path(&path, convention, &CatalogLimits::default());
+    let read = Catalog::read_path(&path, symbols, &CatalogLimits::default());
     if let Some(catalog) = findings.take(read.map_err(|error| format!("{}: {error}", path.display()))) {
         let _ = write!(findings.text, "\n{}", catalog.report());
     }

@@ -1,0 +1,72 @@
+//! What is special to HSTU models: sizes, what they read, what they answer.
+
+use beamline_model::cpu::pages::PageStore;
+use beamline_model::families::hstu::config::{HstuConfig, ResearchHead, VariantConfig};
+use beamline_model::families::hstu::{expected_tensors, optional_tensors};
+
+use super::{Expected, Findings, kv_memory};
+
+pub(super) fn config(text: &str, findings: &mut Findings) -> Option<HstuConfig> {
+    let config = findings.take(HstuConfig::parse(text))?;
+    let stack = &config.stack;
+    findings.line("architecture", format!("hstu, variant {:?}", config.variant.variant()).to_lowercase());
+    findings.line(
+        "sizes",
+        format!(
+            "{} layers, width {}, {} heads with keys of {} and values of {}",
+            stack.layers, stack.model_dim, stack.heads, stack.key_dim, stack.value_dim
+        ),
+    );
+    let input = match &config.variant {
+        VariantConfig::Research(input, _) => {
+            let bias = if stack.relative_bias.is_some() { ", times" } else { "" };
+            let actions =
+                input.actions.map_or(String::new(), |actions| format!(", {} actions", actions.count));
+            format!("{} rows in the item table{actions}{bias}", input.num_items + 1)
+        }
+        VariantConfig::Dlrm(input, _) => {
+            let names = input.features.iter().chain([]).map(|feature| feature.name.as_str());
+            format!(
+                "{}; {} action bits, times",
+                names.collect::<Vec<_>>().join(", "),
+                input.action_weights.len()
+            )
+        }
+        VariantConfig::Nvidia(input, _) => {
+            let tables = input.tables.iter().map(|table| format!("{} ({} rows)", table.name, table.rows));
+            tables.collect::<Vec<_>>().join(", ")
+        }
+    };
+    findings.line("reads", input);
+    findings.line("history", format!("at most {} events", config.max_events() / config.rows_per_event()));
+    let answers = match &config.variant {
+        VariantConfig::Research(_, output) => match &output.head {
+            ResearchHead::Items { .. } => "POST /v1/recommend: the best items by inner product".to_owned(),
+            ResearchHead::Tokens { semantic_id_levels, .. } => {
+                let codes = semantic_id_levels.iter().map(|level| level.codes.to_string());
+                let codes = codes.collect::<Vec<_>>().join(", ");
+                format!("POST /v1/recommend and /v1/rank: semantic IDs, codes by level {codes}")
+            }
+        },
+        VariantConfig::Dlrm(_, output) => {
+            ranks(output.tasks.iter().map(|task| task.name.as_str()), config.max_candidates())
+        }
+        VariantConfig::Nvidia(_, output) => {
+            ranks(output.tasks.iter().map(String::as_str), config.max_candidates())
+        }
+    };
+    findings.line("answers", answers);
+    findings.line("reuse", format!("{:?}", config.reuse()));
+    let page = PageStore::bytes_per_page_of(stack.layers, stack.heads, stack.key_dim, stack.value_dim);
+    kv_memory(page, findings);
+    Some(config)
+}
+
+fn ranks<'a>(tasks: impl Iterator<Item = &'a str>, most: usize) -> String {
+    let tasks = tasks.collect::<Vec<_>>().join(", ");
+    format!("POST /v1/rank: {tasks}, at most {most} candidates")
+}
+
+pub(super) fn tensors(config: &HstuConfig) -> Expected {
+    Expected { shapes: expected_tensors(config), optional: optional_tensors(config) }
+}
