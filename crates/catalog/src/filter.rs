@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use hashbrown::HashSet;
 
-use crate::index_set::IndexSet;
+use crate::index_set::{IndexSet, SetArrays};
 use crate::tag_filter::TagRule;
 use crate::{Catalog, ItemIndex, Leaf, narrow};
 
@@ -70,6 +70,11 @@ impl Filter {
     #[inline]
     pub fn allows_any(&self, leaves: Range<u32>) -> bool {
         self.leaves.any(leaves)
+    }
+
+    /// The allowed leaves, as they lie in memory.
+    pub fn leaf_arrays(&self) -> SetArrays<'_> {
+        self.leaves.arrays()
     }
 
     /// Whether a leaf holds an allowed item.

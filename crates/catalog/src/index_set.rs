@@ -19,6 +19,30 @@ pub(crate) struct IndexSet {
     universe: u32,
 }
 
+/// A set as it lies in memory, for whoever asks it elsewhere than here (a graphics processor).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetArrays<'a> {
+    /// All but a few.
+    All {
+        /// Sorted, without repetitions.
+        removed: &'a [u32],
+    },
+    /// Those whose bit is set, but a few.
+    Bits {
+        /// Words of 64 bits, bits past the last one zero.
+        words: &'a [u64],
+        /// Set bits before each block of 512 bits, and at last all of them.
+        ranks: &'a [u32],
+        /// In the set otherwise: sorted, without repetitions.
+        removed: &'a [u32],
+    },
+    /// These.
+    Listed {
+        /// Sorted, without repetitions.
+        list: &'a [u32],
+    },
+}
+
 #[derive(Clone, Debug)]
 enum Base {
     All,
@@ -65,6 +89,17 @@ impl IndexSet {
             Base::All | Base::Bits(_) => self.removed = removed,
         }
         self
+    }
+
+    /// How it is kept.
+    pub(crate) fn arrays(&self) -> SetArrays<'_> {
+        match &self.base {
+            Base::All => SetArrays::All { removed: &self.removed },
+            Base::Listed(list) => SetArrays::Listed { list },
+            Base::Bits(bits) => {
+                SetArrays::Bits { words: bits.words(), ranks: bits.ranks(), removed: &self.removed }
+            }
+        }
     }
 
     /// Whether nothing is missing, as known without counting.

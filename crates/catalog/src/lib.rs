@@ -52,12 +52,13 @@ mod version;
 pub use catalog::{Catalog, ItemIndex};
 pub use error::{BadRecord, CatalogError, Place, RecordProblem, RecordUnit};
 pub use filter::{Filter, FilterSpec};
+pub use index_set::SetArrays;
 pub use limits::CatalogLimits;
 pub use record::ItemRecord;
 pub use report::{Branching, CatalogReport, Collisions, LevelReport, MemoryPart};
 pub use sid::SidPart;
 pub use symbols::{SymbolTable, WrittenSymbols};
-pub use trie::{Children, Leaf, Node, Trie};
+pub use trie::{Children, Leaf, LevelArrays, Node, Trie};
 
 /// Narrows a count or position that the builder has already bounded by `u32::MAX` items.
 fn narrow(n: usize) -> u32 {

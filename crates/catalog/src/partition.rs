@@ -30,6 +30,14 @@ impl Partition {
         matches!(self, Self::Singletons(_))
     }
 
+    /// Where ranges begin, and the end of the last; `None` where range `i` is `i..i + 1`.
+    pub(crate) fn offsets(&self) -> Option<&[u32]> {
+        match self {
+            Self::Singletons(_) => None,
+            Self::Offsets(offsets) => Some(offsets),
+        }
+    }
+
     /// Range `i`.
     #[inline]
     pub(crate) fn range(&self, i: u32) -> Range<u32> {

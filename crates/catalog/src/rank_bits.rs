@@ -37,6 +37,16 @@ impl RankBits {
         self.len
     }
 
+    /// Words of 64 bits, bits past the last one zero.
+    pub(crate) fn words(&self) -> &[u64] {
+        &self.words
+    }
+
+    /// Set bits before each block of 512 bits, and at last all set bits.
+    pub(crate) fn ranks(&self) -> &[u32] {
+        &self.ranks
+    }
+
     /// Number of set bits.
     pub(crate) fn ones(&self) -> u32 {
         self.ranks.last().copied().unwrap_or(0)

@@ -56,7 +56,7 @@ pub struct SearchRequest {
     pub normalization: Normalization,
     /// For [`Normalization::AllowedSet`]: the leaves that count as allowed, where those searched are only some of
     /// them. Given candidates are scored so, and none by which others are given.
-    pub normalize_over: Option<Filter>,
+    pub normalize_over: Option<Box<Filter>>,
 }
 
 /// A search in progress.
@@ -207,7 +207,7 @@ impl Search {
         let filter = &self.request.filter;
         // Allowed and searched are the same but for given candidates.
         let (allowed, searched) = match &self.request.normalize_over {
-            Some(over) if full.is_none() => (over, Some(filter)),
+            Some(over) if full.is_none() => (&**over, Some(filter)),
             _ => (filter, None),
         };
         let leads_to = |filter: &Filter, child: Node| filter.allows_any(trie.leaves(child));

@@ -22,6 +22,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod convention;
 pub mod cpu;
+pub mod cuda;
 pub mod decode;
 pub mod error;
 pub mod executor;

@@ -39,6 +39,18 @@ pub struct Trie {
     num_leaves: u32,
 }
 
+/// The step from one level to the next, as it lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LevelArrays<'a> {
+    /// Node n of the level has the nodes `children[n]..children[n + 1]` of the next as its children; `None` where it has
+    /// the one child n.
+    pub children: Option<&'a [u32]>,
+    /// Symbol of each node of the next level.
+    pub symbols: &'a [u32],
+    /// Node c of the next level owns the leaves `leaves[c]..leaves[c + 1]`; `None` where it owns the one leaf c.
+    pub leaves: Option<&'a [u32]>,
+}
+
 /// The nodes of one level.
 #[derive(Debug)]
 struct Level {
@@ -121,6 +133,17 @@ impl Trie {
     #[inline]
     pub fn is_leaf(&self, node: Node) -> bool {
         usize::from(node.level) == self.depth()
+    }
+
+    /// The arrays behind a level above the leaves, for whoever walks the trie elsewhere than here (a graphics
+    /// processor); nothing for the leaves and below.
+    pub fn arrays_below(&self, level: usize) -> Option<LevelArrays<'_>> {
+        let (level, below) = (self.levels.get(level)?, self.levels.get(level + 1)?);
+        Some(LevelArrays {
+            children: level.children.as_ref().unwrap_or(&level.leaves).offsets(),
+            symbols: &below.symbols,
+            leaves: below.leaves.offsets(),
+        })
     }
 
     /// Replaces the contents of `path` by the symbols of `leaf`.

@@ -26,6 +26,11 @@ impl Rotary {
         Self { half, table }
     }
 
+    /// `[position][cos of half | sin of half]`.
+    pub fn table(&self) -> &[f32] {
+        &self.table
+    }
+
     /// Positions the table covers.
     pub fn positions(&self) -> usize {
         self.table.len() / (2 * self.half).max(1)

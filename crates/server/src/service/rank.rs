@@ -159,7 +159,7 @@ impl Service {
             let only = FilterSpec { allow_items: Some(&ids), ..FilterSpec::default() };
             let search = SearchRequest {
                 // The whole catalog is allowed, not just this part of the candidates.
-                normalize_over: Some(served.catalog.filter(&FilterSpec::default())),
+                normalize_over: Some(Box::new(served.catalog.filter(&FilterSpec::default()))),
                 ..search_of(served, &context, served.catalog.filter(&only), request.normalization)
             };
             let asked = Asked::of_width(part.len());

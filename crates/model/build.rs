@@ -1,0 +1,40 @@
+//! Compiles the CUDA kernels, where the feature is on: one file that holds code for every architecture.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a build script fails by panicking")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Architectures with code of their own. Newer ones compile the newest intermediate code when the kernels are loaded.
+const ARCHITECTURES: [u32; 2] = [80, 90];
+
+fn main() {
+    println!("cargo:rerun-if-changed=kernels");
+    println!("cargo:rerun-if-env-changed=CUDA_HOME");
+    if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
+        let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+        compile(Path::new("kernels/all.cu"), &out.join("kernels.fatbin"));
+    }
+}
+
+fn compile(source: &Path, to: &Path) {
+    let nvcc = match std::env::var_os("CUDA_HOME") {
+        Some(home) => PathBuf::from(home).join("bin/nvcc"),
+        None => PathBuf::from("nvcc"),
+    };
+    let newest = ARCHITECTURES[ARCHITECTURES.len() - 1];
+    let mut command = Command::new(&nvcc);
+    command.args(["-std=c++17", "-O3", "--fatbin", "-lineinfo"]);
+    for architecture in ARCHITECTURES {
+        command.arg(format!("-gencode=arch=compute_{architecture},code=sm_{architecture}"));
+    }
+    command.arg(format!("-gencode=arch=compute_{newest},code=compute_{newest}"));
+    command.arg("-o").arg(to).arg(source);
+    let status = command.status().unwrap_or_else(|error| {
+        panic!(
+            "the feature `cuda` needs nvcc, of CUDA 12.8 or newer: {}: {error}; set CUDA_HOME",
+            nvcc.display()
+        )
+    });
+    assert!(status.success(), "{command:?} failed");
+}

@@ -1,0 +1,306 @@
+//! An NVIDIA graphics processor, through candle's device: its context, one stream, and cuBLAS.
+//!
+//! Invariants: one stream, so work is done in order; no event per allocation (candle's and cudarc's tracking is off, as
+//! nothing here is used from a second stream); memory that is given back stays with the process. Everything is asked for by
+//! one thread, the engine's, but may be made and dropped by another.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::cuda_backend::CudaDevice;
+use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys as cublas_sys};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaEvent, CudaFunction, CudaModule, CudaStream, PinnedHostSlice, result, sys,
+};
+use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
+
+use super::device::{Argument, Device, DeviceError, Launch, Product, Written};
+
+/// The kernels, for every architecture they were built for.
+static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
+/// Bytes of a piece of page-locked memory; what is larger is copied piece by piece.
+const PIECE: usize = 4 << 20;
+/// Pieces: how many copies may be on their way.
+const PIECES: usize = 4;
+/// Memory that cuBLAS may use for one product: what NVIDIA recommends for Hopper.
+const CUBLAS_WORKSPACE: usize = 32 << 20;
+/// Shared memory of a block that needs no permission.
+const DEFAULT_SHARED: u32 = 48 << 10;
+
+/// A graphics processor.
+#[derive(Debug)]
+pub struct Gpu {
+    device: CudaDevice,
+    stream: Arc<CudaStream>,
+    module: Arc<CudaModule>,
+    functions: Mutex<HashMap<&'static str, Function>>,
+    pieces: Mutex<Pieces>,
+    multiprocessors: u32,
+    name: String,
+}
+
+#[derive(Clone, Debug)]
+struct Function {
+    function: CudaFunction,
+    /// Shared memory that it was given permission for.
+    shared: u32,
+}
+
+/// Page-locked memory that copies go through, used in turn.
+#[derive(Debug)]
+struct Pieces {
+    all: Vec<(PinnedHostSlice<u8>, CudaEvent)>,
+    next: usize,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is behind them is whole between any two statements.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn said(what: &str) -> impl Fn(result::DriverError) -> DeviceError + '_ {
+    move |error| DeviceError::new(what, error)
+}
+
+impl Gpu {
+    /// The graphics processor of a number.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, its driver is too old, or it is older than what the kernels were built for.
+    pub fn new(ordinal: usize) -> Result<Arc<dyn Device>, DeviceError> {
+        let fail = |error: candle_core::Error| DeviceError::new(format!("opening GPU {ordinal}"), error);
+        let device = CudaDevice::new_with_stream(ordinal).map_err(fail)?;
+        // SAFETY: memory is allocated, used and released on this one stream.
+        unsafe { device.disable_event_tracking() };
+        let stream = device.cuda_stream();
+        let context = stream.context();
+        keep_memory(context.cu_device()).map_err(said("configuring the memory pool"))?;
+        let module = context.load_module(Ptx::from_binary(KERNELS.to_vec())).map_err(|error| {
+            let capability = context.compute_capability().unwrap_or_default();
+            let what = format!("loading kernels on compute capability {}.{}", capability.0, capability.1);
+            DeviceError::new(what, error)
+        })?;
+        let mut all = Vec::with_capacity(PIECES);
+        for _ in 0..PIECES {
+            // SAFETY: a piece is written before it is read.
+            let piece = unsafe { context.alloc_pinned_with_flags(PIECE, 0) };
+            all.push((
+                piece.map_err(said("allocating page-locked memory"))?,
+                context.new_event(None).map_err(said("making an event"))?,
+            ));
+        }
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = context.attribute(attribute).map_err(said("asking for multiprocessors"))?;
+        let name = context.name().map_err(said("asking for the name"))?;
+        let gpu = Self {
+            stream,
+            module,
+            functions: Mutex::default(),
+            pieces: Mutex::new(Pieces { all, next: 0 }),
+            multiprocessors: u32::try_from(multiprocessors).unwrap_or(1),
+            name,
+            device,
+        };
+        gpu.give_cublas_memory()?;
+        Ok(Arc::new(gpu))
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A workspace of its own, so that cuBLAS allocates nothing in a step. It is never given back.
+    fn give_cublas_memory(&self) -> Result<(), DeviceError> {
+        let address = self.allocate(CUBLAS_WORKSPACE)?;
+        // SAFETY: the memory is of this device, and lives as long as the process.
+        let status = unsafe {
+            cublas_sys::cublasSetWorkspace_v2(
+                *self.device.cublas_handle().handle(),
+                address as *mut c_void,
+                CUBLAS_WORKSPACE,
+            )
+        };
+        status.result().map_err(|error| DeviceError::new("giving cuBLAS a workspace", format!("{error:?}")))
+    }
+
+    fn bind(&self) -> Result<(), DeviceError> {
+        self.stream.context().bind_to_thread().map_err(said("binding the context to the thread"))
+    }
+
+    fn function(&self, name: &'static str, shared: u32) -> Result<CudaFunction, DeviceError> {
+        let mut functions = lock(&self.functions);
+        let known = match functions.get(name) {
+            Some(known) => known.clone(),
+            None => {
+                let function = self.module.load_function(name).map_err(|e| DeviceError::new(name, e))?;
+                Function { function, shared: DEFAULT_SHARED }
+            }
+        };
+        if known.shared < shared {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let bytes = i32::try_from(shared).unwrap_or(i32::MAX);
+            known.function.set_attribute(attribute, bytes).map_err(|e| DeviceError::new(name, e))?;
+        }
+        let function = known.function.clone();
+        functions.insert(name, Function { shared: shared.max(known.shared), ..known });
+        Ok(function)
+    }
+}
+
+/// Memory that is given back stays in the pool: by default the driver returns it to the system at every wait.
+fn keep_memory(device: sys::CUdevice) -> Result<(), result::DriverError> {
+    let mut threshold = u64::MAX;
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the attribute is a number of 64 bits, and the device is open.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(device)?;
+        result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast())
+    }
+}
+
+impl Device for Gpu {
+    fn allocate(&self, bytes: usize) -> Result<u64, DeviceError> {
+        self.bind()?;
+        // SAFETY: the stream is open; the memory is used on it alone.
+        unsafe { result::malloc_async(self.stream.cu_stream(), bytes) }
+            .map_err(|error| DeviceError::new(format!("allocating {bytes} bytes"), error))
+    }
+
+    fn release(&self, address: u64, _bytes: usize) {
+        if self.bind().is_ok() {
+            // SAFETY: it was had from `allocate`, and is given back once. What fails here is told by what comes next.
+            let _ = unsafe { result::free_async(address, self.stream.cu_stream()) };
+        }
+    }
+
+    fn free_bytes(&self) -> usize {
+        self.stream.context().mem_get_info().map_or(0, |(free, _)| free)
+    }
+
+    fn upload(&self, bytes: &[u8], to: u64) -> Result<(), DeviceError> {
+        self.bind()?;
+        let fail = said("copying to the device");
+        let mut pieces = lock(&self.pieces);
+        for (part, at) in bytes.chunks(PIECE).zip((0_u64..).step_by(PIECE)) {
+            let next = pieces.next;
+            pieces.next = (next + 1) % PIECES;
+            let (piece, copied) = &mut pieces.all[next];
+            copied.synchronize().map_err(&fail)?;
+            let piece = piece.as_mut_slice().map_err(&fail)?;
+            piece[..part.len()].copy_from_slice(part);
+            // SAFETY: the piece is not written again before its event.
+            unsafe { result::memcpy_htod_async(to + at, &piece[..part.len()], self.stream.cu_stream()) }
+                .map_err(&fail)?;
+            copied.record(&self.stream).map_err(&fail)?;
+        }
+        Ok(())
+    }
+
+    fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.bind()?;
+        let fail = said("copying from the device");
+        let mut pieces = lock(&self.pieces);
+        for (part, at) in bytes.chunks_mut(PIECE).zip((0_u64..).step_by(PIECE)) {
+            let next = pieces.next;
+            pieces.next = (next + 1) % PIECES;
+            let (piece, copied) = &mut pieces.all[next];
+            copied.synchronize().map_err(&fail)?;
+            let piece = piece.as_mut_slice().map_err(&fail)?;
+            // SAFETY: the piece is read after the stream was waited for.
+            unsafe {
+                result::memcpy_dtoh_async(&mut piece[..part.len()], from + at, self.stream.cu_stream())
+            }
+            .map_err(&fail)?;
+            self.stream.synchronize().map_err(&fail)?;
+            part.copy_from_slice(&piece[..part.len()]);
+        }
+        Ok(())
+    }
+
+    fn zero(&self, address: u64, bytes: usize) -> Result<(), DeviceError> {
+        self.bind()?;
+        // SAFETY: the caller's memory is that large.
+        unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }
+            .map_err(said("clearing memory"))
+    }
+
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        launch: Launch,
+        arguments: &[Argument],
+    ) -> Result<(), DeviceError> {
+        self.bind()?;
+        let function = self.function(kernel, launch.shared)?;
+        let address = |argument: &Argument| -> *mut c_void {
+            match argument {
+                Argument::U64(value) => std::ptr::from_ref(value).cast_mut().cast(),
+                Argument::U32(value) => std::ptr::from_ref(value).cast_mut().cast(),
+                Argument::F32(value) => std::ptr::from_ref(value).cast_mut().cast(),
+            }
+        };
+        let mut addresses: Vec<*mut c_void> = arguments.iter().map(address).collect();
+        let [x, y, z] = launch.grid;
+        // SAFETY: the caller says that arguments and memory are what the kernel takes; the driver copies the arguments before it returns.
+        unsafe {
+            result::launch_kernel(
+                function.cu_function(),
+                (x, y, z),
+                (launch.block, 1, 1),
+                launch.shared,
+                self.stream.cu_stream(),
+                &mut addresses,
+            )
+        }
+        .map_err(|error| DeviceError::new(format!("{kernel} {launch:?}"), error))
+    }
+
+    unsafe fn multiply(&self, product: Product) -> Result<(), DeviceError> {
+        if product.rows == 0 || product.outputs == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        let fail = |why: String| DeviceError::new(format!("{product:?}"), why);
+        let size = |value: usize| i32::try_from(value).map_err(|error| fail(error.to_string()));
+        let (rows, inputs, outputs) = (size(product.rows)?, size(product.inputs)?, size(product.outputs)?);
+        let (one, zero) = (1.0_f32, 0.0_f32);
+        let bf16 = cublas_sys::cudaDataType_t::CUDA_R_16BF;
+        let out = match product.written {
+            Written::Bf16 => bf16,
+            Written::F32 => cublas_sys::cudaDataType_t::CUDA_R_32F,
+        };
+        // cuBLAS counts by columns: what lies here as [rows, outputs] is to it [outputs, rows].
+        // SAFETY: the caller says that the memory is that large.
+        unsafe {
+            cublas::gemm_ex(
+                *self.device.cublas_handle().handle(),
+                cublas_sys::cublasOperation_t::CUBLAS_OP_T,
+                cublas_sys::cublasOperation_t::CUBLAS_OP_N,
+                outputs,
+                rows,
+                inputs,
+                (&raw const one).cast(),
+                product.weight as *const c_void,
+                bf16,
+                inputs,
+                product.x as *const c_void,
+                bf16,
+                inputs,
+                (&raw const zero).cast(),
+                product.out as *mut c_void,
+                out,
+                outputs,
+                cublas_sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                cublas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        }
+        .map_err(|error| fail(format!("{error:?}")))
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+}

@@ -1,0 +1,448 @@
+//! The kernels of `kernels/` by name: their arguments, and how many threads run them.
+//!
+//! Place in the flow: the only callers of [`Device::launch`]. What a kernel does, and the layout of what it reads and writes,
+//! is said where it is written; here is what the host must know to start it.
+//!
+//! Safety of all of them: addresses come from buffers that the forward pass and the executor make as large as the layout of the step
+//! says, descriptors are those of that layout, and work of a step is done in order.
+
+use super::device::{Argument, Device, DeviceError, Launch};
+use super::layout::{BranchItem, Layout, PrefillTile, Tiles};
+use super::qwen::StepArrays;
+
+/// Queries up to which a tile is one of few.
+pub const FEW_QUERIES: usize = 32;
+/// Warps of a block of attention.
+const WARPS: usize = 4;
+/// Threads of a block of attention.
+const ATTENTION_THREADS: u32 = 32 * WARPS as u32;
+/// Threads of a block of most others.
+const THREADS: u32 = 256;
+/// Widths of heads that there are kernels for.
+const PADDED_DIMS: [usize; 5] = [16, 32, 64, 128, 256];
+/// Candidates that a block of an expansion sees to at a time.
+const EXPAND_TILE: usize = 1024;
+/// Columns that a block of `log_sum_exp` sees to.
+const LOG_SUM_EXP_CHUNK: usize = 8192;
+/// Beams of a block of `branch_rows`.
+const BRANCH_ROWS: usize = 128;
+/// Blocks of an expansion per multiprocessor.
+const EXPAND_BLOCKS: u32 = 3;
+/// Most branch rows that a beam consists of: lanes of a warp.
+pub const MOST_ANCESTORS: usize = 32;
+/// Most columns of the residual stream.
+pub const MOST_WIDTH: usize = 16_384;
+
+/// The width that a head has in pages.
+pub fn padded_dim(head_dim: usize) -> Option<usize> {
+    if head_dim == 0 || !head_dim.is_multiple_of(2) {
+        return None;
+    }
+    PADDED_DIMS.into_iter().find(|&padded| head_dim <= padded)
+}
+
+/// Queries of a tile of many.
+pub fn queries(padded_dim: usize) -> usize {
+    WARPS * 16 * if padded_dim <= 128 { 2 } else { 1 }
+}
+
+/// Keys of a tile.
+fn keys(padded_dim: usize) -> usize {
+    if padded_dim <= 64 { 64 } else { 32 }
+}
+
+/// Tiles of keys that are on their way, in tiles of few queries.
+fn few_stages(padded_dim: usize) -> usize {
+    if padded_dim <= 128 { 4 } else { 3 }
+}
+
+/// `by_rows_bytes` and `by_keys_bytes` of kernels/attention_tile.cuh.
+fn attention_shared(padded_dim: usize, few: bool) -> u32 {
+    let (keys, queries) = (keys(padded_dim), queries(padded_dim));
+    let tile = keys * padded_dim;
+    let bytes = match few {
+        false => (queries * padded_dim + 4 * tile) * 2 + queries * 4,
+        true => {
+            let copies =
+                (FEW_QUERIES * padded_dim + 2 * few_stages(padded_dim) * tile + FEW_QUERIES * keys) * 2;
+            copies + (1 + WARPS) * FEW_QUERIES * 4
+        }
+    };
+    bytes as u32
+}
+
+macro_rules! by_dim {
+    ($prefix:literal, $dim:expr) => {
+        match $dim {
+            16 => concat!($prefix, "_16"),
+            32 => concat!($prefix, "_32"),
+            64 => concat!($prefix, "_64"),
+            128 => concat!($prefix, "_128"),
+            _ => concat!($prefix, "_256"),
+        }
+    };
+}
+
+fn count(value: usize) -> Argument {
+    Argument::U32(value as u32)
+}
+
+fn blocks(of: usize, each: u32) -> u32 {
+    of.div_ceil(each as usize) as u32
+}
+
+/// Runs a kernel, unless no block does.
+///
+/// # Safety
+///
+/// As [`Device::launch`].
+unsafe fn run(
+    device: &dyn Device,
+    kernel: &'static str,
+    grid: [u32; 2],
+    block: u32,
+    shared: u32,
+    arguments: &[Argument],
+) -> Result<(), DeviceError> {
+    if grid[0] == 0 || grid[1] == 0 {
+        return Ok(());
+    }
+    let launch = Launch { grid: [grid[0], grid[1], 1], block, shared };
+    // SAFETY: the caller's.
+    unsafe { device.launch(kernel, launch, arguments) }
+}
+
+/// Threads of a block that has a row of the residual stream.
+fn row_threads(width: usize) -> u32 {
+    (width.div_ceil(256) * 32).min(1024) as u32
+}
+
+/// Fills in tokens, positions, places and lineages of branch rows.
+pub(super) fn branch_rows(
+    device: &dyn Device,
+    arrays: &StepArrays,
+    layout: &Layout,
+) -> Result<(), DeviceError> {
+    let widest = layout.requests.iter().map(|request| request.width).max().unwrap_or(0);
+    let grid = [blocks(widest, BRANCH_ROWS as u32), layout.requests.len() as u32];
+    let arguments = [
+        arrays.requests.into(),
+        arrays.tokens.into(),
+        arrays.positions.into(),
+        arrays.places.into(),
+        arrays.lineage.into(),
+    ];
+    // SAFETY: see the module.
+    unsafe { run(device, "branch_rows", grid, BRANCH_ROWS as u32, 0, &arguments) }
+}
+
+/// Tokens to the residual stream, and its norm.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Embed {
+    pub(super) tokens: u64,
+    pub(super) table: u64,
+    pub(super) norm: u64,
+    pub(super) hidden: u64,
+    pub(super) out: u64,
+    pub(super) rows: usize,
+    pub(super) vocab: usize,
+    pub(super) width: usize,
+    pub(super) eps: f32,
+}
+
+/// Looks tokens up.
+pub(super) fn embed(device: &dyn Device, e: &Embed) -> Result<(), DeviceError> {
+    let arguments = [
+        e.tokens.into(),
+        e.table.into(),
+        e.norm.into(),
+        e.hidden.into(),
+        e.out.into(),
+        count(e.vocab),
+        count(e.width),
+        e.eps.into(),
+    ];
+    // SAFETY: see the module.
+    unsafe { run(device, "embed_rms_norm", [e.rows as u32, 1], row_threads(e.width), 0, &arguments) }
+}
+
+/// Adds to the residual stream, and norms it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ResidualNorm {
+    pub(super) hidden: u64,
+    /// Rows of `hidden` that are taken, or null for all.
+    pub(super) rows_from: u64,
+    /// What is added, or null.
+    pub(super) delta: u64,
+    /// What is added to every row, or null.
+    pub(super) bias: u64,
+    pub(super) norm: u64,
+    /// Where the sum goes; another place than `hidden` if rows are taken.
+    pub(super) hidden_out: u64,
+    pub(super) out: u64,
+    pub(super) rows: usize,
+    pub(super) width: usize,
+    pub(super) eps: f32,
+}
+
+/// Adds and norms.
+pub(super) fn residual_norm(device: &dyn Device, n: &ResidualNorm) -> Result<(), DeviceError> {
+    let arguments = [
+        n.hidden.into(),
+        n.rows_from.into(),
+        n.delta.into(),
+        n.bias.into(),
+        n.norm.into(),
+        n.hidden_out.into(),
+        n.out.into(),
+        count(n.width),
+        n.eps.into(),
+    ];
+    // SAFETY: see the module.
+    unsafe { run(device, "residual_rms_norm", [n.rows as u32, 1], row_threads(n.width), 0, &arguments) }
+}
+
+/// The gate of a feed-forward layer.
+pub(super) fn gate(
+    device: &dyn Device,
+    gate_up: u64,
+    bias: u64,
+    out: u64,
+    rows: usize,
+    inner: usize,
+) -> Result<(), DeviceError> {
+    let arguments = [gate_up.into(), bias.into(), out.into(), count(rows), count(inner)];
+    let grid = [blocks(rows * inner.div_ceil(8), THREADS), 1];
+    // SAFETY: see the module.
+    unsafe { run(device, "silu_gate", grid, THREADS, 0, &arguments) }
+}
+
+/// Picks rows out: bf16 `[rows, width]`.
+pub(super) fn gather(
+    device: &dyn Device,
+    from: u64,
+    rows_from: u64,
+    to: u64,
+    rows: usize,
+    width: usize,
+) -> Result<(), DeviceError> {
+    let bytes = 2 * width;
+    let words = if bytes.is_multiple_of(16) { bytes / 16 } else { bytes / 2 };
+    let arguments = [from.into(), rows_from.into(), to.into(), count(rows), count(bytes)];
+    // SAFETY: see the module.
+    unsafe { run(device, "gather_rows", [blocks(rows * words, THREADS), 1], THREADS, 0, &arguments) }
+}
+
+/// Queries, keys and values: norms, rotation, and where they go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RotaryStore {
+    pub(super) qkv: u64,
+    pub(super) bias: u64,
+    pub(super) norms: [u64; 2],
+    pub(super) eps: f32,
+    pub(super) positions: u64,
+    pub(super) table: u64,
+    pub(super) places: u64,
+    pub(super) queries: u64,
+    pub(super) keys: u64,
+    pub(super) values: u64,
+    pub(super) rows: usize,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) dim: usize,
+    pub(super) padded_dim: usize,
+}
+
+/// Turns queries and keys, and stores keys and values.
+pub(super) fn rotary_store(device: &dyn Device, r: &RotaryStore) -> Result<(), DeviceError> {
+    let arguments = [
+        r.qkv.into(),
+        r.bias.into(),
+        r.norms[0].into(),
+        r.norms[1].into(),
+        r.table.into(),
+        r.positions.into(),
+        r.places.into(),
+        r.queries.into(),
+        r.keys.into(),
+        r.values.into(),
+        count(r.rows),
+        count(r.heads),
+        count(r.kv_heads),
+        count(r.dim),
+        count(r.padded_dim),
+        r.eps.into(),
+    ];
+    let grid = [blocks(r.rows * (r.heads + 2 * r.kv_heads), THREADS / 32), 1];
+    // SAFETY: see the module.
+    unsafe { run(device, "rotary_store", grid, THREADS, 0, &arguments) }
+}
+
+/// Where attention finds what it needs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attention {
+    pub(super) queries: u64,
+    pub(super) keys: u64,
+    pub(super) values: u64,
+    pub(super) pages: u64,
+    pub(super) out: u64,
+    pub(super) partial_out: u64,
+    pub(super) partial_state: u64,
+    pub(super) lineage: u64,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) dim: usize,
+    pub(super) padded_dim: usize,
+}
+
+impl Attention {
+    /// Logits are in units of log2(e), so that weights are powers of two.
+    fn scale(&self) -> Argument {
+        Argument::F32(std::f32::consts::LOG2_E / (self.dim as f32).sqrt())
+    }
+}
+
+/// Attention of context rows.
+pub(super) fn attend_context(
+    device: &dyn Device,
+    a: &Attention,
+    tiles: &Tiles<PrefillTile>,
+    addresses: [u64; 2],
+) -> Result<(), DeviceError> {
+    let names = [by_dim!("prefill_attention", a.padded_dim), by_dim!("prefill_attention_few", a.padded_dim)];
+    let counts = [tiles.many.len(), tiles.few.len()];
+    for (kind, (name, tiles)) in names.into_iter().zip(counts).enumerate() {
+        let arguments = [
+            a.queries.into(),
+            a.keys.into(),
+            a.values.into(),
+            addresses[kind].into(),
+            a.pages.into(),
+            a.out.into(),
+            count(a.heads),
+            count(a.kv_heads),
+            count(a.dim),
+            a.scale(),
+        ];
+        let (grid, shared) = ([tiles as u32, a.kv_heads as u32], attention_shared(a.padded_dim, kind == 1));
+        // SAFETY: see the module.
+        unsafe { run(device, name, grid, ATTENTION_THREADS, shared, &arguments) }?;
+    }
+    Ok(())
+}
+
+/// Attention of branch rows: parts of the contexts, then all parts together with the ancestors.
+pub(super) fn attend_branches(
+    device: &dyn Device,
+    a: &Attention,
+    layout: &Layout,
+    arrays: &StepArrays,
+) -> Result<(), DeviceError> {
+    let names = [by_dim!("branch_attention", a.padded_dim), by_dim!("branch_attention_few", a.padded_dim)];
+    let items: &Tiles<BranchItem> = &layout.branch;
+    let counts = [items.many.len(), items.few.len()];
+    for (kind, (name, items)) in names.into_iter().zip(counts).enumerate() {
+        let arguments = [
+            a.queries.into(),
+            a.keys.into(),
+            a.values.into(),
+            arrays.branch[kind].into(),
+            a.pages.into(),
+            a.partial_out.into(),
+            a.partial_state.into(),
+            count(a.heads),
+            count(a.kv_heads),
+            a.scale(),
+        ];
+        let (grid, shared) = ([items as u32, a.kv_heads as u32], attention_shared(a.padded_dim, kind == 1));
+        // SAFETY: see the module.
+        unsafe { run(device, name, grid, ATTENTION_THREADS, shared, &arguments) }?;
+    }
+    let arguments = [
+        a.queries.into(),
+        a.keys.into(),
+        a.values.into(),
+        a.partial_out.into(),
+        a.partial_state.into(),
+        arrays.merge.into(),
+        a.lineage.into(),
+        a.out.into(),
+        count(a.heads),
+        count(a.kv_heads),
+        count(a.dim),
+        a.scale(),
+    ];
+    let grid = [layout.merge.len() as u32, a.heads.div_ceil(WARPS) as u32];
+    // SAFETY: see the module.
+    unsafe { run(device, by_dim!("branch_merge", a.padded_dim), grid, ATTENTION_THREADS, 0, &arguments) }
+}
+
+/// Logits to what normalises them, and a copy of some.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LogSumExp {
+    pub(super) logits: u64,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) out: u64,
+    pub(super) kept: u64,
+    pub(super) kept_first: u32,
+    pub(super) kept_count: usize,
+    pub(super) partial: u64,
+    pub(super) arrived: u64,
+}
+
+/// Bytes of partial results for so many rows.
+pub(super) fn log_sum_exp_partial_bytes(rows: usize, columns: usize) -> usize {
+    8 * rows * columns.div_ceil(LOG_SUM_EXP_CHUNK)
+}
+
+/// Normalises.
+pub(super) fn log_sum_exp(device: &dyn Device, l: &LogSumExp) -> Result<(), DeviceError> {
+    let arguments = [
+        l.logits.into(),
+        (l.columns as u64).into(),
+        count(l.columns),
+        l.out.into(),
+        l.kept.into(),
+        l.kept_first.into(),
+        count(l.kept_count),
+        l.partial.into(),
+        l.arrived.into(),
+    ];
+    let grid = [l.rows as u32, l.columns.div_ceil(LOG_SUM_EXP_CHUNK) as u32];
+    // SAFETY: see the module.
+    unsafe { run(device, "log_sum_exp_f32", grid, THREADS, 0, &arguments) }
+}
+
+/// One step of some searches, of which none has more than about so many candidates.
+pub(super) fn expand(
+    device: &dyn Device,
+    steps: u64,
+    searches: usize,
+    candidates: usize,
+) -> Result<(), DeviceError> {
+    let most = (EXPAND_BLOCKS * device.multiprocessors() / (searches.max(1) as u32)).max(1);
+    let grid = [blocks(candidates.max(1), EXPAND_TILE as u32).min(most), searches as u32];
+    let one = |kernel, grid, block, arguments: &[Argument]| {
+        // SAFETY: see the module.
+        unsafe { run(device, kernel, grid, block, 0, arguments) }
+    };
+    one("expand_begin", [searches as u32, 1], 1024, &[steps.into()])?;
+    one("expand_normalize", grid, THREADS, &[steps.into()])?;
+    one("expand_histogram", grid, THREADS, &[steps.into(), 0_u32.into()])?;
+    one("expand_collect", grid, THREADS, &[steps.into()])?;
+    one("expand_finish", grid, THREADS, &[steps.into()])
+}
+
+/// Fills bf16 values with numbers of a normal distribution of this deviation.
+pub(super) fn fill_normal(
+    device: &dyn Device,
+    to: u64,
+    values: usize,
+    seed: u32,
+    deviation: f32,
+) -> Result<(), DeviceError> {
+    let arguments = [to.into(), (values as u64).into(), seed.into(), deviation.into()];
+    // SAFETY: the caller's memory holds so many values.
+    unsafe { run(device, "fill_normal", [blocks(values, 1024).min(1 << 20), 1], THREADS, 0, &arguments) }
+}

@@ -1,0 +1,111 @@
+//! Keys and values of all pages in device memory.
+//!
+//! ```text
+//! one layer:  keys    [page][kv_head][32][head_dim rounded up]   bf16
+//!             values  the same
+//! ```
+//!
+//! Context pages and branch pages look alike here. Which page holds what is decided elsewhere; this is only the memory, all of
+//! it allocated at start-up.
+
+use std::sync::Arc;
+
+use beamline_kv_cache::{PageContents, PageId};
+
+use super::device::{Device, DeviceError, Memory};
+use crate::cpu::pages::PAGE_SIZE;
+
+/// Bytes of a value in bf16.
+const VALUE_BYTES: usize = 2;
+
+/// Keys and values of all pages.
+#[derive(Debug)]
+pub struct DevicePages {
+    memory: Memory,
+    layers: usize,
+    pages: usize,
+    /// Bytes of the keys of one page in one layer.
+    part_bytes: usize,
+    /// Set when a copy to or from host memory failed; told at the next step.
+    failed: std::sync::Mutex<Option<DeviceError>>,
+}
+
+impl DevicePages {
+    /// Bytes that one page takes over all layers.
+    pub fn bytes_per_page(layers: usize, kv_heads: usize, padded_dim: usize) -> usize {
+        2 * layers * kv_heads * PAGE_SIZE * padded_dim * VALUE_BYTES
+    }
+
+    /// Allocates pages.
+    ///
+    /// # Errors
+    ///
+    /// When they do not fit.
+    pub fn new(
+        device: &Arc<dyn Device>,
+        layers: usize,
+        kv_heads: usize,
+        padded_dim: usize,
+        pages: usize,
+    ) -> Result<Self, DeviceError> {
+        let bytes = Self::bytes_per_page(layers, kv_heads, padded_dim);
+        let all = bytes
+            .checked_mul(pages)
+            .ok_or_else(|| DeviceError::new(format!("allocating {pages} KV pages"), "too many"))?;
+        let memory = Memory::zeroed(device, all)?;
+        Ok(Self {
+            memory,
+            layers,
+            pages,
+            part_bytes: kv_heads * PAGE_SIZE * padded_dim * VALUE_BYTES,
+            failed: std::sync::Mutex::default(),
+        })
+    }
+
+    /// Pages.
+    pub fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Where the keys and the values of a layer begin.
+    pub fn layer(&self, layer: usize) -> [u64; 2] {
+        let part = (self.pages * self.part_bytes) as u64;
+        let keys = self.memory.address() + 2 * layer as u64 * part;
+        [keys, keys + part]
+    }
+
+    /// What failed in copies since it was last asked.
+    pub(super) fn take_failure(&self) -> Option<DeviceError> {
+        self.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
+    }
+
+    fn note(&self, result: Result<(), DeviceError>) {
+        if let Err(error) = result {
+            *self.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+        }
+    }
+
+    /// Addresses of the parts of a page, in the order of its contents.
+    fn parts(&self, page: PageId) -> impl Iterator<Item = u64> + '_ {
+        let within = u64::from(page.0) * self.part_bytes as u64;
+        (0..self.layers).flat_map(|layer| self.layer(layer)).map(move |part| part + within)
+    }
+}
+
+impl PageContents for DevicePages {
+    fn page_bytes(&self) -> usize {
+        2 * self.layers * self.part_bytes
+    }
+
+    fn export(&self, page: PageId, to: &mut [u8]) {
+        for (address, to) in self.parts(page).zip(to.chunks_exact_mut(self.part_bytes)) {
+            self.note(self.memory.device().download(address, to));
+        }
+    }
+
+    fn import(&mut self, from: &[u8], page: PageId) {
+        for (address, from) in self.parts(page).zip(from.chunks_exact(self.part_bytes)) {
+            self.note(self.memory.device().upload(from, address));
+        }
+    }
+}
