@@ -173,7 +173,7 @@ struct Fiber {
 #if defined(__SANITIZE_THREAD__)
     void *thread_sanitizer = nullptr;
     ~Fiber() {
-        if (thread_sanitizer) __tsan_destroy_fiber(thread_sanitizer);
+        if (thread_sanitizer && stack) __tsan_destroy_fiber(thread_sanitizer);
     }
 #endif
 };
