@@ -85,7 +85,7 @@ __device__ __forceinline__ bool allows_any(const Filter& filter, uint32_t begin,
     if (first == last) {
         // Most nodes of a deep level own a few leaves: one word answers.
         const u64 bits = end % 64 == 0 ? head : head & ((1ull << (end % 64)) - 1);
-        return bits != 0 && (filter.list_length == 0 || __popcll(bits) > removed());
+        return bits != 0 && (filter.list_length == 0 || static_cast<uint32_t>(__popcll(bits)) > removed());
     }
     if (filter.list_length == 0 && head != 0) return true;
     const uint32_t count = rank_of(filter, end) - rank_of(filter, begin);

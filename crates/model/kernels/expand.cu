@@ -37,11 +37,12 @@
 
 #include "expand_step.cuh"
 
-constexpr uint32_t THREADS = 256;         // of every kernel but expand_begin
+namespace expand {
+
+constexpr uint32_t THREADS = 256;  // of every kernel but expand_begin
 constexpr uint32_t BEGIN_THREADS = 1024;
 constexpr uint32_t PER_THREAD = 4;
 constexpr uint32_t TILE = THREADS * PER_THREAD;
-constexpr uint32_t FULL = 0xffffffffu;
 // Beams of a block of expand_normalize, one per warp; and the most children that one warp sees to.
 constexpr uint32_t NORMALIZED_BEAMS = THREADS / 32;
 constexpr uint32_t WARP_CHILDREN = 256;
@@ -51,7 +52,7 @@ template <uint32_t BLOCK> __device__ uint32_t exclusive_sum(uint32_t value, uint
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     uint32_t inclusive = value;
     for (uint32_t distance = 1; distance < 32; distance *= 2) {
-        const uint32_t other = __shfl_up_sync(FULL, inclusive, distance);
+        const uint32_t other = __shfl_up_sync(FULL_WARP, inclusive, distance);
         if (lane >= distance) inclusive += other;
     }
     __syncthreads();  // the sums of the call before were read
@@ -67,8 +68,13 @@ template <uint32_t BLOCK> __device__ uint32_t exclusive_sum(uint32_t value, uint
     return before + inclusive - value;
 }
 
+__device__ __forceinline__ bool is_finite(float x) { return x - x == 0.0f; }
+
+// The request yields nothing more.
+__device__ __forceinline__ void fail(const ExpandStep& step) { atomicOr(step.failed, 1u); }
+
 extern "C" __global__ void __launch_bounds__(BEGIN_THREADS) expand_begin(const ExpandStep* __restrict__ steps) {
-    __shared__ uint32_t warp_sums[BEGIN_THREADS / 32];
+    SHARED_ARRAY(uint32_t, warp_sums, BEGIN_THREADS / 32);
     const ExpandStep& step = steps[blockIdx.x];
     const Workspace w = workspace_of(step);
     const uint32_t thread = threadIdx.x;
@@ -98,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(BEGIN_THREADS) expand_begin(const E
         w.first_children[beam] = first;
         w.child_starts[beam] = count;
         children += count;
-        if (step.normalizers != nullptr && !isfinite(read_only(step.normalizers + beam))) *step.failed = 1;
+        if (step.normalizers != nullptr && !is_finite(read_only(step.normalizers + beam))) fail(step);
     }
     uint32_t total;
     uint32_t start = exclusive_sum<BEGIN_THREADS>(children, warp_sums, total);
@@ -149,21 +155,21 @@ __device__ __forceinline__ float logit_of(const ExpandStep& step, uint32_t beam,
 // log(sum of e^x) over values met one after the other: `sum` is relative to `max` and at least 1 once there is a finite
 // value. Values of negative infinity add nothing; one that is not a number makes the sum not a number.
 struct LogSum {
-    float max = __uint_as_float(0xff800000u);
+    float max = negative_infinity();
     float sum = 0.0f;
 
     __device__ __forceinline__ void add(float x) {
         if (x > max) {
             sum = sum * expf(max - x) + 1.0f;
             max = x;
-        } else if (x != __uint_as_float(0xff800000u)) {
+        } else if (x != negative_infinity()) {
             sum += expf(x - max);
         }
     }
 
     __device__ __forceinline__ void merge(float other_max, float other_sum) {
         const float larger = other_max > max ? other_max : max;
-        if (larger == __uint_as_float(0xff800000u)) {
+        if (larger == negative_infinity()) {
             sum += other_sum;  // zeros, or not a number
         } else {
             sum = sum * expf(max - larger) + other_sum * expf(other_max - larger);
@@ -191,15 +197,16 @@ __device__ __forceinline__ bool add_allowed(const ExpandStep& step, const Worksp
 
 __device__ __forceinline__ void merge_lanes(LogSum& log_sum) {
     for (uint32_t distance = 16; distance > 0; distance /= 2) {
-        const float max = __shfl_xor_sync(FULL, log_sum.max, distance);
-        const float sum = __shfl_xor_sync(FULL, log_sum.sum, distance);
+        const float max = __shfl_xor_sync(FULL_WARP, log_sum.max, distance);
+        const float sum = __shfl_xor_sync(FULL_WARP, log_sum.sum, distance);
         log_sum.merge(max, sum);
     }
 }
 
 // Grid: (any, requests). The order of additions depends on the number of children alone.
-extern "C" __global__ void __launch_bounds__(THREADS) expand_normalize(const ExpandStep* __restrict__ steps) {
-    __shared__ float warp_maxima[THREADS / 32], warp_sums[THREADS / 32];
+extern "C" __global__ void __launch_bounds__(THREADS, 4) expand_normalize(const ExpandStep* __restrict__ steps) {
+    SHARED_ARRAY(float, warp_maxima, THREADS / 32);
+    SHARED_ARRAY(float, warp_sums, THREADS / 32);
     const ExpandStep& step = steps[blockIdx.y];
     if (step.normalizers != nullptr) return;
     const Workspace w = workspace_of(step);
@@ -209,13 +216,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) expand_normalize(const Exp
     const auto put = [&](uint32_t beam, const LogSum& log_sum, bool any) {
         const float normalizer = log_sum.value();
         w.normalizers[beam] = normalizer;
-        if (any && !isfinite(normalizer)) *step.failed = 1;
+        if (any && !is_finite(normalizer)) fail(step);
     };
     for (uint32_t base = blockIdx.x * NORMALIZED_BEAMS; base < beams; base += gridDim.x * NORMALIZED_BEAMS) {
         const uint32_t own = base + warp;
         if (own < beams && w.child_starts[own + 1] - w.child_starts[own] <= WARP_CHILDREN) {
             LogSum log_sum;
-            const bool any = __any_sync(FULL, add_allowed(step, w, own, lane, 32, log_sum));
+            const bool any = __any_sync(FULL_WARP, add_allowed(step, w, own, lane, 32, log_sum));
             merge_lanes(log_sum);
             if (lane == 0) put(own, log_sum, any);
         }
@@ -260,7 +267,7 @@ __device__ __forceinline__ uint32_t beam_holding(const uint32_t* child_starts, u
         const uint32_t stride = (count + 31) / 32;
         const bool before = lane * stride < count && read_only(child_starts + first + lane * stride) <= number;
         // The first probe always holds.
-        const uint32_t skipped = (__popc(__ballot_sync(FULL, before)) - 1) * stride;
+        const uint32_t skipped = (__popc(__ballot_sync(FULL_WARP, before)) - 1) * stride;
         first += skipped;
         count = count - skipped < stride ? count - skipped : stride;
     }
@@ -312,7 +319,7 @@ __device__ __forceinline__ void for_each_candidate(const ExpandStep& step, const
             keys[k] = key_of(__fadd_rn(read_only(step.from.scores + beam), log_probability), node);
             parents[k] = beam;
             visited[k] = i < size && child.allowed && is_number && keys[k] >= lowest;
-            if (i < size && child.allowed && !is_number) *step.failed = 1;
+            if (i < size && child.allowed && !is_number) fail(step);
         }
 #pragma unroll
         for (uint32_t k = 0; k < PER_THREAD; ++k) {
@@ -351,8 +358,8 @@ __device__ void add_to_request(const Workspace& w, const Pass& pass, u64 smalles
         if (pass.histogram[bin] != 0) atomicAdd(w.histogram + bin, pass.histogram[bin]);
     }
     for (uint32_t distance = 16; distance > 0; distance /= 2) {
-        const u64 other_smallest = __shfl_xor_sync(FULL, smallest, distance);
-        const u64 other_greatest = __shfl_xor_sync(FULL, greatest, distance);
+        const u64 other_smallest = __shfl_xor_sync(FULL_WARP, smallest, distance);
+        const u64 other_greatest = __shfl_xor_sync(FULL_WARP, greatest, distance);
         smallest = other_smallest < smallest ? other_smallest : smallest;
         greatest = other_greatest > greatest ? other_greatest : greatest;
     }
@@ -449,9 +456,10 @@ __device__ void refine_alone(const ExpandStep& step, const Workspace& w, Pass& p
 }
 
 // Grid: (any, requests). `refinements` launches of expand_refine follow.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
     expand_histogram(const ExpandStep* __restrict__ steps, uint32_t refinements) {
-    __shared__ Pass pass;
+    SHARED_ARRAY(Pass, shared, 1);
+    Pass& pass = shared[0];
     const ExpandStep& step = steps[blockIdx.y];
     const Workspace w = workspace_of(step);
     const float best = w.state->best;
@@ -487,7 +495,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             };
             const uint32_t first = first_within(bin);
             const uint32_t last = bin == 0 ? best_rank : first_within(bin - 1) - 1;
-            settle(step, state, static_cast<u64>(first) << 32, static_cast<u64>(last) << 32 | FULL, pass.above, pass.count);
+            settle(step, state, static_cast<u64>(first) << 32, static_cast<u64>(last) << 32 | 0xffffffffu, pass.above, pass.count);
         }
     }
     __threadfence();
@@ -496,9 +504,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 // Grid: (any, requests). `refinements` more launches of this follow.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
     expand_refine(const ExpandStep* __restrict__ steps, uint32_t refinements) {
-    __shared__ Pass pass;
+    SHARED_ARRAY(Pass, shared, 1);
+    Pass& pass = shared[0];
     const ExpandStep& step = steps[blockIdx.y];
     const Workspace w = workspace_of(step);
     if (w.state->settled) return;
@@ -509,8 +518,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 // Grid: (any, requests).
-extern "C" __global__ void __launch_bounds__(THREADS) expand_collect(const ExpandStep* __restrict__ steps) {
-    __shared__ Pass pass;
+extern "C" __global__ void __launch_bounds__(THREADS, 3) expand_collect(const ExpandStep* __restrict__ steps) {
+    SHARED_ARRAY(Pass, shared, 1);
+    Pass& pass = shared[0];
     const ExpandStep& step = steps[blockIdx.y];
     const Workspace w = workspace_of(step);
     const float best = w.state->best;
@@ -553,3 +563,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) expand_finish(const Expand
         }
     }
 }
+
+}  // namespace expand

@@ -53,7 +53,7 @@ struct ExpandStep {
 };
 
 static_assert(sizeof(u64) == 8 && sizeof(void*) == 8, "addresses and u64 are 64 bits wide");
-static_assert(sizeof(Filter) == 32 && sizeof(Beams) == 48 && sizeof(ExpandStep) == 232, "the host builds these");
+static_assert(sizeof(Filter) == 32 && sizeof(Beams) == 48 && sizeof(ExpandStep) == 224, "the host builds these");
 
 // Bins of a histogram.
 constexpr uint32_t BINS = 2048;
@@ -137,7 +137,7 @@ __device__ __forceinline__ uint32_t node_of(u64 key) { return ~static_cast<uint3
 // wide up to d = 16, 1/16 up to 48, 1/8 up to 112, 1/4 up to 240; the last bin holds whatever is further off. Monotone,
 // because every operation rounds monotonically.
 __device__ __forceinline__ uint32_t bin_of(float best, float score) {
-    if (score == __uint_as_float(0xff800000u)) return BINS - 1;
+    if (score == negative_infinity()) return BINS - 1;
     const float shifted = __fadd_rn(__fsub_rn(best, score), 16.0f);
     const uint32_t bin = (__float_as_uint(shifted) - 0x41800000u) >> 14;
     return bin < BINS ? bin : BINS - 1;

@@ -22,18 +22,17 @@
 
 typedef unsigned long long u64;
 
+namespace log_sum_exp {
+
 constexpr uint32_t THREADS = 256;
 constexpr uint32_t GROUP = 4;                               // neighbouring columns of a thread
 constexpr uint32_t GROUPS = 8;
 constexpr uint32_t CHUNK = THREADS * GROUP * GROUPS;        // 8192 columns
-constexpr uint32_t FULL = 0xffffffffu;
-
-__device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
 
 // Combines the values of all threads of a block in a fixed order; all get the result. `scratch` holds one per warp.
 template <class Combine> __device__ __forceinline__ float over_block(float value, float* scratch, Combine combine) {
     for (uint32_t distance = 16; distance > 0; distance /= 2) {
-        value = combine(value, __shfl_xor_sync(FULL, value, distance));
+        value = combine(value, __shfl_xor_sync(FULL_WARP, value, distance));
     }
     __syncthreads();  // scratch of the call before was read
     if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
@@ -50,7 +49,7 @@ __device__ __forceinline__ void load_group(const float* address, uint32_t count,
         values[0] = all.x, values[1] = all.y, values[2] = all.z, values[3] = all.w;
     } else {
 #pragma unroll
-        for (uint32_t i = 0; i < GROUP; ++i) values[i] = i < count ? address[i] : -infinity();
+        for (uint32_t i = 0; i < GROUP; ++i) values[i] = i < count ? address[i] : negative_infinity();
     }
 }
 
@@ -63,7 +62,7 @@ __device__ __forceinline__ void load_group(const uint16_t* address, uint32_t cou
     } else {
 #pragma unroll
         for (uint32_t i = 0; i < GROUP; ++i) {
-            values[i] = i < count ? __uint_as_float(static_cast<uint32_t>(address[i]) << 16) : -infinity();
+            values[i] = i < count ? __uint_as_float(static_cast<uint32_t>(address[i]) << 16) : negative_infinity();
         }
     }
 }
@@ -72,8 +71,8 @@ template <class Logit>
 __device__ __forceinline__ void log_sum_exp_of(const Logit* logits, u64 stride, uint32_t columns, float* out, float* kept,
                                                uint32_t kept_first, uint32_t kept_count, float2* partial,
                                                uint32_t* arrived) {
-    __shared__ float scratch[THREADS / 32];
-    __shared__ bool is_last;
+    SHARED_ARRAY(float, scratch, THREADS / 32);
+    SHARED_ARRAY(bool, is_last, 1);
     const u64 row = blockIdx.x;
     const uint32_t chunk = blockIdx.y, chunks = gridDim.y;
     const Logit* const values_of_row = logits + row * stride;
@@ -87,7 +86,7 @@ __device__ __forceinline__ void log_sum_exp_of(const Logit* logits, u64 stride, 
         const uint32_t left = column < columns ? columns - column : 0;
         load_group(values_of_row + column, left < GROUP ? left : GROUP, values[g]);
     }
-    float max = -infinity();
+    float max = negative_infinity();
 #pragma unroll
     for (uint32_t g = 0; g < GROUPS; ++g) {
 #pragma unroll
@@ -116,16 +115,16 @@ __device__ __forceinline__ void log_sum_exp_of(const Logit* logits, u64 stride, 
     if (threadIdx.x == 0) {
         partial[row * chunks + chunk] = make_float2(max, sum);
         __threadfence();
-        is_last = atomicAdd(arrived + row, 1u) == chunks - 1;
+        is_last[0] = atomicAdd(arrived + row, 1u) == chunks - 1;
     }
     __syncthreads();
-    if (!is_last) return;
+    if (!is_last[0]) return;
     __threadfence();
     const auto part = [&](uint32_t c) {
         const volatile float* const address = reinterpret_cast<const volatile float*>(partial + row * chunks + c);
         return make_float2(address[0], address[1]);
     };
-    max = -infinity();
+    max = negative_infinity();
     for (uint32_t c = threadIdx.x; c < chunks; c += THREADS) max = larger(part(c).x, max);
     max = over_block(max, scratch, larger);
     sum = 0.0f;
@@ -152,3 +151,5 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                      uint32_t kept_count, float2* partial, uint32_t* arrived) {
     log_sum_exp_of(logits, stride, columns, out, kept, kept_first, kept_count, partial, arrived);
 }
+
+}  // namespace log_sum_exp
