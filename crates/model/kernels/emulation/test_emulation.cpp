@@ -106,8 +106,8 @@ void multiply_kernel(const bf16 *a, const bf16 *b, float *c) {
     for (int at = lane; at < 128; at += 32) tile[256 + at / 8 * 16 + 8 + at % 8] = b[at];
     __syncwarp();
     uint32_t left[4], right[4];
-    ldmatrix_x4(left, tile + (lane % 16) * 16 + lane / 16 * 8);
-    ldmatrix_x4_trans(right, tile + 256 + (lane % 16) * 16 + lane / 16 * 8);
+    ldmatrix_x4(left, shared_address(tile + (lane % 16) * 16 + lane / 16 * 8));
+    ldmatrix_x4_trans(right, shared_address(tile + 256 + (lane % 16) * 16 + lane / 16 * 8));
     float sum[4] = {};
     mma_m16n8k16_bf16(sum, left, right[0], right[1]);
     for (int part = 0; part < 4; ++part) c[(lane / 4 + part / 2 * 8) * 8 + lane % 4 * 2 + part % 2] = sum[part];
