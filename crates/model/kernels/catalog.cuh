@@ -22,15 +22,15 @@ enum FilterKind : uint32_t {
 };
 
 struct Filter {
-    const u64* words;       // one bit per leaf; only for FILTER_BITS
-    const uint32_t* ranks;  // set bits before each block of 512 bits, and at last all of them; only for FILTER_BITS
-    const uint32_t* list;   // leaves taken out of the base set, or, for FILTER_LIST, the allowed leaves
+    const u64 *words;       // one bit per leaf; only for FILTER_BITS
+    const uint32_t *ranks;  // set bits before each block of 512 bits, and at last all of them; only for FILTER_BITS
+    const uint32_t *list;   // leaves taken out of the base set, or, for FILTER_LIST, the allowed leaves
     uint32_t list_length;
     uint32_t kind;
 };
 
 // A load from memory that nobody writes while the kernel runs.
-template <class T> __device__ __forceinline__ T read_only(const T* address) {
+template <class T> __device__ __forceinline__ T read_only(const T *address) {
 #ifdef __CUDA_ARCH__
     return __ldg(address);
 #else
@@ -39,7 +39,7 @@ template <class T> __device__ __forceinline__ T read_only(const T* address) {
 }
 
 // How many entries of a sorted list are less than `value`.
-__device__ __forceinline__ uint32_t entries_below(const uint32_t* list, uint32_t length, uint32_t value) {
+__device__ __forceinline__ uint32_t entries_below(const uint32_t *list, uint32_t length, uint32_t value) {
     uint32_t first = 0;
     while (length > 0) {
         const uint32_t half = length / 2;
@@ -54,7 +54,7 @@ __device__ __forceinline__ uint32_t entries_below(const uint32_t* list, uint32_t
 }
 
 // Set bits before bit `i`, which is at most the number of leaves.
-__device__ __forceinline__ uint32_t rank_of(const Filter& filter, uint32_t i) {
+__device__ __forceinline__ uint32_t rank_of(const Filter &filter, uint32_t i) {
     const uint32_t word = i / 64;
     uint32_t rank = read_only(filter.ranks + word / 8);
     for (uint32_t w = word / 8 * 8; w < word; ++w) rank += __popcll(read_only(filter.words + w));
@@ -65,7 +65,7 @@ __device__ __forceinline__ uint32_t rank_of(const Filter& filter, uint32_t i) {
 
 // Whether the interval [begin, end) of leaves, not empty, holds an allowed leaf. Constant time but for lists, which cost
 // two binary searches.
-__device__ __forceinline__ bool allows_any(const Filter& filter, uint32_t begin, uint32_t end) {
+__device__ __forceinline__ bool allows_any(const Filter &filter, uint32_t begin, uint32_t end) {
     if (filter.kind == FILTER_LIST) {
         const uint32_t at = entries_below(filter.list, filter.list_length, begin);
         return at < filter.list_length && read_only(filter.list + at) < end;

@@ -48,7 +48,7 @@ constexpr uint32_t NORMALIZED_BEAMS = THREADS / 32;
 constexpr uint32_t WARP_CHILDREN = 256;
 
 // Exclusive prefix sum over the threads of a block; `total` is the sum, for all of them. Every thread must come.
-template <uint32_t BLOCK> __device__ uint32_t exclusive_sum(uint32_t value, uint32_t* warp_sums, uint32_t& total) {
+template <uint32_t BLOCK> __device__ uint32_t exclusive_sum(uint32_t value, uint32_t *warp_sums, uint32_t &total) {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     uint32_t inclusive = value;
     for (uint32_t distance = 1; distance < 32; distance *= 2) {
@@ -71,11 +71,11 @@ template <uint32_t BLOCK> __device__ uint32_t exclusive_sum(uint32_t value, uint
 __device__ __forceinline__ bool is_finite(float x) { return x - x == 0.0f; }
 
 // The request yields nothing more.
-__device__ __forceinline__ void fail(const ExpandStep& step) { atomicOr(step.failed, 1u); }
+__device__ __forceinline__ void fail(const ExpandStep &step) { atomicOr(step.failed, 1u); }
 
-extern "C" __global__ void __launch_bounds__(BEGIN_THREADS) expand_begin(const ExpandStep* __restrict__ steps) {
+extern "C" __global__ void __launch_bounds__(BEGIN_THREADS) expand_begin(const ExpandStep *__restrict__ steps) {
     SHARED_ARRAY(uint32_t, warp_sums, BEGIN_THREADS / 32);
-    const ExpandStep& step = steps[blockIdx.x];
+    const ExpandStep &step = steps[blockIdx.x];
     const Workspace w = workspace_of(step);
     const uint32_t thread = threadIdx.x;
     if (step.is_first && thread == 0) {
@@ -131,7 +131,7 @@ struct Child {
     bool allowed;
 };
 
-__device__ __forceinline__ Child child_at(const ExpandStep& step, uint32_t node) {
+__device__ __forceinline__ Child child_at(const ExpandStep &step, uint32_t node) {
     Child child;
     child.node = node;
     child.token = step.fixed_token;
@@ -148,7 +148,7 @@ __device__ __forceinline__ Child child_at(const ExpandStep& step, uint32_t node)
     return child;
 }
 
-__device__ __forceinline__ float logit_of(const ExpandStep& step, uint32_t beam, uint32_t token) {
+__device__ __forceinline__ float logit_of(const ExpandStep &step, uint32_t beam, uint32_t token) {
     return read_only(step.logits + static_cast<u64>(beam) * step.logits_stride + (token - step.first_token));
 }
 
@@ -181,8 +181,8 @@ struct LogSum {
 };
 
 // Adds the logits of the allowed continuations number `first`, `first + stride`, ... of a beam. Says whether there are any.
-__device__ __forceinline__ bool add_allowed(const ExpandStep& step, const Workspace& w, uint32_t beam, uint32_t first,
-                                            uint32_t stride, LogSum& log_sum) {
+__device__ __forceinline__ bool add_allowed(const ExpandStep &step, const Workspace &w, uint32_t beam, uint32_t first,
+                                            uint32_t stride, LogSum &log_sum) {
     const uint32_t count = w.child_starts[beam + 1] - w.child_starts[beam];
     bool any = false;
     for (uint32_t i = first; i < count; i += stride) {
@@ -195,7 +195,7 @@ __device__ __forceinline__ bool add_allowed(const ExpandStep& step, const Worksp
     return any;
 }
 
-__device__ __forceinline__ void merge_lanes(LogSum& log_sum) {
+__device__ __forceinline__ void merge_lanes(LogSum &log_sum) {
     for (uint32_t distance = 16; distance > 0; distance /= 2) {
         const float max = __shfl_xor_sync(FULL_WARP, log_sum.max, distance);
         const float sum = __shfl_xor_sync(FULL_WARP, log_sum.sum, distance);
@@ -204,16 +204,16 @@ __device__ __forceinline__ void merge_lanes(LogSum& log_sum) {
 }
 
 // Grid: (any, requests). The order of additions depends on the number of children alone.
-extern "C" __global__ void __launch_bounds__(THREADS, 4) expand_normalize(const ExpandStep* __restrict__ steps) {
+extern "C" __global__ void __launch_bounds__(THREADS, 4) expand_normalize(const ExpandStep *__restrict__ steps) {
     SHARED_ARRAY(float, warp_maxima, THREADS / 32);
     SHARED_ARRAY(float, warp_sums, THREADS / 32);
-    const ExpandStep& step = steps[blockIdx.y];
+    const ExpandStep &step = steps[blockIdx.y];
     if (step.normalizers != nullptr) return;
     const Workspace w = workspace_of(step);
     const uint32_t beams = w.state->beams;
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     // A beam none of whose continuations is allowed has no use for a normaliser, so it does not fail for want of one.
-    const auto put = [&](uint32_t beam, const LogSum& log_sum, bool any) {
+    const auto put = [&](uint32_t beam, const LogSum &log_sum, bool any) {
         const float normalizer = log_sum.value();
         w.normalizers[beam] = normalizer;
         if (any && !is_finite(normalizer)) fail(step);
@@ -260,7 +260,7 @@ struct Pass {
 
 // The beam that holds child `number`: the last one whose children start there or before. A warp asks together, and all its
 // threads get the answer.
-__device__ __forceinline__ uint32_t beam_holding(const uint32_t* child_starts, uint32_t beams, uint32_t number) {
+__device__ __forceinline__ uint32_t beam_holding(const uint32_t *child_starts, uint32_t beams, uint32_t number) {
     const uint32_t lane = threadIdx.x % 32;
     uint32_t first = 0, count = beams;
     while (count > 1) {
@@ -277,10 +277,10 @@ __device__ __forceinline__ uint32_t beam_holding(const uint32_t* child_starts, u
 // Calls `visit(key, beam)` for every allowed candidate with at least the key `lowest` in the tiles `tile`, `tile + stride`,
 // ..., once. All threads of the block must come.
 template <class Visit>
-__device__ __forceinline__ void for_each_candidate(const ExpandStep& step, const Workspace& w, Pass& pass, u64 lowest,
+__device__ __forceinline__ void for_each_candidate(const ExpandStep &step, const Workspace &w, Pass &pass, u64 lowest,
                                                    uint32_t tile, uint32_t stride, Visit visit) {
     const uint32_t beams = w.state->beams, children = w.state->children;
-    const float* const normalizers = step.normalizers != nullptr ? step.normalizers : w.normalizers;
+    const float *const normalizers = step.normalizers != nullptr ? step.normalizers : w.normalizers;
     const uint32_t lowest_score = static_cast<uint32_t>(lowest >> 32);
     for (u64 at = static_cast<u64>(tile) * TILE; at < children; at += static_cast<u64>(stride) * TILE) {
         const uint32_t begin = static_cast<uint32_t>(at);
@@ -329,7 +329,7 @@ __device__ __forceinline__ void for_each_candidate(const ExpandStep& step, const
 }
 
 // Whether all other blocks of the request are done with this pass. Then their writes are seen.
-__device__ bool is_last_block(ExpandState* state, Pass& pass) {
+__device__ bool is_last_block(ExpandState *state, Pass &pass) {
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -342,17 +342,17 @@ __device__ bool is_last_block(ExpandState* state, Pass& pass) {
 }
 
 // A load of what other blocks wrote during this kernel.
-template <class T> __device__ __forceinline__ T fresh(const T* address) {
-    return *static_cast<const volatile T*>(address);
+template <class T> __device__ __forceinline__ T fresh(const T *address) {
+    return *static_cast<const volatile T *>(address);
 }
 
-__device__ void clear_histogram(Pass& pass) {
+__device__ void clear_histogram(Pass &pass) {
     for (uint32_t bin = threadIdx.x; bin < BINS; bin += THREADS) pass.histogram[bin] = 0;
     __syncthreads();
 }
 
 // Adds the block's histogram, and the range of keys it met, to those of the request.
-__device__ void add_to_request(const Workspace& w, const Pass& pass, u64 smallest, u64 greatest) {
+__device__ void add_to_request(const Workspace &w, const Pass &pass, u64 smallest, u64 greatest) {
     __syncthreads();
     for (uint32_t bin = threadIdx.x; bin < BINS; bin += THREADS) {
         if (pass.histogram[bin] != 0) atomicAdd(w.histogram + bin, pass.histogram[bin]);
@@ -373,7 +373,7 @@ __device__ void add_to_request(const Workspace& w, const Pass& pass, u64 smalles
 // Finds in the request's histogram the bin that holds candidate number `wanted` (from 1), and clears the histogram. Tells
 // all threads the bin, the candidates in better bins and those in this one; returns the sum over all bins. If that is less
 // than `wanted`, the rest is undefined. If asked, writes how many candidates precede each bin.
-__device__ uint32_t find_bin(const Workspace& w, Pass& pass, uint32_t wanted, uint32_t* starts) {
+__device__ uint32_t find_bin(const Workspace &w, Pass &pass, uint32_t wanted, uint32_t *starts) {
     constexpr uint32_t SHARE = BINS / THREADS;
     uint32_t counts[SHARE], sum = 0, total;
 #pragma unroll
@@ -398,7 +398,7 @@ __device__ uint32_t find_bin(const Workspace& w, Pass& pass, uint32_t wanted, ui
 }
 
 // Fixes the cut if what lies in `[lowest, highest]` and above fits the capacity, else keeps the interval. By one thread.
-__device__ void settle(const ExpandStep& step, ExpandState& state, u64 lowest, u64 highest, uint32_t above, uint32_t count) {
+__device__ void settle(const ExpandStep &step, ExpandState &state, u64 lowest, u64 highest, uint32_t above, uint32_t count) {
     const u64 smallest = fresh(&state.smallest_seen), greatest = fresh(&state.greatest_seen);
     state.settled = count <= step.capacity - above;
     state.collected = above + count;
@@ -417,7 +417,7 @@ __device__ __forceinline__ uint32_t part_shift(u64 lowest, u64 highest) {
 }
 
 // One pass over the interval that holds the last survivor: counts its candidates part by part, better parts first.
-__device__ void count_parts(const ExpandStep& step, const Workspace& w, Pass& pass, uint32_t tile, uint32_t stride) {
+__device__ void count_parts(const ExpandStep &step, const Workspace &w, Pass &pass, uint32_t tile, uint32_t stride) {
     const u64 lowest = fresh(&w.state->lowest), highest = fresh(&w.state->highest);
     const uint32_t shift = part_shift(lowest, highest);
     u64 smallest = ~0ull, greatest = 0;
@@ -432,7 +432,7 @@ __device__ void count_parts(const ExpandStep& step, const Workspace& w, Pass& pa
 }
 
 // Narrows the interval to one part. By the last block.
-__device__ void narrow_interval(const ExpandStep& step, const Workspace& w, Pass& pass) {
+__device__ void narrow_interval(const ExpandStep &step, const Workspace &w, Pass &pass) {
     const u64 lowest = fresh(&w.state->lowest), highest = fresh(&w.state->highest);
     const uint32_t above = fresh(&w.state->above), shift = part_shift(lowest, highest);
     find_bin(w, pass, step.width - above, nullptr);
@@ -446,7 +446,7 @@ __device__ void narrow_interval(const ExpandStep& step, const Workspace& w, Pass
 }
 
 // Repeats both by one block until the cut is settled.
-__device__ void refine_alone(const ExpandStep& step, const Workspace& w, Pass& pass) {
+__device__ void refine_alone(const ExpandStep &step, const Workspace &w, Pass &pass) {
     while (!fresh(&w.state->settled)) {
         count_parts(step, w, pass, 0, 1);
         __threadfence();
@@ -457,10 +457,10 @@ __device__ void refine_alone(const ExpandStep& step, const Workspace& w, Pass& p
 
 // Grid: (any, requests). `refinements` launches of expand_refine follow.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
-    expand_histogram(const ExpandStep* __restrict__ steps, uint32_t refinements) {
+    expand_histogram(const ExpandStep *__restrict__ steps, uint32_t refinements) {
     SHARED_ARRAY(Pass, shared, 1);
-    Pass& pass = shared[0];
-    const ExpandStep& step = steps[blockIdx.y];
+    Pass &pass = shared[0];
+    const ExpandStep &step = steps[blockIdx.y];
     const Workspace w = workspace_of(step);
     const float best = w.state->best;
     u64 smallest = ~0ull, greatest = 0;
@@ -475,7 +475,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
 
     const uint32_t total = find_bin(w, pass, step.width, w.bin_starts);
     if (threadIdx.x == 0) {
-        ExpandState& state = *w.state;
+        ExpandState &state = *w.state;
         state.survivors = total < step.width ? total : step.width;
         if (total <= step.capacity) {
             settle(step, state, 0, ~0ull, 0, total);
@@ -505,10 +505,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
 
 // Grid: (any, requests). `refinements` more launches of this follow.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
-    expand_refine(const ExpandStep* __restrict__ steps, uint32_t refinements) {
+    expand_refine(const ExpandStep *__restrict__ steps, uint32_t refinements) {
     SHARED_ARRAY(Pass, shared, 1);
-    Pass& pass = shared[0];
-    const ExpandStep& step = steps[blockIdx.y];
+    Pass &pass = shared[0];
+    const ExpandStep &step = steps[blockIdx.y];
     const Workspace w = workspace_of(step);
     if (w.state->settled) return;
     count_parts(step, w, pass, blockIdx.x, gridDim.x);
@@ -518,10 +518,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
 }
 
 // Grid: (any, requests).
-extern "C" __global__ void __launch_bounds__(THREADS, 3) expand_collect(const ExpandStep* __restrict__ steps) {
+extern "C" __global__ void __launch_bounds__(THREADS, 3) expand_collect(const ExpandStep *__restrict__ steps) {
     SHARED_ARRAY(Pass, shared, 1);
-    Pass& pass = shared[0];
-    const ExpandStep& step = steps[blockIdx.y];
+    Pass &pass = shared[0];
+    const ExpandStep &step = steps[blockIdx.y];
     const Workspace w = workspace_of(step);
     const float best = w.state->best;
     for_each_candidate(step, w, pass, w.state->lowest, blockIdx.x, gridDim.x, [&](u64 key, uint32_t beam) {
@@ -533,8 +533,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) expand_collect(const Ex
 }
 
 // Grid: (any, requests), a thread per collected candidate.
-extern "C" __global__ void __launch_bounds__(THREADS) expand_finish(const ExpandStep* __restrict__ steps) {
-    const ExpandStep& step = steps[blockIdx.y];
+extern "C" __global__ void __launch_bounds__(THREADS) expand_finish(const ExpandStep *__restrict__ steps) {
+    const ExpandStep &step = steps[blockIdx.y];
     const Workspace w = workspace_of(step);
     const bool failed = *step.failed;
     if (blockIdx.x == 0 && threadIdx.x == 0) *step.to.count = failed ? 0 : w.state->survivors;
@@ -556,8 +556,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) expand_finish(const Expand
         if (step.to.parents != nullptr) step.to.parents[rank] = parent;
         if (step.to.lineage != nullptr) {
             // Row `step * width + place` of the branch pages holds what the beam at that place has computed in that step.
-            uint32_t* const lineage = step.to.lineage + static_cast<u64>(rank) * (steps_done + 1);
-            const uint32_t* const old = step.from.lineage + static_cast<u64>(parent) * steps_done;
+            uint32_t *const lineage = step.to.lineage + static_cast<u64>(rank) * (steps_done + 1);
+            const uint32_t *const old = step.from.lineage + static_cast<u64>(parent) * steps_done;
             for (uint32_t s = 0; s < steps_done; ++s) lineage[s] = read_only(old + s);
             lineage[steps_done] = steps_done * step.width + rank;
         }

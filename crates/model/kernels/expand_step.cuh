@@ -11,12 +11,12 @@
 
 // The beams of one request, best first, each array `width` long unless said otherwise. Nodes are pairwise different.
 struct Beams {
-    uint32_t* nodes;    // index within the level of the trie
-    uint32_t* tokens;   // last token; not read by an expansion
-    float* scores;      // sum of log-probabilities
-    uint32_t* parents;  // place in the beam of the step before; written only, may be null
-    uint32_t* lineage;  // [width][entries] rows of the request's branch pages, own row last; may be null in the last step
-    uint32_t* count;    // one value: beams alive
+    uint32_t *nodes;    // index within the level of the trie
+    uint32_t *tokens;   // last token; not read by an expansion
+    float *scores;      // sum of log-probabilities
+    uint32_t *parents;  // place in the beam of the step before; written only, may be null
+    uint32_t *lineage;  // [width][entries] rows of the request's branch pages, own row last; may be null in the last step
+    uint32_t *count;    // one value: beams alive
 };
 
 enum StepKind : uint32_t {
@@ -29,19 +29,19 @@ struct ExpandStep {
     // The trie below the level of the beams. Node n of that level has the children children[n]..children[n + 1] in the
     // next level, whose node c has the token symbols[c], ascending within a parent, and owns the leaves
     // leaves[c]..leaves[c + 1].
-    const uint32_t* children;  // null: node n has the one child n
-    const uint32_t* symbols;
-    const uint32_t* leaves;    // null: node c owns the one leaf c
+    const uint32_t *children;  // null: node n has the one child n
+    const uint32_t *symbols;
+    const uint32_t *leaves;    // null: node c owns the one leaf c
     Filter filter;
     // The logit of token t for beam b is logits[b * logits_stride + t - first_token].
-    const float* logits;
+    const float *logits;
     // Log-sum-exp of all logits of each beam, none of which exceeds it; null: over the allowed continuations only.
-    const float* normalizers;
+    const float *normalizers;
     u64 logits_stride;
     Beams from;
     Beams to;          // other memory than `from`
-    uint32_t* failed;  // one value; set when a logit is not a number, or a normaliser not finite; stays set
-    unsigned char* workspace;  // expand_workspace_bytes(width, capacity), 16-byte aligned, need not be initialised
+    uint32_t *failed;  // one value; set when a logit is not a number, or a normaliser not finite; stays set
+    unsigned char *workspace;  // expand_workspace_bytes(width, capacity), 16-byte aligned, need not be initialised
     uint32_t first_token;
     uint32_t kind;         // StepKind
     uint32_t fixed_token;
@@ -52,7 +52,7 @@ struct ExpandStep {
     uint32_t steps_done;   // steps before this one; `from.lineage` has as many entries per beam, `to.lineage` one more
 };
 
-static_assert(sizeof(u64) == 8 && sizeof(void*) == 8, "addresses and u64 are 64 bits wide");
+static_assert(sizeof(u64) == 8 && sizeof(void *) == 8, "addresses and u64 are 64 bits wide");
 static_assert(sizeof(Filter) == 32 && sizeof(Beams) == 48 && sizeof(ExpandStep) == 224, "the host builds these");
 
 // Bins of a histogram.
@@ -75,15 +75,15 @@ struct ExpandState {
 };
 
 struct Workspace {
-    ExpandState* state;
-    uint32_t* histogram;       // [BINS]
-    uint32_t* bin_starts;      // [BINS] candidates in better bins
-    uint32_t* bin_filled;      // [BINS] candidates collected
-    uint32_t* child_starts;    // [width + 1] children of the beams before
-    uint32_t* first_children;  // [width] node of the first one
-    float* normalizers;        // [width] over the allowed continuations
-    uint32_t* parents;         // [capacity] of the collected candidates
-    u64* keys;                 // [capacity] bin by bin
+    ExpandState *state;
+    uint32_t *histogram;       // [BINS]
+    uint32_t *bin_starts;      // [BINS] candidates in better bins
+    uint32_t *bin_filled;      // [BINS] candidates collected
+    uint32_t *child_starts;    // [width + 1] children of the beams before
+    uint32_t *first_children;  // [width] node of the first one
+    float *normalizers;        // [width] over the allowed continuations
+    uint32_t *parents;         // [capacity] of the collected candidates
+    u64 *keys;                 // [capacity] bin by bin
 };
 
 __host__ __device__ inline u64 round_up_16(u64 bytes) { return (bytes + 15) / 16 * 16; }
@@ -94,23 +94,23 @@ __host__ __device__ inline u64 expand_workspace_bytes(uint32_t width, uint32_t c
            2 * round_up_16(width * 4ull) + round_up_16(capacity * 4ull) + round_up_16(capacity * 8ull);
 }
 
-__device__ inline Workspace workspace_of(const ExpandStep& step) {
-    unsigned char* next = step.workspace;
+__device__ inline Workspace workspace_of(const ExpandStep &step) {
+    unsigned char *next = step.workspace;
     const auto take = [&](u64 bytes) {
-        unsigned char* taken = next;
+        unsigned char *taken = next;
         next += round_up_16(bytes);
         return taken;
     };
     Workspace w;
-    w.state = reinterpret_cast<ExpandState*>(take(sizeof(ExpandState)));
-    w.histogram = reinterpret_cast<uint32_t*>(take(BINS * 4ull));
-    w.bin_starts = reinterpret_cast<uint32_t*>(take(BINS * 4ull));
-    w.bin_filled = reinterpret_cast<uint32_t*>(take(BINS * 4ull));
-    w.child_starts = reinterpret_cast<uint32_t*>(take((step.width + 1) * 4ull));
-    w.first_children = reinterpret_cast<uint32_t*>(take(step.width * 4ull));
-    w.normalizers = reinterpret_cast<float*>(take(step.width * 4ull));
-    w.parents = reinterpret_cast<uint32_t*>(take(step.capacity * 4ull));
-    w.keys = reinterpret_cast<u64*>(take(step.capacity * 8ull));
+    w.state = reinterpret_cast<ExpandState *>(take(sizeof(ExpandState)));
+    w.histogram = reinterpret_cast<uint32_t *>(take(BINS * 4ull));
+    w.bin_starts = reinterpret_cast<uint32_t *>(take(BINS * 4ull));
+    w.bin_filled = reinterpret_cast<uint32_t *>(take(BINS * 4ull));
+    w.child_starts = reinterpret_cast<uint32_t *>(take((step.width + 1) * 4ull));
+    w.first_children = reinterpret_cast<uint32_t *>(take(step.width * 4ull));
+    w.normalizers = reinterpret_cast<float *>(take(step.width * 4ull));
+    w.parents = reinterpret_cast<uint32_t *>(take(step.capacity * 4ull));
+    w.keys = reinterpret_cast<u64 *>(take(step.capacity * 8ull));
     return w;
 }
 

@@ -30,7 +30,7 @@ constexpr uint32_t GROUPS = 8;
 constexpr uint32_t CHUNK = THREADS * GROUP * GROUPS;        // 8192 columns
 
 // Combines the values of all threads of a block in a fixed order; all get the result. `scratch` holds one per warp.
-template <class Combine> __device__ __forceinline__ float over_block(float value, float* scratch, Combine combine) {
+template <class Combine> __device__ __forceinline__ float over_block(float value, float *scratch, Combine combine) {
     for (uint32_t distance = 16; distance > 0; distance /= 2) {
         value = combine(value, __shfl_xor_sync(FULL_WARP, value, distance));
     }
@@ -43,9 +43,9 @@ template <class Combine> __device__ __forceinline__ float over_block(float value
 }
 
 // Four columns; `count` of them exist. What does not exist is negative infinity.
-__device__ __forceinline__ void load_group(const float* address, uint32_t count, float (&values)[GROUP]) {
+__device__ __forceinline__ void load_group(const float *address, uint32_t count, float (&values)[GROUP]) {
     if (count == GROUP && reinterpret_cast<u64>(address) % 16 == 0) {
-        const float4 all = *reinterpret_cast<const float4*>(address);
+        const float4 all = *reinterpret_cast<const float4 *>(address);
         values[0] = all.x, values[1] = all.y, values[2] = all.z, values[3] = all.w;
     } else {
 #pragma unroll
@@ -54,9 +54,9 @@ __device__ __forceinline__ void load_group(const float* address, uint32_t count,
 }
 
 // The same of bf16, the upper halves of single-precision numbers.
-__device__ __forceinline__ void load_group(const uint16_t* address, uint32_t count, float (&values)[GROUP]) {
+__device__ __forceinline__ void load_group(const uint16_t *address, uint32_t count, float (&values)[GROUP]) {
     if (count == GROUP && reinterpret_cast<u64>(address) % 8 == 0) {
-        const uint2 all = *reinterpret_cast<const uint2*>(address);
+        const uint2 all = *reinterpret_cast<const uint2 *>(address);
         values[0] = __uint_as_float(all.x << 16), values[1] = __uint_as_float(all.x & 0xffff0000u);
         values[2] = __uint_as_float(all.y << 16), values[3] = __uint_as_float(all.y & 0xffff0000u);
     } else {
@@ -68,14 +68,14 @@ __device__ __forceinline__ void load_group(const uint16_t* address, uint32_t cou
 }
 
 template <class Logit>
-__device__ __forceinline__ void log_sum_exp_of(const Logit* logits, u64 stride, uint32_t columns, float* out, float* kept,
-                                               uint32_t kept_first, uint32_t kept_count, float2* partial,
-                                               uint32_t* arrived) {
+__device__ __forceinline__ void log_sum_exp_of(const Logit *logits, u64 stride, uint32_t columns, float *out, float *kept,
+                                               uint32_t kept_first, uint32_t kept_count, float2 *partial,
+                                               uint32_t *arrived) {
     SHARED_ARRAY(float, scratch, THREADS / 32);
     SHARED_ARRAY(bool, is_last, 1);
     const u64 row = blockIdx.x;
     const uint32_t chunk = blockIdx.y, chunks = gridDim.y;
-    const Logit* const values_of_row = logits + row * stride;
+    const Logit *const values_of_row = logits + row * stride;
     const auto larger = [](float a, float b) { return a > b ? a : b; };
     const auto sum_of = [](float a, float b) { return a + b; };
 
@@ -121,7 +121,7 @@ __device__ __forceinline__ void log_sum_exp_of(const Logit* logits, u64 stride, 
     if (!is_last[0]) return;
     __threadfence();
     const auto part = [&](uint32_t c) {
-        const volatile float* const address = reinterpret_cast<const volatile float*>(partial + row * chunks + c);
+        const volatile float *const address = reinterpret_cast<const volatile float *>(partial + row * chunks + c);
         return make_float2(address[0], address[1]);
     };
     max = negative_infinity();
@@ -141,14 +141,14 @@ __device__ __forceinline__ void log_sum_exp_of(const Logit* logits, u64 stride, 
 
 // Grid: (rows, ceil(columns / 8192)), blocks of 256 threads. `columns` at least 1.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    log_sum_exp_f32(const float* logits, u64 stride, uint32_t columns, float* out, float* kept, uint32_t kept_first,
-                    uint32_t kept_count, float2* partial, uint32_t* arrived) {
+    log_sum_exp_f32(const float *logits, u64 stride, uint32_t columns, float *out, float *kept, uint32_t kept_first,
+                    uint32_t kept_count, float2 *partial, uint32_t *arrived) {
     log_sum_exp_of(logits, stride, columns, out, kept, kept_first, kept_count, partial, arrived);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    log_sum_exp_bf16(const uint16_t* logits, u64 stride, uint32_t columns, float* out, float* kept, uint32_t kept_first,
-                     uint32_t kept_count, float2* partial, uint32_t* arrived) {
+    log_sum_exp_bf16(const uint16_t *logits, u64 stride, uint32_t columns, float *out, float *kept, uint32_t kept_first,
+                     uint32_t kept_count, float2 *partial, uint32_t *arrived) {
     log_sum_exp_of(logits, stride, columns, out, kept, kept_first, kept_count, partial, arrived);
 }
 

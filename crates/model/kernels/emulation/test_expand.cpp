@@ -16,7 +16,7 @@ namespace {
 int failures = 0;
 std::string label;
 
-void check(bool condition, const std::string& what) {
+void check(bool condition, const std::string &what) {
     if (!condition && failures < 20) std::printf("expand: %s: %s\n", label.c_str(), what.c_str());
     failures += !condition;
 }
@@ -64,7 +64,7 @@ struct Catalog {
 };
 
 // `paths` in order, pairwise different, all of one depth.
-Catalog catalog_of(const std::vector<std::vector<uint32_t>>& paths, uint32_t first_token, uint32_t tokens) {
+Catalog catalog_of(const std::vector<std::vector<uint32_t>> &paths, uint32_t first_token, uint32_t tokens) {
     Catalog catalog;
     const size_t depth = paths[0].size();
     catalog.levels.resize(depth + 1);
@@ -81,7 +81,7 @@ Catalog catalog_of(const std::vector<std::vector<uint32_t>>& paths, uint32_t fir
         }
     }
     for (size_t level = 0; level <= depth; ++level) {
-        Level& l = catalog.levels[level];
+        Level &l = catalog.levels[level];
         l.leaves.push_back(catalog.leaves);
         if (level < depth) l.children.push_back(uint32_t(catalog.levels[level + 1].symbols.size()));
         if (l.leaves.size() == catalog.leaves + 1) l.leaves.clear();
@@ -91,7 +91,7 @@ Catalog catalog_of(const std::vector<std::vector<uint32_t>>& paths, uint32_t fir
 }
 
 // `count` paths over codebooks of the given sizes; with `skew`, half of them share all but the last code.
-Catalog random_catalog(const std::vector<uint32_t>& codebooks, uint32_t count, bool skew) {
+Catalog random_catalog(const std::vector<uint32_t> &codebooks, uint32_t count, bool skew) {
     std::set<std::vector<uint32_t>> paths;
     uint32_t tokens = 0;
     for (uint32_t size : codebooks) tokens = std::max(tokens, size);
@@ -170,8 +170,8 @@ struct Memory {
 enum class Logits { Gaussian, Few, Equal, SomeInfinite, FarApart, Bf16, Increasing, Boundary };
 
 struct Search {
-    const Catalog* catalog;
-    const FilterArrays* filter;
+    const Catalog *catalog;
+    const FilterArrays *filter;
     uint32_t width, capacity;
     std::vector<int> steps;  // -1 a level, else a fixed token, relative to the first one
     bool full;
@@ -186,21 +186,21 @@ struct Search {
     std::vector<float> values, normalizers;
     size_t stride = 0;
     std::vector<unsigned char> workspace;
-    void* aligned = nullptr;
+    void *aligned = nullptr;
     bool expect_failure = false;
 
     bool is_level() const { return steps[done] < 0; }
-    float& logit(size_t beam, uint32_t token) { return values[beam * stride + (token - catalog->first_token)]; }
+    float &logit(size_t beam, uint32_t token) { return values[beam * stride + (token - catalog->first_token)]; }
     float score(size_t beam, uint32_t token) {
         return beams[beam].score + (logit(beam, token) - normalizers[beam]);
     }
-    void children(uint32_t node, uint32_t& first, uint32_t& last) const {
-        const Level& l = catalog->levels[level];
+    void children(uint32_t node, uint32_t &first, uint32_t &last) const {
+        const Level &l = catalog->levels[level];
         first = l.identity ? node : l.children[node];
         last = l.identity ? node + 1 : l.children[node + 1];
     }
     bool allowed(uint32_t child) const {
-        const Level& l = catalog->levels[level + 1];
+        const Level &l = catalog->levels[level + 1];
         return l.leaves.empty() ? filter->any(child, child + 1) : filter->any(l.leaves[child], l.leaves[child + 1]);
     }
 
@@ -263,7 +263,7 @@ struct Search {
         s.logits_stride = stride;
         s.from = memory[done]->beams(), s.to = memory[done + 1]->beams();
         s.failed = &failed;
-        s.workspace = static_cast<unsigned char*>(aligned);
+        s.workspace = static_cast<unsigned char *>(aligned);
         s.first_token = catalog->first_token;
         s.kind = is_level() ? STEP_LEVEL : STEP_FIXED;
         s.fixed_token = is_level() ? 0xffffffffu : catalog->first_token + uint32_t(steps[done]);
@@ -274,8 +274,8 @@ struct Search {
     }
 
     // What the step must have made of it.
-    void advance(const ExpandStep& device) {
-        const Memory& out = *memory[done + 1];
+    void advance(const ExpandStep &device) {
+        const Memory &out = *memory[done + 1];
         std::vector<Beam> candidates;
         const Workspace w = workspace_of(device);
         for (size_t beam = 0; beam < beams.size(); ++beam) {
@@ -302,7 +302,7 @@ struct Search {
                 candidates.push_back({child, token, score(beam, token), uint32_t(beam), {}});
             }
         }
-        const auto better = [](const Beam& a, const Beam& b) {
+        const auto better = [](const Beam &a, const Beam &b) {
             return a.score != b.score ? a.score > b.score : a.node < b.node;
         };
         if (expect_failure) candidates.clear();
@@ -319,7 +319,7 @@ struct Search {
                 check(out.nodes[rank] == ~0u && out.tokens[rank] == ~0u && out.parents[rank] == ~0u, "something beyond the beams alive");
                 continue;
             }
-            const Beam& beam = candidates[rank];
+            const Beam &beam = candidates[rank];
             const bool same = out.nodes[rank] == beam.node && out.tokens[rank] == beam.token && out.parents[rank] == beam.parent &&
                               __float_as_uint(out.scores[rank]) == __float_as_uint(beam.score) &&
                               std::equal(beam.lineage.begin(), beam.lineage.end(), out.lineage.begin() + rank * (done + 1));
@@ -337,61 +337,62 @@ struct Search {
 
 uint64_t settled_at_once = 0, refined = 0;
 
-void launch(const std::vector<ExpandStep>& steps, unsigned blocks, unsigned refinements) {
+void launch(const std::vector<ExpandStep> &steps, unsigned blocks, unsigned refinements) {
     const unsigned requests = unsigned(steps.size());
-    const ExpandStep* const device = steps.data();
+    const ExpandStep *const device = steps.data();
     const emulation::Geometry many{dim3(blocks, requests), expand::THREADS};
     emulation::launch({requests, expand::BEGIN_THREADS}, expand::expand_begin, device);
     emulation::launch(many, expand::expand_normalize, device);
     emulation::launch(many, expand::expand_histogram, device, refinements);
-    for (const ExpandStep& step : steps) (workspace_of(step).state->settled ? settled_at_once : refined) += 1;
+    for (const ExpandStep &step : steps) (workspace_of(step).state->settled ? settled_at_once : refined) += 1;
     for (unsigned left = refinements; left-- > 0;) emulation::launch(many, expand::expand_refine, device, left);
     emulation::launch(many, expand::expand_collect, device);
     emulation::launch(many, expand::expand_finish, device);
 }
 
 // The rows of the branch step that follows, against the beams.
-void check_rows(std::vector<Search*>& searches) {
+void check_rows(std::vector<Search *> &searches) {
     std::vector<BranchRows> requests;
     std::vector<std::vector<uint32_t>> pages(searches.size());
     uint32_t rows = 3, widest = 0;
     u64 lineage = 5;
     for (size_t at = 0; at < searches.size(); ++at) {
-        const Search& s = *searches[at];
+        const Search &s = *searches[at];
         for (uint32_t page = 0; page * 32 < s.width * s.done; ++page) pages[at].push_back(1000 + 7 * page + uint32_t(at));
-        const Memory& m = *s.memory[s.done];
+        const Memory &m = *s.memory[s.done];
         requests.push_back({m.tokens.data(), m.lineage.data(), &m.count, pages[at].data(), s.width, s.done, 40, rows, lineage});
         rows += s.width, lineage += u64(s.width) * s.done, widest = std::max(widest, s.width);
     }
-    std::vector<uint32_t> tokens(rows, 9), positions(rows, 9), lineages(lineage, 9);
-    std::vector<int32_t> slots(rows, 9);
-    const BranchRows* const device = requests.data();
+    std::vector<uint32_t> tokens(rows, 9), positions(rows, 9);
+    std::vector<int32_t> slots(rows, 9), lineages(lineage, 9);
+    const BranchRows *const device = requests.data();
     emulation::launch({dim3((widest + ROWS_PER_BLOCK - 1) / ROWS_PER_BLOCK, unsigned(requests.size())), ROWS_PER_BLOCK}, branch_rows, device,
                       tokens.data(), positions.data(), slots.data(), lineages.data());
     check(tokens[2] == 9 && lineages[4] == 9, "rows of others are left alone");
     for (size_t at = 0; at < searches.size(); ++at) {
-        const Search& s = *searches[at];
-        const BranchRows& request = requests[at];
+        const Search &s = *searches[at];
+        const BranchRows &request = requests[at];
         for (uint32_t row = 0; row < s.width; ++row) {
             const uint32_t place = request.first_row + row, own = (s.done - 1) * s.width + row;
             const bool alive = row < s.beams.size();
             const uint32_t token = s.beams.empty() ? 0 : s.beams[alive ? row : 0].token;
-            const int32_t slot = alive || row == 0 ? int32_t(pages[at][own / 32] * 32 + own % 32) : -1;
+            const auto slot_of = [&](uint32_t branch_row) { return int32_t(pages[at][branch_row / 32] * 32 + branch_row % 32); };
+            const int32_t slot = alive || row == 0 ? slot_of(own) : -1;
             check(tokens[place] == token && positions[place] == 40 + s.done - 1 && slots[place] == slot, "a branch row");
             for (uint32_t entry = 0; entry < s.done; ++entry) {
                 const uint32_t expected = s.beams.empty() ? entry * s.width : s.beams[alive ? row : 0].lineage[entry];
-                check(lineages[request.first_lineage + u64(row) * s.done + entry] == expected, "a lineage of a branch row");
+                check(lineages[request.first_lineage + u64(row) * s.done + entry] == slot_of(expected), "a lineage of a branch row");
             }
         }
     }
 }
 
 // Takes searches of equally many steps to their end, together.
-void run(std::vector<Search*> searches, unsigned blocks, unsigned refinements) {
-    for (Search* s : searches) s->begin();
+void run(std::vector<Search *> searches, unsigned blocks, unsigned refinements) {
+    for (Search *s : searches) s->begin();
     for (size_t step = 0; step < searches[0]->steps.size(); ++step) {
         std::vector<ExpandStep> steps;
-        for (Search* s : searches) s->compute(), steps.push_back(s->step());
+        for (Search *s : searches) s->compute(), steps.push_back(s->step());
         launch(steps, blocks, refinements);
         for (size_t at = 0; at < searches.size(); ++at) searches[at]->advance(steps[at]);
         check_rows(searches);
@@ -406,7 +407,7 @@ void random_searches() {
         std::vector<Search> searches;
         const size_t requests = 1 + below(3);
         catalogs.reserve(requests);
-        const std::vector<uint32_t>& shape = shapes[below(uint32_t(shapes.size()))];
+        const std::vector<uint32_t> &shape = shapes[below(uint32_t(shapes.size()))];
         for (size_t at = 0; at < requests; ++at) {
             catalogs.push_back(random_catalog(shape, 1 + below(2000), below(2)));
             filters.push_back(filter_of(catalogs.back().leaves, int(below(7)), below(2) ? 0.5 : 0.03));
@@ -420,21 +421,21 @@ void random_searches() {
         }
         // Fixed tokens at the same places, so that all searches take equally many steps.
         const bool before = below(4) == 0, after = below(4) == 0;
-        for (Search& s : searches) {
+        for (Search &s : searches) {
             if (before) s.steps.push_back(0);
             for (size_t level = 0; level < shape.size(); ++level) s.steps.push_back(-1);
             // The token that is never negative infinity: its normaliser would not be finite.
             if (after) s.steps.push_back(0);
         }
         label = "random round " + std::to_string(round);
-        std::vector<Search*> pointers;
-        for (Search& s : searches) pointers.push_back(&s);
+        std::vector<Search *> pointers;
+        for (Search &s : searches) pointers.push_back(&s);
         run(pointers, 1 + below(4), below(4));
     }
 }
 
 struct Case {
-    const char* name;
+    const char *name;
     std::vector<uint32_t> codebooks;
     uint32_t items;
     bool skew;
@@ -460,7 +461,7 @@ void adversarial() {
         {"ten allowed items", {40, 40, 40}, 20000, false, 64, 2048, Logits::Increasing, 4, 0.0005},
         {"nothing allowed", {40, 40}, 900, false, 64, 64, Logits::Gaussian, 5, 0},
     };
-    for (const Case& c : cases) {
+    for (const Case &c : cases) {
         const Catalog catalog = random_catalog(c.codebooks, c.items, c.skew);
         const auto filter = filter_of(catalog.leaves, c.filter, c.density);
         for (unsigned variant = 0; variant < 2; ++variant) {
@@ -499,7 +500,7 @@ void broken_logits() {
             if (!full && (kind == NanNormalizer || kind == InfiniteNormalizer || kind == AboveNormalizer)) continue;
             label = "broken logits " + std::to_string(kind) + (full ? " full" : " allowed");
             Search broken{}, sound{};
-            for (Search* s : {&broken, &sound}) {
+            for (Search *s : {&broken, &sound}) {
                 s->catalog = &catalog, s->filter = filter.get();
                 s->width = 20, s->capacity = 40, s->full = full, s->logits = Logits::Gaussian;
                 s->steps = {-1, -1, -1};
@@ -507,13 +508,13 @@ void broken_logits() {
             }
             for (int step = 0; step < 3; ++step) {
                 std::vector<ExpandStep> steps;
-                for (Search* s : {&broken, &sound}) s->compute();
+                for (Search *s : {&broken, &sound}) s->compute();
                 if (step == 1) {
                     const size_t beam = broken.beams.size() / 2;
                     uint32_t first, last;
                     broken.children(broken.beams[beam].node, first, last);
                     while (!broken.allowed(first)) ++first;
-                    float& logit = broken.logit(beam, catalog.levels[2].symbols[first]);
+                    float &logit = broken.logit(beam, catalog.levels[2].symbols[first]);
                     if (kind == NanLogit) logit = NOT_A_NUMBER;
                     if (kind == InfiniteLogit) logit = INFINITE;
                     if (kind == NanNormalizer) broken.normalizers[beam] = NOT_A_NUMBER;
@@ -531,7 +532,7 @@ void broken_logits() {
                         }
                     }
                 }
-                for (Search* s : {&broken, &sound}) steps.push_back(s->step());
+                for (Search *s : {&broken, &sound}) steps.push_back(s->step());
                 launch(steps, 2, 1);
                 broken.advance(steps[0]), sound.advance(steps[1]);
             }
@@ -571,7 +572,7 @@ int main() {
         adversarial();
         from_a_prefix();
         broken_logits();
-    } catch (const emulation::Error& error) {
+    } catch (const emulation::Error &error) {
         check(false, error.what());
     }
     label = "all of it";
