@@ -165,7 +165,12 @@ impl Running {
 }
 
 /// Runs one request to its end, in chunks of `rows` rows.
-pub fn run(executor: &mut Executor, job: Job, width: usize, rows: usize) -> Result<Found, String> {
+pub fn run(
+    executor: &mut impl StepModel<Payload = Job, Answer = Found>,
+    job: Job,
+    width: usize,
+    rows: usize,
+) -> Result<Found, String> {
     let mut running = Running::new(0, &job, width, &mut 0);
     executor.open(running.slot, job);
     let result = loop {

@@ -1,0 +1,190 @@
+//! The CUDA path: every kernel, the forward pass, the search and the executor, against Hugging Face in double precision and
+//! against itself. The device is the CPU unless the feature `cuda` is on and `BEAMLINE_GPU` names a graphics processor.
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
+mod common;
+#[path = "common/emulated.rs"]
+mod emulated;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use beamline_kv_cache::{PageContents, PageId};
+use beamline_model::cuda::device::Device;
+use beamline_model::cuda::executor::DeviceExecutor;
+use beamline_model::cuda::pages::DevicePages;
+use beamline_model::cuda::qwen::DeviceQwen;
+use beamline_model::decode::{Hypothesis, Normalization};
+use beamline_model::executor::{Found, Job};
+use beamline_model::step::{Plan, Progress, StepModel};
+use common::{CASES, Loaded, Running, cases, ids, numbers, run, strings};
+use serde_json::Value;
+
+/// Scores may be off by the rounding of bf16 in every layer: these models have logits of a few units.
+const SCORES: f64 = 0.15;
+/// Paths of a beam of 50 that are the same.
+const OVERLAP: f64 = 0.95;
+
+fn device() -> Option<Arc<dyn Device>> {
+    #[cfg(feature = "cuda")]
+    if let Ok(ordinal) = std::env::var("BEAMLINE_GPU") {
+        return Some(beamline_model::cuda::gpu::Gpu::new(ordinal.parse().unwrap()).unwrap());
+    }
+    emulated::Emulated::new()
+}
+
+fn executor(device: &Arc<dyn Device>, loaded: &Loaded, pages: usize) -> DeviceExecutor {
+    let model = DeviceQwen::load(device, &loaded.checkpoint, 2048).unwrap();
+    DeviceExecutor::new(Arc::new(model), pages).unwrap()
+}
+
+fn prompts(loaded: &Loaded, record: &Value) -> BTreeMap<String, Vec<u32>> {
+    let prompt = |p: &Value| (p["name"].as_str().unwrap().to_owned(), loaded.prompt(&strings(&p["history"])));
+    record["prompts"].as_array().unwrap().iter().map(prompt).collect()
+}
+
+#[test]
+fn every_kernel_is_what_it_says() {
+    let Some(tests) = ["attention", "emulation", "expand", "rows"]
+        .map(|name| emulated::compile(&format!("test_{name}.cpp"), &format!("test_{name}"), &[]))
+        .into_iter()
+        .collect::<Option<Vec<_>>>()
+    else {
+        return;
+    };
+    for test in tests {
+        let output = std::process::Command::new(&test).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success(),
+            "{}: {said}{}",
+            test.display(),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
+#[test]
+fn beams_are_those_of_hugging_face_to_the_tolerance_of_bf16() {
+    let Some(device) = device() else { return };
+    for case in CASES {
+        let loaded = Loaded::open(case);
+        let record = cases(case);
+        let prompts = prompts(&loaded, &record);
+        let filters: BTreeMap<&str, Vec<String>> = record["filters"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|f| (f["name"].as_str().unwrap(), strings(&f["exclude"])))
+            .collect();
+        let mut executor = executor(&device, &loaded, 512);
+        let (mut kept, mut all) = (0, 0);
+        for beam in record["beams"].as_array().unwrap() {
+            let what = format!(
+                "{case} {} {} {} {}",
+                beam["prompt"], beam["normalization"], beam["beam_width"], beam["filter"]
+            );
+            let normalization = match beam["normalization"].as_str().unwrap() {
+                "full_vocab" => Normalization::FullVocab,
+                _ => Normalization::AllowedSet,
+            };
+            let leaves = loaded.catalog.num_leaves();
+            let width = beam["beam_width"].as_u64().map_or(leaves, |width| width as usize);
+            let exclude = beam["filter"].as_str().map_or(&[][..], |name| &filters[name]);
+            let job = loaded.job(prompts[beam["prompt"].as_str().unwrap()].clone(), exclude, normalization);
+            let filter = job.search.as_ref().unwrap().filter.clone();
+            let found = run(&mut executor, job, width, 100).unwrap().hypotheses;
+            let expected: Vec<Vec<u32>> = beam["tokens"].as_array().unwrap().iter().map(ids).collect();
+            let scores = numbers(&beam["scores"]);
+            assert_eq!(found.len(), expected.len(), "{what}");
+            assert!(found.iter().all(|hypothesis| filter.allows_leaf(hypothesis.leaf)), "{what}: allowed");
+            assert!(found.windows(2).all(|pair| pair[0].score >= pair[1].score), "{what}: sorted");
+            let paths: Vec<Vec<u32>> = found.iter().map(|h| loaded.tokens_of(h.leaf)).collect();
+            for (hypothesis, path) in found.iter().zip(&paths) {
+                let Some(place) = expected.iter().position(|other| other == path) else { continue };
+                let difference = (hypothesis.score - scores[place]).abs();
+                assert!(difference < SCORES, "{what}: {path:?} is off by {difference}");
+                kept += 1;
+            }
+            all += expected.len();
+            if scores.len() > 1 && scores[0] - scores[1] > SCORES {
+                assert_eq!(paths[0], expected[0], "{what}: the best");
+            }
+        }
+        let overlap = f64::from(kept) / all as f64;
+        println!("{case}: {kept} of {all} paths are the same");
+        assert!(overlap >= OVERLAP, "{case}: {overlap}");
+    }
+}
+
+/// Runs all jobs together, each at its own pace; returns what each found.
+fn run_together(executor: &mut DeviceExecutor, jobs: &[(Job, usize)], rows: usize) -> Vec<Vec<Hypothesis>> {
+    let mut next_page = 0;
+    let mut running: Vec<Running> = jobs
+        .iter()
+        .enumerate()
+        .map(|(index, (job, width))| Running::new(index as u32, job, *width, &mut next_page))
+        .collect();
+    for (request, (job, _)) in running.iter().zip(jobs) {
+        executor.open(request.slot, job.clone());
+    }
+    while running.iter().any(|request| request.found.is_none()) {
+        let (mut plan, mut outcomes) = (Plan::default(), Vec::<(_, Progress<Found>)>::new());
+        for request in running.iter_mut().filter(|request| request.found.is_none()) {
+            request.plan(rows, &mut plan);
+        }
+        executor.step(&plan, &mut outcomes).unwrap();
+        for (slot, progress) in outcomes {
+            match progress {
+                Progress::Finished(found) => running[slot.0 as usize].found = Some(found),
+                Progress::Failed(reason) => panic!("{reason}"),
+                Progress::Prefilled | Progress::Expanded { .. } => {}
+            }
+        }
+    }
+    running.iter().for_each(|request| executor.close(request.slot));
+    running.into_iter().map(|request| request.found.unwrap().hypotheses).collect()
+}
+
+#[test]
+fn an_answer_does_not_depend_on_what_shares_its_steps_nor_on_chunks() {
+    let Some(device) = device() else { return };
+    for case in ["qwen3-untied", "llama-lcrec"] {
+        let loaded = Loaded::open(case);
+        let prompts: Vec<Vec<u32>> = prompts(&loaded, &cases(case)).into_values().collect();
+        let mut executor = executor(&device, &loaded, 1024);
+        let jobs: Vec<(Job, usize)> = (0..7)
+            .map(|index| {
+                let normalization =
+                    if index % 3 == 0 { Normalization::AllowedSet } else { Normalization::FullVocab };
+                let tokens = prompts[index % prompts.len()].clone();
+                (loaded.job(tokens, &[], normalization), [1, 50, 7, 20, 33, 64, 16][index])
+            })
+            .collect();
+        let alone: Vec<Vec<Hypothesis>> = jobs
+            .iter()
+            .map(|(job, width)| run(&mut executor, job.clone(), *width, 1000).unwrap().hypotheses)
+            .collect();
+        // The products of a graphics processor round by the number of rows; those here do not.
+        for rows in [1000, 17, 1] {
+            assert_eq!(run_together(&mut executor, &jobs, rows), alone, "{case}: chunks of {rows}");
+        }
+    }
+}
+
+#[test]
+fn pages_come_back_from_host_memory_bit_for_bit() {
+    let Some(device) = device() else { return };
+    let mut pages = DevicePages::new(&device, 3, 2, 16, 4).unwrap();
+    let bytes = pages.page_bytes();
+    assert_eq!(bytes, DevicePages::bytes_per_page(3, 2, 16));
+    let contents = |seed: usize| (0..bytes).map(|at| (at * 31 + seed * 7) as u8).collect::<Vec<u8>>();
+    for page in 0..4 {
+        pages.import(&contents(page), PageId(page as u32));
+    }
+    for page in 0..4 {
+        let mut out = vec![0; bytes];
+        pages.export(PageId(page as u32), &mut out);
+        assert_eq!(out, contents(page));
+    }
+}
