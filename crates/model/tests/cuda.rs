@@ -20,8 +20,11 @@ use beamline_model::step::{Plan, Progress, StepModel};
 use common::{CASES, Loaded, Running, cases, ids, numbers, run, strings};
 use serde_json::Value;
 
-/// Scores may be off by the rounding of bf16 in every layer: these models have logits of a few units.
-const SCORES: f64 = 0.15;
+/// Scores are sums of three and more log-probabilities, from logits of up to 15, each rounded to one part in 256 in every layer: by so much
+/// a single one may be off,
+const SCORES: f64 = 0.5;
+/// and by so much their root mean square.
+const MEAN: f64 = 0.1;
 /// Paths of a beam of 50 that are the same.
 const OVERLAP: f64 = 0.95;
 
@@ -78,8 +81,10 @@ fn beams_are_those_of_hugging_face_to_the_tolerance_of_bf16() {
             .map(|f| (f["name"].as_str().unwrap(), strings(&f["exclude"])))
             .collect();
         let mut executor = executor(&device, &loaded, 512);
-        let (mut kept, mut all) = (0, 0);
-        for beam in record["beams"].as_array().unwrap() {
+        let (mut kept, mut all, mut squares) = (0, 0, 0.0);
+        // The emulation is slow; all of them where there is a graphics processor.
+        let step = if std::env::var_os("BEAMLINE_GPU").is_some() { 1 } else { 7 };
+        for beam in record["beams"].as_array().unwrap().iter().step_by(step) {
             let what = format!(
                 "{case} {} {} {} {}",
                 beam["prompt"], beam["normalization"], beam["beam_width"], beam["filter"]
@@ -104,16 +109,20 @@ fn beams_are_those_of_hugging_face_to_the_tolerance_of_bf16() {
                 let Some(place) = expected.iter().position(|other| other == path) else { continue };
                 let difference = (hypothesis.score - scores[place]).abs();
                 assert!(difference < SCORES, "{what}: {path:?} is off by {difference}");
+                squares += difference * difference;
                 kept += 1;
             }
             all += expected.len();
-            if scores.len() > 1 && scores[0] - scores[1] > SCORES {
+            // A prefix that was kept by less than the tolerance may be lost, and the best with it.
+            let is_clear = beam["smallest_cut_gap"].as_f64().is_none_or(|gap| gap > SCORES);
+            if is_clear && scores.len() > 1 && scores[0] - scores[1] > SCORES {
                 assert_eq!(paths[0], expected[0], "{what}: the best");
             }
         }
         let overlap = f64::from(kept) / all as f64;
-        println!("{case}: {kept} of {all} paths are the same");
-        assert!(overlap >= OVERLAP, "{case}: {overlap}");
+        let mean = (squares / f64::from(kept)).sqrt();
+        println!("{case}: {kept} of {all} paths are the same, scores off by {mean:.3} (root mean square)");
+        assert!(overlap >= OVERLAP && mean < MEAN, "{case}: {overlap}, {mean}");
     }
 }
 
