@@ -357,7 +357,7 @@ template <class S> constexpr int blocks_by_keys = S::D >= 32 ? S::D / 32 : 1;
 template <class S> using ColumnState = State<FEW_QUERIES / 16, blocks_by_keys<S>>;
 
 // Tiles under way in attend_by_keys: its blocks compute little and wait for memory.
-template <class S> constexpr int stages_by_keys = S::D <= 128 ? 4 : 3;
+template <class S> constexpr int stages_by_keys = S::D <= 128 ? 4 : 2;
 
 // Shared memory of attend_by_keys, in bytes: queries, stages of keys and values, weights, the last key of each query, maxima by warp.
 template <class S> constexpr int by_keys_bytes =
@@ -409,6 +409,8 @@ template <class S> __device__ __forceinline__ void attend_by_keys(ColumnState<S>
     }
     copy.look_up(range.first_key + (STAGES - 1) * KEYS);
 
+    // Wide heads would fill the registers; they read the queries anew for every tile.
+    constexpr bool in_registers = D <= 128;
     uint32_t left[TILES][D / 16][4];
     uint32_t stage = 0, next_stage = (STAGES - 1) * stage_bytes;
     for (int first_key = range.first_key; first_key < copy.context.end; first_key += KEYS) {
@@ -421,7 +423,7 @@ template <class S> __device__ __forceinline__ void attend_by_keys(ColumnState<S>
             copy.look_up(next_key + KEYS);
         }
         cp_async_commit();
-        if (first_key == range.first_key) {
+        if (!in_registers || first_key == range.first_key) {
 #pragma unroll
             for (int tile = 0; tile < TILES; ++tile) {
 #pragma unroll
@@ -559,3 +561,10 @@ template <class S> __device__ __forceinline__ void attend_by_keys(ColumnState<S>
     }
     cp_async_wait<0>();
 }
+
+// What the host passes as dynamic shared memory, in bytes.
+static_assert(by_rows_bytes<Sizes<16>> == 12800 && by_keys_bytes<Sizes<16>> == 22144);
+static_assert(by_rows_bytes<Sizes<32>> == 25088 && by_keys_bytes<Sizes<32>> == 39552);
+static_assert(by_rows_bytes<Sizes<64>> == 49664 && by_keys_bytes<Sizes<64>> == 74368);
+static_assert(by_rows_bytes<Sizes<128>> == 66048 && by_keys_bytes<Sizes<128>> == 76416);
+static_assert(by_rows_bytes<Sizes<256>> == 98560 && by_keys_bytes<Sizes<256>> == 84608);

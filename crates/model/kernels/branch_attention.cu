@@ -209,10 +209,11 @@ template <int D> __device__ __forceinline__ void merge(const Merge &all) {
 
 } // namespace
 
-#define BRANCH_ATTENTION(name, D, few)                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS) name(const bf16 *queries, const bf16 *keys, const bf16 *values, const int *items, \
-        const int *page_tables, float *partial_out, float *partial_state, int q_heads, int kv_heads, float scale) {                        \
-        branch<D, few>({queries, keys, values, items, page_tables, partial_out, partial_state, q_heads, kv_heads, scale});                 \
+#define BRANCH_ATTENTION(name, D, few)                                                                                                    \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                                              \
+        name(const bf16 *queries, const bf16 *keys, const bf16 *values, const int *items, const int *page_tables, float *partial_out,     \
+            float *partial_state, int q_heads, int kv_heads, float scale) {                                                               \
+        branch<D, few>({queries, keys, values, items, page_tables, partial_out, partial_state, q_heads, kv_heads, scale});                \
     }
 
 BRANCH_ATTENTION(branch_attention_16, 16, false)
@@ -226,11 +227,11 @@ BRANCH_ATTENTION(branch_attention_few_64, 64, true)
 BRANCH_ATTENTION(branch_attention_few_128, 128, true)
 BRANCH_ATTENTION(branch_attention_few_256, 256, true)
 
-#define BRANCH_MERGE(name, D)                                                                                                              \
-    extern "C" __global__ void __launch_bounds__(THREADS) name(const bf16 *queries, const bf16 *keys, const bf16 *values,                  \
-        const float *partial_out, const float *partial_state, const int *rows, const int *lineage, bf16 *out, int q_heads, int kv_heads,   \
-        int head_dim, float scale) {                                                                                                       \
-        merge<D>({queries, keys, values, partial_out, partial_state, rows, lineage, out, q_heads, kv_heads, head_dim, scale});             \
+#define BRANCH_MERGE(name, D)                                                                                                             \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                                              \
+        name(const bf16 *queries, const bf16 *keys, const bf16 *values, const float *partial_out, const float *partial_state, const int *rows,\
+            const int *lineage, bf16 *out, int q_heads, int kv_heads, int head_dim, float scale) {                                        \
+        merge<D>({queries, keys, values, partial_out, partial_state, rows, lineage, out, q_heads, kv_heads, head_dim, scale});            \
     }
 
 BRANCH_MERGE(branch_merge_16, 16)

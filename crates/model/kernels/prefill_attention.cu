@@ -81,10 +81,11 @@ template <int D, bool few> __device__ __forceinline__ void prefill(const Prefill
 
 } // namespace
 
-#define PREFILL_ATTENTION(name, D, few)                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(THREADS) name(const bf16 *queries, const bf16 *keys, const bf16 *values, const int *tiles, \
-        const int *page_tables, bf16 *out, int q_heads, int kv_heads, int head_dim, float scale) {                                         \
-        prefill<D, few>({queries, keys, values, tiles, page_tables, out, q_heads, kv_heads, head_dim, scale});                             \
+#define PREFILL_ATTENTION(name, D, few)                                                                                                   \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                                              \
+        name(const bf16 *queries, const bf16 *keys, const bf16 *values, const int *tiles, const int *page_tables, bf16 *out, int q_heads, \
+            int kv_heads, int head_dim, float scale) {                                                                                    \
+        prefill<D, few>({queries, keys, values, tiles, page_tables, out, q_heads, kv_heads, head_dim, scale});                            \
     }
 
 PREFILL_ATTENTION(prefill_attention_16, 16, false)
