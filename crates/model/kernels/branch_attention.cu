@@ -1,8 +1,8 @@
 // Attention of branch rows (beams, candidates): the shared context on tensor cores, then each row's own ancestors.
 //
-// Place in the flow: after the rows' keys and values were written to their branch pages; its output goes into the output projection. The CPU
-// counterpart is `cpu::attention` with `Sees::Branch`. Two launches: `branch_attention_D` lets all rows of a request attend to parts of its
-// context, several parts at once; `branch_merge_D` puts the parts together and adds the ancestors.
+// Place in the flow: after the rows' keys and values were written to their branch pages; its output goes into the output projection. The
+// CPU counterpart is `cpu::attention` with `Sees::Branch`. Two launches: `branch_attention_D` lets all rows of a request attend to parts of
+// its context, several parts at once; `branch_merge_D` puts the parts together and adds the ancestors.
 //
 // Algorithm: Flash-Decoding (Dao, Haziza, Massa, Sizov 2023): split keys, merge by log-sum-exp. How a part is computed: attention_tile.cuh.
 //
@@ -42,7 +42,8 @@ struct Branch {
     float scale;
 };
 
-template <class S, class Result> __device__ __forceinline__ void store_partial(
+template <class S, class Result>
+__device__ __forceinline__ void store_partial(
     const Result &state, const Branch &all, int first_partial, int queries, int group, int first_head) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
@@ -55,7 +56,8 @@ template <class S, class Result> __device__ __forceinline__ void store_partial(
             float *const out = all.partial_out + at * S::D + state.first_column + lane % 4 * 2;
 #pragma unroll
             for (int block = 0; block < Result::BLOCKS; ++block) {
-                *reinterpret_cast<float2 *>(out + block * 8) = make_float2(state.out[tile][block][half * 2], state.out[tile][block][half * 2 + 1]);
+                *reinterpret_cast<float2 *>(out + block * 8) =
+                    make_float2(state.out[tile][block][half * 2], state.out[tile][block][half * 2 + 1]);
             }
             if (state.first_column == 0 && lane % 4 == 0) {
                 *reinterpret_cast<float2 *>(all.partial_state + at * 2) =
@@ -121,7 +123,8 @@ template <int count> __device__ __forceinline__ void load_bf16(float (&elements)
             pairs[0] = loaded.x, pairs[1] = loaded.y, pairs[2] = loaded.z, pairs[3] = loaded.w;
         }
 #pragma unroll
-        for (int pair = 0; pair < count / 2; ++pair) elements[pair * 2] = low_bf16(pairs[pair]), elements[pair * 2 + 1] = high_bf16(pairs[pair]);
+        for (int pair = 0; pair < count / 2; ++pair)
+            elements[pair * 2] = low_bf16(pairs[pair]), elements[pair * 2 + 1] = high_bf16(pairs[pair]);
     }
 }
 
@@ -146,7 +149,8 @@ template <int D> __device__ __forceinline__ void merge(const Merge &all) {
     const int lane = static_cast<int>(threadIdx.x) % 32, head = static_cast<int>(blockIdx.y * WARPS + threadIdx.x / 32);
     if (head >= all.q_heads) return;
     const int *const row = all.rows + blockIdx.x * 6;
-    const int batch_row = __ldg(row), first_partial = __ldg(row + 1), splits = __ldg(row + 2), stride = __ldg(row + 3), ancestors = __ldg(row + 5);
+    const int batch_row = __ldg(row), first_partial = __ldg(row + 1), splits = __ldg(row + 2), stride = __ldg(row + 3),
+              ancestors = __ldg(row + 5);
     const int kv_head = head / (all.q_heads / all.kv_heads);
     const int *const lineage = all.lineage + __ldg(row + 4);
     const int first_column = lane * COLUMNS;
@@ -155,7 +159,8 @@ template <int D> __device__ __forceinline__ void merge(const Merge &all) {
     // Where the key and value of an ancestor begin.
     const auto place = [&](int ancestor) {
         const int branch_row = __ldg(lineage + ancestor);
-        return (static_cast<size_t>(branch_row / PAGE) * all.kv_heads + kv_head) * (PAGE * D) + static_cast<size_t>(branch_row % PAGE * D + first_column);
+        return (static_cast<size_t>(branch_row / PAGE) * all.kv_heads + kv_head) * (PAGE * D) +
+               static_cast<size_t>(branch_row % PAGE * D + first_column);
     };
     const auto partial = [&](int split) { return static_cast<size_t>(first_partial + split * stride) * all.q_heads + head; };
 
@@ -202,18 +207,18 @@ template <int D> __device__ __forceinline__ void merge(const Merge &all) {
 #pragma unroll
         for (int column = 0; column < COLUMNS; column += 2) {
             if (first_column + column >= all.head_dim) break;
-            *reinterpret_cast<uint32_t *>(target + column) = pack_bf16x2(__fmul_rn(out[column], inverse), __fmul_rn(out[column + 1], inverse));
+            *reinterpret_cast<uint32_t *>(target + column) =
+                pack_bf16x2(__fmul_rn(out[column], inverse), __fmul_rn(out[column + 1], inverse));
         }
     }
 }
 
 } // namespace
 
-#define BRANCH_ATTENTION(name, D, few)                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                                              \
-        name(const bf16 *queries, const bf16 *keys, const bf16 *values, const int *items, const int *page_tables, float *partial_out,     \
-            float *partial_state, int q_heads, int kv_heads, float scale) {                                                               \
-        branch<D, few>({queries, keys, values, items, page_tables, partial_out, partial_state, q_heads, kv_heads, scale});                \
+#define BRANCH_ATTENTION(name, D, few)                                                                                                     \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) name(const bf16 *queries, const bf16 *keys, const bf16 *values,               \
+        const int *items, const int *page_tables, float *partial_out, float *partial_state, int q_heads, int kv_heads, float scale) {      \
+        branch<D, few>({queries, keys, values, items, page_tables, partial_out, partial_state, q_heads, kv_heads, scale});                 \
     }
 
 BRANCH_ATTENTION(branch_attention_16, 16, false)
@@ -227,11 +232,11 @@ BRANCH_ATTENTION(branch_attention_few_64, 64, true)
 BRANCH_ATTENTION(branch_attention_few_128, 128, true)
 BRANCH_ATTENTION(branch_attention_few_256, 256, true)
 
-#define BRANCH_MERGE(name, D)                                                                                                             \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                                              \
-        name(const bf16 *queries, const bf16 *keys, const bf16 *values, const float *partial_out, const float *partial_state, const int *rows,\
-            const int *lineage, bf16 *out, int q_heads, int kv_heads, int head_dim, float scale) {                                        \
-        merge<D>({queries, keys, values, partial_out, partial_state, rows, lineage, out, q_heads, kv_heads, head_dim, scale});            \
+#define BRANCH_MERGE(name, D)                                                                                                              \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                                               \
+        name(const bf16 *queries, const bf16 *keys, const bf16 *values, const float *partial_out, const float *partial_state,              \
+            const int *rows, const int *lineage, bf16 *out, int q_heads, int kv_heads, int head_dim, float scale) {                        \
+        merge<D>({queries, keys, values, partial_out, partial_state, rows, lineage, out, q_heads, kv_heads, head_dim, scale});             \
     }
 
 BRANCH_MERGE(branch_merge_16, 16)
