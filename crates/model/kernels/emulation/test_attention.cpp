@@ -88,11 +88,11 @@ struct Layer {
         }
     }
 
-    // Queries of `rows` rows; some are sharp, so that few keys matter.
+    // Queries of `rows` rows; some are sharp, so that few keys matter, or so sharp that weights under- and overflow without a maximum.
     std::vector<bf16> make_queries(int rows) const {
         std::vector<bf16> queries(std::size_t(rows) * q_heads * D);
         for (std::size_t at = 0; at < queries.size(); ++at) {
-            const float sharpness = at / D % 3 == 0 ? 4.0f : 1.0f;
+            const float sharpness = at / D % 3 == 0 ? 4.0f : at / D % 5 == 0 ? 40.0f : 1.0f;
             queries[at] = rounded(int(at % D) < head_dim ? sharpness * random_normal() : 0.0f);
         }
         return queries;
@@ -303,7 +303,9 @@ template <int D> void branch_case(int head_dim, int kv_heads, int group, int req
         Beams request{};
         request.context_len = at == 0 ? 0 : at == 1 ? 64 * random_int(1, 2) + random_int(-1, 1) : random_int(1, longest);
         request.table = int(page_tables.size());
-        request.beams = at == 2 ? most_beams : random_int(1, most_beams), request.depth = at == 0 ? 1 : random_int(1, 4);
+        request.beams = at == 2 ? most_beams : random_int(1, at == 1 ? 6 : most_beams);
+        // No step before, a deep tree up to what a warp has lanes for, and what is usual.
+        request.depth = at == 0 ? 1 : at == 1 ? random_int(5, 32) : random_int(1, 4);
         request.split = SPLIT_UNIT * random_int(1, 3);
         for (int position = 0; position < request.context_len; ++position) {
             if (position % PAGE == 0) page_tables.push_back(layer.take_page());
