@@ -1,17 +1,17 @@
 // Attention of a tile of queries with a range of the keys of one context, on tensor cores: what prefill and branch attention share.
 //
-// Algorithm: FlashAttention-2 (Dao 2023): online softmax (Milakov and Gimelshein 2018) over tiles of keys, sums in f32, exponentials in base 2
-// with the scale folded in. The query heads that share a key-value head are rows of the same tile (as in Flash-Decoding for grouped heads):
-// query m of a tile is row m / group, head kv_head * group + m % group, so that a key is read once for all of them.
+// Algorithm: FlashAttention-2 (Dao 2023): online softmax (Milakov and Gimelshein 2018) over tiles of keys, sums in f32, exponentials in
+// base 2 with the scale folded in. The query heads that share a key-value head are rows of the same tile (as in Flash-Decoding for grouped
+// heads): query m of a tile is row m / group, head kv_head * group + m % group, so that a key is read once for all of them.
 //
 // Layout: keys and values of one layer lie in pages `[page][kv_head][PAGE][D]`, bf16, D the head's width rounded up; columns behind the
-// true width are zero. In shared memory a row of D elements is cut into chunks of 16 bytes, whose places are exchanged by an XOR with the row, so
-// that the 8 rows of a matrix of ldmatrix lie in different banks.
+// true width are zero. In shared memory a row of D elements is cut into chunks of 16 bytes, whose places are exchanged by an XOR with the
+// row, so that the 8 rows of a matrix of ldmatrix lie in different banks.
 //
-// Invariant, bit for bit: the result of a query depends on the query and on the keys it sees, nothing else. Tiles of keys begin at multiples of
-// KEYS of the absolute position. A tile behind what a query sees leaves its state as it was: its weights are 0 and its correction 1. The sum
-// of the weights is taken by an mma with ones, in the order of keys, from the same rounded weights that multiply the values. Therefore
-// both ways to share out the work (below) give the same bits:
+// Invariant, bit for bit: the result of a query depends on the query and on the keys it sees, nothing else. Tiles of keys begin at
+// multiples of KEYS of the absolute position. A tile behind what a query sees leaves its state as it was: its weights are 0 and its
+// correction 1. The sum of the weights is taken by an mma with ones, in the order of keys, from the same rounded weights that multiply the
+// values. Therefore both ways to share out the work (below) give the same bits:
 //   attend_by_rows   a warp has 16 or 32 queries and all keys of a tile: most arithmetic per byte, for tiles of many queries;
 //   attend_by_keys   four warps have the same 32 queries and share keys, then columns: a quarter of the time for tiles of few queries.
 // Keys and values from `end` on are never read (zeros take their place): what lies behind a context may be NaN, and 0 * NaN is NaN.
@@ -74,7 +74,8 @@ struct Context {
     int end;
 };
 
-// Copies tiles of keys and values to shared memory. The page numbers of a tile are looked up a tile ahead, so that a copy never waits for them.
+// Copies tiles of keys and values to shared memory. The page numbers of a tile are looked up a tile ahead, so that a copy never waits for
+// them.
 template <class S> struct TileCopy {
     Context context;
     // Pages of the tile that is copied next.
@@ -104,7 +105,8 @@ template <class S> struct TileCopy {
                 const bf16 *const from_keys = context.keys + offset, *const from_values = context.values + offset;
 #pragma unroll
                 for (int row = 0; row < PAGE; row += rows_per_step) {
-                    copy_chunk(keys, values, from_keys + row * S::D, from_values + row * S::D, first_row + page * PAGE + row, chunk, first_key);
+                    copy_chunk(
+                        keys, values, from_keys + row * S::D, from_values + row * S::D, first_row + page * PAGE + row, chunk, first_key);
                 }
             }
         }
@@ -120,8 +122,8 @@ private:
 };
 
 // Starts the copy of `count` queries to `target`, `[capacity][D]`; rows behind them are zero. `queries` is the first row of the tile.
-template <class S, int capacity> __device__ __forceinline__ void copy_queries(
-    SharedAddress target, const bf16 *queries, int count, int group, int q_heads, int first_head) {
+template <class S, int capacity>
+__device__ __forceinline__ void copy_queries(SharedAddress target, const bf16 *queries, int count, int group, int q_heads, int first_head) {
     for (int at = static_cast<int>(threadIdx.x); at < capacity * S::CHUNKS; at += THREADS) {
         const int query = at / S::CHUNKS, chunk = at % S::CHUNKS;
         const int row = query / group, head = first_head + query % group;
@@ -208,17 +210,20 @@ template <class S> using RowState = State<S::QUERY_TILES, S::D / 8>;
 template <class S> constexpr int by_rows_bytes = (S::QUERIES * S::D + 4 * S::TILE) * 2 + S::QUERIES * 4;
 
 // Attends with up to S::QUERIES queries. The copy of the queries to the beginning of `shared` was started and not committed.
-template <class S> __device__ __forceinline__ void attend_by_rows(RowState<S> &state, unsigned char *memory, TileCopy<S> &copy, const Range &range) {
+template <class S>
+__device__ __forceinline__ void attend_by_rows(RowState<S> &state, unsigned char *memory, TileCopy<S> &copy, const Range &range) {
     constexpr int D = S::D, KEYS = S::KEYS, QUERY_TILES = S::QUERY_TILES;
     constexpr bool in_registers = D <= 64;
     constexpr uint32_t tile_bytes = S::TILE * 2, rows_bytes = 16 * D * 2;
     const SharedAddress shared = shared_address(memory), keys = shared + S::QUERIES * D * 2, values = keys + 2 * tile_bytes;
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
     const int first_query = warp * 16 * QUERY_TILES;
-    const bool busy = first_query < range.queries;
+    // The last key that any of this warp's queries sees; none if it has no query. Tiles behind it would change nothing.
+    const int last_query = min(first_query + 16 * QUERY_TILES, range.queries) - 1;
+    const int warp_last = last_query >= first_query ? range.limit + last_query / range.group : -1;
 
-    // The chunk that this lane names to ldmatrix, in the first 16 rows and columns: the four matrices of a query lie first below each other,
-    // those of keys first beside each other, those of values below each other.
+    // The chunk that this lane names to ldmatrix, in the first 16 rows and columns: the four matrices of a query lie first below each
+    // other, those of keys first beside each other, those of values below each other.
     const SharedAddress query_chunk = chunk_at<D>(shared, first_query + lane % 16, lane / 16);
     const SharedAddress key_chunk = chunk_at<D>(keys, lane / 16 * 8 + lane % 8, lane / 8 % 2);
     const SharedAddress value_chunk = chunk_at<D>(values, lane / 8 % 2 * 8 + lane % 8, lane / 16);
@@ -248,7 +253,7 @@ template <class S> __device__ __forceinline__ void attend_by_rows(RowState<S> &s
             copy.look_up(first_key + 2 * KEYS);
         }
         cp_async_commit();
-        if (!busy) continue;
+        if (first_key > warp_last) continue;
 
         if constexpr (in_registers) {
             if (first_key == range.first_key) {
@@ -357,16 +362,19 @@ template <class S> constexpr int blocks_by_keys = S::D >= 32 ? S::D / 32 : 1;
 template <class S> using ColumnState = State<FEW_QUERIES / 16, blocks_by_keys<S>>;
 
 // Tiles under way in attend_by_keys: its blocks compute little and wait for memory.
-template <class S> constexpr int stages_by_keys = S::D <= 128 ? 4 : 3;
+template <class S> constexpr int stages_by_keys = S::D <= 128 ? 4 : 2;
 
 // Shared memory of attend_by_keys, in bytes: queries, stages of keys and values, weights, the last key of each query, maxima by warp.
-template <class S> constexpr int by_keys_bytes =
+template <class S>
+constexpr int by_keys_bytes =
     (FEW_QUERIES * S::D + 2 * stages_by_keys<S> * S::TILE + FEW_QUERIES * S::KEYS) * 2 + (1 + WARPS) * FEW_QUERIES * 4;
 
 // Attends with up to FEW_QUERIES queries. The copy of the queries to the beginning of `memory` was started and not committed. First every
 // warp takes a quarter of the keys and makes weights of them, then a quarter of the columns with the weights of all.
-template <class S> __device__ __forceinline__ void attend_by_keys(ColumnState<S> &state, unsigned char *memory, TileCopy<S> &copy, const Range &range) {
-    constexpr int D = S::D, KEYS = S::KEYS, TILES = ColumnState<S>::QUERY_TILES, BLOCKS = ColumnState<S>::BLOCKS, STAGES = stages_by_keys<S>;
+template <class S>
+__device__ __forceinline__ void attend_by_keys(ColumnState<S> &state, unsigned char *memory, TileCopy<S> &copy, const Range &range) {
+    constexpr int D = S::D, KEYS = S::KEYS, TILES = ColumnState<S>::QUERY_TILES, BLOCKS = ColumnState<S>::BLOCKS,
+                  STAGES = stages_by_keys<S>;
     // Blocks of 8 keys that a warp has.
     constexpr int KEY_BLOCKS = KEYS / 8 / WARPS;
     constexpr uint32_t tile_bytes = S::TILE * 2, stage_bytes = 2 * tile_bytes;
@@ -409,6 +417,8 @@ template <class S> __device__ __forceinline__ void attend_by_keys(ColumnState<S>
     }
     copy.look_up(range.first_key + (STAGES - 1) * KEYS);
 
+    // Wide heads would fill the registers; they read the queries anew for every tile.
+    constexpr bool in_registers = D <= 128;
     uint32_t left[TILES][D / 16][4];
     uint32_t stage = 0, next_stage = (STAGES - 1) * stage_bytes;
     for (int first_key = range.first_key; first_key < copy.context.end; first_key += KEYS) {
@@ -421,7 +431,7 @@ template <class S> __device__ __forceinline__ void attend_by_keys(ColumnState<S>
             copy.look_up(next_key + KEYS);
         }
         cp_async_commit();
-        if (first_key == range.first_key) {
+        if (!in_registers || first_key == range.first_key) {
 #pragma unroll
             for (int tile = 0; tile < TILES; ++tile) {
 #pragma unroll
@@ -559,3 +569,10 @@ template <class S> __device__ __forceinline__ void attend_by_keys(ColumnState<S>
     }
     cp_async_wait<0>();
 }
+
+// What the host passes as dynamic shared memory, in bytes.
+static_assert(by_rows_bytes<Sizes<16>> == 12800 && by_keys_bytes<Sizes<16>> == 22144);
+static_assert(by_rows_bytes<Sizes<32>> == 25088 && by_keys_bytes<Sizes<32>> == 39552);
+static_assert(by_rows_bytes<Sizes<64>> == 49664 && by_keys_bytes<Sizes<64>> == 74368);
+static_assert(by_rows_bytes<Sizes<128>> == 66048 && by_keys_bytes<Sizes<128>> == 76416);
+static_assert(by_rows_bytes<Sizes<256>> == 98560 && by_keys_bytes<Sizes<256>> == 84608);

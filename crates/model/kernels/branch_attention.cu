@@ -1,8 +1,8 @@
 // Attention of branch rows (beams, candidates): the shared context on tensor cores, then each row's own ancestors.
 //
-// Place in the flow: after the rows' keys and values were written to their branch pages; its output goes into the output projection. The CPU
-// counterpart is `cpu::attention` with `Sees::Branch`. Two launches: `branch_attention_D` lets all rows of a request attend to parts of its
-// context, several parts at once; `branch_merge_D` puts the parts together and adds the ancestors.
+// Place in the flow: after the rows' keys and values were written to their branch pages; its output goes into the output projection. The
+// CPU counterpart is `cpu::attention` with `Sees::Branch`. Two launches: `branch_attention_D` lets all rows of a request attend to parts of
+// its context, several parts at once; `branch_merge_D` puts the parts together and adds the ancestors.
 //
 // Algorithm: Flash-Decoding (Dao, Haziza, Massa, Sizov 2023): split keys, merge by log-sum-exp. How a part is computed: attention_tile.cuh.
 //
@@ -42,7 +42,8 @@ struct Branch {
     float scale;
 };
 
-template <class S, class Result> __device__ __forceinline__ void store_partial(
+template <class S, class Result>
+__device__ __forceinline__ void store_partial(
     const Result &state, const Branch &all, int first_partial, int queries, int group, int first_head) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
@@ -55,7 +56,8 @@ template <class S, class Result> __device__ __forceinline__ void store_partial(
             float *const out = all.partial_out + at * S::D + state.first_column + lane % 4 * 2;
 #pragma unroll
             for (int block = 0; block < Result::BLOCKS; ++block) {
-                *reinterpret_cast<float2 *>(out + block * 8) = make_float2(state.out[tile][block][half * 2], state.out[tile][block][half * 2 + 1]);
+                *reinterpret_cast<float2 *>(out + block * 8) =
+                    make_float2(state.out[tile][block][half * 2], state.out[tile][block][half * 2 + 1]);
             }
             if (state.first_column == 0 && lane % 4 == 0) {
                 *reinterpret_cast<float2 *>(all.partial_state + at * 2) =
@@ -121,7 +123,8 @@ template <int count> __device__ __forceinline__ void load_bf16(float (&elements)
             pairs[0] = loaded.x, pairs[1] = loaded.y, pairs[2] = loaded.z, pairs[3] = loaded.w;
         }
 #pragma unroll
-        for (int pair = 0; pair < count / 2; ++pair) elements[pair * 2] = low_bf16(pairs[pair]), elements[pair * 2 + 1] = high_bf16(pairs[pair]);
+        for (int pair = 0; pair < count / 2; ++pair)
+            elements[pair * 2] = low_bf16(pairs[pair]), elements[pair * 2 + 1] = high_bf16(pairs[pair]);
     }
 }
 
@@ -140,58 +143,86 @@ template <int count> __device__ __forceinline__ void load_f32(float (&elements)[
     }
 }
 
+// Ancestors, or splits, whose memory is asked for at a time: there are few, and waiting for each in turn would be most of the work.
+constexpr int BATCH = 4;
+
 // One warp merges one head of one row. A lane has D / 32 columns; a narrow head leaves lanes without.
 template <int D> __device__ __forceinline__ void merge(const Merge &all) {
     constexpr int COLUMNS = D >= 32 ? D / 32 : 1;
     const int lane = static_cast<int>(threadIdx.x) % 32, head = static_cast<int>(blockIdx.y * WARPS + threadIdx.x / 32);
     if (head >= all.q_heads) return;
     const int *const row = all.rows + blockIdx.x * 6;
-    const int batch_row = __ldg(row), first_partial = __ldg(row + 1), splits = __ldg(row + 2), stride = __ldg(row + 3), ancestors = __ldg(row + 5);
+    const int batch_row = __ldg(row), first_partial = __ldg(row + 1), splits = __ldg(row + 2), stride = __ldg(row + 3);
+    const int first_ancestor = __ldg(row + 4), ancestors = __ldg(row + 5);
     const int kv_head = head / (all.q_heads / all.kv_heads);
-    const int *const lineage = all.lineage + __ldg(row + 4);
     const int first_column = lane * COLUMNS;
     const bool has_columns = first_column < D;
 
-    // Where the key and value of an ancestor begin.
-    const auto place = [&](int ancestor) {
-        const int branch_row = __ldg(lineage + ancestor);
-        return (static_cast<size_t>(branch_row / PAGE) * all.kv_heads + kv_head) * (PAGE * D) + static_cast<size_t>(branch_row % PAGE * D + first_column);
+    // Lane i knows where ancestor i is, and later its logit.
+    const int own_row = lane < ancestors ? __ldg(all.lineage + first_ancestor + lane) : 0;
+    // This lane's columns of ancestors first .. first + BATCH - 1; zero behind the last.
+    const auto load_ancestors = [&](float (&columns)[BATCH][COLUMNS], const bf16 *pool, int first) {
+#pragma unroll
+        for (int at = 0; at < BATCH; ++at) {
+            const int branch_row = __shfl_sync(FULL_WARP, own_row, (first + at) % 32);
+#pragma unroll
+            for (int column = 0; column < COLUMNS; ++column) columns[at][column] = 0.0f;
+            if (!has_columns || first + at >= ancestors) continue;
+            const size_t page = static_cast<size_t>(branch_row / PAGE) * all.kv_heads + kv_head;
+            load_bf16(columns[at], pool + page * (PAGE * D) + branch_row % PAGE * D + first_column);
+        }
     };
     const auto partial = [&](int split) { return static_cast<size_t>(first_partial + split * stride) * all.q_heads + head; };
 
-    // Lane i keeps the logit of ancestor i.
     float query[COLUMNS] = {}, logit = negative_infinity();
     if (has_columns) load_bf16(query, all.queries + (static_cast<size_t>(batch_row) * all.q_heads + head) * D + first_column);
-    for (int ancestor = 0; ancestor < ancestors; ++ancestor) {
-        float key[COLUMNS] = {}, product = 0.0f;
-        if (has_columns) load_bf16(key, all.keys + place(ancestor));
+    for (int first = 0; first < ancestors; first += BATCH) {
+        float keys[BATCH][COLUMNS];
+        load_ancestors(keys, all.keys, first);
 #pragma unroll
-        for (int column = 0; column < COLUMNS; ++column) product = __fmaf_rn(query[column], key[column], product);
-        product = warp_sum(product);
-        if (lane == ancestor) logit = __fmul_rn(product, all.scale);
+        for (int at = 0; at < BATCH; ++at) {
+            float product = 0.0f;
+#pragma unroll
+            for (int column = 0; column < COLUMNS; ++column) product = __fmaf_rn(query[column], keys[at][column], product);
+            product = warp_sum(product);
+            if (lane == first + at && lane < ancestors) logit = __fmul_rn(product, all.scale);
+        }
     }
     float maximum = logit;
     for (int split = lane; split < splits; split += 32) maximum = fmaxf(maximum, __ldg(all.partial_state + partial(split) * 2));
     maximum = warp_max(maximum);
 
     float out[COLUMNS] = {}, sum = 0.0f;
-    for (int split = 0; split < splits; ++split) {
-        const size_t at = partial(split);
-        const float weight = exp2_approx(__fsub_rn(__ldg(all.partial_state + at * 2), maximum));
-        sum = __fmaf_rn(weight, __ldg(all.partial_state + at * 2 + 1), sum);
-        float part[COLUMNS] = {};
-        if (has_columns) load_f32(part, all.partial_out + at * D + first_column);
+    for (int first = 0; first < splits; first += BATCH) {
+        float parts[BATCH][COLUMNS] = {};
+        float2 states[BATCH];
 #pragma unroll
-        for (int column = 0; column < COLUMNS; ++column) out[column] = __fmaf_rn(weight, part[column], out[column]);
+        for (int at = 0; at < BATCH; ++at) {
+            if (first + at >= splits) continue;
+            states[at] = __ldg(reinterpret_cast<const float2 *>(all.partial_state + partial(first + at) * 2));
+            if (has_columns) load_f32(parts[at], all.partial_out + partial(first + at) * D + first_column);
+        }
+#pragma unroll
+        for (int at = 0; at < BATCH; ++at) {
+            if (first + at >= splits) continue;
+            const float weight = exp2_approx(__fsub_rn(states[at].x, maximum));
+            sum = __fmaf_rn(weight, states[at].y, sum);
+#pragma unroll
+            for (int column = 0; column < COLUMNS; ++column) out[column] = __fmaf_rn(weight, parts[at][column], out[column]);
+        }
     }
     const float own_weight = exp2_approx(__fsub_rn(logit, maximum));
-    for (int ancestor = 0; ancestor < ancestors; ++ancestor) {
-        const float weight = __shfl_sync(FULL_WARP, own_weight, ancestor);
-        sum = __fadd_rn(sum, weight);
-        float value[COLUMNS] = {};
-        if (has_columns) load_bf16(value, all.values + place(ancestor));
+    for (int first = 0; first < ancestors; first += BATCH) {
+        float values[BATCH][COLUMNS];
+        load_ancestors(values, all.values, first);
 #pragma unroll
-        for (int column = 0; column < COLUMNS; ++column) out[column] = __fmaf_rn(weight, value[column], out[column]);
+        for (int at = 0; at < BATCH; ++at) {
+            const float weight = __shfl_sync(FULL_WARP, own_weight, (first + at) % 32);
+            if (first + at >= ancestors) continue;
+            sum = __fadd_rn(sum, weight);
+#pragma unroll
+            for (int column = 0; column < COLUMNS; ++column) out[column] = __fmaf_rn(weight, values[at][column], out[column]);
+        }
     }
 
     const float inverse = __frcp_rn(sum);
@@ -202,7 +233,8 @@ template <int D> __device__ __forceinline__ void merge(const Merge &all) {
 #pragma unroll
         for (int column = 0; column < COLUMNS; column += 2) {
             if (first_column + column >= all.head_dim) break;
-            *reinterpret_cast<uint32_t *>(target + column) = pack_bf16x2(__fmul_rn(out[column], inverse), __fmul_rn(out[column + 1], inverse));
+            *reinterpret_cast<uint32_t *>(target + column) =
+                pack_bf16x2(__fmul_rn(out[column], inverse), __fmul_rn(out[column + 1], inverse));
         }
     }
 }
@@ -210,8 +242,8 @@ template <int D> __device__ __forceinline__ void merge(const Merge &all) {
 } // namespace
 
 #define BRANCH_ATTENTION(name, D, few)                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS) name(const bf16 *queries, const bf16 *keys, const bf16 *values, const int *items, \
-        const int *page_tables, float *partial_out, float *partial_state, int q_heads, int kv_heads, float scale) {                        \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) name(const bf16 *queries, const bf16 *keys, const bf16 *values,               \
+        const int *items, const int *page_tables, float *partial_out, float *partial_state, int q_heads, int kv_heads, float scale) {      \
         branch<D, few>({queries, keys, values, items, page_tables, partial_out, partial_state, q_heads, kv_heads, scale});                 \
     }
 
@@ -227,9 +259,9 @@ BRANCH_ATTENTION(branch_attention_few_128, 128, true)
 BRANCH_ATTENTION(branch_attention_few_256, 256, true)
 
 #define BRANCH_MERGE(name, D)                                                                                                              \
-    extern "C" __global__ void __launch_bounds__(THREADS) name(const bf16 *queries, const bf16 *keys, const bf16 *values,                  \
-        const float *partial_out, const float *partial_state, const int *rows, const int *lineage, bf16 *out, int q_heads, int kv_heads,   \
-        int head_dim, float scale) {                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                                               \
+        name(const bf16 *queries, const bf16 *keys, const bf16 *values, const float *partial_out, const float *partial_state,              \
+            const int *rows, const int *lineage, bf16 *out, int q_heads, int kv_heads, int head_dim, float scale) {                        \
         merge<D>({queries, keys, values, partial_out, partial_state, rows, lineage, out, q_heads, kv_heads, head_dim, scale});             \
     }
 

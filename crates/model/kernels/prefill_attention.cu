@@ -12,8 +12,8 @@
 //   out          [rows][q_heads * head_dim] bf16; head_dim is even
 //   scale        log2(e) / sqrt(head_dim)
 // Launch: grid (tiles, kv_heads), block THREADS. A long context is cut into many tiles; those at its end are the longest and come first.
-// `prefill_attention_D` takes tiles of up to QUERIES queries, `prefill_attention_few_D` of up to FEW_QUERIES, sooner: for the few new rows of
-// a returning user. A row gets the same bits from both.
+// `prefill_attention_D` takes tiles of up to QUERIES queries, `prefill_attention_few_D` of up to FEW_QUERIES, sooner: for the few new rows
+// of a returning user. A row gets the same bits from both.
 #include "attention_tile.cuh"
 
 namespace {
@@ -26,7 +26,8 @@ struct Prefill {
     float scale;
 };
 
-template <class S, class Result> __device__ __forceinline__ void finish_prefill(
+template <class S, class Result>
+__device__ __forceinline__ void finish_prefill(
     const Result &state, const Prefill &all, int first_row, int queries, int group, int first_head) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
@@ -42,8 +43,8 @@ template <class S, class Result> __device__ __forceinline__ void finish_prefill(
             for (int block = 0; block < Result::BLOCKS; ++block) {
                 const int column = state.first_column + block * 8 + lane % 4 * 2;
                 if (column >= all.head_dim) continue;
-                *reinterpret_cast<uint32_t *>(out + column) =
-                    pack_bf16x2(__fmul_rn(state.out[tile][block][half * 2], inverse), __fmul_rn(state.out[tile][block][half * 2 + 1], inverse));
+                *reinterpret_cast<uint32_t *>(out + column) = pack_bf16x2(
+                    __fmul_rn(state.out[tile][block][half * 2], inverse), __fmul_rn(state.out[tile][block][half * 2 + 1], inverse));
             }
         }
     }
@@ -82,8 +83,8 @@ template <int D, bool few> __device__ __forceinline__ void prefill(const Prefill
 } // namespace
 
 #define PREFILL_ATTENTION(name, D, few)                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(THREADS) name(const bf16 *queries, const bf16 *keys, const bf16 *values, const int *tiles, \
-        const int *page_tables, bf16 *out, int q_heads, int kv_heads, int head_dim, float scale) {                                         \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) name(const bf16 *queries, const bf16 *keys, const bf16 *values,               \
+        const int *tiles, const int *page_tables, bf16 *out, int q_heads, int kv_heads, int head_dim, float scale) {                       \
         prefill<D, few>({queries, keys, values, tiles, page_tables, out, q_heads, kv_heads, head_dim, scale});                             \
     }
 

@@ -10,7 +10,9 @@
 // An address in shared memory as instructions take it, in bytes. Arithmetic on it costs half of that on a pointer.
 #ifdef __CUDACC__
 using SharedAddress = uint32_t;
-__device__ __forceinline__ SharedAddress shared_address(const void *shared) { return static_cast<uint32_t>(__cvta_generic_to_shared(shared)); }
+__device__ __forceinline__ SharedAddress shared_address(const void *shared) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
 #else
 using SharedAddress = std::uintptr_t;
 inline SharedAddress shared_address(const void *shared) { return reinterpret_cast<std::uintptr_t>(shared); }
@@ -21,9 +23,9 @@ inline SharedAddress shared_address(const void *shared) { return reinterpret_cas
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&result)[4], SharedAddress row EMULATION_LOCATION) {
 #ifdef __CUDACC__
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3])
-                 : "r"(row)
-                 : "memory");
+        : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3])
+        : "r"(row)
+        : "memory");
 #else
     emulation::ldmatrix_x4(result, reinterpret_cast<const void *>(row), false, where);
 #endif
@@ -33,9 +35,9 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&result)[4], SharedAddress
 __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&result)[4], SharedAddress row EMULATION_LOCATION) {
 #ifdef __CUDACC__
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3])
-                 : "r"(row)
-                 : "memory");
+        : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3])
+        : "r"(row)
+        : "memory");
 #else
     emulation::ldmatrix_x4(result, reinterpret_cast<const void *>(row), true, where);
 #endif
@@ -45,11 +47,12 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&result)[4], SharedA
 //   a[0] (g, 2t)  a[1] (g + 8, 2t)  a[2] (g, 2t + 8)  a[3] (g + 8, 2t + 8), each with the next column in the high half;
 //   b[0] (2t, g)  b[1] (2t + 8, g), each with the next row in the high half;
 //   accumulator[0], [1] (g, 2t), (g, 2t + 1);  [2], [3] (g + 8, 2t), (g + 8, 2t + 1).
-__device__ __forceinline__ void mma_m16n8k16_bf16(float (&accumulator)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1 EMULATION_LOCATION) {
+__device__ __forceinline__ void mma_m16n8k16_bf16(
+    float (&accumulator)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1 EMULATION_LOCATION) {
 #ifdef __CUDACC__
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(accumulator[0]), "+f"(accumulator[1]), "+f"(accumulator[2]), "+f"(accumulator[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+        : "+f"(accumulator[0]), "+f"(accumulator[1]), "+f"(accumulator[2]), "+f"(accumulator[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #else
     const uint32_t b[2] = {b0, b1};
     emulation::mma_m16n8k16_bf16(accumulator, a, b, where);
@@ -60,15 +63,17 @@ __device__ __forceinline__ void mma_m16n8k16_bf16(float (&accumulator)[4], const
 __device__ __forceinline__ void cp_async_16(SharedAddress shared, const void *global, bool valid = true) {
 #ifdef __CUDACC__
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                 :
-                 : "r"(shared), "l"(__cvta_generic_to_global(global)), "r"(valid ? 16 : 0)
-                 : "memory");
+        :
+        : "r"(shared), "l"(__cvta_generic_to_global(global)), "r"(valid ? 16 : 0)
+        : "memory");
 #else
     emulation::copy_async(reinterpret_cast<void *>(shared), global, valid ? 16 : 0);
 #endif
 }
 
-__device__ __forceinline__ void cp_async_16(void *shared, const void *global, bool valid = true) { cp_async_16(shared_address(shared), global, valid); }
+__device__ __forceinline__ void cp_async_16(void *shared, const void *global, bool valid = true) {
+    cp_async_16(shared_address(shared), global, valid);
+}
 
 // Closes the calling thread's group of copies.
 __device__ __forceinline__ void cp_async_commit() {

@@ -69,7 +69,8 @@
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
-// Shared memory is declared through these two macros, which common.cuh defines for nvcc as well. `__shared__` itself is left undefined here.
+// Shared memory is declared through these two macros, which common.cuh defines for nvcc as well. `__shared__` itself is left undefined
+// here.
 //   DYNAMIC_SHARED(name)            unsigned char name[], 128-byte aligned, as large as the launch says
 //   SHARED_ARRAY(type, name, count) type name[count]
 #define DYNAMIC_SHARED(name) unsigned char *name = ::emulation::block().dynamic_shared
@@ -83,12 +84,8 @@ struct dim3 {
 };
 
 #define EMULATION_VECTORS(scalar, name)                                                                                                    \
-    struct alignas(2 * sizeof(scalar)) name##2 {                                                                                           \
-        scalar x, y;                                                                                                                       \
-    };                                                                                                                                     \
-    struct alignas(4 * sizeof(scalar) > 16 ? 16 : 4 * sizeof(scalar)) name##4 {                                                            \
-        scalar x, y, z, w;                                                                                                                 \
-    };                                                                                                                                     \
+    struct alignas(2 * sizeof(scalar)) name##2 { scalar x, y; };                                                                           \
+    struct alignas(4 * sizeof(scalar) > 16 ? 16 : 4 * sizeof(scalar)) name##4 { scalar x, y, z, w; };                                      \
     inline name##2 make_##name##2(scalar x, scalar y) { return {x, y}; }                                                                   \
     inline name##4 make_##name##4(scalar x, scalar y, scalar z, scalar w) { return {x, y, z, w}; }
 EMULATION_VECTORS(int, int)
@@ -146,7 +143,8 @@ struct Copy {
 
 enum class Kind { None, SyncThreads, SyncWarp, Shuffle, Vote, Reduce, Match, Mma, Ldmatrix };
 inline const char *name_of(Kind kind) {
-    static const char *const names[] = {"nothing", "__syncthreads", "__syncwarp", "a shuffle", "a vote", "a reduction", "a match", "mma", "ldmatrix"};
+    static const char *const names[] = {
+        "nothing", "__syncthreads", "__syncwarp", "a shuffle", "a vote", "a reduction", "a match", "mma", "ldmatrix"};
     return names[int(kind)];
 }
 
@@ -221,7 +219,8 @@ inline Fiber &self() { return *machine.current; }
 // Memory of one SHARED_ARRAY. Allocated at its exact size, so that AddressSanitizer sees its ends.
 class StaticShared {
 public:
-    explicit StaticShared(std::size_t size) : size_(size), bytes_(static_cast<unsigned char *>(std::aligned_alloc(16, (size + 15) / 16 * 16))) {
+    explicit StaticShared(std::size_t size)
+        : size_(size), bytes_(static_cast<unsigned char *>(std::aligned_alloc(16, (size + 15) / 16 * 16))) {
 #if defined(__SANITIZE_ADDRESS__)
         ASAN_POISON_MEMORY_REGION(bytes_ + size, (size + 15) / 16 * 16 - size);
 #endif
@@ -326,8 +325,8 @@ EMULATION_UNSANITIZED inline void set_current(Fiber &fiber) { machine.current = 
     Fiber &fiber = self();
     const Block &at = block();
     char place[200];
-    std::snprintf(place, sizeof place, "block (%u, %u, %u), thread (%u, %u, %u): ", at.index.x, at.index.y, at.index.z, fiber.thread_index.x,
-        fiber.thread_index.y, fiber.thread_index.z);
+    std::snprintf(place, sizeof place, "block (%u, %u, %u), thread (%u, %u, %u): ", at.index.x, at.index.y, at.index.z,
+        fiber.thread_index.x, fiber.thread_index.y, fiber.thread_index.z);
     if (&fiber == &machine.main) throw Error(message);
     machine.failure = place + message;
     order_before(&machine);
@@ -398,26 +397,28 @@ EMULATION_UNSANITIZED inline void order_between(Fiber &first, Fiber &second) {
 
 using Exchange = void (*)(void *const *operands, unsigned mask);
 
-// Waits for all lanes of `mask` at one line; the last one runs `exchange` on the operands of all. Lanes outside of `mask` have null operands.
+// Waits for all lanes of `mask` at one line; the last one runs `exchange` on the operands of all. Lanes outside of `mask` have null
+// operands.
 EMULATION_UNSANITIZED inline void gather(Kind kind, unsigned mask, void *operand, Exchange exchange, const Location &where) {
     Fiber &fiber = self();
     const unsigned bit = 1u << fiber.lane;
-    if (!(mask & bit)) fail(std::string(name_of(kind)) + " at " + at_line(where.file_name(), where.line()) + " by a lane that is not in its mask");
+    if (!(mask & bit))
+        fail(std::string(name_of(kind)) + " at " + at_line(where.file_name(), where.line()) + " by a lane that is not in its mask");
     Gathering &here = block().gatherings[fiber.warp][__builtin_ctz(mask)];
     if (here.arrived == 0) {
         for (unsigned lane = 0; lane < 32; ++lane) {
             if (!((mask >> lane) & 1)) continue;
             const unsigned number = fiber.warp * 32 + lane;
             if (number >= block().threads || !machine.fibers[number]->alive) {
-                fail(std::string(name_of(kind)) + " at " + at_line(where.file_name(), where.line()) + " names lane " + std::to_string(lane) +
-                    ", which has ended or does not exist");
+                fail(std::string(name_of(kind)) + " at " + at_line(where.file_name(), where.line()) + " names lane " +
+                     std::to_string(lane) + ", which has ended or does not exist");
             }
         }
         here.kind = kind, here.mask = mask, here.file = where.file_name(), here.line = where.line();
         for (unsigned lane = 0; lane < 32; ++lane) here.operands[lane] = nullptr;
     } else if (here.kind != kind || here.mask != mask || here.line != where.line()) {
         fail(std::string(name_of(kind)) + " at " + at_line(where.file_name(), where.line()) + ", but other lanes of the warp are at " +
-            name_of(here.kind) + " at " + at_line(here.file, here.line) + (here.mask != mask ? " with another mask" : ""));
+             name_of(here.kind) + " at " + at_line(here.file, here.line) + (here.mask != mask ? " with another mask" : ""));
     }
     here.operands[fiber.lane] = operand;
     here.fibers[fiber.lane] = &fiber;
@@ -443,7 +444,7 @@ EMULATION_UNSANITIZED inline int block_barrier(bool vote, const Location &where)
         here.barrier_file = where.file_name(), here.barrier_line = where.line();
     } else if (here.barrier_line != where.line()) {
         fail("__syncthreads at " + at_line(where.file_name(), where.line()) + ", but other threads of the block are at that of " +
-            at_line(here.barrier_file, here.barrier_line));
+             at_line(here.barrier_file, here.barrier_line));
     }
     here.vote_count += vote;
     here.arrived += 1;
@@ -474,7 +475,8 @@ EMULATION_UNSANITIZED inline void count_copy() { counters().copies += 1; }
 
 // cp.async.cg.shared.global: `bytes` of 16 are copied and the rest is zero.
 inline void copy_async(void *target, const void *source, unsigned bytes) {
-    if (reinterpret_cast<std::uintptr_t>(target) % 16 || (bytes && reinterpret_cast<std::uintptr_t>(source) % 16)) fail("cp.async is not aligned to 16 bytes");
+    if (reinterpret_cast<std::uintptr_t>(target) % 16 || (bytes && reinterpret_cast<std::uintptr_t>(source) % 16))
+        fail("cp.async is not aligned to 16 bytes");
     if (bytes > 16) fail("cp.async of more than 16 bytes");
     auto &groups = self().copies;
     if (groups.empty()) groups.emplace_back();
@@ -502,7 +504,8 @@ EMULATION_UNSANITIZED inline std::string where_all_wait() {
     for (unsigned number = 0; number < block().threads && told < 8; ++number) {
         const Fiber &fiber = *machine.fibers[number];
         if (!fiber.alive) continue;
-        message += " thread " + std::to_string(number) + " waits at " + name_of(fiber.waits_for) + " at " + at_line(fiber.where.file_name(), fiber.where.line()) + ";";
+        message += " thread " + std::to_string(number) + " waits at " + name_of(fiber.waits_for) + " at " +
+                   at_line(fiber.where.file_name(), fiber.where.line()) + ";";
         told += 1;
     }
     return message;
@@ -792,8 +795,7 @@ inline int __any_sync(unsigned mask, int predicate, emulation::Location where = 
 inline int __all_sync(unsigned mask, int predicate, emulation::Location where = emulation::Location::current()) {
     return emulation::vote(mask, predicate == 0, where) == 0;
 }
-template <class T>
-unsigned __match_any_sync(unsigned mask, T value, emulation::Location where = emulation::Location::current()) {
+template <class T> unsigned __match_any_sync(unsigned mask, T value, emulation::Location where = emulation::Location::current()) {
     emulation::MatchOperand<T> operand{value, 0};
     emulation::gather(emulation::Kind::Match, mask, &operand, emulation::exchange_match<T>, where);
     return operand.result;
@@ -1027,7 +1029,8 @@ struct MmaOperand {
     float accumulator[4];
 };
 
-// Fragments of mma.m16n8k16 with bf16 inputs, PTX ISA; g = lane / 4, t = lane % 4, pairs with the lower column (a) or row (b) in the low half:
+// Fragments of mma.m16n8k16 with bf16 inputs, PTX ISA; g = lane / 4, t = lane % 4, pairs with the lower column (a) or row (b) in the low
+// half:
 //   a[0] (g, 2t)  a[1] (g + 8, 2t)  a[2] (g, 2t + 8)  a[3] (g + 8, 2t + 8);  b[0] (2t, g)  b[1] (2t + 8, g)
 //   accumulator[0..1] (g, 2t .. + 1), [2..3] (g + 8, 2t .. + 1)
 EMULATION_UNSANITIZED inline void exchange_mma(void *const *operands, unsigned) {

@@ -1,7 +1,8 @@
 // Prefill and branch attention, run on the CPU, against attention in double precision and against themselves.
 //
 // What is promised:
-//   * closeness: with u = 2^-8 (bf16 rounds to within u), weights w and values v, the weights are rounded (u in the sum of w v and in that of w) and
+//   * closeness: with u = 2^-8 (bf16 rounds to within u), weights w and values v, the weights are rounded (u in the sum of w v and in that
+//   of w) and
 //     so is the result: |error| <= 3 u sum(w |v|) / sum(w), and 1 % more for everything that is done in f32;
 //   * the same bits for a row, whatever shares its tile or launch, however its context was cut, whichever kernel runs it;
 //   * nothing is read that belongs to nobody: rows behind a context, unused pages, unused partial rows and shared memory are NaN;
@@ -62,7 +63,8 @@ struct Layer {
 
     Layer(int D, int head_dim, int kv_heads, int group, int pages)
         : D(D), head_dim(head_dim), kv_heads(kv_heads), group(group), q_heads(kv_heads * group),
-          scale(float(1.4426950408889634 / std::sqrt(double(head_dim)))), keys(std::size_t(pages) * kv_heads * PAGE * D, NOBODYS), values(keys) {
+          scale(float(1.4426950408889634 / std::sqrt(double(head_dim)))), keys(std::size_t(pages) * kv_heads * PAGE * D, NOBODYS),
+          values(keys) {
         for (int page = 0; page < pages; ++page) free_pages.push_back(page);
         std::shuffle(free_pages.begin(), free_pages.end(), random_engine);
         std::snprintf(shape, sizeof shape, "D %d, head_dim %d, kv heads %d, group %d", D, head_dim, kv_heads, group);
@@ -86,11 +88,11 @@ struct Layer {
         }
     }
 
-    // Queries of `rows` rows; some are sharp, so that few keys matter.
+    // Queries of `rows` rows; some are sharp, so that few keys matter, or so sharp that weights under- and overflow without a maximum.
     std::vector<bf16> make_queries(int rows) const {
         std::vector<bf16> queries(std::size_t(rows) * q_heads * D);
         for (std::size_t at = 0; at < queries.size(); ++at) {
-            const float sharpness = at / D % 3 == 0 ? 4.0f : 1.0f;
+            const float sharpness = at / D % 3 == 0 ? 4.0f : at / D % 5 == 0 ? 40.0f : 1.0f;
             queries[at] = rounded(int(at % D) < head_dim ? sharpness * random_normal() : 0.0f);
         }
         return queries;
@@ -102,7 +104,8 @@ struct Layer {
         double maximum = -INFINITY;
         for (std::size_t at : places) {
             double logit = 0;
-            for (int column = 0; column < head_dim; ++column) logit += double(__bfloat162float(query[column])) * __bfloat162float(keys[at + column]);
+            for (int column = 0; column < head_dim; ++column)
+                logit += double(__bfloat162float(query[column])) * __bfloat162float(keys[at + column]);
             logits.push_back(logit / std::sqrt(double(head_dim)));
             maximum = std::max(maximum, logits.back());
         }
@@ -152,7 +155,8 @@ std::vector<bf16> prefill_parts(const Layer &layer, const std::vector<int> &page
     std::vector<std::array<int, 4>> tiles;
     int row = 0;
     for (const Part &part : parts) {
-        queries.insert(queries.end(), part.context->queries.begin() + std::size_t(part.first) * width, part.context->queries.begin() + std::size_t(part.last) * width);
+        queries.insert(queries.end(), part.context->queries.begin() + std::size_t(part.first) * width,
+            part.context->queries.begin() + std::size_t(part.last) * width);
         for (int first = part.first; first < part.last;) {
             const int most = std::min({part.last - first, capacity / layer.group, tile_rows});
             const int rows = tile_rows < 1000 ? random_int(1, most) : most;
@@ -163,8 +167,9 @@ std::vector<bf16> prefill_parts(const Layer &layer, const std::vector<int> &page
     std::shuffle(tiles.begin(), tiles.end(), random_engine);
     std::vector<bf16> out(std::size_t(row) * out_width, NOBODYS);
     const auto kernel = few ? Kernels<D>::prefill_few : Kernels<D>::prefill;
-    run(dim3(unsigned(tiles.size()), unsigned(layer.kv_heads)), bytes<D, few>(), kernel, queries.data(), layer.keys.data(), layer.values.data(),
-        tiles.data()->data(), page_tables.data(), out.data(), layer.q_heads, layer.kv_heads, layer.head_dim, layer.scale);
+    run(dim3(unsigned(tiles.size()), unsigned(layer.kv_heads)), bytes<D, few>(), kernel, queries.data(), layer.keys.data(),
+        layer.values.data(), tiles.data()->data(), page_tables.data(), out.data(), layer.q_heads, layer.kv_heads, layer.head_dim,
+        layer.scale);
     return out;
 }
 
@@ -189,13 +194,15 @@ template <int D> void prefill_case(int head_dim, int kv_heads, int group, int co
     const std::vector<bf16> out = prefill_parts<D, false>(layer, page_tables, whole, 1000);
     std::size_t row = 0;
     for (ContextRows &context : all) {
-        context.expected.assign(out.begin() + std::ptrdiff_t(row * out_width), out.begin() + std::ptrdiff_t((row + context.len) * out_width));
+        context.expected.assign(
+            out.begin() + std::ptrdiff_t(row * out_width), out.begin() + std::ptrdiff_t((row + context.len) * out_width));
         row += context.len;
         std::vector<std::size_t> places;
         for (int position = 0; position < context.len; ++position) {
             for (int head = 0; head < layer.q_heads; ++head) {
                 places.clear();
-                for (int key = 0; key <= position; ++key) places.push_back(layer.place(page_tables[context.table + key / PAGE], head / group, key % PAGE));
+                for (int key = 0; key <= position; ++key)
+                    places.push_back(layer.place(page_tables[context.table + key / PAGE], head / group, key % PAGE));
                 // The reference is slow: all rows near borders, some of the others.
                 if (position % PAGE > 1 && position % PAGE < PAGE - 1 && position % 7 && position + 2 < context.len) continue;
                 layer.compare(&context.queries[(std::size_t(position) * layer.q_heads + head) * D],
@@ -208,17 +215,21 @@ template <int D> void prefill_case(int head_dim, int kv_heads, int group, int co
         std::vector<Part> parts;
         Layer young = layer;
         for (const ContextRows &context : all) {
-            const int first = random_int(0, context.len - 1), last = trial == 0 ? std::min(context.len, first + 3) : random_int(first + 1, context.len);
+            const int first = random_int(0, context.len - 1),
+                      last = trial == 0 ? std::min(context.len, first + 3) : random_int(first + 1, context.len);
             parts.push_back({&context, first, last});
-            for (int position = last; position < context.len; ++position) young.write(page_tables[context.table + position / PAGE], position % PAGE, false);
+            for (int position = last; position < context.len; ++position)
+                young.write(page_tables[context.table + position / PAGE], position % PAGE, false);
         }
         std::shuffle(parts.begin(), parts.end(), random_engine);
         std::vector<int> tables = page_tables;
         for (const Part &part : parts) {
-            for (int page = (part.last + PAGE - 1) / PAGE; page < (part.context->len + PAGE - 1) / PAGE; ++page) tables[part.context->table + page] = -1;
+            for (int page = (part.last + PAGE - 1) / PAGE; page < (part.context->len + PAGE - 1) / PAGE; ++page)
+                tables[part.context->table + page] = -1;
         }
         const bool few = trial != 1;
-        const std::vector<bf16> again = few ? prefill_parts<D, true>(young, tables, parts, 64) : prefill_parts<D, false>(young, tables, parts, 64);
+        const std::vector<bf16> again =
+            few ? prefill_parts<D, true>(young, tables, parts, 64) : prefill_parts<D, false>(young, tables, parts, 64);
         std::size_t at = 0;
         for (const Part &part : parts) {
             const std::size_t count = std::size_t(part.last - part.first) * out_width;
@@ -240,7 +251,9 @@ struct Beams {
     std::vector<bf16> queries, expected;
 };
 
-template <int D, bool few> std::vector<bf16> branch_parts(const Layer &layer, const std::vector<int> &page_tables, const std::vector<const Beams *> &requests, bool cut) {
+template <int D, bool few>
+std::vector<bf16> branch_parts(
+    const Layer &layer, const std::vector<int> &page_tables, const std::vector<const Beams *> &requests, bool cut) {
     constexpr int capacity = few ? FEW_QUERIES : Sizes<D>::QUERIES;
     std::vector<bf16> queries;
     std::vector<std::array<int, 6>> items, rows;
@@ -252,25 +265,28 @@ template <int D, bool few> std::vector<bf16> branch_parts(const Layer &layer, co
         for (int first = 0; first < request->beams;) {
             const int most = std::min(request->beams - first, capacity / layer.group), count = cut ? random_int(1, most) : most;
             for (int split = 0; split < splits; ++split) {
-                items.push_back({row + first, count, request->table, split * request->split, std::min(request->context_len, (split + 1) * request->split),
-                    partial + split * request->beams + first});
+                items.push_back({row + first, count, request->table, split * request->split,
+                    std::min(request->context_len, (split + 1) * request->split), partial + split * request->beams + first});
             }
             first += count;
         }
         for (int beam = 0; beam < request->beams; ++beam) {
-            rows.push_back({row + beam, partial + beam, splits, request->beams, int(lineage.size()) + beam * request->depth, request->depth});
+            rows.push_back(
+                {row + beam, partial + beam, splits, request->beams, int(lineage.size()) + beam * request->depth, request->depth});
         }
         lineage.insert(lineage.end(), request->lineage.begin(), request->lineage.end());
         row += request->beams, partial += splits * request->beams + 1;
     }
     std::shuffle(items.begin(), items.end(), random_engine);
     std::shuffle(rows.begin(), rows.end(), random_engine);
-    std::vector<float> partial_out(std::size_t(partial) * layer.q_heads * D, NAN), partial_state(std::size_t(partial) * layer.q_heads * 2, NAN);
+    std::vector<float> partial_out(std::size_t(partial) * layer.q_heads * D, NAN),
+        partial_state(std::size_t(partial) * layer.q_heads * 2, NAN);
     std::vector<bf16> out(std::size_t(row) * layer.q_heads * layer.head_dim, NOBODYS);
     const auto kernel = few ? Kernels<D>::branch_few : Kernels<D>::branch;
     if (!items.empty()) {
-        run(dim3(unsigned(items.size()), unsigned(layer.kv_heads)), bytes<D, few>(), kernel, queries.data(), layer.keys.data(), layer.values.data(),
-            items.data()->data(), page_tables.data(), partial_out.data(), partial_state.data(), layer.q_heads, layer.kv_heads, layer.scale);
+        run(dim3(unsigned(items.size()), unsigned(layer.kv_heads)), bytes<D, few>(), kernel, queries.data(), layer.keys.data(),
+            layer.values.data(), items.data()->data(), page_tables.data(), partial_out.data(), partial_state.data(), layer.q_heads,
+            layer.kv_heads, layer.scale);
     }
     run(dim3(unsigned(rows.size()), unsigned((layer.q_heads + WARPS - 1) / WARPS)), 0, Kernels<D>::merge, queries.data(), layer.keys.data(),
         layer.values.data(), partial_out.data(), partial_state.data(), rows.data()->data(), lineage.data(), out.data(), layer.q_heads,
@@ -287,7 +303,9 @@ template <int D> void branch_case(int head_dim, int kv_heads, int group, int req
         Beams request{};
         request.context_len = at == 0 ? 0 : at == 1 ? 64 * random_int(1, 2) + random_int(-1, 1) : random_int(1, longest);
         request.table = int(page_tables.size());
-        request.beams = at == 2 ? most_beams : random_int(1, most_beams), request.depth = at == 0 ? 1 : random_int(1, 4);
+        request.beams = at == 2 ? most_beams : random_int(1, at == 1 ? 6 : most_beams);
+        // No step before, a deep tree up to what a warp has lanes for, and what is usual.
+        request.depth = at == 0 ? 1 : at == 1 ? random_int(5, 32) : random_int(1, 4);
         request.split = SPLIT_UNIT * random_int(1, 3);
         for (int position = 0; position < request.context_len; ++position) {
             if (position % PAGE == 0) page_tables.push_back(layer.take_page());
@@ -314,12 +332,14 @@ template <int D> void branch_case(int head_dim, int kv_heads, int group, int req
     const std::vector<bf16> out = branch_parts<D, false>(layer, page_tables, together, false);
     std::size_t row = 0;
     for (Beams &request : all) {
-        request.expected.assign(out.begin() + std::ptrdiff_t(row * out_width), out.begin() + std::ptrdiff_t((row + request.beams) * out_width));
+        request.expected.assign(
+            out.begin() + std::ptrdiff_t(row * out_width), out.begin() + std::ptrdiff_t((row + request.beams) * out_width));
         row += request.beams;
         for (int beam = 0; beam < request.beams; ++beam) {
             for (int head = 0; head < layer.q_heads; ++head) {
                 std::vector<std::size_t> places;
-                for (int key = 0; key < request.context_len; ++key) places.push_back(layer.place(page_tables[request.table + key / PAGE], head / group, key % PAGE));
+                for (int key = 0; key < request.context_len; ++key)
+                    places.push_back(layer.place(page_tables[request.table + key / PAGE], head / group, key % PAGE));
                 for (int step = 0; step < request.depth; ++step) {
                     const int ancestor = request.lineage[std::size_t(beam) * request.depth + step];
                     places.push_back(layer.place(ancestor / PAGE, head / group, ancestor % PAGE));
@@ -334,12 +354,13 @@ template <int D> void branch_case(int head_dim, int kv_heads, int group, int req
         std::vector<const Beams *> some = together;
         std::shuffle(some.begin(), some.end(), random_engine);
         if (trial == 0) some.resize(1);
-        const std::vector<bf16> again =
-            trial == 1 ? branch_parts<D, true>(layer, page_tables, some, random_int(0, 1)) : branch_parts<D, false>(layer, page_tables, some, trial == 2);
+        const std::vector<bf16> again = trial == 1 ? branch_parts<D, true>(layer, page_tables, some, random_int(0, 1))
+                                                   : branch_parts<D, false>(layer, page_tables, some, trial == 2);
         std::size_t at = 0;
         for (const Beams *request : some) {
             if (!same_bits(&again[at], request->expected.data(), request->expected.size())) {
-                fail(trial == 1 ? "branch_few differs from branch" : "a branch row depends on what shares its launch", layer.shape, request->beams);
+                fail(trial == 1 ? "branch_few differs from branch" : "a branch row depends on what shares its launch", layer.shape,
+                    request->beams);
             }
             at += request->expected.size();
         }
