@@ -191,13 +191,23 @@ struct LogSum {
 // Adds the logits of the allowed continuations number `first`, `first + stride`, ... of a beam. Says whether there are any.
 __device__ __forceinline__ bool add_allowed(const ExpandStep &step, const Workspace &w, uint32_t beam, uint32_t first,
                                             uint32_t stride, LogSum &log_sum) {
-    const uint32_t count = w.child_starts[beam + 1] - w.child_starts[beam];
+    const uint32_t count = w.child_starts[beam + 1] - w.child_starts[beam], first_child = w.first_children[beam];
     bool any = false;
-    for (uint32_t i = first; i < count; i += stride) {
-        const Child child = child_at(step, w.first_children[beam] + i);
-        if (child.allowed) {
-            log_sum.add(logit_of(step, beam, child.token));
-            any = true;
+    for (uint32_t i = first; i < count; i += PER_THREAD * stride) {
+        // Several at a time, so that their loads overlap; past the end the first one stands in.
+        float logits[PER_THREAD];
+        bool allowed[PER_THREAD];
+#pragma unroll
+        for (uint32_t k = 0; k < PER_THREAD; ++k) {
+            const uint32_t number = i + k * stride;
+            const Child child = child_at(step, first_child + (number < count ? number : i));
+            logits[k] = logit_of(step, beam, child.token);
+            allowed[k] = child.allowed && number < count;
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < PER_THREAD; ++k) {
+            if (allowed[k]) log_sum.add(logits[k]);
+            any |= allowed[k];
         }
     }
     return any;
@@ -212,7 +222,7 @@ __device__ __forceinline__ void merge_lanes(LogSum &log_sum) {
 }
 
 // Grid: (any, requests). The order of additions depends on the number of children alone.
-extern "C" __global__ void __launch_bounds__(THREADS, 4) expand_normalize(const ExpandStep *__restrict__ steps) {
+extern "C" __global__ void __launch_bounds__(THREADS, 3) expand_normalize(const ExpandStep *__restrict__ steps) {
     SHARED_ARRAY(float, warp_maxima, THREADS / 32);
     SHARED_ARRAY(float, warp_sums, THREADS / 32);
     const ExpandStep &step = steps[blockIdx.y];
