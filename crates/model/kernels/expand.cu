@@ -41,6 +41,7 @@ namespace expand {
 
 constexpr uint32_t THREADS = 256;  // of every kernel but expand_begin
 constexpr uint32_t BEGIN_THREADS = 1024;
+constexpr uint32_t BEAMS_PER_THREAD = MOST_BEAMS / BEGIN_THREADS;
 constexpr uint32_t PER_THREAD = 4;
 constexpr uint32_t TILE = THREADS * PER_THREAD;
 // Beams of a block of expand_normalize, one per warp; and the most children that one warp sees to.
@@ -78,40 +79,47 @@ extern "C" __global__ void __launch_bounds__(BEGIN_THREADS) expand_begin(const E
     const ExpandStep &step = steps[blockIdx.x];
     const Workspace w = workspace_of(step);
     const uint32_t thread = threadIdx.x;
-    if (step.is_first && thread == 0) {
+    const bool is_first = step.is_first != 0;
+    const uint32_t count = is_first ? 1 : *step.from.count;
+    const bool failed = !is_first && *step.failed != 0;
+    const uint32_t beams = failed ? 0 : count < step.width ? count : step.width;
+    for (uint32_t bin = thread; bin < BINS; bin += BEGIN_THREADS) w.histogram[bin] = w.bin_filled[bin] = 0;
+    __syncthreads();  // all have read `failed`
+    if (is_first && thread == 0) {
         step.from.nodes[0] = step.start_node;
         step.from.scores[0] = 0.0f;
         *step.from.count = 1;
         *step.failed = 0;
     }
-    for (uint32_t bin = thread; bin < BINS; bin += BEGIN_THREADS) w.histogram[bin] = w.bin_filled[bin] = 0;
-    __syncthreads();  // what the first thread wrote
-    const uint32_t alive = *step.from.count < step.width ? *step.from.count : step.width;
-    const uint32_t beams = *step.failed ? 0 : alive;
-    __syncthreads();  // `failed` was read by all
+    __syncthreads();  // `failed` is cleared before somebody sets it
 
+    // Neighbouring beams for each thread; all loads before all stores, so that they overlap.
     const uint32_t share = (beams + BEGIN_THREADS - 1) / BEGIN_THREADS;
-    const uint32_t begin = thread * share < beams ? thread * share : beams;
-    const uint32_t end = begin + share < beams ? begin + share : beams;
-    uint32_t children = 0;
-    for (uint32_t beam = begin; beam < end; ++beam) {
-        const uint32_t node = step.from.nodes[beam];
-        uint32_t first = node, count = 1;
+    uint32_t firsts[BEAMS_PER_THREAD], counts[BEAMS_PER_THREAD], children = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < BEAMS_PER_THREAD; ++i) {
+        const uint32_t beam = thread * share + i;
+        firsts[i] = counts[i] = 0;
+        if (i >= share || beam >= beams) continue;
+        const uint32_t node = is_first ? step.start_node : read_only(step.from.nodes + beam);
+        firsts[i] = node;
+        counts[i] = 1;
         if (step.kind == STEP_LEVEL && step.children != nullptr) {
-            first = read_only(step.children + node);
-            count = read_only(step.children + node + 1) - first;
+            firsts[i] = read_only(step.children + node);
+            counts[i] = read_only(step.children + node + 1) - firsts[i];
         }
-        w.first_children[beam] = first;
-        w.child_starts[beam] = count;
-        children += count;
+        children += counts[i];
         if (step.normalizers != nullptr && !is_finite(read_only(step.normalizers + beam))) fail(step);
     }
     uint32_t total;
     uint32_t start = exclusive_sum<BEGIN_THREADS>(children, warp_sums, total);
-    for (uint32_t beam = begin; beam < end; ++beam) {
-        const uint32_t count = w.child_starts[beam];
+#pragma unroll
+    for (uint32_t i = 0; i < BEAMS_PER_THREAD; ++i) {
+        const uint32_t beam = thread * share + i;
+        if (i >= share || beam >= beams) continue;
+        w.first_children[beam] = firsts[i];
         w.child_starts[beam] = start;
-        start += count;
+        start += counts[i];
     }
     if (thread == 0) {
         w.child_starts[beams] = total;
@@ -119,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(BEGIN_THREADS) expand_begin(const E
         state.smallest_seen = ~0ull;
         state.children = total;
         state.beams = beams;
-        state.best = beams > 0 ? step.from.scores[0] : 0.0f;
+        state.best = beams > 0 && !is_first ? read_only(step.from.scores) : 0.0f;
         *w.state = state;
     }
 }
@@ -183,13 +191,23 @@ struct LogSum {
 // Adds the logits of the allowed continuations number `first`, `first + stride`, ... of a beam. Says whether there are any.
 __device__ __forceinline__ bool add_allowed(const ExpandStep &step, const Workspace &w, uint32_t beam, uint32_t first,
                                             uint32_t stride, LogSum &log_sum) {
-    const uint32_t count = w.child_starts[beam + 1] - w.child_starts[beam];
+    const uint32_t count = w.child_starts[beam + 1] - w.child_starts[beam], first_child = w.first_children[beam];
     bool any = false;
-    for (uint32_t i = first; i < count; i += stride) {
-        const Child child = child_at(step, w.first_children[beam] + i);
-        if (child.allowed) {
-            log_sum.add(logit_of(step, beam, child.token));
-            any = true;
+    for (uint32_t i = first; i < count; i += PER_THREAD * stride) {
+        // Several at a time, so that their loads overlap; past the end the first one stands in.
+        float logits[PER_THREAD];
+        bool allowed[PER_THREAD];
+#pragma unroll
+        for (uint32_t k = 0; k < PER_THREAD; ++k) {
+            const uint32_t number = i + k * stride;
+            const Child child = child_at(step, first_child + (number < count ? number : i));
+            logits[k] = logit_of(step, beam, child.token);
+            allowed[k] = child.allowed && number < count;
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < PER_THREAD; ++k) {
+            if (allowed[k]) log_sum.add(logits[k]);
+            any |= allowed[k];
         }
     }
     return any;
@@ -204,7 +222,7 @@ __device__ __forceinline__ void merge_lanes(LogSum &log_sum) {
 }
 
 // Grid: (any, requests). The order of additions depends on the number of children alone.
-extern "C" __global__ void __launch_bounds__(THREADS, 4) expand_normalize(const ExpandStep *__restrict__ steps) {
+extern "C" __global__ void __launch_bounds__(THREADS, 3) expand_normalize(const ExpandStep *__restrict__ steps) {
     SHARED_ARRAY(float, warp_maxima, THREADS / 32);
     SHARED_ARRAY(float, warp_sums, THREADS / 32);
     const ExpandStep &step = steps[blockIdx.y];
@@ -255,6 +273,7 @@ struct Pass {
     uint32_t warp_sums[THREADS / 32];
     // What one thread tells the others.
     uint32_t bin, above, count;
+    uint32_t interval[2];
     bool is_last;
 };
 
@@ -455,6 +474,21 @@ __device__ void refine_alone(const ExpandStep &step, const Workspace &w, Pass &p
     }
 }
 
+// The rank (`ordered`) of the lowest score whose bin is at most `bin`. A warp asks together.
+__device__ __forceinline__ uint32_t first_score_within(float best, uint32_t bin) {
+    const uint32_t lane = threadIdx.x % 32;
+    uint32_t low = LOWEST_SCORE, high = ordered(__float_as_uint(best));  // the answer lies in [low, high]
+    while (low < high) {
+        const uint32_t stride = (high - low + 31) / 32, probe = low + lane * stride;
+        const bool is_below = probe < high && bin_of(best, __uint_as_float(unordered(probe))) > bin;
+        const uint32_t probes_below = __popc(__ballot_sync(FULL_WARP, is_below));
+        const uint32_t last = low + probes_below * stride;
+        high = last < high ? last : high;
+        low += probes_below > 0 ? (probes_below - 1) * stride + 1 : 0;
+    }
+    return low;
+}
+
 // Grid: (any, requests). `refinements` launches of expand_refine follow.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
     expand_histogram(const ExpandStep *__restrict__ steps, uint32_t refinements) {
@@ -474,28 +508,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
     if (!is_last_block(w.state, pass)) return;
 
     const uint32_t total = find_bin(w, pass, step.width, w.bin_starts);
+    // The scores of the bin are an interval, because bin_of is monotone: where it begins, and where the bin above begins.
+    if (total > step.capacity && threadIdx.x / 32 < 2) {
+        const uint32_t warp = threadIdx.x / 32, best_rank = ordered(__float_as_uint(best));
+        const uint32_t start = pass.bin < warp ? best_rank + 1 : first_score_within(best, pass.bin - warp);
+        if (threadIdx.x % 32 == 0) pass.interval[warp] = start;
+    }
+    __syncthreads();
     if (threadIdx.x == 0) {
         ExpandState &state = *w.state;
         state.survivors = total < step.width ? total : step.width;
         if (total <= step.capacity) {
             settle(step, state, 0, ~0ull, 0, total);
         } else {
-            // The scores of the bin are an interval, because bin_of is monotone.
-            const uint32_t bin = pass.bin, best_rank = ordered(__float_as_uint(best));
-            const auto bin_at = [&](uint32_t rank) { return bin_of(best, __uint_as_float(unordered(rank))); };
-            // The first rank, from the lowest score on, whose bin is at most `limit`.
-            const auto first_within = [&](uint32_t limit) {
-                uint32_t low = LOWEST_SCORE, high = best_rank;
-                while (low < high) {
-                    const uint32_t middle = low + (high - low) / 2;
-                    if (bin_at(middle) <= limit) high = middle;
-                    else low = middle + 1;
-                }
-                return low;
-            };
-            const uint32_t first = first_within(bin);
-            const uint32_t last = bin == 0 ? best_rank : first_within(bin - 1) - 1;
-            settle(step, state, static_cast<u64>(first) << 32, static_cast<u64>(last) << 32 | 0xffffffffu, pass.above, pass.count);
+            const u64 lowest = static_cast<u64>(pass.interval[0]) << 32, above = static_cast<u64>(pass.interval[1]) << 32;
+            settle(step, state, lowest, above - 1, pass.above, pass.count);
         }
     }
     __threadfence();

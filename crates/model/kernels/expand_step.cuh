@@ -45,7 +45,7 @@ struct ExpandStep {
     uint32_t first_token;
     uint32_t kind;         // StepKind
     uint32_t fixed_token;
-    uint32_t width;        // most beams, at least 1
+    uint32_t width;        // most beams, 1 to MOST_BEAMS
     uint32_t capacity;     // candidates kept for the last selection, at least `width`
     uint32_t is_first;     // not 0: `from` is made up here, as one beam of score 0 at `start_node`, and `failed` is cleared
     uint32_t start_node;
@@ -55,6 +55,7 @@ struct ExpandStep {
 static_assert(sizeof(u64) == 8 && sizeof(void *) == 8, "addresses and u64 are 64 bits wide");
 static_assert(sizeof(Filter) == 32 && sizeof(Beams) == 48 && sizeof(ExpandStep) == 224, "the host builds these");
 
+constexpr uint32_t MOST_BEAMS = 8192;
 // Bins of a histogram.
 constexpr uint32_t BINS = 2048;
 
