@@ -56,7 +56,7 @@ def arguments(given=None):
     add("--weight-decay", type=float, default=0.0, help="(default %(default)s)")
     add("--validate-every", type=int, default=3, help="epochs (default %(default)s)")
     add("--validate-users", type=int, default=1000, help="evenly spaced (default %(default)s)")
-    add("--beam-width", type=int, default=20, help="token head: beams of the validation (default %(default)s)")
+    add("--beam-width", type=int, default=50, help="token head: beams of the validation (default %(default)s)")
     add("--seed", type=int, default=1, help="(default %(default)s)")
     add("--threads", type=int, default=1, help="(default %(default)s)")
     add("--stop-after", type=int, metavar="EPOCHS", help="end this run early; the same command without it goes on")

@@ -201,6 +201,8 @@ class ModelTest(Folder):
         alone = model(ids, times, done)
         padded = model(torch.tensor([[4, 9, 7, 0, 0]]), torch.tensor([[0, 50, 60, 4000, 4000, 4000]]), torch.tensor([[1, 0, 3, 0, 0]]))
         self.assertLess((padded[:, :3] - alone).abs().max(), 1e-14)
+        # Its row of the table is not zero, its rows of the model are.
+        self.assertTrue((model.rows(torch.tensor([[4, 0]]), torch.tensor([[1, 1]]))[0].abs().sum(-1) > 0).tolist() == [True, False])
 
     def test_gradients_of_the_bias(self):
         model = made_model(actions=None)
