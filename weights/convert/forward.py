@@ -168,11 +168,15 @@ class Model:
 
     # Research.
 
-    def research_rows(self, items):
-        if self.input["actions"] is not None:
-            raise SystemExit("this check has no actions of the research variant")
+    def research_rows(self, items, actions=None):
+        known = self.input["actions"]
+        if known is not None and (actions is None or known["combine"] != "add"):
+            raise SystemExit("of actions of the research variant this check has added ones only, and they must be given")
         items = np.asarray(items)
-        x = self.rows("_embedding_module._item_emb.weight", items) * self.scale(self.input["position"]["scale"])
+        x = self.rows("_embedding_module._item_emb.weight", items)
+        if known is not None:
+            x = x + self.rows("_embedding_module._action_emb.weight", actions)
+        x = x * self.scale(self.input["position"]["scale"])
         x = x + self.of("_input_features_preproc._pos_emb.weight")[: len(items)]
         return x * (items != self.input["padding_id"])[:, None]
 

@@ -67,19 +67,29 @@ class Layer(torch.nn.Module):
         if stack["relative_bias"]:
             self._rel_attn_bias = RelativeBias(stack["relative_bias"])
 
-    def forward(self, x, buckets, seen, rate):
-        """x [users, n, D]; `seen` [n, n] is 1 where row i sees row j; `rate` of dropout."""
-        users, rows, width = x.shape
-        heads = lambda part: part.view(users, rows, self.stack["heads"], -1).transpose(1, 2)  # noqa: E731
-        h = silu(layer_norm(x, (width,), eps=self.stack["input_norm"]["eps"]) @ self._uvqk)
-        u, v, q, k = h.split(self.parts, -1)
-        logits = heads(q) @ heads(k).transpose(2, 3)
-        if self.stack["relative_bias"]:
-            logits = logits + self._rel_attn_bias(buckets)[:, None]
-        weights = silu(logits) * (seen / self.stack["attention_divisor"])
-        a = (weights @ heads(v)).transpose(1, 2).reshape(users, rows, -1)
+    def project(self, x):
+        """u [users, n, H dv], and v, q, k [users, H, n, width of a head], of rows x [users, n, D]."""
+        h = silu(layer_norm(x, x.shape[-1:], eps=self.stack["input_norm"]["eps"]) @ self._uvqk)
+        u, *others = h.split(self.parts, -1)
+        return u, *(part.unflatten(-1, (self.stack["heads"], -1)).transpose(1, 2) for part in others)
+
+    def weigh(self, logits, seen):
+        """Attention weights; `seen` is 1 where a row sees another."""
+        return silu(logits) * (seen / self.stack["attention_divisor"])
+
+    def finish(self, x, u, a, rate):
+        """Rows after the layer, of the attention's output a [users, H, n, dv]; `rate` of dropout."""
+        a = a.transpose(1, 2).flatten(2)
         y = u * layer_norm(a, a.shape[-1:], eps=self.stack["output_norm"]["eps"])
         return x + self._o(dropout(y, rate, self.training))
+
+    def forward(self, x, buckets, seen, rate):
+        """x [users, n, D]; `seen` [n, n] is 1 where row i sees row j."""
+        u, v, q, k = self.project(x)
+        logits = q @ k.transpose(2, 3)
+        if self.stack["relative_bias"]:
+            logits = logits + self._rel_attn_bias(buckets)[:, None]
+        return self.finish(x, u, self.weigh(logits, seen) @ v, rate)
 
 
 def container(**modules):
@@ -128,12 +138,20 @@ class Hstu(torch.nn.Module):
     def forward(self, ids, times, actions=None):
         """Normalised states [users, n, D] of ids [users, n] and, if the model reads them, actions [users, n]. `times` [users, n + 1] in seconds: those
         of the rows, then that of the query."""
-        rows, bias = ids.shape[1], self.config["stack"]["relative_bias"]
-        x = self.rows(ids, actions)
-        buckets = time_buckets(times[:, 1:, None] - times[:, None, :-1], bias["time_buckets"]) if bias else None
-        seen = torch.ones(rows, rows, dtype=x.dtype).tril()
+        x, buckets, seen = self.rows(ids, actions), self.buckets(times), self.seen(ids.shape[1])
         for layer in self._hstu._attention_layers:
             x = layer(x, buckets, seen, self.dropout)
+        return self.normalized(x)
+
+    def buckets(self, times):
+        """Time buckets [users, n, n] of times [users, n + 1], or None: row i reads the time of row i + 1."""
+        bias = self.config["stack"]["relative_bias"]
+        return time_buckets(times[:, 1:, None] - times[:, None, :-1], bias["time_buckets"]) if bias else None
+
+    def seen(self, rows):
+        return torch.ones(rows, rows, dtype=self._input_features_preproc._pos_emb.weight.dtype).tril()
+
+    def normalized(self, x):
         return normalize(x, dim=-1, eps=self.config["output"]["normalization"]["eps"])
 
     def items(self):
