@@ -347,6 +347,7 @@ impl Error {
             // Of the moment, not of the model.
             LoadError::Probe(error @ (Self::Overloaded | Self::Draining)) => return error.clone(),
             LoadError::Limits(_) => Refused::Limits,
+            LoadError::Device { .. } => Refused::Unsupported,
             LoadError::Memory(_) => Refused::Memory,
             LoadError::Probe(_) | LoadError::WrongAnswer(_) => Refused::Probe,
             LoadError::Settings(_) | LoadError::Engine(_) => return Self::internal(error),

@@ -69,7 +69,7 @@ impl Gpu {
     /// # Errors
     ///
     /// When there is none, its driver is too old, or it is older than what the kernels were built for.
-    pub fn new(ordinal: usize) -> Result<Arc<dyn Device>, DeviceError> {
+    pub fn open(ordinal: usize) -> Result<Arc<dyn Device>, DeviceError> {
         let fail = |error: candle_core::Error| DeviceError::new(format!("opening GPU {ordinal}"), error);
         let device = CudaDevice::new_with_stream(ordinal).map_err(fail)?;
         // SAFETY: memory is allocated, used and released on this one stream.

@@ -5,6 +5,7 @@
 
 use super::hstu::{HstuAnswer, HstuExecutor, HstuJob};
 use super::{Executor, Found, Job};
+use crate::cuda::executor::DeviceExecutor;
 use crate::step::{Plan, Progress, Slot, StepError, StepModel};
 
 /// What a step did for the requests of one kind, before it is told; reused from step to step.
@@ -17,6 +18,8 @@ pub enum AnyExecutor {
     Decoder(Box<Executor>, Outcomes<Found>),
     /// An HSTU model.
     Hstu(Box<HstuExecutor>, Outcomes<HstuAnswer>),
+    /// A decoder of semantic IDs on a graphics processor.
+    Device(Box<DeviceExecutor>, Outcomes<Found>),
 }
 
 impl From<Executor> for AnyExecutor {
@@ -28,6 +31,12 @@ impl From<Executor> for AnyExecutor {
 impl From<HstuExecutor> for AnyExecutor {
     fn from(executor: HstuExecutor) -> Self {
         Self::Hstu(Box::new(executor), Vec::new())
+    }
+}
+
+impl From<DeviceExecutor> for AnyExecutor {
+    fn from(executor: DeviceExecutor) -> Self {
+        Self::Device(Box::new(executor), Vec::new())
     }
 }
 
@@ -57,6 +66,7 @@ impl StepModel for AnyExecutor {
         match (self, payload) {
             (Self::Decoder(executor, _), AnyJob::Decoder(job)) => executor.open(slot, job),
             (Self::Hstu(executor, _), AnyJob::Hstu(job)) => executor.open(slot, job),
+            (Self::Device(executor, _), AnyJob::Decoder(job)) => executor.open(slot, job),
             _ => {}
         }
     }
@@ -64,6 +74,11 @@ impl StepModel for AnyExecutor {
     fn step(&mut self, plan: &Plan, outcomes: &mut Vec<(Slot, Progress<Answer>)>) -> Result<(), StepError> {
         match self {
             Self::Decoder(executor, done) => {
+                done.clear();
+                executor.step(plan, done)?;
+                outcomes.extend(done.drain(..).map(|(slot, done)| (slot, done.map(Answer::Found))));
+            }
+            Self::Device(executor, done) => {
                 done.clear();
                 executor.step(plan, done)?;
                 outcomes.extend(done.drain(..).map(|(slot, done)| (slot, done.map(Answer::Found))));
@@ -85,6 +100,7 @@ impl StepModel for AnyExecutor {
         match self {
             Self::Decoder(executor, _) => executor.close(slot),
             Self::Hstu(executor, _) => executor.close(slot),
+            Self::Device(executor, _) => executor.close(slot),
         }
     }
 }

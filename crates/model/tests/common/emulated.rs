@@ -32,14 +32,14 @@ struct Kernels {
     one_at_a_time: Mutex<()>,
 }
 
-/// Compiles a source beside the kernels; nothing, and a loud word, if there is no compiler.
-pub fn compile(source: &str, output: &str, arguments: &[&str]) -> Option<PathBuf> {
-    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+/// Compiles the kernels; nothing, and a loud word, if there is no compiler.
+fn compile(output: &str) -> Option<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/emulation/library.cpp");
     let output = Path::new(env!("CARGO_TARGET_TMPDIR")).join(output);
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let mut command = Command::new(&compiler);
-    command.args(["-std=c++20", "-O2", "-g1", "-Wall"]).args(arguments);
-    command.arg("-o").arg(&output).arg(kernels.join("emulation").join(source));
+    command.args(["-std=c++20", "-O2", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared"]);
+    command.arg("-o").arg(&output).arg(source);
     match command.output() {
         Err(error) => {
             eprintln!("SKIPPED: the CUDA kernels are not tested, because {compiler} does not run: {error}");
@@ -57,7 +57,7 @@ fn kernels() -> Option<&'static Kernels> {
     static KERNELS: OnceLock<Option<Kernels>> = OnceLock::new();
     let load = || {
         let name = format!("libemulated-{}.so", std::process::id());
-        let path = compile("library.cpp", &name, &["-fPIC", "-shared"])?;
+        let path = compile(&name)?;
         // SAFETY: the library was just built from sources of this crate, and does nothing when it is loaded.
         let library = unsafe { libloading::Library::new(&path) }.unwrap();
         std::fs::remove_file(path).unwrap();
@@ -74,7 +74,7 @@ pub struct Emulated {
 
 impl Emulated {
     /// The device, or nothing where there is no C++ compiler.
-    pub fn new() -> Option<Arc<dyn Device>> {
+    pub fn open() -> Option<Arc<dyn Device>> {
         Some(Arc::new(Self { kernels: kernels()? }))
     }
 }

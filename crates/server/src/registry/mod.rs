@@ -91,7 +91,7 @@ impl Registry {
         }
         let registry = Self {
             root: root.transpose()?,
-            machine: Machine::new(settings.engine.threads, memory)?,
+            machine: Machine::new(&settings.engine, memory)?,
             table: RwLock::default(),
             running: Mutex::default(),
             loading: Mutex::default(),

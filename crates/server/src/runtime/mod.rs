@@ -17,6 +17,7 @@
 
 pub mod budget;
 mod files;
+mod gpu;
 mod physical;
 mod probe;
 mod sizing;
@@ -32,6 +33,7 @@ use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
 use beamline_model::cpu::Cpu;
 use beamline_model::cpu::pages::PageStore;
+use beamline_model::cuda::device::Device;
 use beamline_model::error::ModelError;
 use beamline_model::executor::Executor;
 use beamline_model::executor::any::{Answer, AnyExecutor, AnyJob};
@@ -46,7 +48,7 @@ use crate::error::Error;
 use crate::service::{
     Decoder, Family, HstuFamily, Lease, MAX_CANDIDATES, MICRO_BATCH, Memory, Served, Service,
 };
-use crate::settings::{ByteSize, Settings, SettingsError};
+use crate::settings::{ByteSize, DeviceChoice, EngineSettings, Settings, SettingsError};
 use budget::{Budget, OverBudget, Reservation};
 use sizing::LargestRequest;
 
@@ -88,6 +90,14 @@ pub enum LoadError {
     /// A largest request does not fit.
     #[error("{0}")]
     Limits(String),
+    /// The device cannot be used.
+    #[error("device {device}: {why}")]
+    Device {
+        /// Which.
+        device: DeviceChoice,
+        /// Why not.
+        why: String,
+    },
     /// The memory budget does not hold it.
     #[error("{0}; unload a version first, or lower --kv-memory or --kv-host-memory, or raise --model-memory")]
     Memory(#[from] OverBudget),
@@ -129,19 +139,25 @@ pub struct Runtime {
 pub struct Machine {
     /// Threads of the forward pass.
     pub cpu: Arc<Cpu>,
+    /// The graphics processor, if that is where models run.
+    pub gpu: Option<Arc<dyn Device>>,
     /// Memory.
     pub budget: Arc<Budget>,
 }
 
 impl Machine {
-    /// Starts the threads.
+    /// Starts the threads, and opens the device.
     ///
     /// # Errors
     ///
     /// When the system refuses them.
-    pub fn new(threads: usize, memory: Option<ByteSize>) -> Result<Self, LoadError> {
-        let cpu = Cpu::new(threads).map_err(|error| LoadError::Limits(error.to_string()))?;
-        Ok(Self { cpu: Arc::new(cpu), budget: Budget::new(memory.map(|size| size.0)) })
+    pub fn new(engine: &EngineSettings, memory: Option<ByteSize>) -> Result<Self, LoadError> {
+        let cpu = Cpu::new(engine.threads).map_err(|error| LoadError::Limits(error.to_string()))?;
+        let gpu = match engine.device {
+            DeviceChoice::Cpu => None,
+            device @ DeviceChoice::Cuda(number) => Some(gpu::open(device, number)?),
+        };
+        Ok(Self { cpu: Arc::new(cpu), gpu, budget: Budget::new(memory.map(|size| size.0)) })
     }
 }
 
@@ -169,7 +185,7 @@ impl Runtime {
     ///
     /// When something is missing, damaged, or does not fit.
     pub fn load(settings: &Settings, scale: Scale) -> Result<Self, LoadError> {
-        let machine = Machine::new(settings.engine.threads, None)?;
+        let machine = Machine::new(&settings.engine, None)?;
         Opened::open(Files::of(&settings.model)?)?.load(&settings.model.name, settings, scale, &machine)
     }
 
@@ -242,10 +258,12 @@ impl Opened {
         let Self { files, checkpoint } = self;
         let (digest, parameters) = (checkpoint.digest().to_owned(), checkpoint.parameters());
         // What is not there is not needed: memory is asked for before anything large is read.
-        let plan = Plan::of(&files, &checkpoint, settings, scale)?;
+        let plan = Plan::of(&files, &checkpoint, settings, scale, machine)?;
         let memory = plan.memory;
         let what = "the model's weights, KV pages and host memory";
-        let reservation = machine.budget.reserve(what, memory.total())?;
+        // What lies in the memory of a graphics processor is not of this machine's.
+        let here = if machine.gpu.is_some() { memory.kv_host } else { memory.total() };
+        let reservation = machine.budget.reserve(what, here)?;
 
         let built = match checkpoint {
             AnyCheckpoint::Decoder(checkpoint) => decoder(&files, &checkpoint, &plan, settings, machine)?,
@@ -357,6 +375,7 @@ impl Plan {
         checkpoint: &AnyCheckpoint,
         settings: &Settings,
         scale: Scale,
+        machine: &Machine,
     ) -> Result<Self, LoadError> {
         let weight_format = settings.engine.weight_format;
         let (largest, generated_steps, page_bytes, words_per_position, weights, format) = match checkpoint {
@@ -367,10 +386,19 @@ impl Plan {
                 let context =
                     sizing::context_limit(config.max_positions, steps, settings.engine.max_context)?;
                 let largest = LargestRequest { context, beams: settings.limits.max_beam_width, steps };
-                let page_bytes = PageStore::bytes_per_page(config.layers, config.kv_heads, config.head_dim);
                 let positions = context.saturating_add(steps);
-                let weights = sizing::weights(checkpoint, positions, weight_format);
+                let (page_bytes, weights) = match &machine.gpu {
+                    Some(_) => gpu::sizes(checkpoint, positions, steps)?,
+                    None => (
+                        PageStore::bytes_per_page(config.layers, config.kv_heads, config.head_dim),
+                        sizing::weights(checkpoint, positions, weight_format),
+                    ),
+                };
                 (largest, steps, page_bytes, 1, weights, Some(format))
+            }
+            AnyCheckpoint::Hstu(_) if machine.gpu.is_some() => {
+                let why = "HSTU models run on the CPU only".into();
+                return Err(LoadError::Device { device: settings.engine.device, why });
             }
             AnyCheckpoint::Hstu(checkpoint) => {
                 let config = checkpoint.config();
@@ -394,7 +422,11 @@ impl Plan {
                 (largest, generated, page_bytes, config.words_per_position(), weights, None)
             }
         };
-        let pages = sizing::pages(settings.engine.kv_memory, page_bytes, largest, scale)?;
+        let kv_memory = match &machine.gpu {
+            Some(gpu) => settings.engine.kv_memory.or_else(|| gpu::kv_memory(&**gpu, weights, scale)),
+            None => settings.engine.kv_memory,
+        };
+        let pages = sizing::pages(kv_memory, page_bytes, largest, scale)?;
         let memory = Memory {
             weights,
             kv: page_bytes.saturating_mul(pages as usize),
@@ -439,6 +471,12 @@ fn decoder(
 
     let start = Instant::now();
     let weight_format = settings.engine.weight_format;
+    if let Some(gpu) = &machine.gpu {
+        let executor = gpu::executor(gpu, files, checkpoint, context + steps, plan.pages as usize, &catalog)?;
+        info!(device = %settings.engine.device, ms = ms(start), "copied weights and trie to the device");
+        let family = Family::Decoder(Decoder { config, convention: Arc::new(convention), layout });
+        return Ok(Built { family, catalog, catalog_memory, executor: executor.into() });
+    }
     let model = Qwen::load(checkpoint, context + steps, weight_format).map_err(blame)?;
     info!(weights = %ByteSize(model.weight_bytes()), format = %weight_format, ms = ms(start), "loaded the weights");
     let executor = Executor::new(Arc::new(model), Arc::clone(&machine.cpu), plan.pages as usize);

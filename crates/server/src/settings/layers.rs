@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use beamline_model::cpu::linear::WeightFormat;
 use serde::Deserialize;
 
-use super::ByteSize;
+use super::{ByteSize, DeviceChoice};
 
 /// Declares a layer: every field optional, readable by clap and from the file, and mergeable.
 macro_rules! layer {
@@ -62,12 +62,16 @@ layer! {
         /// Threads of the forward pass [default: all cores].
         #[arg(long, value_name = "N", env = "BEAMLINE_THREADS")]
         pub threads: usize,
+        /// Where the model runs: `cpu`, `cuda` or `cuda:1`. CUDA needs a binary built with `--features cuda`, and serves decoders of
+        /// semantic IDs, in bf16 [default: cpu].
+        #[arg(long, value_name = "DEVICE", env = "BEAMLINE_DEVICE")]
+        pub device: DeviceChoice,
         /// How weights are kept: `f32` as they are; `bf16` half the memory; `q8_0` 8-bit integers, the fastest, whose
-        /// answers differ a little [default: f32].
+        /// answers differ a little [default: f32; bf16 on CUDA].
         #[arg(long, value_name = "f32|bf16|q8_0", env = "BEAMLINE_WEIGHT_FORMAT")]
         pub weight_format: WeightFormat,
         /// Memory for the contexts of users, such as 512MiB or 8GiB. What does not fit is computed again
-        /// [default: 512MiB, or what one largest request needs].
+        /// [default: 512MiB, or what one largest request needs; on CUDA most of what is free].
         #[arg(long, value_name = "SIZE", env = "BEAMLINE_KV_MEMORY")]
         pub kv_memory: ByteSize,
         /// Host memory for contexts that no longer fit into the KV memory, such as 8GiB: they come back without being

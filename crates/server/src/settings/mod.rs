@@ -5,6 +5,7 @@
 //!
 //! Invariant: a key of the file that no setting has is an error, so that a misspelt one is noticed.
 
+mod device;
 pub(crate) mod key;
 pub mod layers;
 pub mod size;
@@ -19,6 +20,7 @@ use beamline_model::cpu::linear::WeightFormat;
 use clap::Args;
 use serde::Deserialize;
 
+pub use device::DeviceChoice;
 pub use key::AdminKey;
 pub use layers::{
     AdminLayer, EngineLayer, HistoryCut, HttpLayer, LimitsLayer, LogFormat, LogLayer, ModelLayer,
@@ -145,6 +147,8 @@ impl ModelSettings {
 pub struct EngineSettings {
     /// Threads of the forward pass.
     pub threads: usize,
+    /// Where the model runs.
+    pub device: DeviceChoice,
     /// How weights are kept in memory.
     pub weight_format: WeightFormat,
     /// Memory of all KV pages; if not given, 512 MiB or what one largest request needs.
@@ -285,9 +289,19 @@ fn model(layer: ModelLayer) -> ModelSettings {
 
 fn engine(layer: EngineLayer) -> Result<EngineSettings, SettingsError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let device = layer.device.unwrap_or_default();
+    let weight_format = match (device, layer.weight_format) {
+        (DeviceChoice::Cpu, given) => given.unwrap_or_default(),
+        (DeviceChoice::Cuda(_), None | Some(WeightFormat::Bf16)) => WeightFormat::Bf16,
+        (DeviceChoice::Cuda(_), Some(other)) => {
+            let message = format!("weight-format is {other}, but device {device} has bf16 only");
+            return Err(SettingsError::Contradiction(message));
+        }
+    };
     Ok(EngineSettings {
         threads: positive("threads", layer.threads, cores)?,
-        weight_format: layer.weight_format.unwrap_or_default(),
+        device,
+        weight_format,
         kv_memory: layer.kv_memory,
         kv_host_memory: layer.kv_host_memory.unwrap_or(ByteSize(0)),
         kv_host_ttl: match layer.kv_host_ttl_seconds.unwrap_or(3600) {
