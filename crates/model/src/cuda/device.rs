@@ -124,6 +124,13 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// When the device fails, or failed in work that was asked for before.
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), DeviceError>;
 
+    /// Waits for all work that was asked for.
+    ///
+    /// # Errors
+    ///
+    /// When the device failed in it.
+    fn wait(&self) -> Result<(), DeviceError>;
+
     /// Fills memory with zeros.
     ///
     /// # Errors

@@ -220,6 +220,11 @@ impl Device for Gpu {
         Ok(())
     }
 
+    fn wait(&self) -> Result<(), DeviceError> {
+        self.bind()?;
+        self.stream.synchronize().map_err(said("waiting"))
+    }
+
     fn zero(&self, address: u64, bytes: usize) -> Result<(), DeviceError> {
         self.bind()?;
         // SAFETY: the caller's memory is that large.

@@ -34,7 +34,7 @@ struct Kernels {
 
 /// Compiles the kernels; nothing, and a loud word, if there is no compiler.
 fn compile(output: &str) -> Option<PathBuf> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/emulation/library.cpp");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/kernels/emulation/library.cpp");
     let output = Path::new(env!("CARGO_TARGET_TMPDIR")).join(output);
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let mut command = Command::new(&compiler);
@@ -112,6 +112,10 @@ impl Device for Emulated {
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
         // SAFETY: the caller's memory is that large.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<(), DeviceError> {
         Ok(())
     }
 

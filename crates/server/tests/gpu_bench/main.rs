@@ -1,0 +1,114 @@
+//! Times the CUDA engine on random weights of known shapes: what the issue of a model author, or of whoever buys hardware, turns on.
+//!
+//! ```text
+//! gpu_bench --out results.json                 everything, on GPU 0
+//! gpu_bench --sections points --quick          fewer points
+//! cargo test --test gpu_bench                  a tiny shape on the emulated device: that the program works, no times
+//! ```
+//!
+//! One JSON object per line. Times are of the engine: from the moment that all requests of a batch are handed in until the last
+//! is answered, scheduling and search included, HTTP and tokenization not.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measuring program fails by panicking, and prints")]
+
+#[path = "../../../model/tests/common/emulated.rs"]
+mod emulated;
+mod expansion;
+mod floor;
+mod load;
+mod points;
+mod profile;
+mod shapes;
+mod world;
+
+use std::io::Write;
+use std::sync::Arc;
+
+use beamline_model::cuda::device::Device;
+use clap::Parser;
+use serde_json::Value;
+
+use crate::profile::Profile;
+
+/// What to measure.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Number of the GPU; without the feature `cuda`, or with `emulated`, the CPU runs the kernels.
+    #[arg(long, default_value = "0")]
+    device: String,
+    /// File for the results, one JSON object per line; also printed.
+    #[arg(long)]
+    out: Option<std::path::PathBuf>,
+    /// What to measure: floor, points, reuse, beams, load, expansion, profile.
+    #[arg(long, value_delimiter = ',', default_value = "floor,points,reuse,profile,expansion,beams,load")]
+    sections: Vec<String>,
+    /// Shape of the model: 0.6B, 1.7B, 8B or tiny.
+    #[arg(long, default_value = "1.7B")]
+    shape: String,
+    /// Items of the catalog.
+    #[arg(long, default_value_t = 1_500_000)]
+    items: usize,
+    /// Times that each point is measured.
+    #[arg(long, default_value_t = 20)]
+    repetitions: usize,
+    /// Fewer points, fewer repetitions.
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Where results go.
+struct Output(Option<std::fs::File>);
+
+impl Output {
+    fn put(&mut self, result: &Value) {
+        println!("{result}");
+        if let Some(file) = &mut self.0 {
+            writeln!(file, "{result}").unwrap();
+        }
+    }
+}
+
+fn open(device: &str) -> Option<Arc<dyn Device>> {
+    #[cfg(feature = "cuda")]
+    if device != "emulated" {
+        return Some(beamline_model::cuda::gpu::Gpu::open(device.parse().unwrap()).unwrap());
+    }
+    let _ = device;
+    emulated::Emulated::open()
+}
+
+fn main() {
+    // Run by `cargo test`, without arguments of its own, it shows that it works.
+    let smoke = std::env::args().nth(1).is_none_or(|first| !first.starts_with("--")) || std::env::var_os("NEXTEST").is_some();
+    let tiny = "gpu_bench --device emulated --shape tiny --items 300 --repetitions 1 --quick";
+    let args = if smoke { Args::parse_from(tiny.split(' ')) } else { Args::parse() };
+    let Some(device) = open(&args.device) else { return };
+    // Everything goes through a device that can say where the time goes.
+    let profile = Profile::of(device);
+    let device: Arc<dyn Device> = profile.clone();
+    let file = args.out.as_ref().map(|path| std::fs::File::create(path).unwrap());
+    let mut output = Output(file);
+    let shape = shapes::config(&args.shape);
+    let has = |name: &str| args.sections.iter().any(|section| section == name);
+    if has("floor") {
+        floor::measure(&device, &args.shape, &shape, args.quick, &mut output);
+    }
+    if has("expansion") {
+        expansion::measure(&device, &args, &mut output);
+    }
+    let world = world::World::new(&device, &args, &shape);
+    if has("points") {
+        points::measure(&world, &args, &mut output);
+    }
+    if has("reuse") {
+        points::measure_reuse(&world, &args, &mut output);
+    }
+    if has("beams") {
+        points::measure_wide(&world, &args, &mut output);
+    }
+    if has("profile") {
+        points::measure_profile(&world, &profile, &args, &mut output);
+    }
+    if has("load") {
+        load::measure(&world, &args, &mut output);
+    }
+}
