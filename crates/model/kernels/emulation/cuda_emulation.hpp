@@ -16,6 +16,7 @@
 // -fsanitize=thread data races between threads of a block: only barriers and __syncwarp order accesses (shuffles, votes, mma and relaxed
 // atomics do not, as CUDA documents). Blocks are ordered there; races between blocks show by changing the schedule.
 //
+// One launch at a time, from any thread of the host.
 // What it is not: no timing, no memory model weaker than that of the host, no warp lock step. Approximate instructions (ex2, rsqrt, ..) are
 // computed exactly and rounded, which is closer to the truth than the hardware is. The sum within an mma is exact and rounded once; the
 // hardware's order and rounding are not documented.
