@@ -17,8 +17,8 @@ POST /v1/rank (history, query_time, candidates, normalization). Other fields are
 Out, one line each: {"items": [{"item_id", "score"}]}, items of one leaf in the order of the catalog; or {"log_probabilities": [...]}, of each
 candidate, in the order of the request.
 
-A ranking is the same sum along the candidate's path. Under `allowed_set` there are two readings: relative to all items of the catalog (`items of
-the catalog`), or to the candidates alone, as a search that is restricted to them computes it. Both are written.
+A ranking is the same sum along the candidate's path. Under `allowed_set` there are two readings: relative to all items of the catalog
+(`log_probabilities`), or to the candidates alone, as a search that is restricted to them computes it (`among_candidates`). Both are written.
 """
 
 import argparse
@@ -75,7 +75,8 @@ class Reference:
         found = self.search(request, allowed, width)
         slate = []
         for path, score in found:
-            slate += [{"item_id": line["item_id"], "score": score} for line in self.catalog if self.path[line["item_id"]] == path and line["item_id"] not in excluded]
+            items = [line["item_id"] for line in self.catalog if self.path[line["item_id"]] == path]
+            slate += [{"item_id": item, "score": score} for item in items if item not in excluded]
         return slate[: request.get("num_items", 10)]
 
     def search(self, request, allowed, width):

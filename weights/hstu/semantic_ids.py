@@ -3,8 +3,8 @@
 
     semantic_ids.py build/hstu --codes 64 64 64 --out build/sids.json
 
-Level by level: cluster what is left of the unit vectors, note the nearest centre, subtract it. Items that end with equal codes share their semantic ID; how many do
-is printed. A better index gives a better model, and this one is only a start: weights/README.md says what mattered for decoders.
+Level by level: cluster what is left of the unit vectors, note the nearest centre, subtract it. Items that end with equal codes share their semantic
+ID; how many do is printed. A better index gives a better model, and this one is only a start: weights/README.md says what mattered for decoders.
 """
 
 import argparse
@@ -54,7 +54,8 @@ def main(arguments=None):
     with open(options.out, "w", encoding="utf-8") as file:
         json.dump({line["item_id"]: sid for line, sid in zip(catalog, sids)}, file)
         file.write("\n")
-    print(f"{len(sids):,} items, {len(set(map(tuple, sids))):,} distinct semantic IDs, codes used per level {[len(set(level)) for level in zip(*sids)]} -> {options.out}")
+    distinct, used = len(set(map(tuple, sids))), [len(set(level)) for level in zip(*sids)]
+    print(f"{len(sids):,} items, {distinct:,} distinct semantic IDs, codes used per level {used} -> {options.out}")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ def with_semantic_ids(catalog, path):
     lines = [{**line, "sid": sids[line["item_id"]]} for line in catalog]
     for line in lines:
         if len(line["sid"]) != len(lines[0]["sid"]) or not all(type(code) is int and code >= 0 for code in line["sid"]):
-            raise SystemExit(f"{path}: {line['item_id']} has {line['sid']}; every item needs a whole number from 0 on for each of {len(lines[0]['sid'])} levels")
+            wanted = f"a whole number from 0 on for each of {len(lines[0]['sid'])} levels"
+            raise SystemExit(f"{path}: {line['item_id']} has {line['sid']}; every item needs {wanted}")
     return lines, [max(level) + 1 for level in zip(*(line["sid"] for line in lines))]
 
 

@@ -99,7 +99,8 @@ class PrepareTest(Folder):
         train = [{"user_id": "u", "items": ["10", "9"], "times": [10, 20]}, {"user_id": "v", "items": ["9"], "times": [5]}]
         self.assertEqual(self.lines("out", "train.jsonl"), train)
         self.assertEqual(self.lines("out", "validation.jsonl"), [{**train[0], "target": "9", "target_time": 30}])
-        self.assertEqual(self.lines("out", "test.jsonl"), [{"user_id": "u", "items": ["10", "9", "9"], "times": [10, 20, 30], "target": "2", "target_time": 30}])
+        last = {"user_id": "u", "items": ["10", "9", "9"], "times": [10, 20, 30], "target": "2", "target_time": 30}
+        self.assertEqual(self.lines("out", "test.jsonl"), [last])
         asked = {"id": "u", "history": [{"item_id": "10", "timestamp": 10}, {"item_id": "9", "timestamp": 20}], "query_time": 30, "num_items": 7}
         self.assertEqual(self.lines("out", "validation_requests.jsonl"), [asked])
 
@@ -286,7 +287,8 @@ class DecodingTest(unittest.TestCase):
         spelling = sequences.Spelling(model.config, self.reference.catalog)
         case = next(case for case in self.cases["recommend"] if case["body"]["normalization"] == "full_vocab" and 3 < len(case["body"]["history"]) < 19)
         events, target = case["body"]["history"], case["expected"][0]
-        line = {"items": [event["item_id"] for event in events] + [target["item_id"]], "times": [event["timestamp"] for event in events] + [case["body"]["query_time"]]}
+        line = {"items": [event["item_id"] for event in events] + [target["item_id"]]}
+        line["times"] = [event["timestamp"] for event in events] + [case["body"]["query_time"]]
         line["actions"] = [int(event["action"]) for event in events] + [0]
         ids, times, actions, targets = sequences.padded([spelling.rows(line)], spelling)
         loss = losses.token_loss(model, model(ids, times, actions)[0, -3:], targets[0, -3:])
@@ -357,7 +359,8 @@ class EvaluationTest(unittest.TestCase):
     def test_item_slates(self):
         model = made_model()
         catalog = [{"item_id": f"i{row}", "sid": [row]} for row in range(1, 26) if row != 13]  # a row without an item
-        lines = [{"items": ["i3", "i9"] * turn, "times": list(range(2 * turn)), "actions": [1, 4] * turn, "target": "i1", "target_time": 500} for turn in (1, 4, 12)]
+        asked = {"target": "i1", "target_time": 500}
+        lines = [{"items": ["i3", "i9"] * turn, "times": list(range(2 * turn)), "actions": [1, 4] * turn, **asked} for turn in (1, 4, 12)]
         for exclude in (False, True):
             for line, slate in zip(lines, evaluate.item_slates(model, catalog, lines, 24, exclude), strict=True):
                 ids, times, actions = sequences.Spelling(model.config, catalog).question(line)
@@ -395,7 +398,10 @@ def fields(value, prefix=""):
 
 @needs_torch
 class TrainTest(Folder):
-    SMALL = ("--model-dim", 8, "--key-dim", 4, "--value-dim", 4, "--max-events", 6, "--batch-rows", 60, "--validate-every", 2, "--epochs", 6, "--dropout", 0.1, "--lr", 1e-2)
+    SMALL = (
+        "--model-dim", 8, "--key-dim", 4, "--value-dim", 4, "--max-events", 6, "--batch-rows", 60, "--validate-every", 2, "--epochs", 6,
+        "--dropout", 0.1, "--lr", 1e-2,
+    )  # fmt: skip
 
     def setUp(self):
         super().setUp()
@@ -448,7 +454,8 @@ class TrainTest(Folder):
     def test_tokens(self):
         training = self.train("tokens", "--semantic-ids", self.sids())
         self.assertLess(training.history[-1]["loss"], 0.7 * training.history[0]["loss"])
-        found, _ = self.check_directory("tokens", {"vocab_size", "tied", "logit_scale", "semantic_id_levels", "semantic_id_levels.first_token", "semantic_id_levels.codes"})
+        levels = {"semantic_id_levels", "semantic_id_levels.first_token", "semantic_id_levels.codes"}
+        found, _ = self.check_directory("tokens", {"vocab_size", "tied", "logit_scale"} | levels)
         head, entry = found["output"]["head"], found["input"]
         self.assertEqual(head["semantic_id_levels"], [{"first_token": 1, "codes": 3}, {"first_token": 4, "codes": 4}])
         self.assertEqual((head["vocab_size"], head["logit_scale"], entry["num_items"], entry["actions"]["generated"]), (8, 20.0, 7, 0))

@@ -301,6 +301,24 @@ impl DeviceSearch {
         done
     }
 
+    /// Takes searches one step further, all of which have the same logits and normalisers: for measuring the step alone.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub fn expand_together(
+        device: &Arc<dyn Device>,
+        searches: &mut [Self],
+        logits: u64,
+        normalizers: u64,
+    ) -> Result<(), DeviceError> {
+        let candidates = searches.iter().map(Self::candidates).max().unwrap_or(0);
+        let steps: Vec<ExpandStep> =
+            searches.iter_mut().map(|search| search.expand(Logits { kept: logits, normalizers })).collect();
+        let descriptors = Memory::of(device, &steps)?;
+        super::kernels::expand(&**device, descriptors.address(), steps.len(), candidates)
+    }
+
     /// Waits for the search, and reads what it found, best first; nothing if its logits were not finite.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use crate::world::random;
 use crate::{Args, Output};
 
 pub(crate) fn measure(device: &Arc<dyn Device>, args: &Args, output: &mut Output) {
-    let (items, levels, codes, width) =
+    let (items, levels, codes, width): (usize, usize, u32, usize) =
         if args.shape == "tiny" { (200, 4, 8, 5) } else { (20_000_000, 8, 2048, 70) };
     for hot in [false, true] {
         let mut random = random(11);
@@ -34,7 +34,8 @@ pub(crate) fn measure(device: &Arc<dyn Device>, args: &Args, output: &mut Output
         );
         let catalog = Arc::new(catalog.unwrap());
         let trie = Arc::new(DeviceTrie::new(device, catalog.trie()).unwrap());
-        let logits: Vec<f32> = (0..width * codes as usize).map(|_| random(1 << 20) as f32 / 65536.0 - 16.0).collect();
+        let logits: Vec<f32> =
+            (0..width * codes as usize).map(|_| random(1 << 20) as f32 / 65536.0 - 16.0).collect();
         let logits = Memory::of(device, &logits).unwrap();
         let normalizers = Memory::of(device, &vec![1.0_f32; width]).unwrap();
         let request = SearchRequest {
@@ -53,7 +54,8 @@ pub(crate) fn measure(device: &Arc<dyn Device>, args: &Args, output: &mut Output
             for times in &mut times {
                 device.wait().unwrap();
                 let start = Instant::now();
-                DeviceSearch::expand_together(device, &mut searches, logits.address(), normalizers.address()).unwrap();
+                DeviceSearch::expand_together(device, &mut searches, logits.address(), normalizers.address())
+                    .unwrap();
                 device.wait().unwrap();
                 times.push(start.elapsed().as_secs_f64() * 1e3);
             }

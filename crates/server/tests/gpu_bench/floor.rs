@@ -18,7 +18,13 @@ fn seconds(device: &dyn Device, times: usize, mut work: impl FnMut()) -> f64 {
     start.elapsed().as_secs_f64() / times as f64
 }
 
-pub(crate) fn measure(device: &Arc<dyn Device>, shape: &str, config: &Config, quick: bool, output: &mut Output) {
+pub(crate) fn measure(
+    device: &Arc<dyn Device>,
+    shape: &str,
+    config: &Config,
+    quick: bool,
+    output: &mut Output,
+) {
     let rows = match (shape, quick) {
         ("tiny", _) => vec![4],
         (_, true) => vec![512, 8192],

@@ -42,7 +42,8 @@ pub(crate) fn measure(world: &World, args: &Args, output: &mut Output) {
             "p50_ms": percentile(&mut all, 0.5), "p99_ms": percentile(&mut all, 0.99),
         }));
     }
-    let rates: &[f64] = if args.shape == "tiny" { &[20.0] } else { &[5.0, 10.0, 20.0, 30.0, 40.0, 60.0, 80.0] };
+    let rates: &[f64] =
+        if args.shape == "tiny" { &[20.0] } else { &[5.0, 10.0, 20.0, 30.0, 40.0, 60.0, 80.0] };
     for &rate in rates {
         let (mut random, mut due, mut arrivals) = (random(5), 0.0, Vec::new());
         while due < seconds {
@@ -52,15 +53,16 @@ pub(crate) fn measure(world: &World, args: &Args, output: &mut Output) {
         }
         let start = Instant::now();
         let all = Mutex::new(Vec::new());
+        let (one, answered) = (&one, &all);
         std::thread::scope(|scope| {
-            for due in &arrivals {
-                let at = Duration::from_secs_f64(*due);
+            for &due in &arrivals {
+                let at = Duration::from_secs_f64(due);
                 std::thread::sleep(at.saturating_sub(start.elapsed()));
-                scope.spawn(|| {
+                scope.spawn(move || {
                     one();
                     // From the moment it was due, so that waiting is never hidden.
                     let took = (start.elapsed().as_secs_f64() - due) * 1e3;
-                    all.lock().unwrap().push(took);
+                    answered.lock().unwrap().push(took);
                 });
             }
         });

@@ -8,7 +8,11 @@
 //!
 //! One JSON object per line. Times are of the engine: from the moment that all requests of a batch are handed in until the last
 //! is answered, scheduling and search included, HTTP and tokenization not.
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measuring program fails by panicking, and prints")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a measuring program fails by panicking, and prints"
+)]
 
 #[path = "../../../model/tests/common/emulated.rs"]
 mod emulated;
@@ -78,7 +82,8 @@ fn open(device: &str) -> Option<Arc<dyn Device>> {
 
 fn main() {
     // Run by `cargo test`, without arguments of its own, it shows that it works.
-    let smoke = std::env::args().nth(1).is_none_or(|first| !first.starts_with("--")) || std::env::var_os("NEXTEST").is_some();
+    let smoke = std::env::args().nth(1).is_none_or(|first| !first.starts_with("--"))
+        || std::env::var_os("NEXTEST").is_some();
     let tiny = "gpu_bench --device emulated --shape tiny --items 300 --repetitions 1 --quick";
     let args = if smoke { Args::parse_from(tiny.split(' ')) } else { Args::parse() };
     let Some(device) = open(&args.device) else { return };

@@ -88,8 +88,9 @@ pub(crate) fn measure_wide(world: &World, args: &Args, output: &mut Output) {
     let widths: &[usize] = if args.shape == "tiny" { &[100] } else { &[2048, 5000] };
     for &beam in widths {
         let context = if args.shape == "tiny" { 40 } else { 1000 };
-        let times =
-            times(args.repetitions, || world.answer(vec![world.request(world.history(fresh(), context), beam, fresh())]).0);
+        let times = times(args.repetitions, || {
+            world.answer(vec![world.request(world.history(fresh(), context), beam, fresh())]).0
+        });
         output.put(&result(args, "wide", 1, beam, context, &times));
     }
 }

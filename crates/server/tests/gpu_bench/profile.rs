@@ -31,7 +31,11 @@ impl Profile {
         self.times.lock().unwrap().clone()
     }
 
-    fn timed<T>(&self, name: impl FnOnce() -> String, work: impl FnOnce() -> Result<T, DeviceError>) -> Result<T, DeviceError> {
+    fn timed<T>(
+        &self,
+        name: impl FnOnce() -> String,
+        work: impl FnOnce() -> Result<T, DeviceError>,
+    ) -> Result<T, DeviceError> {
         if !self.on.load(Ordering::SeqCst) {
             return work();
         }
@@ -76,7 +80,12 @@ impl Device for Profile {
         self.inner.zero(address, bytes)
     }
 
-    unsafe fn launch(&self, kernel: &'static str, launch: Launch, arguments: &[Argument]) -> Result<(), DeviceError> {
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        launch: Launch,
+        arguments: &[Argument],
+    ) -> Result<(), DeviceError> {
         // SAFETY: the caller's.
         self.timed(|| kernel.to_owned(), || unsafe { self.inner.launch(kernel, launch, arguments) })
     }
