@@ -22,7 +22,7 @@ pub(crate) fn measure(device: &Arc<dyn Device>, args: &Args, output: &mut Output
         let record = |index: usize| {
             let mut sid: Vec<SidPart> =
                 (0..levels).map(|_| SidPart::Code(random(u64::from(codes)) as u32)).collect();
-            if hot && index % 2 == 0 {
+            if hot && index.is_multiple_of(2) {
                 sid[0] = SidPart::Code(3);
             }
             ItemRecord { item_id: format!("{index:x}"), sid, tags: Vec::new(), title: None }

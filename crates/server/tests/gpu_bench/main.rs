@@ -1,8 +1,8 @@
 //! Times the CUDA engine on random weights of known shapes: what the issue of a model author, or of whoever buys hardware, turns on.
 //!
 //! ```text
-//! gpu_bench --out results.json                 everything, on GPU 0
-//! gpu_bench --sections points --quick          fewer points
+//! gpu_bench measure --out results.json             everything, on GPU 0
+//! gpu_bench measure --sections points --quick      fewer points
 //! cargo test --test gpu_bench                  a tiny shape on the emulated device: that the program works, no times
 //! ```
 //!
@@ -82,10 +82,11 @@ fn open(device: &str) -> Option<Arc<dyn Device>> {
 
 fn main() {
     // Run by `cargo test`, without arguments of its own, it shows that it works.
-    let smoke = std::env::args().nth(1).is_none_or(|first| !first.starts_with("--"))
-        || std::env::var_os("NEXTEST").is_some();
     let tiny = "gpu_bench --device emulated --shape tiny --items 300 --repetitions 1 --quick";
-    let args = if smoke { Args::parse_from(tiny.split(' ')) } else { Args::parse() };
+    let args = match std::env::args().nth(1).as_deref() {
+        Some("measure") => Args::parse_from(std::env::args().take(1).chain(std::env::args().skip(2))),
+        _ => Args::parse_from(tiny.split(' ')),
+    };
     let Some(device) = open(&args.device) else { return };
     // Everything goes through a device that can say where the time goes.
     let profile = Profile::of(device);

@@ -24,7 +24,6 @@ const RESERVED: usize = 12 << 30;
 
 /// Everything that is measured.
 pub(crate) struct World {
-    pub(crate) config: Config,
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) engine: Engine<AnyJob, beamline_model::executor::any::Answer>,
     steps: Arc<[Step]>,
@@ -106,7 +105,7 @@ impl World {
         };
         let engine = Engine::start_with(AnyExecutor::from(executor), scheduler, cache, None).unwrap();
         let steps = vec![Step::Level; shapes::LEVELS].into();
-        Self { config: config.clone(), catalog, engine, steps, first_token, codes }
+        Self { catalog, engine, steps, first_token, codes }
     }
 
     /// The history of a user: as many tokens as asked for, items of semantic IDs.
