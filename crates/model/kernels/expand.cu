@@ -132,28 +132,24 @@ extern "C" __global__ void __launch_bounds__(BEGIN_THREADS) expand_begin(const E
     }
 }
 
-// A candidate without its score: where its logit comes from, and what it leads to.
+// A candidate without its score: where its logit comes from, and the leaves it leads to.
 struct Child {
-    uint32_t node;
     uint32_t token;
-    bool allowed;
+    uint32_t begin, end;
 };
 
+// Loads only, and no question about what was loaded: so that the loads of several children overlap.
 __device__ __forceinline__ Child child_at(const ExpandStep &step, uint32_t node) {
-    Child child;
-    child.node = node;
-    child.token = step.fixed_token;
-    child.allowed = true;
-    if (step.kind == STEP_LEVEL) {
-        child.token = read_only(step.symbols + node);
-        uint32_t begin = node, end = node + 1;
-        if (step.leaves != nullptr) {
-            begin = read_only(step.leaves + node);
-            end = read_only(step.leaves + node + 1);
-        }
-        child.allowed = allows_any(step.filter, begin, end);
-    }
+    const bool is_level = step.kind == STEP_LEVEL, has_offsets = is_level && step.leaves != nullptr;
+    Child child = {step.fixed_token, node, node + 1};
+    if (is_level) child.token = read_only(step.symbols + node);
+    if (has_offsets) child.begin = read_only(step.leaves + node);
+    if (has_offsets) child.end = read_only(step.leaves + node + 1);
     return child;
+}
+
+__device__ __forceinline__ bool is_allowed(const ExpandStep &step, const Child &child) {
+    return step.kind != STEP_LEVEL || allows_any(step.filter, child.begin, child.end);
 }
 
 __device__ __forceinline__ float logit_of(const ExpandStep &step, uint32_t beam, uint32_t token) {
@@ -195,19 +191,21 @@ __device__ __forceinline__ bool add_allowed(const ExpandStep &step, const Worksp
     bool any = false;
     for (uint32_t i = first; i < count; i += PER_THREAD * stride) {
         // Several at a time, so that their loads overlap; past the end the first one stands in.
+        Child children[PER_THREAD];
         float logits[PER_THREAD];
-        bool allowed[PER_THREAD];
 #pragma unroll
         for (uint32_t k = 0; k < PER_THREAD; ++k) {
             const uint32_t number = i + k * stride;
-            const Child child = child_at(step, first_child + (number < count ? number : i));
-            logits[k] = logit_of(step, beam, child.token);
-            allowed[k] = child.allowed && number < count;
+            children[k] = child_at(step, first_child + (number < count ? number : i));
         }
 #pragma unroll
+        for (uint32_t k = 0; k < PER_THREAD; ++k) logits[k] = logit_of(step, beam, children[k].token);
+#pragma unroll
         for (uint32_t k = 0; k < PER_THREAD; ++k) {
-            if (allowed[k]) log_sum.add(logits[k]);
-            any |= allowed[k];
+            if (i + k * stride < count && is_allowed(step, children[k])) {
+                log_sum.add(logits[k]);
+                any = true;
+            }
         }
     }
     return any;
@@ -313,15 +311,14 @@ __device__ __forceinline__ void for_each_candidate(const ExpandStep &step, const
             pass.starts[i] = read_only(w.child_starts + first_beam + i);
         }
         __syncthreads();
-        // Loads of all candidates first, so that they overlap.
-        u64 keys[PER_THREAD];
-        uint32_t parents[PER_THREAD];
-        bool visited[PER_THREAD];
+        // Stage by stage for all candidates of a thread, so that their loads overlap.
+        uint32_t parents[PER_THREAD], nodes[PER_THREAD];
+        Child candidates[PER_THREAD];
+        float logits[PER_THREAD], normalizer[PER_THREAD], scores[PER_THREAD];
 #pragma unroll
         for (uint32_t k = 0; k < PER_THREAD; ++k) {
-            const uint32_t i = k * THREADS + threadIdx.x;
-            // Threads past the end compute the last child once more and forget it.
-            const uint32_t number = begin + (i < size ? i : size - 1);
+            // Threads past the end compute the last candidate once more and forget it.
+            const uint32_t i = k * THREADS + threadIdx.x, number = begin + (i < size ? i : size - 1);
             uint32_t low = 0, count = tile_beams;
             while (count > 1) {
                 const uint32_t half = count / 2;
@@ -329,20 +326,32 @@ __device__ __forceinline__ void for_each_candidate(const ExpandStep &step, const
                 low += right ? half : 0;
                 count = right ? count - half : half;
             }
-            const uint32_t beam = first_beam + low;
-            const uint32_t node = read_only(w.first_children + beam) + (number - pass.starts[low]);
-            const Child child = child_at(step, node);
-            const float log_probability =
-                __fsub_rn(logit_of(step, beam, child.token), read_only(normalizers + beam));
-            const bool is_number = log_probability <= 0.0f;
-            keys[k] = key_of(__fadd_rn(read_only(step.from.scores + beam), log_probability), node);
-            parents[k] = beam;
-            visited[k] = i < size && child.allowed && is_number && keys[k] >= lowest;
-            if (i < size && child.allowed && !is_number) fail(step);
+            parents[k] = first_beam + low;
+            nodes[k] = number - pass.starts[low];
         }
 #pragma unroll
         for (uint32_t k = 0; k < PER_THREAD; ++k) {
-            if (visited[k]) visit(keys[k], parents[k]);
+            nodes[k] += read_only(w.first_children + parents[k]);
+            scores[k] = read_only(step.from.scores + parents[k]);
+            normalizer[k] = read_only(normalizers + parents[k]);
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < PER_THREAD; ++k) candidates[k] = child_at(step, nodes[k]);
+#pragma unroll
+        for (uint32_t k = 0; k < PER_THREAD; ++k) logits[k] = logit_of(step, parents[k], candidates[k].token);
+#pragma unroll
+        for (uint32_t k = 0; k < PER_THREAD; ++k) {
+            const float log_probability = __fsub_rn(logits[k], normalizer[k]);
+            const u64 key = key_of(__fadd_rn(scores[k], log_probability), nodes[k]);
+            const bool is_number = log_probability <= 0.0f;
+            // The filter last: it may cost a search, and what is below the cut need not ask it.
+            if (k * THREADS + threadIdx.x >= size || (is_number && key < lowest)) continue;
+            if (!is_allowed(step, candidates[k])) continue;
+            if (is_number) {
+                visit(key, parents[k]);
+            } else {
+                fail(step);
+            }
         }
     }
 }
