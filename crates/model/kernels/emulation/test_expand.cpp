@@ -7,6 +7,7 @@
 // over by the reference.
 #include "../branch_rows.cu"
 #include "../expand.cu"
+#include "../expand_small.cu"
 
 #include <map>
 #include <set>
@@ -204,6 +205,16 @@ struct Search {
         return l.leaves.empty() ? filter->any(child, child + 1) : filter->any(l.leaves[child], l.leaves[child + 1]);
     }
 
+    uint64_t most_children() const {
+        uint64_t sum = 0;
+        for (const Beam &beam : beams) {
+            uint32_t first = 0, last = 1;
+            if (is_level()) children(beam.node, first, last);
+            sum += last - first;
+        }
+        return sum;
+    }
+
     void begin() {
         beams = {{start, 0, 0.0f, 0, {}}};
         memory.push_back(std::make_unique<Memory>(width, 1));
@@ -335,7 +346,7 @@ struct Search {
     }
 };
 
-uint64_t settled_at_once = 0, refined = 0;
+uint64_t settled_at_once = 0, refined = 0, small = 0;
 
 void launch(const std::vector<ExpandStep> &steps, unsigned blocks, unsigned refinements) {
     const unsigned requests = unsigned(steps.size());
@@ -348,6 +359,11 @@ void launch(const std::vector<ExpandStep> &steps, unsigned blocks, unsigned refi
     for (unsigned left = refinements; left-- > 0;) emulation::launch(many, expand::expand_refine, device, left);
     emulation::launch(many, expand::expand_collect, device);
     emulation::launch(many, expand::expand_finish, device);
+}
+
+void launch_small(const std::vector<ExpandStep> &steps) {
+    small += steps.size();
+    emulation::launch({unsigned(steps.size()), expand::THREADS}, expand::expand_small, steps.data());
 }
 
 // The rows of the branch step that follows, against the beams.
@@ -393,7 +409,10 @@ void run(std::vector<Search *> searches, unsigned blocks, unsigned refinements) 
     for (size_t step = 0; step < searches[0]->steps.size(); ++step) {
         std::vector<ExpandStep> steps;
         for (Search *s : searches) s->compute(), steps.push_back(s->step());
-        launch(steps, blocks, refinements);
+        bool is_small = below(3) == 0;
+        for (const Search *s : searches) is_small &= s->most_children() <= expand::MOST_CANDIDATES;
+        if (is_small) launch_small(steps);
+        else launch(steps, blocks, refinements);
         for (size_t at = 0; at < searches.size(); ++at) searches[at]->advance(steps[at]);
         check_rows(searches);
     }
@@ -533,10 +552,34 @@ void broken_logits() {
                     }
                 }
                 for (Search *s : {&broken, &sound}) steps.push_back(s->step());
-                launch(steps, 2, 1);
+                if (below(2)) launch(steps, 2, 1);
+                else launch_small(steps);
                 broken.advance(steps[0]), sound.advance(steps[1]);
             }
             check(sound.beams.size() == 20, "the other request goes on");
+        }
+    }
+}
+
+// What the host promised and did not keep makes a request fail.
+void too_many() {
+    label = "too many";
+    const Catalog catalog = random_catalog({2049, 2}, 40000, false);
+    const auto filter = filter_of(catalog.leaves, 0, 0);
+    for (uint32_t width : {100u, 3000u}) {
+        Search s{};
+        s.catalog = &catalog, s.filter = filter.get();
+        s.width = width, s.capacity = 5000, s.full = true, s.logits = Logits::Gaussian, s.steps = {-1, -1};
+        s.begin();
+        // The root has one child too many; and, in the second step, there are too many beams.
+        for (int step = 0; step < 2; ++step) {
+            s.compute();
+            const std::vector<ExpandStep> steps = {s.step()};
+            s.expect_failure = width == 100 || step == 1;
+            if (s.expect_failure) launch_small(steps);
+            else launch(steps, 2, 0);
+            s.advance(steps[0]);
+            if (width == 100) break;
         }
     }
 }
@@ -572,11 +615,12 @@ int main() {
         adversarial();
         from_a_prefix();
         broken_logits();
+        too_many();
     } catch (const emulation::Error &error) {
         check(false, error.what());
     }
     label = "all of it";
-    check(settled_at_once > 100 && refined > 50, "both ways to settle the cut were taken");
+    check(settled_at_once > 100 && refined > 50 && small > 100, "all ways to the result were taken");
     if (failures == 0) std::printf("expand: passed\n");
     return failures != 0;
 }
