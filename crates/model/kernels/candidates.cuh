@@ -170,11 +170,10 @@ struct LogSum {
     __device__ __forceinline__ float value() const { return max + logf(sum); }
 };
 
-// Adds the logits of the allowed continuations number `first`, `first + stride`, ... of a beam. Says whether there are any.
-__device__ __forceinline__ bool add_allowed(const ExpandStep &step, const Workspace &w, uint32_t beam, uint32_t first,
+// Adds the logits of the allowed continuations number `first`, `first + stride`, ... of a beam.
+__device__ __forceinline__ void add_allowed(const ExpandStep &step, const Workspace &w, uint32_t beam, uint32_t first,
                                             uint32_t stride, LogSum &log_sum) {
     const uint32_t count = w.child_starts[beam + 1] - w.child_starts[beam], first_child = w.first_children[beam];
-    bool any = false;
     for (uint32_t i = first; i < count; i += PER_THREAD * stride) {
         // Several at a time, so that their loads overlap; past the end the first one stands in.
         Child children[PER_THREAD];
@@ -188,13 +187,9 @@ __device__ __forceinline__ bool add_allowed(const ExpandStep &step, const Worksp
         for (uint32_t k = 0; k < PER_THREAD; ++k) logits[k] = logit_of(step, beam, children[k].token);
 #pragma unroll
         for (uint32_t k = 0; k < PER_THREAD; ++k) {
-            if (i + k * stride < count && is_allowed(step, children[k])) {
-                log_sum.add(logits[k]);
-                any = true;
-            }
+            if (i + k * stride < count && is_allowed(step, children[k])) log_sum.add(logits[k]);
         }
     }
-    return any;
 }
 
 __device__ __forceinline__ void merge_lanes(LogSum &log_sum) {
@@ -210,31 +205,27 @@ struct NormalizeScratch {
 };
 
 // Log-sum-exp over the allowed continuations of each beam, groups of beams `first`, `first + stride`, ... by this block. The order
-// of additions depends on the number of children alone.
+// of additions depends on the number of children alone. A beam none of whose continuations is allowed gets negative infinity, which
+// nobody reads; where one is not finite for another reason, the logit at fault is a candidate that makes the request fail.
 __device__ __forceinline__ void normalize_beams(const ExpandStep &step, const Workspace &w, NormalizeScratch &scratch,
                                                 uint32_t first, uint32_t stride) {
     const uint32_t beams = w.state->beams;
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    // A beam none of whose continuations is allowed has no use for a normaliser, so it does not fail for want of one.
-    const auto put = [&](uint32_t beam, const LogSum &log_sum, bool any) {
-        const float normalizer = log_sum.value();
-        w.normalizers[beam] = normalizer;
-        if (any && !is_finite(normalizer)) fail(step);
-    };
     for (uint32_t base = first * NORMALIZED_BEAMS; base < beams; base += stride * NORMALIZED_BEAMS) {
         const uint32_t own = base + warp;
         if (own < beams && w.child_starts[own + 1] - w.child_starts[own] <= WARP_CHILDREN) {
             LogSum log_sum;
-            const bool any = __any_sync(FULL_WARP, add_allowed(step, w, own, lane, 32, log_sum));
+            add_allowed(step, w, own, lane, 32, log_sum);
             merge_lanes(log_sum);
-            if (lane == 0) put(own, log_sum, any);
+            if (lane == 0) w.normalizers[own] = log_sum.value();
         }
         // Beams with many children: the whole block, one after the other.
         for (uint32_t beam = base; beam < base + NORMALIZED_BEAMS && beam < beams; ++beam) {
             if (w.child_starts[beam + 1] - w.child_starts[beam] <= WARP_CHILDREN) continue;
             LogSum log_sum;
-            const bool any = __syncthreads_or(add_allowed(step, w, beam, threadIdx.x, THREADS, log_sum));
+            add_allowed(step, w, beam, threadIdx.x, THREADS, log_sum);
             merge_lanes(log_sum);
+            __syncthreads();  // the scratch of the beam before was read
             if (lane == 0) {
                 scratch.maxima[warp] = log_sum.max;
                 scratch.sums[warp] = log_sum.sum;
@@ -244,9 +235,8 @@ __device__ __forceinline__ void normalize_beams(const ExpandStep &step, const Wo
                 for (uint32_t other = 1; other < THREADS / 32; ++other) {
                     log_sum.merge(scratch.maxima[other], scratch.sums[other]);
                 }
-                put(beam, log_sum, any);
+                w.normalizers[beam] = log_sum.value();
             }
-            // The barrier of the next beam's __syncthreads_or keeps its sums from overwriting these too early.
         }
     }
 }
