@@ -29,7 +29,8 @@ constexpr uint32_t NORMALIZED_BEAMS = THREADS / 32;
 constexpr uint32_t WARP_CHILDREN = 256;
 
 // Exclusive prefix sum over the threads of a block; `total` is the sum, for all of them. Every thread must come.
-template <uint32_t BLOCK> __device__ uint32_t exclusive_sum(uint32_t value, uint32_t *warp_sums, uint32_t &total) {
+template <uint32_t BLOCK>
+__device__ uint32_t exclusive_sum(uint32_t value, uint32_t *warp_sums, uint32_t &total) {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     uint32_t inclusive = value;
     for (uint32_t distance = 1; distance < 32; distance *= 2) {
@@ -52,7 +53,8 @@ template <uint32_t BLOCK> __device__ uint32_t exclusive_sum(uint32_t value, uint
 __device__ __forceinline__ bool is_finite(float x) { return x - x == 0.0f; }
 
 // A load of what other threads wrote during this kernel.
-template <class T> __device__ __forceinline__ T fresh(const T *address) {
+template <class T>
+__device__ __forceinline__ T fresh(const T *address) {
     return *static_cast<const volatile T *>(address);
 }
 
@@ -260,9 +262,8 @@ __device__ __forceinline__ uint32_t beam_holding(const uint32_t *child_starts, u
 // Calls `visit(key, beam)` for every allowed candidate with at least the key `lowest` in the tiles `tile`, `tile + stride`,
 // ..., once. `starts` is shared memory. All threads of the block must come.
 template <class Visit>
-__device__ __forceinline__ void for_each_candidate(const ExpandStep &step, const Workspace &w,
-                                                   uint32_t (&starts)[TILE + 1], u64 lowest,
-                                                   uint32_t tile, uint32_t stride, Visit visit) {
+__device__ __forceinline__ void for_each_candidate(const ExpandStep &step, const Workspace &w, uint32_t (&starts)[TILE + 1],
+                                                   u64 lowest, uint32_t tile, uint32_t stride, Visit visit) {
     const uint32_t beams = w.state->beams, children = w.state->children;
     const float *const normalizers = step.normalizers != nullptr ? step.normalizers : w.normalizers;
     const uint32_t lowest_score = static_cast<uint32_t>(lowest >> 32);
