@@ -30,7 +30,8 @@ struct Filter {
 };
 
 // A load from memory that nobody writes while the kernel runs.
-template <class T> __device__ __forceinline__ T read_only(const T *address) {
+template <class T>
+__device__ __forceinline__ T read_only(const T *address) {
 #ifdef __CUDA_ARCH__
     return __ldg(address);
 #else

@@ -11,8 +11,8 @@
 //
 // Grid: one block per row, `rms_norm.cuh` says of how many threads. Width at most 16384. Arrays begin at multiples of 16 bytes.
 extern "C" __global__ void __launch_bounds__(rms_norm::MOST_THREADS)
-    embed_rms_norm(const uint32_t *tokens, const bf16 *table, const float *weight, float *residual, bf16 *out, uint32_t vocabulary, int width,
-                   float epsilon) {
+    embed_rms_norm(const uint32_t *tokens, const bf16 *table, const float *weight, float *residual, bf16 *out,
+                   uint32_t vocabulary, int width, float epsilon) {
     const size_t row = blockIdx.x;
     const uint32_t token = tokens[row];
     rms_norm::Row values = {};

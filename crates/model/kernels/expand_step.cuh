@@ -31,7 +31,7 @@ struct ExpandStep {
     // leaves[c]..leaves[c + 1].
     const uint32_t *children;  // null: node n has the one child n
     const uint32_t *symbols;
-    const uint32_t *leaves;    // null: node c owns the one leaf c
+    const uint32_t *leaves;  // null: node c owns the one leaf c
     Filter filter;
     // The logit of token t for beam b is logits[b * logits_stride + t - first_token].
     const float *logits;
@@ -39,17 +39,17 @@ struct ExpandStep {
     const float *normalizers;
     u64 logits_stride;
     Beams from;
-    Beams to;          // other memory than `from`
-    uint32_t *failed;  // one value; set when a logit is not a number, or a normaliser not finite; stays set
+    Beams to;                  // other memory than `from`
+    uint32_t *failed;          // one value; set when a logit is not a number, or a normaliser not finite; stays set
     unsigned char *workspace;  // expand_workspace_bytes(width, capacity), 16-byte aligned, need not be initialised
     uint32_t first_token;
-    uint32_t kind;         // StepKind
+    uint32_t kind;  // StepKind
     uint32_t fixed_token;
-    uint32_t width;        // most beams, 1 to MOST_BEAMS
-    uint32_t capacity;     // candidates kept for the last selection, at least `width`
-    uint32_t is_first;     // not 0: `from` is made up here, as one beam of score 0 at `start_node`, and `failed` is cleared
+    uint32_t width;     // most beams, 1 to MOST_BEAMS
+    uint32_t capacity;  // candidates kept for the last selection, at least `width`
+    uint32_t is_first;  // not 0: `from` is made up here, as one beam of score 0 at `start_node`, and `failed` is cleared
     uint32_t start_node;
-    uint32_t steps_done;   // steps before this one; `from.lineage` has as many entries per beam, `to.lineage` one more
+    uint32_t steps_done;  // steps before this one; `from.lineage` has as many entries per beam, `to.lineage` one more
 };
 
 static_assert(sizeof(u64) == 8 && sizeof(void *) == 8, "addresses and u64 are 64 bits wide");
@@ -61,18 +61,18 @@ constexpr uint32_t BINS = 2048;
 
 // What the blocks of one request agree on.
 struct ExpandState {
-    u64 lowest;        // once settled: candidates with at least this key are collected. Before: the start of an interval of
-                       // keys that holds the last survivor
-    u64 highest;       // before: the end of that interval, itself included
+    u64 lowest;   // once settled: candidates with at least this key are collected. Before: the start of an interval of
+                  // keys that holds the last survivor
+    u64 highest;  // before: the end of that interval, itself included
     u64 smallest_seen, greatest_seen;  // of the keys in the interval (of all keys, at first) that the current pass met
-    uint32_t children;   // candidates before the filter
-    uint32_t above;      // candidates above the interval
-    uint32_t collected;  // once settled: how many are collected, at most `capacity`
-    uint32_t survivors;  // once settled: beams of the next step, at most `width`
+    uint32_t children;                 // candidates before the filter
+    uint32_t above;                    // candidates above the interval
+    uint32_t collected;                // once settled: how many are collected, at most `capacity`
+    uint32_t survivors;                // once settled: beams of the next step, at most `width`
     uint32_t settled;
-    uint32_t beams;      // alive when the step began; 0 if the request has failed
-    uint32_t finished;   // blocks done with the current pass
-    float best;          // score of the best beam, which no candidate exceeds
+    uint32_t beams;     // alive when the step began; 0 if the request has failed
+    uint32_t finished;  // blocks done with the current pass
+    float best;         // score of the best beam, which no candidate exceeds
 };
 
 struct Workspace {
@@ -91,8 +91,8 @@ __host__ __device__ inline u64 round_up_16(u64 bytes) { return (bytes + 15) / 16
 
 // Bytes of the workspace of one request.
 __host__ __device__ inline u64 expand_workspace_bytes(uint32_t width, uint32_t capacity) {
-    return round_up_16(sizeof(ExpandState)) + 3 * BINS * 4ull + round_up_16((width + 1) * 4ull) +
-           2 * round_up_16(width * 4ull) + round_up_16(capacity * 4ull) + round_up_16(capacity * 8ull);
+    return round_up_16(sizeof(ExpandState)) + 3 * BINS * 4ull + round_up_16((width + 1) * 4ull) + 2 * round_up_16(width * 4ull) +
+           round_up_16(capacity * 4ull) + round_up_16(capacity * 8ull);
 }
 
 __device__ inline Workspace workspace_of(const ExpandStep &step) {
@@ -128,9 +128,7 @@ __device__ __forceinline__ u64 key_of(float score, uint32_t node) {
     return static_cast<u64>(ordered(__float_as_uint(score))) << 32 | static_cast<uint32_t>(~node);
 }
 
-__device__ __forceinline__ float score_of(u64 key) {
-    return __uint_as_float(unordered(static_cast<uint32_t>(key >> 32)));
-}
+__device__ __forceinline__ float score_of(u64 key) { return __uint_as_float(unordered(static_cast<uint32_t>(key >> 32))); }
 
 __device__ __forceinline__ uint32_t node_of(u64 key) { return ~static_cast<uint32_t>(key); }
 

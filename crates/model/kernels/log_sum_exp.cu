@@ -25,12 +25,13 @@ typedef unsigned long long u64;
 namespace log_sum_exp {
 
 constexpr uint32_t THREADS = 256;
-constexpr uint32_t GROUP = 4;                               // neighbouring columns of a thread
+constexpr uint32_t GROUP = 4;  // neighbouring columns of a thread
 constexpr uint32_t GROUPS = 8;
-constexpr uint32_t CHUNK = THREADS * GROUP * GROUPS;        // 8192 columns
+constexpr uint32_t CHUNK = THREADS * GROUP * GROUPS;  // 8192 columns
 
 // Combines the values of all threads of a block in a fixed order; all get the result. `scratch` holds one per warp.
-template <class Combine> __device__ __forceinline__ float over_block(float value, float *scratch, Combine combine) {
+template <class Combine>
+__device__ __forceinline__ float over_block(float value, float *scratch, Combine combine) {
     for (uint32_t distance = 16; distance > 0; distance /= 2) {
         value = combine(value, __shfl_xor_sync(FULL_WARP, value, distance));
     }
@@ -69,8 +70,7 @@ __device__ __forceinline__ void load_group(const uint16_t *address, uint32_t cou
 
 template <class Logit>
 __device__ __forceinline__ void log_sum_exp_of(const Logit *logits, u64 stride, uint32_t columns, float *out, float *kept,
-                                               uint32_t kept_first, uint32_t kept_count, float2 *partial,
-                                               uint32_t *arrived) {
+                                               uint32_t kept_first, uint32_t kept_count, float2 *partial, uint32_t *arrived) {
     SHARED_ARRAY(float, scratch, THREADS / 32);
     SHARED_ARRAY(bool, is_last, 1);
     const u64 row = blockIdx.x;

@@ -19,8 +19,8 @@
 #include "rms_norm.cuh"
 
 extern "C" __global__ void __launch_bounds__(rms_norm::MOST_THREADS)
-    residual_rms_norm(const float *residual, const uint32_t *row_index, const bf16 *delta, const float *delta_bias, const float *weight,
-                      float *residual_out, bf16 *out, int width, float epsilon) {
+    residual_rms_norm(const float *residual, const uint32_t *row_index, const bf16 *delta, const float *delta_bias,
+                      const float *weight, float *residual_out, bf16 *out, int width, float epsilon) {
     const size_t row = blockIdx.x, from = row_index != nullptr ? row_index[row] : row;
     rms_norm::Row values;
     rms_norm::load_row(residual + from * width, width, values);

@@ -22,9 +22,7 @@ struct Row {
     float values[GROUPS][GROUP];
 };
 
-__device__ __forceinline__ int first_column(int group) {
-    return static_cast<int>(threadIdx.x + group * blockDim.x) * GROUP;
-}
+__device__ __forceinline__ int first_column(int group) { return static_cast<int>(threadIdx.x + group * blockDim.x) * GROUP; }
 
 // Whether groups can be read and written as vectors; else value by value.
 __device__ __forceinline__ bool is_whole(int width) { return width % GROUP == 0; }
@@ -65,9 +63,8 @@ __device__ __forceinline__ void store_group(float *address, int count, bool whol
 
 __device__ __forceinline__ void store_group(bf16 *address, int count, bool whole, const float (&values)[GROUP]) {
     if (whole) {
-        *reinterpret_cast<uint4 *>(address) =
-            make_uint4(pack_bf16x2(values[0], values[1]), pack_bf16x2(values[2], values[3]), pack_bf16x2(values[4], values[5]),
-                       pack_bf16x2(values[6], values[7]));
+        *reinterpret_cast<uint4 *>(address) = make_uint4(pack_bf16x2(values[0], values[1]), pack_bf16x2(values[2], values[3]),
+                                                         pack_bf16x2(values[4], values[5]), pack_bf16x2(values[6], values[7]));
     } else {
 #pragma unroll
         for (int i = 0; i < GROUP; ++i) {
@@ -77,7 +74,8 @@ __device__ __forceinline__ void store_group(bf16 *address, int count, bool whole
 }
 
 // Columns past the width are zero.
-template <class Value> __device__ __forceinline__ void load_row(const Value *from, int width, Row &row) {
+template <class Value>
+__device__ __forceinline__ void load_row(const Value *from, int width, Row &row) {
 #pragma unroll
     for (int g = 0; g < GROUPS; ++g) {
         const int column = first_column(g);
@@ -90,7 +88,8 @@ template <class Value> __device__ __forceinline__ void load_row(const Value *fro
     }
 }
 
-template <class Value> __device__ __forceinline__ void add_row(const Value *from, int width, Row &row) {
+template <class Value>
+__device__ __forceinline__ void add_row(const Value *from, int width, Row &row) {
 #pragma unroll
     for (int g = 0; g < GROUPS; ++g) {
         const int column = first_column(g);
@@ -102,7 +101,8 @@ template <class Value> __device__ __forceinline__ void add_row(const Value *from
     }
 }
 
-template <class Value> __device__ __forceinline__ void store_row(Value *to, int width, const Row &row) {
+template <class Value>
+__device__ __forceinline__ void store_row(Value *to, int width, const Row &row) {
 #pragma unroll
     for (int g = 0; g < GROUPS; ++g) {
         const int column = first_column(g);

@@ -62,8 +62,8 @@ __device__ __forceinline__ float squares(float2 a, float sum) { return __fmaf_rn
 
 extern "C" __global__ void __launch_bounds__(rotary::THREADS)
     rotary_store(const bf16 *qkv, const float *bias, const float *q_norm, const float *k_norm, const float *rotary,
-                 const uint32_t *positions, const int32_t *slots, bf16 *queries, bf16 *keys, bf16 *values, uint32_t rows, int q_heads,
-                 int kv_heads, int head_dim, int padded_dim, float epsilon) {
+                 const uint32_t *positions, const int32_t *slots, bf16 *queries, bf16 *keys, bf16 *values, uint32_t rows,
+                 int q_heads, int kv_heads, int head_dim, int padded_dim, float epsilon) {
     using namespace rotary;
     const int lane = static_cast<int>(threadIdx.x) % 32, heads = q_heads + 2 * kv_heads, half = head_dim / 2;
     const size_t task = static_cast<size_t>(blockIdx.x) * WARPS + threadIdx.x / 32;
@@ -79,7 +79,8 @@ extern "C" __global__ void __launch_bounds__(rotary::THREADS)
         const int32_t slot = slots[row];
         if (slot < 0) return;
         const int kv_head = head - q_heads - (is_value ? kv_heads : 0);
-        out = (is_value ? values : keys) + ((static_cast<size_t>(slot / PAGE) * kv_heads + kv_head) * PAGE + slot % PAGE) * padded_dim;
+        out = (is_value ? values : keys) +
+              ((static_cast<size_t>(slot / PAGE) * kv_heads + kv_head) * PAGE + slot % PAGE) * padded_dim;
     }
 
     const bool paired = half % 2 == 0;
@@ -116,7 +117,8 @@ extern "C" __global__ void __launch_bounds__(rotary::THREADS)
             b = scale(b, by, load_two(norm + half + at, count[part], paired));
         }
         if (!is_value) {
-            const float2 cosine = load_two(turn + at, count[part], paired), sine = load_two(turn + half + at, count[part], paired);
+            const float2 cosine = load_two(turn + at, count[part], paired),
+                         sine = load_two(turn + half + at, count[part], paired);
             const float2 x = a, y = b;
             a = make_float2(x.x * cosine.x - y.x * sine.x, x.y * cosine.y - y.y * sine.y);
             b = make_float2(y.x * cosine.x + x.x * sine.x, y.y * cosine.y + x.y * sine.y);

@@ -7,6 +7,7 @@
 // over by the reference.
 #include "../branch_rows.cu"
 #include "../expand.cu"
+#include "../expand_small.cu"
 
 #include <map>
 #include <set>
@@ -50,10 +51,10 @@ const float NOT_A_NUMBER = std::numeric_limits<float>::quiet_NaN();
 // ---------------------------------------------------------------------------------------------------------------------
 
 struct Level {
-    std::vector<uint32_t> symbols;         // of the nodes; none at the root
-    std::vector<uint32_t> children;        // offsets; empty: see `identity`
-    std::vector<uint32_t> leaves;          // offsets; empty: node n owns leaf n
-    bool identity = false;                 // node n has the one child n
+    std::vector<uint32_t> symbols;   // of the nodes; none at the root
+    std::vector<uint32_t> children;  // offsets; empty: see `identity`
+    std::vector<uint32_t> leaves;    // offsets; empty: node n owns leaf n
+    bool identity = false;           // node n has the one child n
 };
 
 struct Catalog {
@@ -72,7 +73,8 @@ Catalog catalog_of(const std::vector<std::vector<uint32_t>> &paths, uint32_t fir
     catalog.first_token = first_token, catalog.tokens = tokens;
     for (size_t at = 0; at < paths.size(); ++at) {
         size_t common = 0;
-        if (at > 0) while (paths[at][common] == paths[at - 1][common]) ++common;
+        if (at > 0)
+            while (paths[at][common] == paths[at - 1][common]) ++common;
         for (size_t level = at > 0 ? common + 1 : 0; level <= depth; ++level) {
             if (level > 0) catalog.levels[level].symbols.push_back(first_token + paths[at][level - 1]);
             catalog.levels[level].leaves.push_back(uint32_t(at));
@@ -85,7 +87,8 @@ Catalog catalog_of(const std::vector<std::vector<uint32_t>> &paths, uint32_t fir
         l.leaves.push_back(catalog.leaves);
         if (level < depth) l.children.push_back(uint32_t(catalog.levels[level + 1].symbols.size()));
         if (l.leaves.size() == catalog.leaves + 1) l.leaves.clear();
-        if (level < depth && l.children.size() == catalog.levels[level + 1].symbols.size() + 1) l.children.clear(), l.identity = true;
+        if (level < depth && l.children.size() == catalog.levels[level + 1].symbols.size() + 1)
+            l.children.clear(), l.identity = true;
     }
     return catalog;
 }
@@ -111,7 +114,7 @@ struct FilterArrays {
     Filter filter{};
     std::vector<u64> words;
     std::vector<uint32_t> ranks, list;
-    std::vector<char> allowed;  // what it means
+    std::vector<char> allowed;     // what it means
     std::vector<uint32_t> before;  // allowed leaves before each
 
     bool any(uint32_t begin, uint32_t end) const { return before[end] > before[begin]; }
@@ -136,13 +139,16 @@ std::unique_ptr<FilterArrays> filter_of(uint32_t leaves, int kind, double densit
         }
     }
     for (uint32_t leaf = 0; leaf < leaves; ++leaf) {
-        if ((kind == 2 || kind == 3) && made->allowed[leaf] && chosen(random_bits)) made->list.push_back(leaf), made->allowed[leaf] = 0;
+        if ((kind == 2 || kind == 3) && made->allowed[leaf] && chosen(random_bits))
+            made->list.push_back(leaf), made->allowed[leaf] = 0;
         if (kind == 4 && chosen(random_bits)) made->list.push_back(leaf), made->allowed[leaf] = 1;
     }
     made->before.push_back(0);
     for (char allowed : made->allowed) made->before.push_back(made->before.back() + allowed);
     made->filter = {made->words.data(), made->ranks.data(), made->list.data(), uint32_t(made->list.size()),
-                    has_bits ? FILTER_BITS : kind == 4 || kind == 5 ? FILTER_LIST : FILTER_ALL};
+                    has_bits                 ? FILTER_BITS
+                    : kind == 4 || kind == 5 ? FILTER_LIST
+                                             : FILTER_ALL};
     return made;
 }
 
@@ -163,7 +169,11 @@ struct Memory {
     uint32_t count = 0xffffffffu;
 
     Memory(uint32_t width, uint32_t entries)
-        : nodes(width, ~0u), tokens(width, ~0u), parents(width, ~0u), lineage(size_t(width) * entries, ~0u), scores(width, NOT_A_NUMBER) {}
+        : nodes(width, ~0u),
+          tokens(width, ~0u),
+          parents(width, ~0u),
+          lineage(size_t(width) * entries, ~0u),
+          scores(width, NOT_A_NUMBER) {}
     Beams beams() { return {nodes.data(), tokens.data(), scores.data(), parents.data(), lineage.data(), &count}; }
 };
 
@@ -176,7 +186,7 @@ struct Search {
     std::vector<int> steps;  // -1 a level, else a fixed token, relative to the first one
     bool full;
     Logits logits;
-    size_t level = 0;      // of the beams
+    size_t level = 0;  // of the beams
     uint32_t start = 0;
 
     std::vector<Beam> beams;
@@ -191,9 +201,7 @@ struct Search {
 
     bool is_level() const { return steps[done] < 0; }
     float &logit(size_t beam, uint32_t token) { return values[beam * stride + (token - catalog->first_token)]; }
-    float score(size_t beam, uint32_t token) {
-        return beams[beam].score + (logit(beam, token) - normalizers[beam]);
-    }
+    float score(size_t beam, uint32_t token) { return beams[beam].score + (logit(beam, token) - normalizers[beam]); }
     void children(uint32_t node, uint32_t &first, uint32_t &last) const {
         const Level &l = catalog->levels[level];
         first = l.identity ? node : l.children[node];
@@ -202,6 +210,16 @@ struct Search {
     bool allowed(uint32_t child) const {
         const Level &l = catalog->levels[level + 1];
         return l.leaves.empty() ? filter->any(child, child + 1) : filter->any(l.leaves[child], l.leaves[child + 1]);
+    }
+
+    uint64_t most_children() const {
+        uint64_t sum = 0;
+        for (const Beam &beam : beams) {
+            uint32_t first = 0, last = 1;
+            if (is_level()) children(beam.node, first, last);
+            sum += last - first;
+        }
+        return sum;
     }
 
     void begin() {
@@ -292,7 +310,8 @@ struct Search {
                 for (auto [child, token] : found) sum += std::exp(double(logit(beam, token)) - max);
                 const double truth = max + std::log(sum);
                 if (std::isfinite(truth)) {
-                    check(std::abs(w.normalizers[beam] - truth) <= 2e-6 * std::max(1.0, std::abs(truth)), "a normaliser over allowed continuations");
+                    check(std::abs(w.normalizers[beam] - truth) <= 2e-6 * std::max(1.0, std::abs(truth)),
+                          "a normaliser over allowed continuations");
                 } else {
                     expect_failure = true;
                 }
@@ -302,9 +321,7 @@ struct Search {
                 candidates.push_back({child, token, score(beam, token), uint32_t(beam), {}});
             }
         }
-        const auto better = [](const Beam &a, const Beam &b) {
-            return a.score != b.score ? a.score > b.score : a.node < b.node;
-        };
+        const auto better = [](const Beam &a, const Beam &b) { return a.score != b.score ? a.score > b.score : a.node < b.node; };
         if (expect_failure) candidates.clear();
         std::sort(candidates.begin(), candidates.end(), better);
         if (candidates.size() > width) candidates.resize(width);
@@ -316,16 +333,19 @@ struct Search {
         check(out.count == candidates.size(), "count " + std::to_string(out.count) + " for " + std::to_string(candidates.size()));
         for (size_t rank = 0; rank < width; ++rank) {
             if (rank >= candidates.size()) {
-                check(out.nodes[rank] == ~0u && out.tokens[rank] == ~0u && out.parents[rank] == ~0u, "something beyond the beams alive");
+                check(out.nodes[rank] == ~0u && out.tokens[rank] == ~0u && out.parents[rank] == ~0u,
+                      "something beyond the beams alive");
                 continue;
             }
             const Beam &beam = candidates[rank];
-            const bool same = out.nodes[rank] == beam.node && out.tokens[rank] == beam.token && out.parents[rank] == beam.parent &&
+            const bool same = out.nodes[rank] == beam.node && out.tokens[rank] == beam.token &&
+                              out.parents[rank] == beam.parent &&
                               __float_as_uint(out.scores[rank]) == __float_as_uint(beam.score) &&
                               std::equal(beam.lineage.begin(), beam.lineage.end(), out.lineage.begin() + rank * (done + 1));
             if (!same) {
-                check(false, "step " + std::to_string(done) + " place " + std::to_string(rank) + " node " + std::to_string(out.nodes[rank]) + " for " +
-                                 std::to_string(beam.node) + " score " + std::to_string(out.scores[rank]) + " for " + std::to_string(beam.score));
+                check(false, "step " + std::to_string(done) + " place " + std::to_string(rank) + " node " +
+                                 std::to_string(out.nodes[rank]) + " for " + std::to_string(beam.node) + " score " +
+                                 std::to_string(out.scores[rank]) + " for " + std::to_string(beam.score));
                 break;
             }
         }
@@ -335,7 +355,7 @@ struct Search {
     }
 };
 
-uint64_t settled_at_once = 0, refined = 0;
+uint64_t settled_at_once = 0, refined = 0, small = 0;
 
 void launch(const std::vector<ExpandStep> &steps, unsigned blocks, unsigned refinements) {
     const unsigned requests = unsigned(steps.size());
@@ -348,6 +368,11 @@ void launch(const std::vector<ExpandStep> &steps, unsigned blocks, unsigned refi
     for (unsigned left = refinements; left-- > 0;) emulation::launch(many, expand::expand_refine, device, left);
     emulation::launch(many, expand::expand_collect, device);
     emulation::launch(many, expand::expand_finish, device);
+}
+
+void launch_small(const std::vector<ExpandStep> &steps) {
+    small += steps.size();
+    emulation::launch({unsigned(steps.size()), expand::THREADS}, expand::expand_small, steps.data());
 }
 
 // The rows of the branch step that follows, against the beams.
@@ -366,8 +391,8 @@ void check_rows(std::vector<Search *> &searches) {
     std::vector<uint32_t> tokens(rows, 9), positions(rows, 9);
     std::vector<int32_t> slots(rows, 9), lineages(lineage, 9);
     const BranchRows *const device = requests.data();
-    emulation::launch({dim3((widest + ROWS_PER_BLOCK - 1) / ROWS_PER_BLOCK, unsigned(requests.size())), ROWS_PER_BLOCK}, branch_rows, device,
-                      tokens.data(), positions.data(), slots.data(), lineages.data());
+    emulation::launch({dim3((widest + ROWS_PER_BLOCK - 1) / ROWS_PER_BLOCK, unsigned(requests.size())), ROWS_PER_BLOCK},
+                      branch_rows, device, tokens.data(), positions.data(), slots.data(), lineages.data());
     check(tokens[2] == 9 && lineages[4] == 9, "rows of others are left alone");
     for (size_t at = 0; at < searches.size(); ++at) {
         const Search &s = *searches[at];
@@ -381,7 +406,8 @@ void check_rows(std::vector<Search *> &searches) {
             check(tokens[place] == token && positions[place] == 40 + s.done - 1 && slots[place] == slot, "a branch row");
             for (uint32_t entry = 0; entry < s.done; ++entry) {
                 const uint32_t expected = s.beams.empty() ? entry * s.width : s.beams[alive ? row : 0].lineage[entry];
-                check(lineages[request.first_lineage + u64(row) * s.done + entry] == slot_of(expected), "a lineage of a branch row");
+                check(lineages[request.first_lineage + u64(row) * s.done + entry] == slot_of(expected),
+                      "a lineage of a branch row");
             }
         }
     }
@@ -393,14 +419,18 @@ void run(std::vector<Search *> searches, unsigned blocks, unsigned refinements) 
     for (size_t step = 0; step < searches[0]->steps.size(); ++step) {
         std::vector<ExpandStep> steps;
         for (Search *s : searches) s->compute(), steps.push_back(s->step());
-        launch(steps, blocks, refinements);
+        bool is_small = below(3) == 0;
+        for (const Search *s : searches) is_small &= s->most_children() <= expand::MOST_CANDIDATES;
+        if (is_small) launch_small(steps);
+        else launch(steps, blocks, refinements);
         for (size_t at = 0; at < searches.size(); ++at) searches[at]->advance(steps[at]);
         check_rows(searches);
     }
 }
 
 void random_searches() {
-    const std::vector<std::vector<uint32_t>> shapes = {{1}, {300}, {2, 3}, {5, 5, 5}, {16, 16, 16}, {3, 200, 40}, {40, 2, 2, 2, 2, 2, 2, 2}, {700, 4}};
+    const std::vector<std::vector<uint32_t>> shapes = {
+        {1}, {300}, {2, 3}, {5, 5, 5}, {16, 16, 16}, {3, 200, 40}, {40, 2, 2, 2, 2, 2, 2, 2}, {700, 4}};
     for (int round = 0; round < 60; ++round) {
         std::vector<Catalog> catalogs;
         std::vector<std::unique_ptr<FilterArrays>> filters;
@@ -528,12 +558,14 @@ void broken_logits() {
                             if (broken.allowed(child)) used.insert(catalog.levels[2].symbols[child]);
                         }
                         for (uint32_t code = 0; code < catalog.tokens; ++code) {
-                            if (!used.count(catalog.first_token + code)) broken.logit(beam, catalog.first_token + code) = NOT_A_NUMBER;
+                            if (!used.count(catalog.first_token + code))
+                                broken.logit(beam, catalog.first_token + code) = NOT_A_NUMBER;
                         }
                     }
                 }
                 for (Search *s : {&broken, &sound}) steps.push_back(s->step());
-                launch(steps, 2, 1);
+                if (below(2)) launch(steps, 2, 1);
+                else launch_small(steps);
                 broken.advance(steps[0]), sound.advance(steps[1]);
             }
             check(sound.beams.size() == 20, "the other request goes on");
@@ -541,13 +573,39 @@ void broken_logits() {
     }
 }
 
+// What the host promised and did not keep makes a request fail.
+void too_many() {
+    label = "too many";
+    const Catalog catalog = random_catalog({2049, 2}, 40000, false);
+    const auto filter = filter_of(catalog.leaves, 0, 0);
+    for (uint32_t width : {100u, 3000u}) {
+        Search s{};
+        s.catalog = &catalog, s.filter = filter.get();
+        s.width = width, s.capacity = 5000, s.full = true, s.logits = Logits::Gaussian, s.steps = {-1, -1};
+        s.begin();
+        // The root has one child too many; and, in the second step, there are too many beams.
+        for (int step = 0; step < 2; ++step) {
+            s.compute();
+            const std::vector<ExpandStep> steps = {s.step()};
+            s.expect_failure = width == 100 || step == 1;
+            if (s.expect_failure) launch_small(steps);
+            else launch(steps, 2, 0);
+            s.advance(steps[0]);
+            if (width == 100) break;
+        }
+    }
+}
+
 void layout() {
-    check(expand_workspace_bytes(5000, 12000) == [] {
-        ExpandStep step{};
-        step.width = 5000, step.capacity = 12000;
-        const Workspace w = workspace_of(step);
-        return u64(reinterpret_cast<uintptr_t>(w.keys + 12000));
-    }(), "the size of a workspace");
+    check(
+        expand_workspace_bytes(5000, 12000) ==
+            [] {
+                ExpandStep step{};
+                step.width = 5000, step.capacity = 12000;
+                const Workspace w = workspace_of(step);
+                return u64(reinterpret_cast<uintptr_t>(w.keys + 12000));
+            }(),
+        "the size of a workspace");
     for (float best : {0.0f, -3.7f, -500.0f}) {
         uint32_t before = 0;
         for (uint32_t rank = ordered(__float_as_uint(best)); rank > LOWEST_SCORE; rank -= std::min(rank - LOWEST_SCORE, 4001u)) {
@@ -572,11 +630,12 @@ int main() {
         adversarial();
         from_a_prefix();
         broken_logits();
+        too_many();
     } catch (const emulation::Error &error) {
         check(false, error.what());
     }
     label = "all of it";
-    check(settled_at_once > 100 && refined > 50, "both ways to settle the cut were taken");
+    check(settled_at_once > 100 && refined > 50 && small > 100, "all ways to the result were taken");
     if (failures == 0) std::printf("expand: passed\n");
     return failures != 0;
 }
