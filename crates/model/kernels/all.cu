@@ -2,6 +2,7 @@
 #include "branch_rows.cu"
 #include "embed.cu"
 #include "expand.cu"
+#include "expand_small.cu"
 #include "fill.cu"
 #include "gate.cu"
 #include "log_sum_exp.cu"

@@ -136,8 +136,8 @@ __device__ __forceinline__ Child child_at(const ExpandStep &step, uint32_t node)
     return child;
 }
 
-__device__ __forceinline__ bool is_allowed(const ExpandStep &step, const Child &child) {
-    return step.kind != STEP_LEVEL || allows_any(step.filter, child.begin, child.end);
+__device__ __forceinline__ bool is_allowed(const ExpandStep &step, const Filter &filter, const Child &child) {
+    return step.kind != STEP_LEVEL || allows_any(filter, child.begin, child.end);
 }
 
 __device__ __forceinline__ float logit_of(const ExpandStep &step, uint32_t beam, uint32_t token) {
@@ -189,7 +189,7 @@ __device__ __forceinline__ void add_allowed(const ExpandStep &step, const Worksp
         for (uint32_t k = 0; k < PER_THREAD; ++k) logits[k] = logit_of(step, beam, children[k].token);
 #pragma unroll
         for (uint32_t k = 0; k < PER_THREAD; ++k) {
-            if (i + k * stride < count && is_allowed(step, children[k])) log_sum.add(logits[k]);
+            if (i + k * stride < count && is_allowed(step, step.normalize_over, children[k])) log_sum.add(logits[k]);
         }
     }
 }
@@ -314,7 +314,7 @@ __device__ __forceinline__ void for_each_candidate(const ExpandStep &step, const
             const bool is_number = log_probability <= 0.0f;
             // The filter last: it may cost a search, and what is below the cut need not ask it.
             if (k * THREADS + threadIdx.x >= size || (is_number && key < lowest)) continue;
-            if (!is_allowed(step, candidates[k])) continue;
+            if (!is_allowed(step, step.filter, candidates[k])) continue;
             if (is_number) {
                 visit(key, parents[k]);
             } else {

@@ -33,6 +33,8 @@ struct ExpandStep {
     const uint32_t *symbols;
     const uint32_t *leaves;  // null: node c owns the one leaf c
     Filter filter;
+    // Without `normalizers`: the leaves that continuations are normalised over, those of `filter` and perhaps more.
+    Filter normalize_over;
     // The logit of token t for beam b is logits[b * logits_stride + t - first_token].
     const float *logits;
     // Log-sum-exp of all logits of each beam, none of which exceeds it; null: over the allowed continuations only.
@@ -53,7 +55,7 @@ struct ExpandStep {
 };
 
 static_assert(sizeof(u64) == 8 && sizeof(void *) == 8, "addresses and u64 are 64 bits wide");
-static_assert(sizeof(Filter) == 32 && sizeof(Beams) == 48 && sizeof(ExpandStep) == 224, "the host builds these");
+static_assert(sizeof(Filter) == 32 && sizeof(Beams) == 48 && sizeof(ExpandStep) == 256, "the host builds these");
 
 constexpr uint32_t MOST_BEAMS = 8192;
 // Bins of a histogram.

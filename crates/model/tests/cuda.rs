@@ -9,6 +9,7 @@ mod emulated;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use beamline_catalog::FilterSpec;
 use beamline_kv_cache::{PageContents, PageId};
 use beamline_model::cuda::device::Device;
 use beamline_model::cuda::executor::DeviceExecutor;
@@ -156,6 +157,36 @@ fn an_answer_does_not_depend_on_what_shares_its_steps_nor_on_chunks() {
         // The products of a graphics processor round by the number of rows; those here do not.
         for rows in [1000, 17, 1] {
             assert_eq!(run_together(&mut executor, &jobs, rows), alone, "{case}: chunks of {rows}");
+        }
+    }
+}
+
+#[test]
+fn given_candidates_score_as_they_do_among_all() {
+    let Some(device) = device() else { return };
+    let loaded = Loaded::open("qwen3-untied");
+    let prompts = prompts(&loaded, &cases("qwen3-untied"));
+    let mut executor = executor(&device, &loaded, 512);
+    let leaves = loaded.catalog.num_leaves();
+    for normalization in [Normalization::FullVocab, Normalization::AllowedSet] {
+        let job = loaded.job(prompts["h2"].clone(), &[], normalization);
+        let all = run(&mut executor, job.clone(), leaves, 100).unwrap().hypotheses;
+        let given: Vec<String> = (0..12).map(|at| format!("{}", at * 9)).collect();
+        let ids: Vec<String> = given
+            .iter()
+            .filter_map(|at| loaded.catalog.items().nth(at.parse().unwrap()))
+            .map(|item| loaded.catalog.item_id(item).to_owned())
+            .collect();
+        let mut only = job;
+        let search = only.search.as_mut().unwrap();
+        let filter = loaded.catalog.filter(&FilterSpec { allow_items: Some(&ids), ..FilterSpec::default() });
+        search.normalize_over = Some(Box::new(search.filter.clone()));
+        search.filter = filter;
+        let found = run(&mut executor, only, leaves, 100).unwrap().hypotheses;
+        assert_eq!(found.len(), ids.len());
+        for hypothesis in found {
+            let same = all.iter().find(|other| other.leaf == hypothesis.leaf).unwrap();
+            assert_eq!(hypothesis.score, same.score, "{normalization:?}");
         }
     }
 }

@@ -38,7 +38,7 @@ using namespace log_sum_exp;
 const Entry entries[] = {
     BY_WIDTH(prefill_attention), BY_WIDTH(prefill_attention_few), BY_WIDTH(branch_attention), BY_WIDTH(branch_attention_few), BY_WIDTH(branch_merge),
     ENTRY(branch_rows), ENTRY(embed_rms_norm), ENTRY(gather_rows), ENTRY(expand_begin), ENTRY(expand_normalize), ENTRY(expand_histogram),
-    ENTRY(expand_refine), ENTRY(expand_collect), ENTRY(expand_finish), ENTRY(fill_normal), ENTRY(silu_gate), ENTRY(log_sum_exp_f32),
+    ENTRY(expand_refine), ENTRY(expand_collect), ENTRY(expand_finish), ENTRY(expand_small), ENTRY(fill_normal), ENTRY(silu_gate), ENTRY(log_sum_exp_f32),
     ENTRY(log_sum_exp_bf16), ENTRY(residual_rms_norm), ENTRY(rotary_store),
 };
 

@@ -182,6 +182,8 @@ enum class Logits { Gaussian, Few, Equal, SomeInfinite, FarApart, Bf16, Increasi
 struct Search {
     const Catalog *catalog;
     const FilterArrays *filter;
+    // What is normalised over, or null: the same.
+    const FilterArrays *over = nullptr;
     uint32_t width, capacity;
     std::vector<int> steps;  // -1 a level, else a fixed token, relative to the first one
     bool full;
@@ -207,9 +209,10 @@ struct Search {
         first = l.identity ? node : l.children[node];
         last = l.identity ? node + 1 : l.children[node + 1];
     }
-    bool allowed(uint32_t child) const {
+    bool allowed(uint32_t child) const { return allowed_by(*filter, child); }
+    bool allowed_by(const FilterArrays &by, uint32_t child) const {
         const Level &l = catalog->levels[level + 1];
-        return l.leaves.empty() ? filter->any(child, child + 1) : filter->any(l.leaves[child], l.leaves[child + 1]);
+        return l.leaves.empty() ? by.any(child, child + 1) : by.any(l.leaves[child], l.leaves[child + 1]);
     }
 
     uint64_t most_children() const {
@@ -276,6 +279,7 @@ struct Search {
         workspace.assign(expand_workspace_bytes(width, capacity) + 16, 0xa5);
         aligned = workspace.data() + (16 - reinterpret_cast<uintptr_t>(workspace.data()) % 16) % 16;
         s.filter = filter->filter;
+        s.normalize_over = (over != nullptr ? over : filter)->filter;
         s.logits = values.data();
         s.normalizers = full ? normalizers.data() : nullptr;
         s.logits_stride = stride;
@@ -305,9 +309,14 @@ struct Search {
                 else if (allowed(child)) found.push_back({child, catalog->levels[level + 1].symbols[child]});
             }
             if (!full && !found.empty() && !expect_failure) {
+                std::vector<uint32_t> normalized;
+                for (auto [child, token] : found) if (over == nullptr || !is_level()) normalized.push_back(token);
+                for (uint32_t child = first; child < last && over != nullptr && is_level(); ++child) {
+                    if (allowed_by(*over, child)) normalized.push_back(catalog->levels[level + 1].symbols[child]);
+                }
                 double sum = 0, max = -INFINITE;
-                for (auto [child, token] : found) max = std::max(max, double(logit(beam, token)));
-                for (auto [child, token] : found) sum += std::exp(double(logit(beam, token)) - max);
+                for (uint32_t token : normalized) max = std::max(max, double(logit(beam, token)));
+                for (uint32_t token : normalized) sum += std::exp(double(logit(beam, token)) - max);
                 const double truth = max + std::log(sum);
                 if (std::isfinite(truth)) {
                     check(std::abs(w.normalizers[beam] - truth) <= 2e-6 * std::max(1.0, std::abs(truth)),
@@ -443,6 +452,10 @@ void random_searches() {
             filters.push_back(filter_of(catalogs.back().leaves, int(below(7)), below(2) ? 0.5 : 0.03));
             Search s{};
             s.catalog = &catalogs.back(), s.filter = filters.back().get();
+            if (below(3) == 0) {
+                filters.push_back(filter_of(catalogs.back().leaves, 0, 1.0));
+                s.over = filters.back().get();
+            }
             s.width = 1 + below(below(2) ? 8 : 200);
             s.capacity = s.width + (below(4) ? below(3) : below(300));
             s.full = below(2);

@@ -16,9 +16,11 @@ use super::catalog::{DeviceFilter, DeviceTrie, FilterAddresses};
 use super::device::{Device, DeviceError, Memory};
 use crate::decode::{Hypothesis, Normalization, SearchRequest, Step};
 
-/// Candidates that are kept for the last selection beyond the width of the beam: those of the bin that holds the last
+/// Candidates that are kept for the last selection, beyond twice the width of the beam: those of the bin that holds the last
 /// survivor.
-const SPARE_CANDIDATES: usize = 4096;
+const SPARE_CANDIDATES: usize = 2048;
+/// Most beams of a search.
+pub const MOST_BEAMS: usize = 8192;
 /// Bins of the histogram of `expand.cu`.
 const BINS: usize = 2048;
 
@@ -42,6 +44,7 @@ pub(super) struct ExpandStep {
     symbols: u64,
     leaves: u64,
     filter: FilterAddresses,
+    normalize_over: FilterAddresses,
     logits: u64,
     normalizers: u64,
     logits_stride: u64,
@@ -77,7 +80,7 @@ pub(super) struct BranchRows {
     first_lineage: u64,
 }
 
-const _: () = assert!(size_of::<ExpandStep>() == 224 && size_of::<BranchRows>() == 56);
+const _: () = assert!(size_of::<ExpandStep>() == 256 && size_of::<BranchRows>() == 56);
 
 /// Logits of the beams of one search: those of a window of tokens, and what normalises them.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +89,33 @@ pub(super) struct Logits {
     pub(super) kept: u64,
     /// f32 `[beams]`, over the whole vocabulary.
     pub(super) normalizers: u64,
+}
+
+/// How large the expansions of a step are, which says how many threads run them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Expansion {
+    /// Searches.
+    pub(super) searches: usize,
+    /// Width of the widest.
+    pub(super) width: usize,
+    /// Candidates of the one that has most, at most.
+    pub(super) candidates: usize,
+    /// Whether any is normalised over allowed continuations.
+    pub(super) normalizes: bool,
+}
+
+impl Expansion {
+    pub(super) fn add(&mut self, search: &DeviceSearch) {
+        self.searches += 1;
+        self.width = self.width.max(search.width);
+        self.candidates = self.candidates.max(search.candidates());
+        self.normalizes |= search.normalizes();
+    }
+
+    /// Candidates that are kept for the last selection, of the widest.
+    pub(super) fn capacity(&self) -> usize {
+        capacity(self.width)
+    }
 }
 
 /// A search in progress.
@@ -141,7 +171,7 @@ impl Places {
 }
 
 fn capacity(width: usize) -> usize {
-    width + SPARE_CANDIDATES
+    2 * width + SPARE_CANDIDATES
 }
 
 /// `expand_workspace_bytes` of kernels/expand_step.cuh.
@@ -209,11 +239,6 @@ impl DeviceSearch {
         self.steps_done == self.request.steps.len()
     }
 
-    /// Whether candidates are normalised over leaves that are not searched: `expand.cu` knows one filter.
-    pub fn normalizes_over_more(&self) -> bool {
-        self.normalize_over.is_some()
-    }
-
     /// Rows that the next step wants logits of.
     pub(super) fn rows(&self) -> usize {
         if self.steps_done == 0 { 1 } else { self.width }
@@ -227,12 +252,17 @@ impl DeviceSearch {
         }
     }
 
-    /// Children that the beams of the next step can have at most, roughly: how many blocks are worth it.
+    /// Children that the beams of the next step can have at most.
     pub(super) fn candidates(&self) -> usize {
         match self.request.steps[self.steps_done] {
             Step::Fixed(_) => self.most,
-            Step::Level => self.trie.below(self.level).map_or(0, |level| level.nodes),
+            Step::Level => self.trie.below(self.level).map_or(0, |level| level.most_children(self.most)),
         }
+    }
+
+    /// Whether it is normalised over allowed continuations.
+    pub(super) fn normalizes(&self) -> bool {
+        self.request.normalization == Normalization::AllowedSet
     }
 
     /// How the rows of the next branch step are filled in.
@@ -273,6 +303,7 @@ impl DeviceSearch {
             symbols,
             leaves,
             filter: self.filter.addresses(),
+            normalize_over: self.normalize_over.as_ref().unwrap_or(&self.filter).addresses(),
             logits: logits.kept,
             normalizers: match self.request.normalization {
                 Normalization::FullVocab => logits.normalizers,
@@ -312,11 +343,12 @@ impl DeviceSearch {
         logits: u64,
         normalizers: u64,
     ) -> Result<(), DeviceError> {
-        let candidates = searches.iter().map(Self::candidates).max().unwrap_or(0);
+        let mut sizes = Expansion::default();
+        searches.iter().for_each(|search| sizes.add(search));
         let steps: Vec<ExpandStep> =
             searches.iter_mut().map(|search| search.expand(Logits { kept: logits, normalizers })).collect();
         let descriptors = Memory::of(device, &steps)?;
-        super::kernels::expand(&**device, descriptors.address(), steps.len(), candidates)
+        super::kernels::expand(&**device, descriptors.address(), &sizes)
     }
 
     /// Waits for the search, and reads what it found, best first; nothing if its logits were not finite.

@@ -29,6 +29,8 @@ pub struct DeviceLevel {
     pub nodes: usize,
     /// All symbols of the next level lie in here.
     pub tokens: Range<u32>,
+    /// Most children of a node.
+    widest: usize,
 }
 
 impl DeviceTrie {
@@ -44,7 +46,9 @@ impl DeviceTrie {
             let make = || {
                 let first = arrays.symbols.iter().copied().min().unwrap_or(0);
                 let end = arrays.symbols.iter().copied().max().map_or(0, |last| last + 1);
+                let counts = arrays.children.map(|starts| starts.windows(2).map(|pair| pair[1] - pair[0]));
                 Ok(DeviceLevel {
+                    widest: counts.map_or(1, |counts| counts.max().unwrap_or(0) as usize),
                     children: copy(arrays.children)?,
                     symbols: Memory::of(device, arrays.symbols)?,
                     leaves: copy(arrays.leaves)?,
@@ -70,6 +74,11 @@ impl DeviceTrie {
 }
 
 impl DeviceLevel {
+    /// Children that so many nodes have at most.
+    pub fn most_children(&self, nodes: usize) -> usize {
+        self.nodes.min(nodes.saturating_mul(self.widest))
+    }
+
     /// Addresses of children, symbols and leaves, null where there are none.
     pub(super) fn addresses(&self) -> [u64; 3] {
         let of = |memory: &Option<Memory>| memory.as_ref().map_or(0, Memory::address);

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use beamline_catalog::Catalog;
 
-use super::beams::{DeviceSearch, Logits};
+use super::beams::{DeviceSearch, Expansion, Logits};
 use super::catalog::DeviceTrie;
 use super::device::{Device, DeviceError, Memory, Scratch};
 use super::kernels;
@@ -303,10 +303,10 @@ impl DeviceExecutor {
             }
         }
         let mut steps = Vec::with_capacity(segments.len());
-        let mut candidates = 0;
+        let mut sizes = Expansion::default();
         for (slot, segment) in self.expanding.iter().zip(&segments) {
             if let Some(search) = in_flight(&mut self.slots, *slot)?.search.as_mut() {
-                candidates = candidates.max(search.candidates());
+                sizes.add(search);
                 steps.push(search.expand(Logits {
                     kept: kept_base + segment.kept,
                     normalizers: normalizers + 4 * segment.first as u64,
@@ -316,7 +316,7 @@ impl DeviceExecutor {
         let bytes: &[u8] = bytemuck::cast_slice(&steps);
         let descriptors = self.buffers.steps.at_least(bytes.len())?;
         self.device.upload(bytes, descriptors)?;
-        kernels::expand(&*self.device, descriptors, steps.len(), candidates)?;
+        kernels::expand(&*self.device, descriptors, &sizes)?;
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 //! Safety of all of them: addresses come from buffers that the forward pass and the executor make as large as the layout of the step
 //! says, descriptors are those of that layout, and work of a step is done in order.
 
+use super::beams::Expansion;
 use super::device::{Argument, Device, DeviceError, Launch};
 use super::layout::{BranchItem, Layout, PrefillTile, Tiles};
 use super::qwen::StepArrays;
@@ -26,6 +27,10 @@ const EXPAND_TILE: usize = 1024;
 const LOG_SUM_EXP_CHUNK: usize = 8192;
 /// Beams of a block of `branch_rows`.
 const BRANCH_ROWS: usize = 128;
+/// Candidates up to which one block does the whole expansion.
+const EXPAND_SMALL: usize = 2048;
+/// Candidates from which on it is worth narrowing the cut on all blocks, should many have about the same score.
+const MANY_CANDIDATES: usize = 1 << 20;
 /// Blocks of an expansion per multiprocessor.
 const EXPAND_BLOCKS: u32 = 3;
 /// Most branch rows that a beam consists of: lanes of a warp.
@@ -414,24 +419,31 @@ pub(super) fn log_sum_exp(device: &dyn Device, l: &LogSumExp) -> Result<(), Devi
     unsafe { run(device, "log_sum_exp_f32", grid, THREADS, 0, &arguments) }
 }
 
-/// One step of some searches, of which none has more than about so many candidates.
-pub(super) fn expand(
-    device: &dyn Device,
-    steps: u64,
-    searches: usize,
-    candidates: usize,
-) -> Result<(), DeviceError> {
-    let most = (EXPAND_BLOCKS * device.multiprocessors() / (searches.max(1) as u32)).max(1);
-    let grid = [blocks(candidates.max(1), EXPAND_TILE as u32).min(most), searches as u32];
-    let one = |kernel, grid, block, arguments: &[Argument]| {
+/// One step of some searches.
+pub(super) fn expand(device: &dyn Device, steps: u64, sizes: &Expansion) -> Result<(), DeviceError> {
+    let searches = sizes.searches as u32;
+    let one = |kernel, blocks: u32, block, arguments: &[Argument]| {
         // SAFETY: see the module.
-        unsafe { run(device, kernel, grid, block, 0, arguments) }
+        unsafe { run(device, kernel, [blocks, searches], block, 0, arguments) }
     };
-    one("expand_begin", [searches as u32, 1], 1024, &[steps.into()])?;
-    one("expand_normalize", grid, THREADS, &[steps.into()])?;
-    one("expand_histogram", grid, THREADS, &[steps.into(), 0_u32.into()])?;
-    one("expand_collect", grid, THREADS, &[steps.into()])?;
-    one("expand_finish", grid, THREADS, &[steps.into()])
+    if sizes.candidates.max(sizes.width) <= EXPAND_SMALL {
+        // SAFETY: see the module.
+        return unsafe { run(device, "expand_small", [searches, 1], THREADS, 0, &[steps.into()]) };
+    }
+    let most = (EXPAND_BLOCKS * device.multiprocessors() / searches.max(1)).max(1);
+    let tiles = blocks(sizes.candidates, EXPAND_TILE as u32).clamp(1, most);
+    let refinements: u32 = if sizes.candidates > MANY_CANDIDATES { 2 } else { 0 };
+    // SAFETY: see the module.
+    unsafe { run(device, "expand_begin", [searches, 1], 1024, 0, &[steps.into()]) }?;
+    if sizes.normalizes {
+        one("expand_normalize", blocks(sizes.width, 8), THREADS, &[steps.into()])?;
+    }
+    one("expand_histogram", tiles, THREADS, &[steps.into(), refinements.into()])?;
+    for left in (0..refinements).rev() {
+        one("expand_refine", tiles, THREADS, &[steps.into(), left.into()])?;
+    }
+    one("expand_collect", tiles, THREADS, &[steps.into()])?;
+    one("expand_finish", blocks(sizes.capacity(), THREADS), THREADS, &[steps.into()])
 }
 
 /// Fills bf16 values with numbers of a normal distribution of this deviation.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use beamline_catalog::Catalog;
 use beamline_model::checkpoint::Checkpoint;
+use beamline_model::cuda::beams::MOST_BEAMS;
 use beamline_model::cuda::device::Device;
 use beamline_model::cuda::executor::DeviceExecutor;
 use beamline_model::cuda::kernels;
@@ -41,8 +42,12 @@ pub(super) fn sizes(
     checkpoint: &Checkpoint,
     positions: usize,
     steps: usize,
+    beams: usize,
 ) -> Result<(usize, usize), LoadError> {
     let config = checkpoint.config();
+    if beams > MOST_BEAMS {
+        return Err(LoadError::Limits(format!("max-beam-width is {beams}: at most {MOST_BEAMS} on CUDA")));
+    }
     let padded = kernels::padded_dim(config.head_dim)
         .ok_or_else(|| LoadError::Limits(format!("head_dim {}: not implemented on CUDA", config.head_dim)))?;
     if steps > kernels::MOST_ANCESTORS {

@@ -388,7 +388,7 @@ impl Plan {
                 let largest = LargestRequest { context, beams: settings.limits.max_beam_width, steps };
                 let positions = context.saturating_add(steps);
                 let (page_bytes, weights) = match &machine.gpu {
-                    Some(_) => gpu::sizes(checkpoint, positions, steps)?,
+                    Some(_) => gpu::sizes(checkpoint, positions, steps, largest.beams)?,
                     None => (
                         PageStore::bytes_per_page(config.layers, config.kv_heads, config.head_dim),
                         sizing::weights(checkpoint, positions, weight_format),
