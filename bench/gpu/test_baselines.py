@@ -1,0 +1,267 @@
+"""What the baselines promise: the same exact search twice, and counts that match arithmetic done by hand.
+
+    python -m unittest discover -s bench/gpu
+
+On the CPU, in float32, with tiny models. Skipped loudly where torch or transformers is missing.
+"""
+import contextlib
+import io
+import itertools
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+try:
+    import numpy as np
+    import torch
+    import transformers
+except ImportError as missing:
+    print(f"SKIPPED: the tests of bench/gpu need torch, transformers and numpy ({missing})", file=sys.stderr)
+    raise unittest.SkipTest(f"bench/gpu: {missing}") from missing
+
+import attention
+import fused
+from catalog import build_trie, random_codes
+from expand import expand, scored_tokens, scored_tokens_reduced
+from hf_search import Search, hugging_face_model
+from shapes import SHAPES, shape_named
+from shared_prefix import Decoder, Session
+from timing import Marks, percentile
+from weights import random_weights
+
+torch.set_num_threads(1)
+transformers.logging.set_verbosity_error()
+CPU = torch.device("cpu")
+# Weights this wide make scores of neighbours differ by far more than rounding does.
+SPREAD = 0.3
+
+
+def both(shape, trie, users, beams, context, dtype=torch.float32, cache="prefilled", processor="device", tokens=None, **settings):
+    """Answers (leaves, scores) of Hugging Face and of the shared prefix for the same contexts."""
+    if tokens is None:
+        tokens = torch.randint(shape.vocabulary, (users, context), generator=torch.Generator().manual_seed(7))
+    answers = []
+    with torch.inference_mode():
+        model = hugging_face_model(shape, random_weights(shape, CPU, dtype, seed=3, spread=SPREAD))
+        answers.append(Search(model, trie, users, beams, context, cache, processor).run(tokens, Marks(CPU)))
+        decoder = Decoder(shape, random_weights(shape, CPU, dtype, seed=3, spread=SPREAD), context + shape.levels)
+        answers.append(Session(decoder, trie.on(CPU), users, beams, context, **settings).run(tokens, Marks(CPU)))
+    return answers
+
+
+class SameAnswers(unittest.TestCase):
+    def check(self, shape, trie, users, beams, context, **settings):
+        (leaves, scores), (own_leaves, own_scores) = both(shape, trie, users, beams, context, **settings)
+        there = min(beams, trie.nodes(shape.levels))
+        for user in range(users):
+            exists = torch.isfinite(scores[user])
+            self.assertEqual(exists.tolist(), torch.isfinite(own_scores[user]).tolist())
+            self.assertLessEqual(int(exists.sum()), there)
+            self.assertGreater(int(exists.sum()), 0)
+            self.assertEqual(leaves[user][exists].tolist(), own_leaves[user][exists].tolist())
+            np.testing.assert_allclose(own_scores[user][exists], scores[user][exists], atol=1e-4)
+            self.assertEqual(len(set(leaves[user][exists].tolist())), int(exists.sum()))
+        return leaves, scores
+
+    def test_batches_and_beams(self):
+        shape = SHAPES["tiny"]
+        trie = build_trie(random_codes(500, 3, shape.codebook, seed=1), shape)
+        for users, beams in itertools.product((1, 3), (1, 8, 50)):
+            with self.subTest(users=users, beams=beams):
+                self.check(shape, trie, users, beams, context=21)
+
+    def test_every_cache_and_processor_of_hugging_face(self):
+        shape = SHAPES["tiny"]
+        trie = build_trie(random_codes(500, 3, shape.codebook, seed=1), shape)
+        for cache, processor in (("dynamic", "device"), ("static", "device"), ("prefilled", "prefix_fn")):
+            with self.subTest(cache=cache, processor=processor):
+                self.check(shape, trie, 2, 8, context=9, cache=cache, processor=processor)
+
+    def test_collisions(self):
+        shape = shape_named("tiny", codebook=4)
+        codes = random_codes(150, 3, 4, seed=2)
+        trie = build_trie(codes, shape)
+        self.assertLess(trie.nodes(3), 150)
+        leaves, scores = self.check(shape, trie, 2, 50, context=12)
+        # An item is found through its leaf, whichever of several it is.
+        paths = trie.paths()
+        for leaf in leaves[0][torch.isfinite(scores[0])].tolist():
+            items = np.flatnonzero(trie.leaf == leaf)
+            self.assertGreaterEqual(len(items), 1)
+            for item in items:
+                self.assertEqual([shape.first_token(level) + code for level, code in enumerate(codes[item])], paths[leaf].tolist())
+
+    def test_fewer_items_than_beams(self):
+        shape = SHAPES["tiny"]
+        trie = build_trie(random_codes(20, 3, shape.codebook, seed=5), shape)
+        _, scores = self.check(shape, trie, 3, 50, context=10)
+        self.assertEqual(torch.isfinite(scores).sum(1).tolist(), [trie.nodes(3)] * 3)
+
+    def test_other_depths_and_untied_heads(self):
+        import dataclasses
+        for levels in (1, 2, 4):
+            shape = dataclasses.replace(SHAPES["tiny"], levels=levels, tied=False)
+            trie = build_trie(random_codes(300, levels, shape.codebook, seed=6), shape)
+            with self.subTest(levels=levels):
+                self.check(shape, trie, 2, 8, context=11)
+
+    def test_users_and_logits_in_parts(self):
+        shape = SHAPES["tiny"]
+        trie = build_trie(random_codes(500, 3, shape.codebook, seed=1), shape)
+        self.check(shape, trie, 3, 8, context=9, prefill_tokens=18, logit_rows=7)
+
+    def test_the_best_of_all_leaves(self):
+        """With as many beams as leaves nothing is cut: the order of all paths, each scored by a plain pass of the model."""
+        shape = shape_named("tiny", codebook=4)
+        trie = build_trie(random_codes(30, 3, 4, seed=2), shape)
+        count, context = trie.nodes(3), 6
+        (_, _), (leaves, scores) = both(shape, trie, 1, count, context)
+        tokens = torch.randint(shape.vocabulary, (1, context), generator=torch.Generator().manual_seed(7))
+        rows = torch.cat((tokens.expand(count, -1), torch.from_numpy(trie.paths())), 1)
+        with torch.inference_mode():
+            model = hugging_face_model(shape, random_weights(shape, CPU, torch.float32, seed=3, spread=SPREAD))
+            logits = model(input_ids=rows).logits[:, context - 1 : -1].log_softmax(-1)
+        expected = logits.gather(2, rows[:, context:, None]).sum((1, 2))
+        self.assertEqual(leaves[0].tolist(), expected.argsort(descending=True).tolist())
+        np.testing.assert_allclose(scores[0], expected.sort(descending=True).values, atol=1e-4)
+
+    def test_bfloat16_within_its_rounding(self):
+        shape = SHAPES["tiny"]
+        trie = build_trie(random_codes(60, 3, shape.codebook, seed=1), shape)
+        (leaves, scores), (own_leaves, own_scores) = both(shape, trie, 1, 60, 12, dtype=torch.bfloat16)
+        exact = both(shape, trie, 1, 60, 12)[0]
+        by_leaf = lambda found: dict(zip(found[0][0].tolist(), found[1][0].tolist()))  # noqa: E731
+        theirs, ours, truth = by_leaf((leaves, scores)), by_leaf((own_leaves, own_scores)), by_leaf(exact)
+        shared = [leaf for leaf in truth if np.isfinite(truth[leaf])]
+        their_error = max(abs(theirs[leaf] - truth[leaf]) for leaf in shared)
+        our_error = max(abs(ours[leaf] - truth[leaf]) for leaf in shared)
+        self.assertLess(our_error, 2 * their_error + 0.02)
+
+
+class Expansion(unittest.TestCase):
+    def naive(self, trie, depth, logits, score, node, beams):
+        """[(score, parent, node)] of one user, by loops."""
+        found = []
+        for beam, row in enumerate(logits.log_softmax(-1).tolist()):
+            for child in range(trie.first[depth][node[beam]], trie.first[depth][node[beam] + 1]):
+                total = score[beam] + row[trie.token[depth][child]]
+                if total > float("-inf"):
+                    found.append((total, beam, int(child)))
+        return sorted(found, reverse=True)[:beams]
+
+    def test_equals_a_naive_search(self):
+        shape = SHAPES["tiny"]
+        generator = torch.Generator().manual_seed(11)
+        # Skewed: most items share the first code, so nodes have from one child to a whole codebook.
+        codes = random_codes(400, 3, shape.codebook, seed=9)
+        codes[:300, 0] = 3
+        trie = build_trie(codes, shape)
+        device_trie = trie.on(CPU)
+        head = torch.randn(shape.vocabulary, shape.hidden, generator=generator)
+        for depth, beams, scorer in itertools.product((0, 1, 2), (1, 7, 40), (scored_tokens, scored_tokens_reduced)):
+            n = 1 if depth == 0 else 9
+            hidden = torch.randn(2, n, shape.hidden, generator=generator)
+            node = torch.randint(trie.nodes(depth), (2, n), generator=generator)
+            score = torch.randn(2, n, generator=generator)
+            if depth:
+                score[:, -2:] = float("-inf")  # beams that do not exist
+            with self.subTest(depth=depth, beams=beams, scorer=scorer.__name__):
+                new, parent, child, token = expand(device_trie, depth, hidden, head, score, node, beams, 5, scorer)
+                self.assertEqual(new.shape, (2, beams))
+                for user in range(2):
+                    expected = self.naive(trie, depth, hidden[user] @ head.T, score[user].tolist(), node[user].tolist(), beams)
+                    count = int(torch.isfinite(new[user]).sum())
+                    self.assertEqual(count, len(expected))
+                    np.testing.assert_allclose(new[user][:count], [e[0] for e in expected], atol=1e-5)
+                    self.assertEqual(parent[user][:count].tolist(), [e[1] for e in expected])
+                    self.assertEqual(child[user][:count].tolist(), [e[2] for e in expected])
+                    self.assertTrue(bool((parent < n).all() and (child < trie.nodes(depth + 1)).all()))
+                    self.assertEqual(token.tolist(), device_trie.token[depth][child].tolist())
+
+    def test_the_trie_holds_the_catalog(self):
+        shape = SHAPES["tiny"]
+        codes = random_codes(700, 3, shape.codebook, seed=4)
+        trie = build_trie(codes, shape)
+        tokens = codes + np.array([shape.first_token(level) for level in range(3)])
+        self.assertEqual({tuple(path) for path in trie.paths()}, {tuple(path) for path in tokens})
+        self.assertEqual(trie.leaves_of(tokens).tolist(), trie.leaf.tolist())
+        absent = next(path for path in itertools.product(range(16), repeat=3) if list(path) not in codes.tolist())
+        self.assertEqual(trie.leaves_of(np.array([absent]) + tokens[0] - codes[0]).tolist(), [-1])
+        self.assertEqual(trie.widest[0], len(set(codes[:, 0])))
+
+
+class SharedAttention(unittest.TestCase):
+    def test_every_way_and_the_merge_equal_plain_attention(self):
+        generator = torch.Generator().manual_seed(1)
+        normal = lambda *size: torch.randn(size, generator=generator)  # noqa: E731
+        users, beams, heads, group, width, context, n = 2, 5, 2, 3, 8, 256, 2
+        query = normal(users, beams, heads, group, width)
+        key, value = normal(users, context, heads, width), normal(users, context, heads, width)
+        slots_key, slots_value = normal(40, heads, width), normal(40, heads, width)
+        rows = torch.randint(40, (users, beams, n), generator=generator)
+        flat = query.transpose(1, 2).reshape(users, heads, beams * group, width)
+        ways = attention.ways(CPU, context) | {"in parts": attention.in_parts(attention.products, 4)}
+        for name, way in ways.items():
+            out, total = way(flat, key.transpose(1, 2), value.transpose(1, 2))
+            merged = fused.merge(out.contiguous(), total, query, slots_key, slots_value, rows, width**-0.5)
+            for user, beam, head in itertools.product(range(users), range(beams), range(heads)):
+                keys = torch.cat((key[user, :, head], slots_key[rows[user, beam], head]))
+                values = torch.cat((value[user, :, head], slots_value[rows[user, beam], head]))
+                expected = (query[user, beam, head] @ keys.T * width**-0.5).softmax(-1) @ values
+                found = merged[user, beam].view(heads, group, width)[head]
+                with self.subTest(way=name, user=user, beam=beam, head=head):
+                    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+class Smoke(unittest.TestCase):
+    """Each script from flags to JSON lines, on the CPU."""
+
+    def run_script(self, main, *arguments):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            main(list(arguments))
+        return [json.loads(line) for line in output.getvalue().splitlines() if line.startswith("{")]
+
+    def test_baselines(self):
+        import hf_baseline
+        import shared_prefix_baseline
+        quick = ["--cpu", "--points", "1x8x20,2x4x9", "--items", "300", "--least", "1", "--most", "1", "--warmup", "1", "--budget", "0"]
+        for main, engine in ((shared_prefix_baseline.main, "shared_prefix"), (hf_baseline.main, "hf_prefilled")):
+            lines = self.run_script(main, *quick)
+            self.assertEqual([(line["batch"], line["beam"], line["context"]) for line in lines], [(1, 8, 20), (2, 4, 9)])
+            for line in lines:
+                self.assertEqual((line["engine"], line["shape"], line["levels"], line["items"]), (engine, "tiny", 3, 300))
+                self.assertEqual(len(line["step_ms"]), 2)
+                self.assertLessEqual(line["prefill_ms"] + sum(line["step_ms"]), line["median_ms"] + 0.01)
+                self.assertGreater(line["median_ms"], 0)
+                self.assertEqual({"p90_ms", "peak_bytes", "torch", "gpu"} - set(line), set())
+
+    def test_both_scripts_answer_alike(self):
+        import hf_baseline
+        import shared_prefix_baseline
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "answers.jsonl")
+            quick = ["--cpu", "--points", "2x6x15", "--items", "300", "--least", "1", "--most", "1", "--warmup", "0", "--answers", path]
+            self.run_script(shared_prefix_baseline.main, *quick)
+            self.run_script(hf_baseline.main, *quick)
+            one, other = map(json.loads, pathlib.Path(path).read_text().splitlines())
+        np.testing.assert_allclose(one["scores"], other["scores"], atol=1e-4)
+
+    def test_a_point_that_is_too_late_says_so(self):
+        import shared_prefix_baseline
+        lines = self.run_script(shared_prefix_baseline.main, "--cpu", "--points", "1x2x5", "--items", "50", "--time-limit", "-1")
+        self.assertEqual(lines[0]["skipped"], "time limit")
+
+    def test_percentile(self):
+        self.assertEqual(percentile(range(1, 11), 0.9), 9)
+        self.assertEqual(percentile([5.0], 0.9), 5.0)
+        self.assertEqual(percentile([1, 2, 3, 4, 5], 0.9), 5)
+
+
+if __name__ == "__main__":
+    unittest.main()
