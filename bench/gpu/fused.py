@@ -1,8 +1,8 @@
 """What lies between the matrix products: norms, rotations, the activation, the merge of attention's two parts.
 
-Written as plain functions. `Pieces(compiled=True)` has torch.compile fuse each into one or few kernels, for any number of
-rows at once, which takes seconds; compiling whole models would take minutes for every size. `Pieces(compiled=False)`
-runs them as they stand.
+Written as plain functions. `Pieces(compiled=True)` has torch.compile fuse each into one or few kernels: seconds, where
+compiling whole models would take minutes for every size. Sizes that change from call to call (rows) become variables of
+the compiled kernel, those that never do (widths) stay constants. `Pieces(compiled=False)` runs them as they stand.
 """
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,10 @@ class Pieces:
 
     def __init__(self, compiled):
         self.compiled = compiled
-        build = (lambda function: torch.compile(function, dynamic=True)) if compiled else (lambda function: function)
+        build = torch.compile if compiled else (lambda function: function)
+        if compiled:
+            # Ones and strides are constants of a kernel, too, so a sweep needs more variants than the default allows.
+            torch._dynamo.config.recompile_limit = 64
         self.rms_norm = build(rms_norm)
         self.add_norm = build(add_norm)
         self.swiglu = build(swiglu)

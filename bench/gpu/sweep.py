@@ -51,12 +51,12 @@ def measuring_flags(flags):
     return flags
 
 
-def parse(flags, arguments=None):
+def parse(flags, arguments=None, device_needed=lambda options: True):
     options = flags.parse_args(arguments)
     if options.cpu and options.shape == flags.get_default("shape"):
         options.shape = "tiny"
     options.device = torch.device("cpu" if options.cpu else "cuda")
-    if not options.cpu and not torch.cuda.is_available():
+    if not options.cpu and device_needed(options) and not torch.cuda.is_available():
         sys.exit("no CUDA device; --cpu runs a smoke test without one")
     options.model = shape_named(options.shape, options.levels, options.codebook)
     if options.points:
@@ -143,6 +143,8 @@ def run_points(options, engine, session, needs, trie):
                     append(options.answers, json.dumps(point | {"leaves": leaves.tolist(), "scores": scores.tolist()}))
             except torch.OutOfMemoryError:
                 line["skipped"] = "out of memory"
+            except RuntimeError as error:
+                line["skipped"] = f"failed: {str(error).splitlines()[0][:200]}"
         # The buffers of one point must be gone before those of the next are made.
         current = None
         write_line(options, line)

@@ -25,14 +25,17 @@ except ImportError as missing:
     raise unittest.SkipTest(f"bench/gpu: {missing}") from missing
 
 import attention
+import compare
+import counts
+import floor
 import fused
 from catalog import build_trie, random_codes
 from expand import expand, scored_tokens, scored_tokens_reduced
 from hf_search import Search, hugging_face_model
-from shapes import SHAPES, shape_named
+from shapes import SHAPES, Shape, shape_named
 from shared_prefix import Decoder, Session
 from timing import Marks, percentile
-from weights import random_weights
+from weights import checkpoint_weights, random_weights, tensor_sizes
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
@@ -218,6 +221,80 @@ class SharedAttention(unittest.TestCase):
                     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+class Counts(unittest.TestCase):
+    def test_by_hand(self):
+        shape = Shape("by hand", hidden=4, layers=2, heads=2, kv_heads=1, head_dim=3, intermediate=5, tied=True, text_vocabulary=7, codebook=1)
+        # A layer: 24 + 24 + 60 weights beside 24 of keys and values. With the head 2 * 132 + 40 = 304.
+        self.assertEqual(counts.weight_values(shape), 304)
+        prefill, first, second = counts.request(shape, users=2, beams=5, context=3)
+        # 6 rows: keys and values in 2 layers, the rest in 1; then the rest of the last layer for 2 rows.
+        self.assertEqual(prefill.products, 2 * 6 * (2 * 24 + 108) + 2 * 2 * 108)
+        # Keys seen: 1 + 2 + 3 in the first layer, 3 by the last row in the second; 6 values wide, twice, 2 users.
+        self.assertEqual(prefill.attention, 2 * 2 * 6 * (6 + 3) * 2)
+        self.assertEqual(prefill.head, 2 * 2 * 4 * 10)
+        self.assertEqual(prefill.bytes, 2 * (304 + 72))
+        # 10 rows, 2 layers; each sees 3 keys of context and itself, then an ancestor more.
+        self.assertEqual((first.products, second.products), (5280, 5280))
+        self.assertEqual((first.attention, second.attention), (1920, 2400))
+        self.assertEqual((first.head, second.head), (800, 800))
+        self.assertEqual((first.bytes, second.bytes), (992, 1232))
+        self.assertEqual(counts.floor_ms(first, tflops=8e-6, gigabytes=1.0), 1.0)
+        self.assertEqual(counts.floor_ms(first, tflops=1.0, gigabytes=992e-6), 1.0)
+
+    def test_weights_are_those_that_are_made(self):
+        for shape in SHAPES.values():
+            matrices = {name: size for name, size in tensor_sizes(shape).items() if len(size) == 2}
+            if not shape.tied:
+                del matrices["model.embed_tokens.weight"]  # few rows of it are read
+            self.assertEqual(counts.weight_values(shape), sum(rows * columns for rows, columns in matrices.values()), shape.name)
+            joined = floor.matrices(shape)
+            per_layer = sum(i * o for name, (i, o) in joined.items() if name != "head")
+            self.assertEqual(counts.weight_values(shape), shape.layers * per_layer + joined["head"][0] * joined["head"][1])
+
+
+class Comparing(unittest.TestCase):
+    POINT = {"shape": "qwen3-1.7b", "levels": 3, "batch": 1, "beam": 256, "context": 1000}
+
+    def report(self, *lines):
+        output = io.StringIO()
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(output):
+            path = pathlib.Path(folder, "lines.jsonl")
+            path.write_text("".join(json.dumps({**self.POINT, **line}) + "\n" for line in lines))
+            compare.main([str(path)])
+        return output.getvalue()
+
+    def measured(self, engine, ms, gpu="A", **more):
+        return {"engine": engine, "median_ms": ms, "p90_ms": ms + 1, "prefill_ms": ms / 2, "step_ms": [ms / 4, ms / 4], "gpu": gpu,
+                "torch": "2", "items": 10, **more}
+
+    def test_ratios_and_shares(self):
+        text = self.report(self.measured("beamline", 10.0), self.measured("shared_prefix", 15.0), self.measured("floor", 4.0))
+        self.assertIn("| 1 | 256 | 1000 | 10.00 (11.00) | 15.00 (16.00), 1.50x |", text)
+        self.assertIn("| 1 | 256 | 1000 | 40% | 27% |", text)
+        self.assertIn("5.00 + 2.50 + 2.50 | 7.50 + 3.75 + 3.75", text)
+
+    def test_gaps_are_marked(self):
+        text = self.report(self.measured("beamline", 10.0), {"engine": "hf_prefilled", "skipped": "out of memory", "gpu": "A"},
+                           {**self.measured("shared_prefix", 5.0), "beam": 32})
+        self.assertIn("| 1 | 256 | 1000 | 10.00 (11.00) | [1] | — |", text)
+        self.assertIn("| 1 | 32 | 1000 | — | — | 5.00 (6.00) |", text)
+        self.assertIn("[1] out of memory", text)
+
+    def test_no_ratio_between_different_gpus_or_to_published_figures(self):
+        text = self.report(self.measured("beamline", 10.0), self.measured("shared_prefix", 15.0, gpu="B"), self.measured("floor", 4.0, gpu="B"),
+                           self.measured("theirs", 20.0, published="somewhere"))
+        self.assertNotRegex(text, r"\d+\.\d\dx")
+        self.assertIn("on another GPU than beamline: B", text)
+        self.assertIn("published, not measured here", text)
+        self.assertIn("| 1 | 256 | 1000 | — | 27% |", text)
+
+    def test_the_published_figures_are_lines_like_others(self):
+        published = pathlib.Path(__file__).with_name("published.jsonl")
+        points, _, superseded = compare.read([str(published)])
+        self.assertEqual((len(points), superseded), (8, 0))
+        self.assertEqual(points[("qwen3-1.7b", 3, 8, 256, 5000)]["NVIDIA sid-gr-inference"]["median_ms"], 307.917)
+
+
 class Smoke(unittest.TestCase):
     """Each script from flags to JSON lines, on the CPU."""
 
@@ -226,6 +303,27 @@ class Smoke(unittest.TestCase):
         with contextlib.redirect_stdout(output):
             main(list(arguments))
         return [json.loads(line) for line in output.getvalue().splitlines() if line.startswith("{")]
+
+    def test_floor(self):
+        rates, point = self.run_script(floor.main, "--cpu", "--seconds", "0.01", "--points", "2x8x20")
+        self.assertGreater(rates["tflops"], 0)
+        self.assertGreater(rates["gbps"], 0)
+        self.assertEqual((point["engine"], point["batch"], point["beam"], point["context"]), ("floor", 2, 8, 20))
+        (given,) = self.run_script(floor.main, "--tflops", "1000", "--gbps", "1e9", "--points", "1x256x1000")
+        # 1.7 B parameters, 1.4 B of them met by each of 1,000 rows and all by 2 x 256: 2.7 + 2 x 0.9 TFLOP, and attention.
+        self.assertGreater(given["median_ms"], 4.5)
+        self.assertLess(given["median_ms"], 4.9)
+
+    def test_weights_of_a_checkpoint(self):
+        from safetensors.torch import save_file
+        shape = SHAPES["tiny"]
+        made = random_weights(shape, CPU, torch.float32, seed=1)
+        with tempfile.TemporaryDirectory() as folder:
+            save_file(made, os.path.join(folder, "model.safetensors"))
+            read = checkpoint_weights(shape, folder, CPU, torch.float32)
+            with self.assertRaises(SystemExit):
+                checkpoint_weights(shape_named("tiny", codebook=4), folder, CPU, torch.float32)
+        self.assertTrue(all(torch.equal(read[name], made[name]) for name in made))
 
     def test_baselines(self):
         import hf_baseline
