@@ -79,12 +79,13 @@ def ways(device, positions):
 def choose(query, key, value, limit_bytes):
     """(name, way): the fastest that agrees with plain products; plain products where their scores fit `limit_bytes`.
 
-    Agreement is tested on one user, because the scores of all may not fit.
+    Agreement is tested on one user, because the scores of all may not fit, and with float32 products: the output within 2 %
+    in the mean square (bf16 rounds by up to 0.4 %), the log-sum-exp within 0.02.
     """
     one = slice(0, 1)
     scores_bytes = 8 * query.shape[1] * query.shape[2] * key.shape[2]
     sample = slice(0, max(1, min(query.shape[2], limit_bytes * query.shape[2] // max(1, scores_bytes))))
-    expected = products(query[one, :, sample], key[one], value[one])
+    expected = products(query[one, :, sample].float(), key[one].float(), value[one].float())
     best = None
     for name, way in ways(query.device, key.shape[2]).items():
         if name == "products" and scores_bytes * query.shape[0] > limit_bytes:
@@ -94,8 +95,8 @@ def choose(query, key, value, limit_bytes):
             seconds = seconds_of(lambda: way(query, key, value), query.device)
         except (RuntimeError, NotImplementedError):
             continue  # not for this device, precision, size or memory
-        agrees = torch.allclose(out[one, :, sample].float(), expected[0].float(), atol=2e-2, rtol=2e-2)
-        agrees &= torch.allclose(total[one, :, sample].float(), expected[1], atol=2e-2, rtol=2e-2)
+        error = (out[one, :, sample].float() - expected[0]).norm() / expected[0].norm()
+        agrees = float(error) < 0.02 and torch.allclose(total[one, :, sample].float(), expected[1], atol=0.02, rtol=0)
         if agrees and (best is None or seconds < best[0]):
             best = (seconds, name, way)
     if best is None:

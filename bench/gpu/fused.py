@@ -48,9 +48,9 @@ def merge(out, total, query, keys, values, rows, scale):
     query [users, beams, kv_heads, group, head_dim]. keys, values [slots, kv_heads, head_dim]; rows [users, beams, n] are
     the slots of the ancestors, the beam itself included. Returns [users, beams, kv_heads * group * head_dim].
     """
-    users, beams, kv_heads, group, width = query.shape
-    out = out.view(users, kv_heads, beams, group, width).transpose(1, 2).float()
-    total = total.view(users, kv_heads, beams, group).transpose(1, 2)[..., None]
+    beams, group = query.shape[1], query.shape[3]
+    out = out.unflatten(2, (beams, group)).transpose(1, 2).float()  # whatever layout the kernel chose
+    total = total.unflatten(2, (beams, group)).transpose(1, 2)[..., None]
     key = keys[rows].transpose(2, 3)[:, :, :, None].float()  # [users, beams, kv_heads, 1, n, head_dim]
     value = values[rows].transpose(2, 3)[:, :, :, None].float()
     scores = (query[..., None, :].float() * key).sum(-1) * scale

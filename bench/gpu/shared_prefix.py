@@ -148,7 +148,7 @@ class Session:
             query = query.unflatten(2, (shape.kv_heads, group))
             flat = query.transpose(1, 2).reshape(users, shape.kv_heads, beams * group, shape.head_dim)
             out, total = self.shared(flat, self.context_keys[index].transpose(1, 2), self.context_values[index].transpose(1, 2))
-            attended = decoder.pieces.merge(out.contiguous(), total, query, self.branch_keys[index], self.branch_values[index], rows,
+            attended = decoder.pieces.merge(out, total, query, self.branch_keys[index], self.branch_values[index], rows,
                                             1 / math.sqrt(shape.head_dim))
             residual, normed = decoder.finish(layer, residual, attended, next_norm)
         score, parent, node, token = self._expand(depth, normed, score, node)

@@ -103,7 +103,8 @@ def contexts(shape, users, context, seed, device):
 def prepare(options):
     """(weights, trie on the host) of the options."""
     dtype = getattr(torch, options.dtype or ("float32" if options.cpu else "bfloat16"))
-    torch.set_float32_matmul_precision("high")
+    if options.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what is float32; the products are bf16
     if options.checkpoint:
         weights = checkpoint_weights(options.model, options.checkpoint, options.device, dtype)
     else:

@@ -13,6 +13,7 @@ import pathlib
 import sys
 import tempfile
 import unittest
+import unittest.mock
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
@@ -211,7 +212,7 @@ class SharedAttention(unittest.TestCase):
         ways = attention.ways(CPU, context) | {"in parts": attention.in_parts(attention.products, 4)}
         for name, way in ways.items():
             out, total = way(flat, key.transpose(1, 2), value.transpose(1, 2))
-            merged = fused.merge(out.contiguous(), total, query, slots_key, slots_value, rows, width**-0.5)
+            merged = fused.merge(out, total, query, slots_key, slots_value, rows, width**-0.5)
             for user, beam, head in itertools.product(range(users), range(beams), range(heads)):
                 keys = torch.cat((key[user, :, head], slots_key[rows[user, beam], head]))
                 values = torch.cat((value[user, :, head], slots_value[rows[user, beam], head]))
@@ -219,6 +220,23 @@ class SharedAttention(unittest.TestCase):
                 found = merged[user, beam].view(heads, group, width)[head]
                 with self.subTest(way=name, user=user, beam=beam, head=head):
                     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+    def test_a_wrong_way_is_never_chosen(self):
+        generator = torch.Generator().manual_seed(2)
+        query, key, value = (torch.randn(1, 2, n, 16, generator=generator).bfloat16() for n in (6, 256, 256))
+        right = attention.products
+
+        def too_small(*inputs):
+            out, total = right(*inputs)
+            return out, total - 0.7
+
+        def unscaled(query, key, value):
+            return right(2 * query, key, value)
+
+        for wrong in (too_small, unscaled):
+            with unittest.mock.patch.object(attention, "ways", lambda *_: {"wrong": wrong, "right": right}):
+                self.assertEqual(attention.choose(query, key, value, 1 << 30)[0], "right")
 
 
 class Counts(unittest.TestCase):
