@@ -5,6 +5,7 @@
 On the CPU, in float32, with tiny models. Skipped loudly where torch or transformers is missing.
 """
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -32,6 +33,7 @@ import floor
 import fused
 from catalog import build_trie, random_codes
 from expand import expand, scored_tokens, scored_tokens_reduced
+from graph_stand_in import stand_in
 from hf_search import Search, hugging_face_model
 from shapes import SHAPES, Shape, shape_named
 from shared_prefix import Decoder, Session
@@ -107,7 +109,6 @@ class SameAnswers(unittest.TestCase):
         self.assertEqual(torch.isfinite(scores).sum(1).tolist(), [trie.nodes(3)] * 3)
 
     def test_other_depths_and_untied_heads(self):
-        import dataclasses
         for levels in (1, 2, 4):
             shape = dataclasses.replace(SHAPES["tiny"], levels=levels, tied=False)
             trie = build_trie(random_codes(300, levels, shape.codebook, seed=6), shape)
@@ -237,6 +238,53 @@ class SharedAttention(unittest.TestCase):
         for wrong in (too_small, unscaled):
             with unittest.mock.patch.object(attention, "ways", lambda *_: {"wrong": wrong, "right": right}):
                 self.assertEqual(attention.choose(query, key, value, 1 << 30)[0], "right")
+
+
+class Graphs(unittest.TestCase):
+    """What can be said of CUDA graphs without CUDA."""
+
+    def test_replayed_phases_answer_like_plain_ones(self):
+        shape = SHAPES["tiny"]
+        trie = build_trie(random_codes(500, 3, shape.codebook, seed=1), shape).on(CPU)
+        generator = torch.Generator().manual_seed(7)
+        contexts = [torch.randint(shape.vocabulary, (2, 14), generator=generator) for _ in range(3)]
+        with torch.inference_mode():
+            decoder = Decoder(shape, random_weights(shape, CPU, torch.float32, seed=3, spread=SPREAD), 20)
+            plain = Session(decoder, trie, 2, 9, 14)
+            # With and without a graph of the prefill.
+            for limit, phases in ((1000, 3), (10, 2)):
+                with stand_in():
+                    graphed = Session(decoder, trie, 2, 9, 14, graphs=True, graph_prefill_tokens=limit)
+                    self.assertEqual(sum(graph is not None for graph in graphed.graphs), phases)
+                    for context in contexts:
+                        leaves, scores = plain.run(context, Marks(CPU))
+                        found, found_scores = graphed.run(context, Marks(CPU))
+                        self.assertEqual(leaves.tolist(), found.tolist())
+                        np.testing.assert_allclose(found_scores, scores, atol=1e-5)
+
+    def test_no_phase_asks_for_a_value(self):
+        """Tensors without values, called CUDA's: an operation that needs one on the host, or sizes that do not fit, raise."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        shape, device = dataclasses.replace(SHAPES["qwen3-1.7b"], layers=2), torch.device("cuda")
+        trie = build_trie(random_codes(20_000, 3, shape.codebook), shape)
+        context = 1000
+
+        def causal(query, key, value):  # the public function refuses to choose a kernel without a device
+            return torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+
+        for name, way in attention.ways(device, context).items():
+            with self.subTest(way=name), FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode(), \
+                 unittest.mock.patch.object(attention, "choose_causal", lambda *_: ("causal", causal)), \
+                 unittest.mock.patch.object(attention, "choose", lambda *_, way=way: ("way", way)):
+                like = lambda arrays: [torch.empty(len(a), dtype=torch.long, device=device) for a in arrays]  # noqa: E731
+                tensors = dataclasses.replace(trie, first=like(trie.first), token=like(trie.token))
+                weights = {n: torch.empty(size, device=device, dtype=torch.bfloat16) for n, size in tensor_sizes(shape).items()}
+                session = Session(Decoder(shape, weights, context + 3), tensors, 4, 256, context, graphs=False)
+                state = session.prefill()
+                for depth in (1, 2):
+                    state = session.step(depth, state)
+                self.assertEqual([tuple(t.shape) for t in state], [(4, 256)] * 3 + [(4, 256, 2)])
+                self.assertEqual({t.device.type for t in state}, {"cuda"})
 
 
 class Counts(unittest.TestCase):
