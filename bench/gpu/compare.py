@@ -25,6 +25,8 @@ def read(paths):
                     continue
                 try:
                     line = json.loads(text)
+                    if "section" in line:
+                        continue  # beamline's other measurements: its floor, profiles, load
                     if line["engine"] == "rates":
                         rates.append(line)
                         continue

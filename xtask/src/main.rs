@@ -3,6 +3,7 @@
 //! Each chore is a thin wrapper over commands one could type, printed before they run; only `bench` measures by itself.
 
 mod bench;
+mod gpu;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,6 +33,8 @@ enum Chore {
     Openapi,
     /// Measure a server on the standard workloads, against other engines if wanted.
     Bench(Box<bench::Args>),
+    /// Build with CUDA and pack what checks and times it on a machine with a GPU.
+    Gpu(gpu::Args),
 }
 
 fn main() -> Result<()> {
@@ -60,6 +63,7 @@ fn main() -> Result<()> {
             run(cargo(&check).env("UPDATE_OPENAPI", "1"))
         }
         Chore::Bench(args) => bench::run(*args),
+        Chore::Gpu(args) => gpu::bundle(&args),
     }
 }
 

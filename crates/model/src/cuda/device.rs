@@ -4,8 +4,8 @@
 //! graphics processor is one implementation ([`gpu`](super::gpu)); the tests have another, which runs the same kernel
 //! sources on the CPU, thread for thread, so that all of this is tested where there is no graphics processor.
 //!
-//! Invariants: work is done in the order in which it is asked for, as on one stream; nothing but [`Device::download`] waits for
-//! it. Memory is released only after the work that was asked for before.
+//! Invariants: work is done in the order in which it is asked for, as on one stream; nothing but
+//! [`Device::download`], [`Device::wait`] and [`Device::keep_pace`] waits for it. Memory is released only after the work that was asked for before.
 
 use std::fmt;
 use std::sync::Arc;
@@ -131,6 +131,14 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// When the device failed in it.
     fn wait(&self) -> Result<(), DeviceError>;
 
+    /// Waits for what was asked for before the last call of this. Called after every step, it keeps one step on its way while
+    /// the next is planned, and no more; and the time of a step, as whoever asks for it sees it, is that of the step before.
+    ///
+    /// # Errors
+    ///
+    /// When the device failed in it.
+    fn keep_pace(&self) -> Result<(), DeviceError>;
+
     /// Fills memory with zeros.
     ///
     /// # Errors
@@ -168,6 +176,9 @@ pub trait Device: fmt::Debug + Send + Sync {
 
     /// Multiprocessors: how many blocks keep it busy.
     fn multiprocessors(&self) -> u32;
+
+    /// What it is called.
+    fn name(&self) -> &str;
 }
 
 /// Memory of a device, released when it is dropped.

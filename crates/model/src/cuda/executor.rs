@@ -2,7 +2,8 @@
 //!
 //! Place in the flow: as the CPU's executor; the engine thread owns it. A step is one ragged forward pass over all context and
 //! branch rows of the plan, logits of the rows that are expanded, and a step of every search involved, all of it asked for
-//! without waiting. Only where a request finishes are its beams read back, which waits for the step.
+//! without waiting for it: the host plans the next step while the device runs this one. Only where a request finishes are its beams
+//! read back, which waits for the step.
 //!
 //! Because nothing is waited for, the host does not know how many beams are alive: a branch step has as many rows as the
 //! beam is wide, and [`Progress::Expanded`] tells how many there can be at most.
@@ -351,6 +352,7 @@ impl DeviceExecutor {
         let arrays = self.upload_arrays()?;
         let states = self.model.forward(&self.layout, &arrays, &self.pages, &mut self.workspace)?;
         self.expand(states)?;
+        self.device.keep_pace()?;
         for chunk in &plan.chunks {
             let expands = self.expanding.contains(&chunk.slot);
             let progress = match (chunk.expand, expands) {

@@ -36,6 +36,8 @@ pub struct Gpu {
     module: Arc<CudaModule>,
     functions: Mutex<HashMap<&'static str, Function>>,
     pieces: Mutex<Pieces>,
+    /// Ends of the last two steps, the earlier one first.
+    paces: Mutex<[CudaEvent; 2]>,
     multiprocessors: u32,
     name: String,
 }
@@ -91,6 +93,8 @@ impl Gpu {
                 context.new_event(None).map_err(said("making an event"))?,
             ));
         }
+        let event = || context.new_event(None).map_err(said("making an event"));
+        let paces = Mutex::new([event()?, event()?]);
         let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(attribute).map_err(said("asking for multiprocessors"))?;
         let name = context.name().map_err(said("asking for the name"))?;
@@ -99,17 +103,13 @@ impl Gpu {
             module,
             functions: Mutex::default(),
             pieces: Mutex::new(Pieces { all, next: 0 }),
+            paces,
             multiprocessors: u32::try_from(multiprocessors).unwrap_or(1),
             name,
             device,
         };
         gpu.give_cublas_memory()?;
         Ok(Arc::new(gpu))
-    }
-
-    /// Its name.
-    pub fn name(&self) -> &str {
-        &self.name
     }
 
     /// A workspace of its own, so that cuBLAS allocates nothing in a step. It is never given back.
@@ -225,6 +225,16 @@ impl Device for Gpu {
         self.stream.synchronize().map_err(said("waiting"))
     }
 
+    fn keep_pace(&self) -> Result<(), DeviceError> {
+        self.bind()?;
+        let fail = said("waiting for the step before");
+        let mut paces = lock(&self.paces);
+        paces.swap(0, 1);
+        // An event that was never recorded is over.
+        paces[1].record(&self.stream).map_err(&fail)?;
+        paces[0].synchronize().map_err(&fail)
+    }
+
     fn zero(&self, address: u64, bytes: usize) -> Result<(), DeviceError> {
         self.bind()?;
         // SAFETY: the caller's memory is that large.
@@ -307,5 +317,9 @@ impl Device for Gpu {
 
     fn multiprocessors(&self) -> u32 {
         self.multiprocessors
+    }
+
+    fn name(&self) -> &str {
+        &self.name
     }
 }

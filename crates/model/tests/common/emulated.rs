@@ -119,6 +119,10 @@ impl Device for Emulated {
         Ok(())
     }
 
+    fn keep_pace(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     fn zero(&self, address: u64, bytes: usize) -> Result<(), DeviceError> {
         // SAFETY: the caller's memory is that large.
         unsafe { (address as *mut u8).write_bytes(0, bytes) };
@@ -200,5 +204,9 @@ impl Device for Emulated {
 
     fn multiprocessors(&self) -> u32 {
         4
+    }
+
+    fn name(&self) -> &str {
+        "emulated"
     }
 }

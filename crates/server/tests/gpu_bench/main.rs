@@ -22,6 +22,7 @@ mod load;
 mod points;
 mod profile;
 mod shapes;
+mod stepped;
 mod world;
 
 use std::io::Write;
@@ -45,8 +46,8 @@ struct Args {
     /// What to measure: floor, points, reuse, beams, load, expansion, profile.
     #[arg(long, value_delimiter = ',', default_value = "floor,points,reuse,profile,expansion,beams,load")]
     sections: Vec<String>,
-    /// Shape of the model: 0.6B, 1.7B, 8B or tiny.
-    #[arg(long, default_value = "1.7B")]
+    /// Shape of the model, whose weights are random: qwen3-0.6b, qwen3-1.7b, qwen3-8b, tiny, or a config.json.
+    #[arg(long, alias = "random-weights", default_value = "qwen3-1.7b")]
     shape: String,
     /// Items of the catalog.
     #[arg(long, default_value_t = 1_500_000)]

@@ -26,9 +26,31 @@ fn times(repetitions: usize, mut once: impl FnMut() -> f64) -> Vec<f64> {
     times
 }
 
-fn result(args: &Args, section: &str, batch: usize, beam: usize, context: usize, times: &[f64]) -> Value {
+/// How long the context takes and each branch step, with its expansion; every step is waited for, so the sum is more
+/// than a request takes that is not.
+fn phases(world: &World, repetitions: usize, mut once: impl FnMut() -> f64) -> (f64, Vec<f64>) {
+    let mut all: Vec<(f64, Vec<f64>)> = (0..repetitions)
+        .map(|_| {
+            *world.timed.lock().unwrap() = Some(Vec::new());
+            once();
+            let steps = world.timed.lock().unwrap().take().unwrap();
+            let context = steps.iter().filter(|(context, _)| *context).map(|(_, took)| took).sum();
+            (context, steps.into_iter().filter(|(context, _)| !context).map(|(_, took)| took).collect())
+        })
+        .collect();
+    all.sort_by(|a, b| a.0.total_cmp(&b.0));
+    all.swap_remove(all.len() / 2)
+}
+
+fn result(
+    world: &World,
+    args: &Args,
+    engine: &str,
+    (batch, beam, context): (usize, usize, usize),
+    times: &[f64],
+) -> Value {
     json!({
-        "engine": "beamline", "section": section, "shape": args.shape, "batch": batch, "beam": beam, "context": context,
+        "engine": engine, "gpu": world.gpu, "shape": args.shape, "batch": batch, "beam": beam, "context": context,
         "levels": shapes::LEVELS, "items": args.items, "repetitions": times.len(),
         "median_ms": percentile(times, 0.5), "p90_ms": percentile(times, 0.9), "fastest_ms": times[0],
     })
@@ -58,7 +80,14 @@ pub(crate) fn measure(world: &World, args: &Args, output: &mut Output) {
             let request = |_| world.request(world.history(fresh(), context), beam, fresh());
             world.answer((0..batch).map(request).collect()).0
         });
-        output.put(&result(args, "cold", batch, beam, context, &times));
+        let once = || {
+            let request = |_| world.request(world.history(fresh(), context), beam, fresh());
+            world.answer((0..batch).map(request).collect()).0
+        };
+        let (prefill, steps) = phases(world, args.repetitions.div_ceil(4), once);
+        let mut result = result(world, args, "beamline", (batch, beam, context), &times);
+        (result["prefill_ms"], result["step_ms"]) = (json!(prefill), json!(steps));
+        output.put(&result);
     }
 }
 
@@ -79,7 +108,7 @@ pub(crate) fn measure_reuse(world: &World, args: &Args, output: &mut Output) {
             cached = found;
             took
         });
-        let mut result = result(args, "warm", batch, beam, context, &times);
+        let mut result = result(world, args, "beamline, context cached", (batch, beam, context), &times);
         result["cached_tokens"] = json!(cached);
         output.put(&result);
     }
@@ -93,7 +122,7 @@ pub(crate) fn measure_wide(world: &World, args: &Args, output: &mut Output) {
         let times = times(args.repetitions, || {
             world.answer(vec![world.request(world.history(fresh(), context), beam, fresh())]).0
         });
-        output.put(&result(args, "wide", 1, beam, context, &times));
+        output.put(&result(world, args, "beamline", (1, beam, context), &times));
     }
 }
 

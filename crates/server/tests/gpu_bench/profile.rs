@@ -76,6 +76,10 @@ impl Device for Profile {
         self.inner.wait()
     }
 
+    fn keep_pace(&self) -> Result<(), DeviceError> {
+        self.inner.keep_pace()
+    }
+
     fn zero(&self, address: u64, bytes: usize) -> Result<(), DeviceError> {
         self.inner.zero(address, bytes)
     }
@@ -98,5 +102,9 @@ impl Device for Profile {
 
     fn multiprocessors(&self) -> u32 {
         self.inner.multiprocessors()
+    }
+
+    fn name(&self) -> &str {
+        self.inner.name()
     }
 }

@@ -21,13 +21,17 @@ pub(crate) fn codes(config: &Config) -> u32 {
 }
 
 /// A shape by name: Qwen3-0.6B, Qwen3-1.7B (OneRec-1.7B's), Qwen3-8B (OneRec-8B's), each with three levels of 8192 codes.
+/// Or that of any config.json, whose last tokens are taken for those of semantic IDs.
 pub(crate) fn config(name: &str) -> Config {
+    if std::path::Path::new(name).extension().is_some_and(|extension| extension == "json") {
+        return Config::parse(&std::fs::read_to_string(name).unwrap()).unwrap();
+    }
     let (hidden, layers, heads, kv_heads, dim, inner, vocab, tied) = match name {
-        "0.6B" => (1024, 28, 16, 8, 128, 3072, TEXT + LEVELS as u32 * CODES, true),
-        "1.7B" => (2048, 28, 16, 8, 128, 6144, TEXT + LEVELS as u32 * CODES, true),
-        "8B" => (4096, 36, 32, 8, 128, 12288, TEXT + LEVELS as u32 * CODES, false),
+        "qwen3-0.6b" => (1024, 28, 16, 8, 128, 3072, TEXT + LEVELS as u32 * CODES, true),
+        "qwen3-1.7b" => (2048, 28, 16, 8, 128, 6144, TEXT + LEVELS as u32 * CODES, true),
+        "qwen3-8b" => (4096, 36, 32, 8, 128, 12288, TEXT + LEVELS as u32 * CODES, false),
         "tiny" => (64, 2, 4, 2, 16, 96, 100, true),
-        other => panic!("no shape {other:?}: 0.6B, 1.7B, 8B, tiny"),
+        other => panic!("no shape {other:?}: qwen3-0.6b, qwen3-1.7b, qwen3-8b, tiny, or a config.json"),
     };
     let config = json!({
         "architectures": ["Qwen3ForCausalLM"], "hidden_size": hidden, "num_hidden_layers": layers,

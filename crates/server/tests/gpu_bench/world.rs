@@ -15,6 +15,7 @@ use beamline_model::executor::any::{AnyExecutor, AnyJob};
 use beamline_model::executor::{Found, Job};
 use beamline_scheduler::{Engine, Request, RequestId, SchedulerConfig};
 
+use crate::stepped::{Stepped, Steps};
 use crate::{Args, shapes};
 
 /// Positions that the rotary table covers.
@@ -26,6 +27,10 @@ const RESERVED: usize = 12 << 30;
 pub(crate) struct World {
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) engine: Engine<AnyJob, beamline_model::executor::any::Answer>,
+    /// How long steps take.
+    pub(crate) timed: Steps,
+    /// What it runs on.
+    pub(crate) gpu: String,
     steps: Arc<[Step]>,
     first_token: u32,
     codes: u32,
@@ -103,9 +108,16 @@ impl World {
             sessions: 4096,
             hash_key: [3; 32],
         };
-        let engine = Engine::start_with(AnyExecutor::from(executor), scheduler, cache, None).unwrap();
+        let timed = Steps::default();
+        let stepped = Stepped {
+            inner: AnyExecutor::from(executor),
+            device: Arc::clone(device),
+            steps: Arc::clone(&timed),
+        };
+        let engine = Engine::start_with(stepped, scheduler, cache, None).unwrap();
+        let gpu = device.name().to_owned();
         let steps = vec![Step::Level; shapes::LEVELS].into();
-        Self { catalog, engine, steps, first_token, codes }
+        Self { catalog, engine, timed, gpu, steps, first_token, codes }
     }
 
     /// The history of a user: as many tokens as asked for, items of semantic IDs.
