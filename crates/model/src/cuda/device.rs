@@ -124,6 +124,34 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// When the device fails, or failed in work that was asked for before.
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), DeviceError>;
 
+    /// Copies parts of the device's memory, each its address and bytes, one after the other.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails, or failed in work that was asked for before.
+    fn gather(&self, parts: &[(u64, usize)], mut to: &mut [u8]) -> Result<(), DeviceError> {
+        for &(from, bytes) in parts {
+            let (now, later) = to.split_at_mut(bytes);
+            self.download(from, now)?;
+            to = later;
+        }
+        Ok(())
+    }
+
+    /// Copies to parts of the device's memory. Returns when the bytes may change again.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    fn scatter(&self, mut from: &[u8], parts: &[(u64, usize)]) -> Result<(), DeviceError> {
+        for &(to, bytes) in parts {
+            let (now, later) = from.split_at(bytes);
+            self.upload(now, to)?;
+            from = later;
+        }
+        Ok(())
+    }
+
     /// Waits for all work that was asked for.
     ///
     /// # Errors

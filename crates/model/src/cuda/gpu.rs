@@ -56,6 +56,28 @@ struct Pieces {
     next: usize,
 }
 
+impl Pieces {
+    /// The one that was used longest ago, and the event of its last copy.
+    fn next(&mut self) -> (&mut PinnedHostSlice<u8>, &mut CudaEvent) {
+        let next = self.next;
+        self.next = (next + 1) % PIECES;
+        let (piece, copied) = &mut self.all[next];
+        (piece, copied)
+    }
+}
+
+/// How many of the parts, from the first on, fit into a piece, and their bytes.
+fn fitting(parts: &[(u64, usize)]) -> (usize, usize) {
+    let (mut count, mut bytes) = (0, 0);
+    for &(_, part) in parts {
+        if bytes + part > PIECE {
+            break;
+        }
+        (count, bytes) = (count + 1, bytes + part);
+    }
+    (count, bytes)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is behind them is whole between any two statements.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -185,9 +207,7 @@ impl Device for Gpu {
         let fail = said("copying to the device");
         let mut pieces = lock(&self.pieces);
         for (part, at) in bytes.chunks(PIECE).zip((0_u64..).step_by(PIECE)) {
-            let next = pieces.next;
-            pieces.next = (next + 1) % PIECES;
-            let (piece, copied) = &mut pieces.all[next];
+            let (piece, copied) = pieces.next();
             copied.synchronize().map_err(&fail)?;
             let piece = piece.as_mut_slice().map_err(&fail)?;
             piece[..part.len()].copy_from_slice(part);
@@ -204,9 +224,7 @@ impl Device for Gpu {
         let fail = said("copying from the device");
         let mut pieces = lock(&self.pieces);
         for (part, at) in bytes.chunks_mut(PIECE).zip((0_u64..).step_by(PIECE)) {
-            let next = pieces.next;
-            pieces.next = (next + 1) % PIECES;
-            let (piece, copied) = &mut pieces.all[next];
+            let (piece, copied) = pieces.next();
             copied.synchronize().map_err(&fail)?;
             let piece = piece.as_mut_slice().map_err(&fail)?;
             // SAFETY: the piece is read after the stream was waited for.
@@ -216,6 +234,68 @@ impl Device for Gpu {
             .map_err(&fail)?;
             self.stream.synchronize().map_err(&fail)?;
             part.copy_from_slice(&piece[..part.len()]);
+        }
+        Ok(())
+    }
+
+    fn gather(&self, parts: &[(u64, usize)], to: &mut [u8]) -> Result<(), DeviceError> {
+        // As many at a time as fit into a piece: one wait for all of them.
+        self.bind()?;
+        let fail = said("copying from the device");
+        let mut pieces = lock(&self.pieces);
+        let mut to = to;
+        let mut parts = parts;
+        while let Some(&(_, first)) = parts.first() {
+            if first > PIECE {
+                return Err(DeviceError::new("copying from the device", format!("a part of {first} bytes")));
+            }
+            let (count, bytes) = fitting(parts);
+            let (now, later) = parts.split_at(count);
+            let (piece, copied) = pieces.next();
+            copied.synchronize().map_err(&fail)?;
+            let piece = piece.as_mut_slice().map_err(&fail)?;
+            let mut at = 0;
+            for &(from, bytes) in now {
+                // SAFETY: the piece is read after the stream was waited for.
+                unsafe {
+                    result::memcpy_dtoh_async(&mut piece[at..at + bytes], from, self.stream.cu_stream())
+                }
+                .map_err(&fail)?;
+                at += bytes;
+            }
+            self.stream.synchronize().map_err(&fail)?;
+            let (done, rest) = to.split_at_mut(bytes);
+            done.copy_from_slice(&piece[..bytes]);
+            (to, parts) = (rest, later);
+        }
+        Ok(())
+    }
+
+    fn scatter(&self, from: &[u8], parts: &[(u64, usize)]) -> Result<(), DeviceError> {
+        self.bind()?;
+        let fail = said("copying to the device");
+        let mut pieces = lock(&self.pieces);
+        let (mut from, mut parts) = (from, parts);
+        while let Some(&(_, first)) = parts.first() {
+            if first > PIECE {
+                return Err(DeviceError::new("copying to the device", format!("a part of {first} bytes")));
+            }
+            let (count, bytes) = fitting(parts);
+            let (now, later) = parts.split_at(count);
+            let (piece, copied) = pieces.next();
+            copied.synchronize().map_err(&fail)?;
+            let piece = piece.as_mut_slice().map_err(&fail)?;
+            let (done, rest) = from.split_at(bytes);
+            piece[..bytes].copy_from_slice(done);
+            let mut at = 0;
+            for &(to, bytes) in now {
+                // SAFETY: the piece is not written again before its event.
+                unsafe { result::memcpy_htod_async(to, &piece[at..at + bytes], self.stream.cu_stream()) }
+                    .map_err(&fail)?;
+                at += bytes;
+            }
+            copied.record(&self.stream).map_err(&fail)?;
+            (from, parts) = (rest, later);
         }
         Ok(())
     }

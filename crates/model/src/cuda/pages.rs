@@ -85,10 +85,11 @@ impl DevicePages {
         }
     }
 
-    /// Addresses of the parts of a page, in the order of its contents.
-    fn parts(&self, page: PageId) -> impl Iterator<Item = u64> + '_ {
+    /// The parts of a page, in the order of its contents.
+    fn parts(&self, page: PageId) -> Vec<(u64, usize)> {
         let within = u64::from(page.0) * self.part_bytes as u64;
-        (0..self.layers).flat_map(|layer| self.layer(layer)).map(move |part| part + within)
+        let addresses = (0..self.layers).flat_map(|layer| self.layer(layer)).map(|part| part + within);
+        addresses.map(|address| (address, self.part_bytes)).collect()
     }
 }
 
@@ -98,14 +99,10 @@ impl PageContents for DevicePages {
     }
 
     fn export(&self, page: PageId, to: &mut [u8]) {
-        for (address, to) in self.parts(page).zip(to.chunks_exact_mut(self.part_bytes)) {
-            self.note(self.memory.device().download(address, to));
-        }
+        self.note(self.memory.device().gather(&self.parts(page), to));
     }
 
     fn import(&mut self, from: &[u8], page: PageId) {
-        for (address, from) in self.parts(page).zip(from.chunks_exact(self.part_bytes)) {
-            self.note(self.memory.device().upload(from, address));
-        }
+        self.note(self.memory.device().scatter(from, &self.parts(page)));
     }
 }

@@ -49,6 +49,22 @@ fn the_example_has_every_key_at_its_default() {
 }
 
 #[test]
+fn a_graphics_processor_has_one_weight_format() {
+    let resolve = |text: &str| {
+        let (_directory, flags) = file(text);
+        Settings::resolve(flags, HttpLayer::default())
+    };
+    let settings = resolve("[engine]\ndevice = 'cuda:1'").unwrap();
+    assert_eq!(
+        (settings.engine.device, settings.engine.weight_format),
+        (DeviceChoice::Cuda(1), WeightFormat::Bf16)
+    );
+    let error = resolve("[engine]\ndevice = 'cuda'\nweight_format = 'q8_0'").unwrap_err();
+    assert!(error.to_string().contains("weight-format is q8_0, but device cuda:0 has bf16 only"), "{error}");
+    assert!(resolve("[engine]\ndevice = 'gpu'").unwrap_err().to_string().contains("no device"));
+}
+
+#[test]
 fn what_the_file_misspells_is_an_error() {
     for text in ["[model]\ncheckpiont = 'a'", "[modle]\n", "threads = 2", "[engine]\nkv_memory = 'lots'"] {
         let (_directory, flags) = file(text);

@@ -32,6 +32,16 @@ fn batch(input: &str, flags: &[&str]) -> Output {
     output
 }
 
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_binary_without_cuda_says_so() {
+    let asked = ["recommend", "--device", "cuda", "--history", "a", "--checkpoint"];
+    let output = beamline().args(asked).arg(fixture(CASE)).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("device cuda:0: this binary was built without CUDA"), "{error}");
+}
+
 #[test]
 fn a_batch_is_answered_in_order_and_the_same_every_time() {
     let catalog = items(CASE);

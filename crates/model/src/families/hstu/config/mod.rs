@@ -1,0 +1,265 @@
+//! config.json of family `hstu`: every constant of the forward pass, spelled out.
+//!
+//! Three incompatible models are called HSTU. Which one a checkpoint is cannot be told from its shapes, and a wrong
+//! constant (the divisor of the attention, a clamp, which activations pass SiLU) gives plausible, wrong answers. So
+//! nothing has a default: a field that is absent is an error that names it, and so is a field that is not known.
+//!
+//! ```text
+//! model_type     "hstu"
+//! hstu_variant   "research" | "dlrm" | "nvidia": what the tensors are called, and which input and output there are
+//! stack          the layers: the same fields in all variants
+//! input          what becomes of events, actions, times, contextual features and candidates before the layers
+//! output         what becomes of the final states: retrieval, token logits or ranking predictions
+//! ```
+//!
+//! Scales may be numbers or say how they follow from a width (`"sqrt_model_dim"`, `"inverse_sqrt_key_dim"`), so that no
+//! digits are lost in a decimal.
+
+mod checks;
+mod dlrm;
+mod nvidia;
+mod research;
+mod stack;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use self::checks::positive;
+use crate::error::ModelError;
+
+pub use self::dlrm::{
+    DlrmInput, DlrmOutput, DlrmTime, FeatureConfig, ItemTower, Postprocessor, TaskConfig, TaskKind, TimeClamp,
+};
+pub use self::nvidia::{Activation, NvidiaInput, NvidiaOutput, Prediction};
+pub use self::research::{
+    Combine, ResearchActions, ResearchHead, ResearchInput, ResearchOutput, SemanticIdLevel,
+};
+pub use self::stack::{
+    LayerNormConfig, Layout, MaskConfig, NormKind, OutputNormConfig, OutputParts, RelativeBiasConfig,
+    SiluScope, StackConfig,
+};
+
+/// The whole configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HstuConfig {
+    /// The layers.
+    pub stack: StackConfig,
+    /// Variant, with its input and output.
+    pub variant: VariantConfig,
+}
+
+/// Input and output of a variant.
+#[derive(Clone, Debug, PartialEq)]
+pub enum VariantConfig {
+    /// The research repository: retrieval, or decoding of tokens.
+    Research(ResearchInput, ResearchOutput),
+    /// The production model, `DlrmHSTU`: ranking.
+    Dlrm(DlrmInput, DlrmOutput),
+    /// NVIDIA's model: ranking.
+    Nvidia(NvidiaInput, NvidiaOutput),
+}
+
+impl VariantConfig {
+    /// The name in config.json.
+    pub fn variant(&self) -> Variant {
+        match self {
+            Self::Research(..) => Variant::Research,
+            Self::Dlrm(..) => Variant::Dlrm,
+            Self::Nvidia(..) => Variant::Nvidia,
+        }
+    }
+}
+
+/// Which model, by the names of its tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Variant {
+    /// `research/modeling/sequential` of generative-recommenders.
+    Research,
+    /// `modules` of generative-recommenders.
+    Dlrm,
+    /// `examples/hstu` of recsys-examples.
+    Nvidia,
+}
+
+/// A factor.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum Scale {
+    /// This number.
+    Number(f64),
+    /// From a width.
+    Named(NamedScale),
+}
+
+/// A factor that follows from a width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NamedScale {
+    /// The square root of the model's width.
+    SqrtModelDim,
+    /// One over the square root of a key's width.
+    InverseSqrtKeyDim,
+}
+
+/// Which way positions are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// From the first row.
+    Forward,
+    /// Back from the end of the history.
+    Backward,
+}
+
+/// A position embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PositionConfig {
+    /// Which way.
+    pub direction: Direction,
+    /// Rows of the table.
+    pub rows: usize,
+    /// Factor of the row before its position is added.
+    pub scale: Scale,
+}
+
+/// What is done to a final state.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Normalization {
+    /// Division by the length, or by `eps` if that is more.
+    L2 {
+        /// Least divisor.
+        eps: f64,
+    },
+    /// Layer norm without weights.
+    LayerNorm {
+        /// Epsilon.
+        eps: f64,
+    },
+    /// Nothing.
+    None {},
+}
+
+/// A table of embeddings.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableConfig {
+    /// Name in the embedding collection.
+    pub name: String,
+    /// Rows.
+    pub rows: usize,
+    /// What becomes of ids beyond the rows.
+    pub unknown_ids: UnknownIds,
+}
+
+/// What becomes of ids beyond the rows of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownIds {
+    /// The request is refused.
+    Refuse,
+    /// They take the last row.
+    Clamp,
+}
+
+/// A feature of the user.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContextualConfig {
+    /// Name.
+    pub name: String,
+    /// Table its ids are rows of.
+    pub table: String,
+    /// Rows it takes in front of the history: its most values.
+    pub slots: usize,
+    /// Its values count as absent in a request of fewer events and candidates; 0 for always.
+    pub min_tokens: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    model_type: String,
+    hstu_variant: Variant,
+    stack: StackConfig,
+    input: Value,
+    output: Value,
+}
+
+fn part<T: DeserializeOwned>(name: &str, value: Value) -> Result<T, ModelError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let (path, inner) = (error.path().to_string(), error.inner());
+        let path = if path == "." { name.to_owned() } else { format!("{name}.{path}") };
+        ModelError::Config(format!("{path}: {inner}"))
+    })
+}
+
+impl HstuConfig {
+    /// Whether a config.json is of this family.
+    pub fn is_hstu(json: &str) -> bool {
+        serde_json::from_str::<Value>(json).is_ok_and(|value| value["model_type"] == "hstu")
+    }
+
+    /// Parses config.json.
+    ///
+    /// # Errors
+    ///
+    /// When a constant is missing, unknown, out of range, or contradicts another; the message names it.
+    pub fn parse(json: &str) -> Result<Self, ModelError> {
+        let value: Value = serde_json::from_str(json).map_err(|e| ModelError::Config(e.to_string()))?;
+        let raw: Raw =
+            serde_path_to_error::deserialize(value).map_err(|e| ModelError::Config(e.to_string()))?;
+        if raw.model_type != "hstu" {
+            return Err(ModelError::Config(format!("model_type is {:?}, expected \"hstu\"", raw.model_type)));
+        }
+        let variant = match raw.hstu_variant {
+            Variant::Research => {
+                VariantConfig::Research(part("input", raw.input)?, part("output", raw.output)?)
+            }
+            Variant::Dlrm => VariantConfig::Dlrm(part("input", raw.input)?, part("output", raw.output)?),
+            Variant::Nvidia => VariantConfig::Nvidia(part("input", raw.input)?, part("output", raw.output)?),
+        };
+        let config = Self { stack: raw.stack, variant };
+        config.check().map_err(ModelError::Config)?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.stack.check(self.variant.variant())?;
+        match &self.variant {
+            VariantConfig::Research(input, output) => input.check(&self.stack, output),
+            VariantConfig::Dlrm(input, output) => input.check(output),
+            VariantConfig::Nvidia(input, output) => input.check(output),
+        }
+    }
+}
+
+impl Scale {
+    /// The number.
+    pub fn value(self, stack: &StackConfig) -> f32 {
+        match self {
+            Self::Number(number) => number as f32,
+            Self::Named(NamedScale::SqrtModelDim) => (stack.model_dim as f64).sqrt() as f32,
+            Self::Named(NamedScale::InverseSqrtKeyDim) => (1.0 / (stack.key_dim as f64).sqrt()) as f32,
+        }
+    }
+
+    fn check(self, name: &str) -> Result<(), String> {
+        match self {
+            Self::Number(number) => positive(name, number),
+            Self::Named(_) => Ok(()),
+        }
+    }
+}
+
+impl Normalization {
+    fn check(self) -> Result<(), String> {
+        match self {
+            Self::L2 { eps } | Self::LayerNorm { eps } => positive("output.normalization.eps", eps),
+            Self::None {} => Ok(()),
+        }
+    }
+}
