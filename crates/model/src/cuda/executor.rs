@@ -149,6 +149,7 @@ impl DeviceExecutor {
             self.layout.push_context(
                 shape,
                 ContextChunk {
+                    owner: chunk.slot.0,
                     tokens: tokens.ok_or_else(missing)?,
                     first_position: chunk.positions.start,
                     cached: chunk.cached,
@@ -176,6 +177,7 @@ impl DeviceExecutor {
             }
             self.layout.push_branch(
                 shape,
+                branch.slot.0,
                 width,
                 steps,
                 request.job.tokens.len(),
@@ -184,11 +186,7 @@ impl DeviceExecutor {
             );
             self.expanding.push(branch.slot);
         }
-        let pages = self.pages.pages();
-        if self.layout.pages.iter().any(|&page| page as usize >= pages) {
-            return Err(StepError(format!("a page beyond {pages}")));
-        }
-        Ok(())
+        self.layout.check_writes(self.pages.pages()).map_err(StepError)
     }
 
     /// Begins the search of a request.

@@ -169,11 +169,26 @@ pub struct Layout {
     pub lineage_len: usize,
     /// Rows of partial results.
     pub partial_rows: usize,
+    /// Who reads or writes which pages of the table.
+    uses: Vec<Use>,
+    /// For each page, the step that it was last written in, and by whom.
+    writers: Vec<(u64, u32)>,
+    step: u64,
+}
+
+/// Pages that a request reads, and those of them that it writes: ranges of the page table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Use {
+    owner: u32,
+    read: std::ops::Range<usize>,
+    written: std::ops::Range<usize>,
 }
 
 /// Consecutive context rows of one request.
 #[derive(Clone, Copy, Debug)]
 pub struct ContextChunk<'a> {
+    /// Who asks; only compared with the others of the step.
+    pub owner: u32,
     /// Tokens of the rows.
     pub tokens: &'a [u32],
     /// Position of the first.
@@ -200,6 +215,7 @@ impl Layout {
             merge,
             requests,
             wanted,
+            uses,
             ..
         } = self;
         tokens.clear();
@@ -212,6 +228,7 @@ impl Layout {
         merge.clear();
         requests.clear();
         wanted.clear();
+        uses.clear();
         (self.lineage_len, self.partial_rows) = (0, 0);
     }
 
@@ -238,6 +255,11 @@ impl Layout {
             self.places.push(if position < chunk.cached { -1 } else { place });
         }
         // The last tiles see most keys: they come first, so that no block is left alone at the end.
+        let first_written = chunk.first_position.max(chunk.cached).min(end) / PAGE_SIZE;
+        let table = pages as usize;
+        let read = table..table + end.div_ceil(PAGE_SIZE);
+        let written = if chunk.cached < end { table + first_written..read.end } else { 0..0 };
+        self.uses.push(Use { owner: chunk.owner, read, written });
         for start in (0..chunk.tokens.len()).step_by(shape.rows()).rev() {
             let rows = shape.rows().min(chunk.tokens.len() - start) as u32;
             let tile = PrefillTile {
@@ -260,6 +282,7 @@ impl Layout {
     pub fn push_branch(
         &mut self,
         shape: Shape,
+        owner: u32,
         width: usize,
         ancestors: usize,
         context_len: usize,
@@ -268,7 +291,9 @@ impl Layout {
     ) {
         let first_row = self.rows();
         let pages = self.push_pages(&context_pages[..context_len.div_ceil(PAGE_SIZE)]);
+        let read = pages as usize..self.pages.len();
         let branch_pages = self.push_pages(branch_pages) as usize;
+        self.uses.push(Use { owner, read, written: branch_pages..self.pages.len() });
         let request = BranchRequest {
             width,
             ancestors,
@@ -310,6 +335,38 @@ impl Layout {
                 ancestors: ancestors as u32,
             });
         }
+    }
+
+    /// Checks that no page is written by one request and read or written by another in this step.
+    ///
+    /// # Errors
+    ///
+    /// Which page is. The scheduler promises that none is; a broken promise would show one user another's history, so it is
+    /// checked again here, where it would do the harm.
+    pub fn check_writes(&mut self, pages: usize) -> Result<(), String> {
+        self.step += 1;
+        self.writers.resize(pages, (0, 0));
+        if let Some(page) = self.pages.iter().find(|page| **page as usize >= pages) {
+            return Err(format!("page {page} of {pages} is used"));
+        }
+        for Use { owner, written, .. } in &self.uses {
+            for &page in &self.pages[written.clone()] {
+                let writer = &mut self.writers[page as usize];
+                if writer.0 == self.step && writer.1 != *owner {
+                    return Err(format!("page {page} is written by two requests"));
+                }
+                *writer = (self.step, *owner);
+            }
+        }
+        for Use { owner, read, .. } in &self.uses {
+            for &page in &self.pages[read.clone()] {
+                let writer = self.writers[page as usize];
+                if writer.0 == self.step && writer.1 != *owner {
+                    return Err(format!("page {page} is written by one request and read by another"));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn push_pages(&mut self, pages: &[PageId]) -> u32 {
@@ -367,6 +424,38 @@ mod tests {
         (0..count as u32).map(|page| PageId(first + page)).collect()
     }
 
+    #[test]
+    fn pages_of_others_are_not_written() {
+        let chunk = |owner: u32, first: u32, cached: usize| (owner, pages(2, first), cached);
+        let check = |chunks: &[(u32, Vec<PageId>, usize)], branch: Option<(u32, u32, u32)>| {
+            let mut layout = Layout::default();
+            for (owner, pages, cached) in chunks {
+                let tokens = vec![7; 64 - cached.min(&63)];
+                let first_position = 64 - tokens.len();
+                let (owner, cached) = (*owner, *cached);
+                layout.push_context(
+                    SHAPE,
+                    ContextChunk { owner, tokens: &tokens, first_position, cached, pages, wanted: true },
+                );
+            }
+            if let Some((owner, context, own)) = branch {
+                layout.push_branch(SHAPE, owner, 8, 1, 64, &pages(2, context), &pages(1, own));
+            }
+            layout.check_writes(16)
+        };
+        assert_eq!(check(&[chunk(1, 0, 0), chunk(2, 2, 0)], Some((3, 4, 6))), Ok(()));
+        // Shared pages are read by all.
+        assert_eq!(check(&[chunk(1, 0, 64), chunk(2, 0, 64)], Some((3, 0, 6))), Ok(()));
+        assert_eq!(
+            check(&[chunk(1, 0, 32), chunk(2, 0, 64)], None).unwrap_err(),
+            "page 1 is written by one request and read by another"
+        );
+        assert!(check(&[chunk(1, 0, 0), chunk(2, 1, 0)], None).is_err());
+        assert!(check(&[chunk(1, 0, 0)], Some((2, 4, 1))).is_err(), "beams over a context");
+        assert!(check(&[chunk(1, 0, 0)], Some((2, 0, 6))).is_err(), "a context that is being written");
+        assert!(check(&[chunk(1, 15, 0)], None).is_err(), "a page that is not there");
+    }
+
     proptest! {
         #[test]
         fn parts_cover_the_context_once(width in 1..600_usize, context_len in 0..6000_usize, group in 1..8_usize) {
@@ -390,12 +479,12 @@ mod tests {
                 let tokens = vec![7; rows];
                 let pages = pages((first_position + rows).div_ceil(PAGE_SIZE), 3);
                 let cached = first_position;
-                layout.push_context(SHAPE, ContextChunk { tokens: &tokens, first_position, cached, pages: &pages, wanted });
+                layout.push_context(SHAPE, ContextChunk { owner: layout.uses.len() as u32, tokens: &tokens, first_position, cached, pages: &pages, wanted });
             }
             let context_rows = layout.rows();
             for &(width, ancestors, context_len) in &branches {
                 let own = pages((width * ancestors).div_ceil(PAGE_SIZE), 900);
-                layout.push_branch(SHAPE, width, ancestors, context_len, &pages(context_len.div_ceil(PAGE_SIZE), 50), &own);
+                layout.push_branch(SHAPE, 1000 + layout.uses.len() as u32, width, ancestors, context_len, &pages(context_len.div_ceil(PAGE_SIZE), 50), &own);
             }
             prop_assert_eq!(layout.context_rows(), context_rows);
             let mut seen = vec![0; layout.rows()];
