@@ -1,4 +1,4 @@
-"""What operators do while requests come: checkpoints swapped, catalogs patched and rolled back, and changes that must be refused.
+"""What operators do while requests come: checkpoints swapped, catalogs patched, pushed and rolled back, and changes that must be refused.
 
 Every change is followed by a request, which must be answered by what was just put in place.
 """
@@ -22,13 +22,14 @@ class Operator:
     def __init__(self, server, key, world):
         self.client, self.stranger, self.world = Client(server.address, key), Client(server.address), world
         self.loaded = {model: ["a", 0] for model in MODELS}
-        self.digests, self.log, self.failures = {}, [], []
+        self.digests, self.log, self.failures, self.items = {}, [], [], 0
         self.stop = threading.Event()
 
     def admin(self, method, path, body, status=200):
-        reply = self.client.ask(method, path, json.dumps(body).encode())
+        lines = isinstance(body, bytes)
+        reply = self.client.ask(method, path, body if lines else json.dumps(body).encode(), "application/x-ndjson" if lines else "application/json")
         if reply.status != status:
-            raise Unexpected(f"{method} {path} {json.dumps(body)[:200]}: {reply.status} {reply.body[:300]!r}, expected {status}")
+            raise Unexpected(f"{method} {path} {str(body)[:200]}: {reply.status} {reply.body[:300]!r}, expected {status}")
         return reply
 
     def load(self, model, version):
@@ -48,7 +49,7 @@ class Operator:
                 catalogs.shelves[state].version = self.current(model)
                 self.toggle(model)
             if self.current(model) != catalogs.shelves[0].version:
-                raise Unexpected(f"the catalog of {model} is another one after a change and its opposite")
+                raise Unexpected(f"the same file gives another version of the catalog of {model}")
 
     def learn_others(self):
         """The digests of the other versions."""
@@ -60,9 +61,12 @@ class Operator:
         return self.client.ask("GET", f"/v1/models/{model}/catalog").json()["current"]
 
     def toggle(self, model):
-        """Patches the catalog to its other state."""
+        """Patches the catalog to its second state, or pushes the first."""
         state, catalogs = self.loaded[model][1], self.world.catalogs[model]
-        self.admin("PATCH", f"/v1/models/{model}/catalog", catalogs.back if state else catalogs.forward)
+        if state:
+            self.admin("PUT", f"/v1/models/{model}/catalog", catalogs.whole)
+        else:
+            self.admin("PATCH", f"/v1/models/{model}/catalog", catalogs.forward)
         self.loaded[model][1] = 1 - state
 
     def roll_back(self, model):
@@ -99,9 +103,10 @@ class Operator:
 
     def probe(self, model):
         """A request that begins now must be answered by what is there now."""
-        body = self.world_probe[model]
+        body = self.probes[model]
         reply = self.stranger.post("/v1/rank" if model == "ranking" else "/v1/recommend", body)
         answer = reply.json()
+        self.items += len(answer.get("items", answer.get("candidates", [])))
         version, state = self.loaded[model]
         wanted = (self.digests[model, version], self.world.catalogs[model].shelves[state].version)
         found = (answer.get("model", {}).get("sha256"), answer.get("catalog_version"))
@@ -109,12 +114,17 @@ class Operator:
             raise Unexpected(f"after a change of {model} a new request was answered by {found}, expected {wanted}: {reply.status} {reply.body[:200]!r}")
 
     def prepare_probes(self):
-        self.world_probe = {}
+        """Draws the requests that follow a change."""
+        self.probes = {}
         for model in MODELS:
             body = self.world.warm(model)
             if model == "ranking":
                 body["candidates"] = [{"item_id": self.world.kept_item(model), "features": {"owner_id": 1}}]
-            self.world_probe[model] = body
+            self.probes[model] = body
+
+    def counted(self):
+        """What the server must have counted of it."""
+        return self.client.counted + self.stranger.counted
 
     def run(self, every, start):
         """One change every so many seconds, until told to stop."""

@@ -1,14 +1,24 @@
 """The server under test as a process, and a client of it that keeps its connection and holds every answer to what the server says of itself."""
 
+import collections
 import http.client
 import json
 import os
+import re
 import socket
 import subprocess
 import time
 
 # An idle connection may be closed by the server at any time; one that was used this short a time ago may not.
 IDLE_SECONDS = 5
+# Paths and their labels in the server's metrics.
+ROUTES = {re.compile(re.escape(route).replace(r"\{\}", "[^/]+")): route for route in (
+    "/v1/recommend", "/v1/rank", "/v1/warm", "/v1/models", "/v1/models/{}/load", "/v1/models/{}/unload", "/v1/models/{}/labels/{}",
+    "/v1/models/{}/catalog", "/v1/models/{}/catalog/rollback")}  # fmt: skip
+
+
+def endpoint(path):
+    return next((route for pattern, route in ROUTES.items() if pattern.fullmatch(path)), "other")
 
 
 class Server:
@@ -29,11 +39,12 @@ class Server:
         client.close()
 
     def process_numbers(self):
-        """Resident bytes, threads and open files."""
+        """Resident bytes, those among them that no file backs, threads and open files."""
         with open(f"/proc/{self.process.pid}/status", encoding="ascii") as file:
             status = dict(line.split(":", 1) for line in file)
         files = len(os.listdir(f"/proc/{self.process.pid}/fd"))
-        return {"rss_bytes": 1024 * int(status["VmRSS"].split()[0]), "threads": int(status["Threads"]), "files": files}
+        kib = {name: 1024 * int(status[key].split()[0]) for name, key in (("rss_bytes", "VmRSS"), ("anonymous_bytes", "RssAnon"))}
+        return {**kib, "threads": int(status["Threads"]), "files": files}
 
     def stop(self):
         """Ends it as operators do; returns the exit status."""
@@ -68,6 +79,8 @@ class Client:
     def __init__(self, address, key=None):
         self.address, self.key = address, key
         self.connection, self.used = None, 0.0
+        # Requests by endpoint and outcome, as the server should count them.
+        self.counted = collections.Counter()
 
     def ask(self, method, path, body=None, media="application/json", send_after=0.0, declared=None):
         """Sends a request and waits for the whole answer. With `send_after` the second half of the body comes so many seconds later; with
@@ -92,6 +105,7 @@ class Client:
         if declared:
             self.close()
         self.used = time.monotonic()
+        self.counted[endpoint(path), "ok" if reply.status < 300 else reply.error()] += 1
         return reply
 
     def post(self, path, value):

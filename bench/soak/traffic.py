@@ -11,7 +11,7 @@ import random
 import threading
 import time
 
-from soak.answers import RESPONSES, essence, key
+from soak.answers import essence, key
 from soak.server import Client, hang_up
 from soak.world import encoded
 
@@ -122,13 +122,6 @@ class Outcome:
         self.server_ms = answer["timings_ms"]["total"] if answer else None
 
 
-def endpoint(path):
-    """The label of a path in the server's metrics."""
-    if path in RESPONSES:
-        return path
-    return "/v1/models/{}/load" if path.endswith("/load") else "other"
-
-
 class Traffic:
     def __init__(self, server, judge, planner, samples, threads):
         self.server, self.judge, self.planner, self.samples = server, judge, planner, samples
@@ -168,6 +161,8 @@ class Traffic:
             except Exception as error:  # whatever goes wrong with one request is a finding, and the next must be sent
                 self.fail(request, f"{type(error).__name__}: {error}")
         client.close()
+        with self.lock:
+            self.counted += client.counted
 
     def fail(self, request, problem):
         with self.lock:
@@ -200,7 +195,6 @@ class Traffic:
         if answer and request.sample and not problems:
             self.samples.note(request.sample, answer, reply.body, "during")
         with self.lock:
-            self.counted[endpoint(request.path), outcome] += 1
             if answer:
                 self.items += len(answer.get("items", answer.get("candidates", [])))
             self.outcomes.append(

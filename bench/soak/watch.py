@@ -94,6 +94,7 @@ def request_problems(before, after, counted, left, items, left_items):
     grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
     prefix = "beamline_requests_total{endpoint="
     found = {tuple(part.split('"')[1] for part in name.split(",")): int(value) for name, value in grown.items() if name.startswith(prefix)}
+    # What a request that its client left may have become.
     open_ends = ("ok", "cancelled", "invalid_request", "request_timeout")
     for endpoint in sorted({endpoint for endpoint, _ in counted} | set(left)):
         here = {outcome: number for (at, outcome), number in found.items() if at == endpoint}

@@ -1,6 +1,7 @@
 """What the clients know: the items of every model in both states of its catalog, the users and their histories, and the requests they make.
 
-A catalog has two states. `PATCH` with `forward` leads from the first to the second, with `back` to the first again. Everything is drawn from one
+A catalog has two states. `PATCH` with `forward` leads from the first to the second; `whole` is the first as a file. (A patch could not lead back: the
+version of a catalog follows from the order of its items, too, and what is added comes last.) Everything is drawn from one
 generator in one thread, so the requests of a run, their bytes and their order follow from the seed (when they are sent, and what is then loaded, do not).
 """
 
@@ -65,10 +66,8 @@ class Catalogs:
         self.shelves = [Shelf(items), Shelf(after + added)]
         self.added = [item["item_id"] for item in added]
         self.ids = [item["item_id"] for item in items]
-        retag = lambda tags: [{"item_id": name, "tags": tags[name]} for name in retags]  # noqa: E731
-        self.forward = {"remove": sorted(names), "retag": retag(retags), "add": added}
-        before = {item["item_id"]: item.get("tags", []) for item, _ in retagged}
-        self.back = {"remove": self.added, "retag": retag(before), "add": gone}
+        self.forward = {"remove": sorted(names), "retag": [{"item_id": name, "tags": tags} for name, tags in retags.items()], "add": added}
+        self.whole = "".join(json.dumps(item) + "\n" for item in items).encode()
 
 
 class User:
@@ -205,7 +204,7 @@ class World:
         return made(self)
 
 
-def changed(path, model, status, kind, **change):
+def changed(path, model, status, kind, /, **change):
     """A good request with fields changed; None takes a field out."""
 
     def make(world):
