@@ -25,6 +25,11 @@ def key(answer):
     return answer["model"]["sha256"], answer.get("catalog_version")
 
 
+def model_of(body):
+    """The name of the model that a request asks, without a label."""
+    return body["model"].partition("@")[0]
+
+
 class Judge:
     """Checks answers; used by many threads."""
 
@@ -43,7 +48,7 @@ class Judge:
         if not found:
             found = list(self.common(body, reply, answer))
         if not found and path != "/v1/warm":
-            shelf = self.shelves.get((body["model"].split("@")[0], answer["catalog_version"]))
+            shelf = self.shelves.get((model_of(body), answer["catalog_version"]))
             if shelf is None:
                 return [f"a catalog that was never there: {answer['catalog_version']}"], answer
             found = list((self.slate if path == "/v1/recommend" else self.ranking)(body, answer, shelf))
@@ -59,7 +64,7 @@ class Judge:
         return self.schema.problems("ErrorBody", answer) + ([] if reply.headers.get("x-request-id") else ["an error without x-request-id"])
 
     def common(self, body, reply, answer):
-        model = body["model"].split("@")[0]
+        model = model_of(body)
         if answer["model"]["name"] != model or answer["model"]["sha256"] not in self.digests[model]:
             yield f"answered by {answer['model']}, asked was {body['model']}"
         if reply.headers.get("x-request-id") != answer["request_id"]:
@@ -77,7 +82,7 @@ class Judge:
             yield f"unknown_items are {answer['unknown_items']}, should be {unknown}"
         if body.get("sid_prefix"):
             return
-        most = self.longest[body["model"].split("@")[0]]
+        most = self.longest[model_of(body)]
         known, step = sum(name in shelf.items for name in events), max(1, most // 4)
         dropped = -(-max(0, known - most) // step) * step
         if answer["dropped_history"] != dropped:
@@ -101,7 +106,7 @@ class Judge:
         scores = [item["score"] for item in items]
         if not all(map(math.isfinite, scores)) or scores != sorted(scores, reverse=True):
             yield f"scores are not finite, or run upwards: {scores}"
-        if body["model"] != "retrieval" and any(score > 0 for score in scores):
+        if model_of(body) != "retrieval" and any(score > 0 for score in scores):
             yield f"log-probabilities above 0: {scores}"
         if any(item["sid"] != shelf.items[item["item_id"]]["sid"] for item in items if item["item_id"] in shelf.items):
             yield "a semantic ID that is not the catalog's"
@@ -117,7 +122,7 @@ class Judge:
         found = [candidate["item_id"] for candidate in answer["candidates"]]
         if answer["unknown_candidates"] != [name for name in asked if name not in shelf.items]:
             yield f"unknown_candidates are {answer['unknown_candidates']}"
-        ranked = body["model"].split("@")[0] == "ranking"
+        ranked = model_of(body) == "ranking"
         tasks = {"click", "like", "watch"} if ranked else {"log_probability"}
         weights = body.get("task_weights") if ranked else {"log_probability": 1.0}
         if (sorted(found) if weights else found) != (sorted(known) if weights else known):

@@ -55,17 +55,18 @@ def markdown(result):
         f"{result['samples']['differences']} differ.", "",
         "**" + ("Every check held." if not result["failed"] else f"{len(result['failed'])} checks failed.") + "**", "",
         *(f"- {'held' if check['held'] else 'FAILED'}: {name}" + (f" ({check['found']})" if check["found"] else "") for name, check in result["checks"].items()),
-        "", "| minute | requests | P50 ms | P99 ms | resident MiB | threads | files | running, most | not answered with items, by type |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "", "| minute | requests | P50 ms | P99 ms | resident MiB | threads | files | too late | went | refused |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for one in result["minutes"]:
         if not one["ms"] or "rss_bytes" not in one:
             continue
-        not_ok = ", ".join(f"{name} {count}" for name, count in one["not_ok"].items())
+        late, went = one["not_ok"].get("deadline_exceeded", 0), sum(count for name, count in one["not_ok"].items() if name.startswith("went "))
+        refused = sum(one["not_ok"].values()) - late - went
         span = lambda name, unit=1, one=one: f"{one[name]['least'] / unit:.0f} to {one[name]['most'] / unit:.0f}"  # noqa: E731
         lines.append(
             f"| {one['minute']} | {one['requests']} | {one['ms']['p50']} | {one['ms']['p99']} | {span('rss_bytes', MIB)} | {span('threads')} "
-            f"| {span('files')} | {one['running']['most']:.0f} | {not_ok} |"
+            f"| {span('files')} | {late} | {went} | {refused} |"
         )
     lines += ["", "| kind | requests | P50 ms | P90 ms | P99 ms | in the server P50, P99 ms | context from cache | outcomes |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for kind, one in result["kinds"].items():
@@ -76,5 +77,5 @@ def markdown(result):
         lines.append(f"| {kind} | {one['requests']} | {' | '.join(shown)} | {inside['p50']}, {inside['p99']} | {cached} | {outcomes} |" if inside
                      else f"| {kind} | {one['requests']} | {' | '.join(shown)} | | {cached} | {outcomes} |")  # fmt: skip
     if result["failures"]:
-        lines += ["", "The first failures (all are in the JSON):", "", *(f"- {str(one)[:600]}" for one in result["failures"][:20])]
+        lines += ["", "The first failures (all are in the JSON):", "", *(f"- {str({**one, 'body': one.get('body', '')[:80]})[:600]}" for one in result["failures"][:20])]
     return "\n".join(lines) + "\n"

@@ -11,6 +11,8 @@ import time
 
 # An idle connection may be closed by the server at any time; one that was used this short a time ago may not.
 IDLE_SECONDS = 5
+# Refusals that are given before the body of a request was read. The server then closes the connection without saying so, so nothing is sent after one.
+UNREAD = {"not_found", "method_not_allowed", "unauthorized", "unsupported_media_type", "body_too_large"}
 # Paths and their labels in the server's metrics.
 ROUTES = {re.compile(re.escape(route).replace(r"\{\}", "[^/]+")): route for route in (
     "/v1/recommend", "/v1/rank", "/v1/warm", "/v1/models", "/v1/models/{}/load", "/v1/models/{}/unload", "/v1/models/{}/labels/{}",
@@ -45,6 +47,10 @@ class Server:
         files = len(os.listdir(f"/proc/{self.process.pid}/fd"))
         kib = {name: 1024 * int(status[key].split()[0]) for name, key in (("rss_bytes", "VmRSS"), ("anonymous_bytes", "RssAnon"))}
         return {**kib, "threads": int(status["Threads"]), "files": files}
+
+    def log_end(self):
+        with open(self.log.name, encoding="utf-8", errors="replace") as file:
+            return "".join(file.readlines()[-20:])
 
     def stop(self):
         """Ends it as operators do; returns the exit status."""
@@ -102,10 +108,11 @@ class Client:
         except BaseException:
             self.close()
             raise
-        if declared:
+        outcome = "ok" if reply.status < 300 else reply.error()
+        if outcome in UNREAD:
             self.close()
         self.used = time.monotonic()
-        self.counted[endpoint(path), "ok" if reply.status < 300 else reply.error()] += 1
+        self.counted[endpoint(path), outcome] += 1
         return reply
 
     def post(self, path, value):

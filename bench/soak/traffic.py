@@ -11,7 +11,7 @@ import random
 import threading
 import time
 
-from soak.answers import essence, key
+from soak.answers import essence, key, model_of
 from soak.server import Client, hang_up
 from soak.world import encoded
 
@@ -24,7 +24,8 @@ MIX = {
 HASTY, GOING, SLOW = 0.05, 0.04, 0.02
 # Clients that go: after half of the head, half of the body, or while the answer is made.
 GO = ["head", "body", "answer", "answer", "answer"]
-UNFINISHED = [(400, "invalid_request"), (408, "request_timeout")]
+# One arrival in so many brings others at the same moment.
+BURST_EVERY, BURST = 200, 24
 LATE = (504, "deadline_exceeded")
 
 
@@ -102,6 +103,7 @@ class Planner:
             request.kind, request.going = "going", rng.choice(GO)
             request.odd = {"pause": rng.choice([0.0, 0.001, 0.005, 0.02])}
         elif drawn < HASTY + GOING + SLOW:
+            request.kind = "in two parts"
             request.odd = {"send_after": rng.choice([0.02, 0.2])}
         elif what != "warm" and rng.random() < self.sample_share:
             request.sample = Sample(path, body)
@@ -138,9 +140,14 @@ class Traffic:
         self.start = time.monotonic()
         for sender in self.senders:
             sender.start()
-        due = 0.0
+        due, together = 0.0, 0
+        # Bursts are part of the rate.
+        rate /= 1 + (BURST - 1) / BURST_EVERY
         while True:
-            due += rng.expovariate(rate)
+            if together == 0:
+                due += rng.expovariate(rate)
+                together = BURST if rng.random() < 1 / BURST_EVERY else 1
+            together -= 1
             if due >= seconds:
                 break
             request = self.planner.draw()
@@ -215,7 +222,7 @@ def ask_all(samples, client, judge, wanted, when, failures):
         return None if problems else (answer, reply.body)
 
     for number, sample in enumerate(list(samples.all)):
-        if not any(wanted(sample.body["model"], at) for at in sample.essences):
+        if not any(wanted(model_of(sample.body), at) for at in sample.essences):
             continue
         for tenant in ({}, {"tenant": f"{when}-{number}"}):
             found = get(sample.path, {**sample.body, **tenant}, when)

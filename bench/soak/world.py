@@ -87,7 +87,8 @@ class User:
     def asks(self):
         """What every request of the user has in common."""
         # A timestamp that is the query's own is allowed, too.
-        body = {"model": self.model, "user_id": self.name, "history": list(self.events)}
+        label = "@stable" if self.world.rng.random() < 0.1 else ""
+        body = {"model": self.model + label, "user_id": self.name, "history": list(self.events)}
         if self.model != "decoder":
             body["query_time"] = self.time + self.world.rng.choice(PAUSES)
         if self.model == "ranking":
@@ -275,8 +276,8 @@ WRONG = [
     changed("/v1/recommend", "retrieval", 422, "empty_history", history=[]),
     changed("/v1/recommend", "retrieval", 422, "invalid_value", query_time=None),
     changed("/v1/recommend", "retrieval", 404, "model_not_found", model="nobody"),
-    changed("/v1/recommend", "tokens", 404, "label_not_found", model="tokens@nowhere"),
-    changed("/v1/recommend", "tokens", 404, "version_not_found", model="tokens@0123456789ab"),
+    changed("/v1/recommend", "tokens", 404, "model_not_found", model="tokens@nowhere"),
+    changed("/v1/recommend", "tokens", 404, "model_not_found", model="tokens@0123456789ab"),
     changed("/v1/recommend", "tokens", 422, "invalid_value", timeout_ms=0),
     changed("/v1/recommend", "ranking", 422, "task_not_supported", beam_width=None, normalization=None, sid_prefix=None),
     changed("/v1/rank", "retrieval", 422, "task_not_supported"),
