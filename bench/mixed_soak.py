@@ -224,7 +224,7 @@ def soak(options, server, world, rng, checks):
         "models": [{name: one[name] for name in ("name", "family", "parameters", "context_limit", "tasks", "catalog", "memory")} for one in listed],
         "process": {"before": numbers_before, "after": numbers},
         "minutes": report.by_minute(traffic.outcomes, watch.looks, options.seconds), "kinds": report.by_kind(traffic.outcomes),
-        "metrics_grew_by": restored,
+        "metrics_grew_by": restored, "stopped_s": round(watch.stopped, 1),
         "changes": {"count": len(operator.log), "log": operator.log, "failures": operator.failures},
         "samples": {"count": len(samples.all), "compared": dict(samples.compared), "differences": len(samples.differences),
                     "found": samples.differences[:20], "asked_at_the_end": afterwards_counts},

@@ -135,7 +135,7 @@ class Judge:
             if ranked and not (0 <= predictions["click"] <= 1 and 0 <= predictions["like"] <= 1) or not ranked and predictions["log_probability"] > 0:
                 yield f"no probabilities: {predictions}"
             score = weights and sum(weight * predictions[task] for task, weight in weights.items())
-            if weights and abs(candidate["score"] - score) > 1e-9 or not weights and candidate.get("score") is not None:
+            if weights and not abs(candidate["score"] - score) <= 1e-9 or not weights and candidate.get("score") is not None:
                 yield f"score {candidate.get('score')} of {predictions}"
         scores = [candidate.get("score") for candidate in answer["candidates"]]
         if weights and scores != sorted(scores, reverse=True):

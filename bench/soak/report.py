@@ -54,6 +54,7 @@ def markdown(result):
         f"{result['samples']['count']} requests were asked again, {sum(result['samples']['compared'].values())} answers compared with those given before: "
         f"{result['samples']['differences']} differ.", "",
         "**" + ("Every check held." if not result["failed"] else f"{len(result['failed'])} checks failed.") + "**", "",
+        *([f"The clients were stopped from outside for {result['stopped_s']} s: latencies of that time say nothing.", ""] if result["stopped_s"] else []),
         *(f"- {'held' if check['held'] else 'FAILED'}: {name}" + (f" ({check['found']})" if check["found"] else "") for name, check in result["checks"].items()),
         "", "| minute | requests | P50 ms | P99 ms | resident MiB | threads | files | too late | went | refused |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -20,6 +20,8 @@ class Watch:
         self.server, self.client = server, Client(server.address)
         self.looks, self.failures, self.stop = [], [], threading.Event()
         self.before = {}
+        # Seconds for which this process itself did not run, as far as it shows: latencies of such a time say nothing.
+        self.stopped = 0.0
 
     def look(self):
         """Numbers of this moment; notes counters that fell."""
@@ -33,7 +35,10 @@ class Watch:
         return series
 
     def run(self, start):
+        slept = time.monotonic()
         while not self.stop.wait(LOOK_SECONDS):
+            late = time.monotonic() - slept - LOOK_SECONDS
+            self.stopped += late if late > 0.5 else 0.0
             try:
                 series = self.look()
                 found = {"at": time.monotonic() - start, **self.server.process_numbers()}
@@ -46,6 +51,7 @@ class Watch:
                 self.looks.append(found)
             except Exception as error:  # a finding, unless the server is gone, which others find
                 self.failures.append(f"{type(error).__name__}: {error}")
+            slept = time.monotonic()
 
     def idle(self, seconds=20.0):
         """Waits until nothing is held and returns the metrics of then, with what did not go."""
@@ -99,7 +105,7 @@ def request_problems(before, after, counted, left, items, left_items):
     prefix = "beamline_requests_total{endpoint="
     found = {tuple(part.split('"')[1] for part in name.split(",")): int(value) for name, value in grown.items() if name.startswith(prefix)}
     # What a request that its client left may have become.
-    open_ends = ("ok", "cancelled", "invalid_request", "request_timeout")
+    open_ends = ("ok", "cancelled", "invalid_request", "request_timeout", "overloaded")
     for endpoint in sorted({endpoint for endpoint, _ in counted} | set(left)):
         here = {outcome: number for (at, outcome), number in found.items() if at == endpoint}
         mine = {outcome: number for (at, outcome), number in counted.items() if at == endpoint}
