@@ -111,7 +111,8 @@ class Operator:
         wanted = (self.digests[model, version], self.world.catalogs[model].shelves[state].version)
         found = (answer.get("model", {}).get("sha256"), answer.get("catalog_version"))
         if found != wanted:
-            raise Unexpected(f"after a change of {model} a new request was answered by {found}, expected {wanted}: {reply.status} {reply.body[:200]!r}")
+            said = f"{reply.status} {reply.body[:200]!r}"
+            raise Unexpected(f"after a change of {model} a new request was answered by {found}, expected {wanted}: {said}")
 
     def prepare_probes(self):
         """Draws the requests that follow a change."""

@@ -4,6 +4,8 @@ import collections
 import math
 
 MIB = 1 << 20
+SERIES = ["rss_bytes", "anonymous_bytes", "host_bytes", "besides_host_bytes", "threads", "files", "queued", "running", "cached_pages"]
+SERIES += ["model_memory", "series"]
 
 
 def percentiles(values):
@@ -36,12 +38,16 @@ def by_minute(outcomes, looks, seconds):
         found = {"minute": minute + 1, "requests": len(inside), "ms": percentiles([one.ms for one in inside if one.ms is not None])}
         found["waited_for_a_sender_ms"] = percentiles([one.late_ms for one in inside if one.late_ms is not None])
         found["not_ok"] = dict(sorted(collections.Counter(one.outcome for one in inside if one.outcome != "ok").items()))
-        for name in ("rss_bytes", "anonymous_bytes", "threads", "files", "queued", "running", "cached_pages", "model_memory", "series"):
+        for name in SERIES:
             values = [look[name] for look in seen]
             if values:
                 found[name] = {"least": min(values), "most": max(values), "last": values[-1]}
         minutes.append(found)
     return minutes
+
+
+def check(name, one):
+    return f"- {'held' if one['held'] else 'FAILED'}: {name}" + (f" ({one['found']})" if one["found"] else "")
 
 
 def markdown(result):
@@ -51,11 +57,11 @@ def markdown(result):
         f"`{result['command']}`, commit {result['commit']}, {machine['cpu']}, {machine['cores']} cores, client and server on the same ones. "
         f"Server: `{result['server']}`.", "",
         f"{result['requests']} requests in {result['seconds']:.0f} s, {result['changes']['count']} changes of checkpoints and catalogs. "
-        f"{result['samples']['count']} requests were asked again, {sum(result['samples']['compared'].values())} answers compared with those given before: "
-        f"{result['samples']['differences']} differ.", "",
+        f"{result['samples']['count']} requests were asked again, {sum(result['samples']['compared'].values())} answers compared with those given "
+        f"before: {result['samples']['differences']} differ.", "",
         "**" + ("Every check held." if not result["failed"] else f"{len(result['failed'])} checks failed.") + "**", "",
-        *([f"The clients were stopped from outside for {result['stopped_s']} s: latencies of that time say nothing.", ""] if result["stopped_s"] else []),
-        *(f"- {'held' if check['held'] else 'FAILED'}: {name}" + (f" ({check['found']})" if check["found"] else "") for name, check in result["checks"].items()),
+        *([f"The clients were stopped from outside for {result['stopped_s']} s: latencies of then say nothing.", ""] if result["stopped_s"] else []),
+        *(check(name, one) for name, one in result["checks"].items()),
         "", "| minute | requests | P50 ms | P99 ms | resident MiB | threads | files | too late | went | refused |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
@@ -69,7 +75,10 @@ def markdown(result):
             f"| {one['minute']} | {one['requests']} | {one['ms']['p50']} | {one['ms']['p99']} | {span('rss_bytes', MIB)} | {span('threads')} "
             f"| {span('files')} | {late} | {went} | {refused} |"
         )
-    lines += ["", "| kind | requests | P50 ms | P90 ms | P99 ms | in the server P50, P99 ms | context from cache | outcomes |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    lines += [
+        "", "| kind | requests | P50 ms | P90 ms | P99 ms | in the server P50, P99 ms | context from cache | outcomes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
     for kind, one in result["kinds"].items():
         ms, inside = one["ms"], one["server_ms"]
         cached = f"{100 * one['cached_tokens'] / one['context_tokens']:.0f} %" if one["context_tokens"] else ""
@@ -78,5 +87,6 @@ def markdown(result):
         lines.append(f"| {kind} | {one['requests']} | {' | '.join(shown)} | {inside['p50']}, {inside['p99']} | {cached} | {outcomes} |" if inside
                      else f"| {kind} | {one['requests']} | {' | '.join(shown)} | | {cached} | {outcomes} |")  # fmt: skip
     if result["failures"]:
-        lines += ["", "The first failures (all are in the JSON):", "", *(f"- {str({**one, 'body': one.get('body', '')[:80]})[:600]}" for one in result["failures"][:20])]
+        short = [str({**one, "body": one.get("body", "")[:80]})[:600] for one in result["failures"][:20]]
+        lines += ["", "The first failures (more are in the JSON):", "", *(f"- {one}" for one in short)]
     return "\n".join(lines) + "\n"

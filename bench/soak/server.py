@@ -11,7 +11,7 @@ import time
 
 # An idle connection may be closed by the server at any time; one that was used this short a time ago may not.
 IDLE_SECONDS = 5
-# Refusals that are given before the body of a request was read. The server then closes the connection without saying so, so nothing is sent after one.
+# Refusals that are given before the body of a request was read. The server then closes the connection without saying so: nothing is sent after one.
 UNREAD = {"not_found", "method_not_allowed", "unauthorized", "unsupported_media_type", "body_too_large"}
 # Paths and their labels in the server's metrics.
 ROUTES = {re.compile(re.escape(route).replace(r"\{\}", "[^/]+")): route for route in (
@@ -122,7 +122,7 @@ class Client:
         if self.connection is not None and time.monotonic() - self.used > IDLE_SECONDS:
             self.close()
         if self.connection is None:
-            self.connection = http.client.HTTPConnection(*self.address, timeout=90)
+            self.connection = http.client.HTTPConnection(*self.address, timeout=330)
             self.connection.connect()
             self.connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self.connection

@@ -74,19 +74,22 @@ class Planner:
 
     def __init__(self, world, samples, rng, sample_share):
         self.world, self.samples, self.rng, self.sample_share = world, samples, rng, sample_share
+        # Which is asked again depends on what was answered. That must not change what is drawn after it.
+        self.again = random.Random(rng.random())
 
     def draw(self):
+        """The next request, or none if it was to be asked again and nothing was answered yet."""
         rng, world = self.rng, self.world
         kind = rng.choices(list(MIX), MIX.values())[0]
         if kind == "wrong":
             method, path, data, odd, status, error = world.wrong()
             return Request(kind, method, path, None, data=data or b"", odd=odd, refusals=[(status, error)], good=False)
         if kind == "asked again":
-            sample = self.samples.any(rng)
+            sample, again = self.samples.any(self.again), self.again
             if sample is None:
-                return self.draw()
+                return None
             # Half of the time of another tenant, whose pages do not have it.
-            body = {**sample.body, "tenant": f"again-{rng.randrange(1 << 30)}"} if rng.random() < 0.5 else sample.body
+            body = {**sample.body, "tenant": f"again-{again.randrange(1 << 30)}"} if again.random() < 0.5 else sample.body
             request = Request(kind, "POST", sample.path, body)
             request.sample = sample
             return request
@@ -151,6 +154,8 @@ class Traffic:
             if due >= seconds:
                 break
             request = self.planner.draw()
+            if request is None:
+                continue
             request.due = self.start + due
             time.sleep(max(0.0, request.due - time.monotonic()))
             self.queue.put(request)
@@ -243,4 +248,5 @@ def check_scores(sample, answer, get, samples, when):
         ranked = {candidate["item_id"]: candidate["predictions"]["log_probability"] for candidate in found[0]["candidates"]}
         samples.compared[f"{when}, scores of /v1/rank"] += 1
         if ranked != scores:
-            samples.differences.append({"when": f"{when}, scores of /v1/rank", "path": sample.path, "body": sample.body, "before": scores, "now": ranked})
+            difference = {"path": sample.path, "body": sample.body, "before": str(scores), "now": str(ranked)}
+            samples.differences.append({"when": f"{when}, scores of /v1/rank", **difference})

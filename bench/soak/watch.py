@@ -7,6 +7,7 @@ of its parts, to the byte.
 import threading
 import time
 
+from soak.answers import RESPONSES
 from soak.server import Client, metrics
 
 COUNTERS = ("_total", "_count", "_bucket", "_sum")
@@ -20,7 +21,7 @@ class Watch:
         self.server, self.client = server, Client(server.address)
         self.looks, self.failures, self.stop = [], [], threading.Event()
         self.before = {}
-        # Seconds for which this process itself did not run, as far as it shows: latencies of such a time say nothing.
+        # Seconds for which this process itself did not run, because somebody stopped it: latencies of such a time say nothing.
         self.stopped = 0.0
 
     def look(self):
@@ -35,23 +36,30 @@ class Watch:
         return series
 
     def run(self, start):
-        slept = time.monotonic()
         while not self.stop.wait(LOOK_SECONDS):
-            late = time.monotonic() - slept - LOOK_SECONDS
-            self.stopped += late if late > 0.5 else 0.0
             try:
                 series = self.look()
                 found = {"at": time.monotonic() - start, **self.server.process_numbers()}
-                found |= {"queued": series[HELD[0]], "running": series[HELD[1]], "cached_pages": series[PAGES["cached"]], "free_pages": series[PAGES["free"]]}
+                found |= {"queued": series[HELD[0]], "running": series[HELD[1]]}
+                found |= {"cached_pages": series[PAGES["cached"]], "free_pages": series[PAGES["free"]]}
                 found |= {"model_memory": series['beamline_model_memory_bytes{kind="used"}'], "series": len(series)}
                 found["heartbeat"] = series["beamline_engine_heartbeat_age_seconds"]
                 used, capacity = (series[f'beamline_host_bytes{{kind="{kind}"}}'] for kind in ("used", "capacity"))
+                # Host memory is taken as it fills, so it is no growth.
+                found |= {"host_bytes": used, "besides_host_bytes": found["rss_bytes"] - used}
                 if used > capacity:
                     self.failures.append(f"{used} bytes of host memory are used, {capacity} allowed")
                 self.looks.append(found)
             except Exception as error:  # a finding, unless the server is gone, which others find
                 self.failures.append(f"{type(error).__name__}: {error}")
-            slept = time.monotonic()
+
+    def tick(self):
+        """Does nothing but notice that it was not woken for a while."""
+        before = time.monotonic()
+        while not self.stop.wait(0.2):
+            now = time.monotonic()
+            self.stopped += now - before if now - before > 2 else 0.0
+            before = now
 
     def idle(self, seconds=20.0):
         """Waits until nothing is held and returns the metrics of then, with what did not go."""
@@ -117,7 +125,7 @@ def request_problems(before, after, counted, left, items, left_items):
         total, least = sum(here.values()), sum(mine.values())
         if not least <= total <= least + left[endpoint]:
             yield f"{endpoint}: the server counted {total} requests, the clients {least}, and {left[endpoint]} that they left"
-    answered = sum(number for (endpoint, outcome), number in found.items() if endpoint in ("/v1/recommend", "/v1/rank", "/v1/warm") and outcome == "ok")
+    answered = sum(number for (at, outcome), number in found.items() if at in RESPONSES and outcome == "ok")
     timed = grown['beamline_stage_seconds_count{stage="total"}']
     # A client may go after its answer was made and before it was sent.
     if not answered <= timed <= answered + sum(left.values()):

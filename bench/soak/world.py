@@ -1,8 +1,8 @@
 """What the clients know: the items of every model in both states of its catalog, the users and their histories, and the requests they make.
 
-A catalog has two states. `PATCH` with `forward` leads from the first to the second; `whole` is the first as a file. (A patch could not lead back: the
-version of a catalog follows from the order of its items, too, and what is added comes last.) Everything is drawn from one
-generator in one thread, so the requests of a run, their bytes and their order follow from the seed (when they are sent, and what is then loaded, do not).
+A catalog has two states. `PATCH` with `forward` leads from the first to the second; `whole` is the first as a file. (A patch could not lead back:
+the version of a catalog follows from the order of its items, too, and what is added comes last.) Everything is drawn from one generator in one
+thread, so requests and their order follow from the seed, but for which is asked again: that waits for an answer.
 """
 
 import json
