@@ -11,12 +11,16 @@ use std::time::Duration;
 use beamline_scheduler::EngineStats;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_util::MetricKindMask;
 
 use crate::api::Timings;
 use crate::registry::Registry;
 
 const STAGE_SECONDS: &str = "beamline_stage_seconds";
 const HTTP_SECONDS: &str = "beamline_http_request_seconds";
+
+/// How long a gauge that is no longer set is shown.
+const FORGET_GAUGES: Duration = Duration::from_secs(3600);
 
 /// Bounds of the histograms, in milliseconds.
 const BUCKETS_MS: [f64; 33] = [
@@ -41,12 +45,13 @@ pub fn start() -> Result<PrometheusHandle, MetricsError> {
         .try_fold(PrometheusBuilder::new(), |builder, name| {
             builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), &seconds)
         })
-        .map_err(|error| MetricsError(error.to_string()))?;
+        .map_err(|error| MetricsError(error.to_string()))?
+        // Every gauge is set at every scrape, but for those of models and catalogs that are gone: they must not pile up.
+        .idle_timeout(MetricKindMask::GAUGE, Some(FORGET_GAUGES));
     let recorder = builder.build_recorder();
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder).map_err(|error| MetricsError(error.to_string()))?;
     describe();
-    gauge!("beamline_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)
 }
 
@@ -123,6 +128,7 @@ pub fn publish(registry: &Registry, ready: bool) {
     if let Some(limit) = limit {
         gauge!("beamline_model_memory_bytes", "kind" => "limit").set(limit as f64);
     }
+    gauge!("beamline_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     gauge!("beamline_ready").set(if ready { 1.0 } else { 0.0 });
     gauge!("beamline_requests_queued").set(scheduler.queued as f64);
     gauge!("beamline_requests_running").set(scheduler.running as f64);

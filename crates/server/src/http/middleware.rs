@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use tracing::Instrument;
@@ -21,6 +22,16 @@ const HEADER: &str = "x-request-id";
 /// Longest id that is taken over.
 const MAX_ID_BYTES: usize = 128;
 
+/// Answers that may be given before the body was read. What is left of it would be in the way of the next request, so the
+/// connection ends with them, and the client is told: one that keeps connections would else try to use it again.
+const REFUSED_UNREAD: [StatusCode; 5] = [
+    StatusCode::UNAUTHORIZED,
+    StatusCode::NOT_FOUND,
+    StatusCode::METHOD_NOT_ALLOWED,
+    StatusCode::PAYLOAD_TOO_LARGE,
+    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+];
+
 /// The id of a request, for its handler.
 #[derive(Clone, Debug)]
 pub struct RequestId(pub String);
@@ -30,6 +41,7 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     let id = given(request.headers()).unwrap_or_else(generate);
     let endpoint = endpoint(request.uri().path());
     let method = request.method().clone();
+    let has_body = has_body(request.headers());
     let span = tracing::info_span!("request", request_id = %id);
     request.extensions_mut().insert(RequestId(id.clone()));
 
@@ -48,6 +60,9 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
         }
         if let Ok(value) = HeaderValue::from_str(&id) {
             response.headers_mut().insert(HEADER, value);
+        }
+        if has_body && REFUSED_UNREAD.contains(&response.status()) {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
@@ -124,6 +139,10 @@ fn is_like(route: &str, path: &str) -> bool {
             _ => return false,
         }
     }
+}
+
+fn has_body(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRANSFER_ENCODING) || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
 }
 
 fn given(headers: &HeaderMap) -> Option<String> {

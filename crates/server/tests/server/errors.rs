@@ -1,5 +1,7 @@
 //! Bad input: each kind its own error, and a server that goes on serving.
 
+use std::io::{Read, Write};
+
 use serde_json::{Value, json};
 
 use crate::harness::{Server, history, items, read_raw};
@@ -182,4 +184,41 @@ fn no_error_leaks_what_is_inside() {
     for answer in answers {
         assert!(!answer.text.contains("fixtures") && !answer.text.contains(".rs"), "{}", answer.text);
     }
+}
+
+#[test]
+fn a_refusal_before_the_body_says_that_the_connection_ends() {
+    let server = Server::start("qwen3-untied", &[]);
+    let answer = |path: &str, kind: &str, body: &str| {
+        let mut stream = std::net::TcpStream::connect(server.address).unwrap();
+        let length = body.len();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        // The body in a packet of its own, after the answer.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let _ = stream.write_all(body.as_bytes());
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+        let (mut text, mut buffer) = (String::new(), [0; 4096]);
+        while !text.contains("\r\n\r\n") {
+            match stream.read(&mut buffer) {
+                Ok(0) | Err(_) => break,
+                Ok(count) => text.push_str(&String::from_utf8_lossy(&buffer[..count])),
+            }
+        }
+        text.to_lowercase()
+    };
+    for (path, kind, status) in
+        [("/v1/nothing", "application/json", "404"), ("/v1/recommend", "text/plain", "415")]
+    {
+        let text = answer(path, kind, "{}");
+        assert!(
+            text.starts_with(&format!("http/1.1 {status}")) && text.contains("connection: close"),
+            "{text}"
+        );
+    }
+    // A body that was read is no reason.
+    let text = answer("/v1/recommend", "application/json", "{}");
+    assert!(text.starts_with("http/1.1 4") && !text.contains("connection: close"), "{text}");
 }
