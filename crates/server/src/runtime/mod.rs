@@ -473,7 +473,7 @@ fn decoder(
     let weight_format = settings.engine.weight_format;
     if let Some(gpu) = &machine.gpu {
         let executor = gpu::executor(gpu, files, checkpoint, context + steps, plan.pages as usize, &catalog)?;
-        info!(device = %settings.engine.device, ms = ms(start), "copied weights and trie to the device");
+        info!(device = %settings.engine.device, name = gpu.name(), ms = ms(start), "copied weights and trie to the device");
         let family = Family::Decoder(Decoder { config, convention: Arc::new(convention), layout });
         return Ok(Built { family, catalog, catalog_memory, executor: executor.into() });
     }
