@@ -34,10 +34,11 @@ use candle_core::{DType, Tensor};
 
 pub(crate) use bfloat16::Bf16Kernel;
 pub use format::WeightFormat;
+pub(crate) use quantized::error_of as quantization_error;
 pub use rows::Rows;
 pub use scores::Scores;
 use sink::Sink;
-use weights::Weights;
+use weights::{Ahead, Weights};
 
 use super::Cpu;
 use super::tile::{PANEL, SharedMatrix};
@@ -243,17 +244,22 @@ impl Linear {
         // Rows are taken in groups whose values stay in a core's cache while panel after panel passes by.
         let group = (CACHED_INPUT / self.inputs / rows.height()).max(1);
         let groups = rows.tiles().div_ceil(group);
-        let count = panels.len();
+        let (count, threads) = (panels.len(), cpu.threads());
         if count == 0 {
             return;
         }
         let task = |index: usize| {
             let (first, panel) = (index / count * group, panels.get(index % count));
+            // Threads take panels in turn. The next one comes from farther away than the first tile can wait for.
+            let next = index % count + threads;
+            let next = (next < count).then(|| panels.get(next));
+            let tiles = first..rows.tiles().min(first + group);
             let mut sums = [[0.0; PANEL]; MAX_HEIGHT];
-            for tile in first..rows.tiles().min(first + group) {
+            for tile in tiles.clone() {
                 let range = rows.tile_rows(tile);
                 let sums = &mut sums[..range.len()];
-                self.weights.multiply(cpu, rows, tile, panel, sums);
+                let ahead = next.map(|panel| Ahead { panel, part: tile - first, parts: tiles.len() });
+                self.weights.multiply(cpu, rows, tile, panel, ahead, sums);
                 let bias = self.bias.as_ref().and_then(|bias| bias.as_chunks().0.get(panel));
                 sink.store(cpu.isa(), sums, bias, range.start, panel);
             }
