@@ -467,3 +467,101 @@ fn see_ancestors(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use beamline_kv_cache::PageId;
+
+    use super::*;
+    use crate::cpu::pages::{Destination, PageStore};
+
+    fn numbers(count: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919) % 1009) as f32 / 500.0 - 1.0).collect()
+    }
+
+    fn causal(rows: Range<usize>, first_position: usize) -> Block {
+        Block { rows, context_pages: 0..20, sees: Sees::Causal { first_position } }
+    }
+
+    #[test]
+    fn blocks_are_joined_only_where_one_continues_the_other() {
+        let branch = |rows: Range<usize>, lineage| Block {
+            rows,
+            context_pages: 0..20,
+            sees: Sees::Branch { context_len: 640, ancestors: 2, lineage, branch_pages: 20..24 },
+        };
+        let other = Block { context_pages: 24..44, ..causal(106..110, 106) };
+        let blocks = [
+            causal(0..10, 22),
+            causal(10..42, 32),
+            causal(42..74, 64),
+            // Another position, another context, another kind.
+            causal(74..106, 128),
+            other,
+            branch(110..142, 0),
+            branch(142..150, 64),
+            branch(150..152, 0),
+        ];
+        let rows = |most| strips_of(&blocks, most).into_iter().map(|strip| strip.rows).collect::<Vec<_>>();
+        assert_eq!(rows(3), [0..74, 74..106, 106..110, 110..150, 150..152]);
+        assert_eq!(rows(2), [0..42, 42..74, 74..106, 106..110, 110..150, 150..152]);
+        assert_eq!(strips_of(&blocks, 1), blocks);
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_the_strip_it_is_in() {
+        const ROWS: usize = 620;
+        let (heads, dim) = (3, 20);
+        let width = 3 * heads * dim;
+        let rows = numbers(ROWS * width);
+        let mut store = PageStore::new(1, heads, dim, dim, 20).unwrap();
+        for (head, pages) in store.layer_mut(0).iter_mut().enumerate() {
+            for position in 0..ROWS {
+                let row = &rows[position * width + head * dim..];
+                let (page, offset) = (PageId((position / PAGE_SIZE) as u32), position % PAGE_SIZE);
+                pages.write(Destination::Context { page, offset }, &row[..dim], &row[heads * dim..][..dim]);
+            }
+        }
+        let times: Vec<i64> = (0..=ROWS as i64).map(|i| i * 40 + i / 9 * 70_000).collect();
+        let bias = RelativeBias::new(&numbers(2 * ROWS + 9), &numbers(129));
+        let page_ids: Vec<PageId> = (0..20).map(PageId).collect();
+        let blocks: Vec<Block> = (0..ROWS)
+            .step_by(PAGE_SIZE)
+            .map(|first| causal(first..ROWS.min(first + PAGE_SIZE), first))
+            .collect();
+        for bias in [None, Some(&bias)] {
+            let call = Call {
+                shape: Shape {
+                    heads,
+                    key_dim: dim,
+                    value_dim: dim,
+                    row_width: width,
+                    query_column: 2 * heads * dim,
+                    logit_scale: 0.3,
+                    divisor: 211.0,
+                },
+                mask: Mask::default(),
+                bias,
+                rows: &rows,
+                sequences: Sequences {
+                    of_row: &[0; ROWS],
+                    all: &[Sequence { context_len: ROWS, times: 0..times.len() }],
+                    times: &times,
+                },
+                pages: store.layer(0),
+                tables: Tables { pages: &page_ids, lineage: &[] },
+            };
+            let attended = |blocks: &[&[Block]], threads| {
+                let cpu = Cpu::new(threads).unwrap();
+                let mut out = vec![0.0; ROWS * heads * dim];
+                blocks.iter().for_each(|blocks| attend(&cpu, &call, blocks, &mut out));
+                out.iter().map(|x: &f32| x.to_bits()).collect::<Vec<_>>()
+            };
+            let one_by_one = attended(&blocks.chunks(1).collect::<Vec<_>>(), 1);
+            for threads in [1, 2, 5] {
+                assert!(attended(&[&blocks], threads) == one_by_one, "{threads} threads");
+                assert!(attended(&[&blocks[..7], &blocks[7..]], threads) == one_by_one, "{threads} threads");
+            }
+        }
+    }
+}
