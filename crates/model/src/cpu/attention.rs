@@ -23,7 +23,7 @@ use super::vector::{LANES, dot, exp, fold_lanes, larger};
 /// Most ancestors a branch row can have, itself included.
 pub const MAX_ANCESTORS: usize = PAGE_SIZE;
 
-/// Consecutive rows of one request that attend together, at most a page of them.
+/// Consecutive rows of one request that attend together, at most a page of them (`pointwise` joins several).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
     /// Rows of the batch.

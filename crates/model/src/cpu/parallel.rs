@@ -194,6 +194,8 @@ impl Groups {
     pub(crate) fn of(rows: usize, threads: usize) -> Self {
         match rows / threads {
             share if share < LEAST_GROUP => Self::One,
+            // Of one group for each thread, none should be larger than the others.
+            share if share <= LARGEST_GROUP => Self::Of(rows.div_ceil(threads)),
             share => Self::Of(share.div_ceil(share.div_ceil(LARGEST_GROUP)).next_multiple_of(TILE_ROWS)),
         }
     }

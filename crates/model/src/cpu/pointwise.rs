@@ -12,8 +12,10 @@
 //! weigh exactly zero for the other. Hence a row's bits do not depend on chunks, on the cache, on threads, on
 //! the other rows of the call, or on the instruction set.
 //!
-//! The bias of a tile of rows and one page of keys is computed once and serves all heads of a task. It never exists for
-//! more than a block of rows and a page. Most pages lie so far back that all of their keys fall into one time bucket of a
+//! Blocks that continue each other are taken as one *strip*, so that keys and values are read from far away less often.
+//!
+//! The bias of a strip of rows and one page of keys is computed once and serves all heads of a task. It never exists for
+//! more than a strip and a page. Most pages lie so far back that all of their keys fall into one time bucket of a
 //! row, which two look-ups tell; otherwise every key is looked up.
 //!
 //! What must not be here: layers, norms, what the rows are.
@@ -130,24 +132,68 @@ pub struct Call<'a> {
 pub fn attend(cpu: &Cpu, call: &Call<'_>, blocks: &[Block], out: &mut [f32]) {
     let heads = call.shape.heads;
     let out = SharedMatrix::new(out, heads * call.shape.value_dim);
-    // Heads of a task share its bias; they are parted when there are few blocks for the threads.
-    let parts = (TASKS_PER_THREAD * cpu.threads()).div_ceil(blocks.len().max(1)).clamp(1, heads);
+    let tasks = TASKS_PER_THREAD * cpu.threads();
+    // Heads of a task share its bias; they are parted when there are few blocks for the threads. Without a bias they share
+    // nothing, and the keys and values of one head stay in a core's own cache while strip after strip passes by.
+    let parts = match call.bias {
+        Some(_) => tasks.div_ceil(blocks.len().max(1)).clamp(1, heads),
+        None => heads,
+    };
     let size = heads.div_ceil(parts);
     let parts = heads.div_ceil(size);
+    // Taller strips read keys and values less often. They pay where those of all heads pass by.
+    let tallest = if size == 1 { 1 } else { TALLEST_STRIP };
+    let strips = strips_of(blocks, (blocks.len() * parts / tasks).clamp(1, tallest));
     let task = |index: usize| {
-        let (block, part) = (&blocks[index / parts], index % parts);
+        // One by one, and the last rows of a context first: they see the most.
+        let (strip, part) = (&strips[strips.len() - 1 - index % strips.len()], index / strips.len());
         let heads = part * size..heads.min((part + 1) * size);
         SCRATCH.with_borrow_mut(|scratch| {
-            attend_block(cpu.isa(), cpu.isa(), call, block, heads, scratch, out);
+            attend_block(cpu.isa(), cpu.isa(), call, strip, heads, scratch, out);
         });
     };
-    // One by one, and the last rows of a context first: they see the most.
-    let count = blocks.len() * parts;
-    cpu.each(count, 1, |index| task(count - 1 - index));
+    cpu.each(strips.len() * parts, 1, task);
+}
+
+/// Joins at most `most` blocks at a time that continue each other: rows that follow, of the same context.
+fn strips_of(blocks: &[Block], most: usize) -> Vec<Block> {
+    let mut strips: Vec<Block> = Vec::with_capacity(blocks.len().div_ceil(most));
+    let mut joined = 0;
+    for block in blocks {
+        if let Some(strip) = strips.last_mut().filter(|strip| joined < most && continues(strip, block)) {
+            strip.rows.end = block.rows.end;
+            joined += 1;
+        } else {
+            strips.push(block.clone());
+            joined = 1;
+        }
+    }
+    strips
+}
+
+/// Whether the rows of a block could as well be the next rows of another.
+fn continues(before: &Block, block: &Block) -> bool {
+    let rows = before.rows.len();
+    let seen = match (&before.sees, &block.sees) {
+        (Sees::Causal { first_position: first }, Sees::Causal { first_position }) => {
+            first + rows == *first_position
+        }
+        (
+            Sees::Branch { context_len, ancestors, lineage, branch_pages },
+            Sees::Branch { context_len: other_len, ancestors: others, lineage: next, branch_pages: pages },
+        ) => {
+            (context_len, ancestors, branch_pages) == (other_len, others, pages)
+                && lineage + rows * ancestors == *next
+        }
+        _ => false,
+    };
+    seen && before.rows.end == block.rows.start && before.context_pages == block.context_pages
 }
 
 /// Tasks that keep threads busy to the end.
 const TASKS_PER_THREAD: usize = 4;
+/// Most blocks of a strip.
+const TALLEST_STRIP: usize = 4;
 
 thread_local! {
     /// Reused by all tasks of a thread, so that the steady path does not allocate.
@@ -162,6 +208,8 @@ struct Scratch {
     sums: Vec<f32>,
     /// `[row][PAGE_SIZE]`, the bias of the page at hand.
     bias: Vec<[f32; PAGE_SIZE]>,
+    /// `[row][PAGE_SIZE]`, the weights of its keys for the head at hand.
+    weights: Vec<[f32; PAGE_SIZE]>,
     /// `[row]`, the keys of the page at hand that are seen, and the rows' own times.
     visible: Vec<u32>,
     times: Vec<i64>,
@@ -199,6 +247,7 @@ fn attend_block_body<const R: usize>(
     scratch.sums.resize(heads.len() * rows * value_width, 0.0);
     scratch.bias.clear();
     scratch.bias.resize(rows, [0.0; PAGE_SIZE]);
+    scratch.weights.resize(rows, [0.0; PAGE_SIZE]);
     scratch.visible.resize(rows, 0);
     scratch.times.clear();
 
@@ -219,63 +268,68 @@ fn attend_block_body<const R: usize>(
         scratch.times.extend((0..rows).map(|row| times[next(row)]));
     }
     for (page, &id) in context_pages[..pages].iter().enumerate() {
-        let mut seen = 0;
         for (row, visible) in scratch.visible.iter_mut().enumerate() {
             let viewer = match block.sees {
                 Sees::Causal { first_position } => Viewer::Context { position: first_position + row },
                 Sees::Branch { .. } => Viewer::Branch,
             };
             *visible = call.mask.page(context_len, viewer, page);
-            seen |= *visible;
         }
-        if seen == 0 {
-            continue;
-        }
+        // Rows before the page see nothing of it.
+        let Some(first_seeing) = scratch.visible.iter().position(|&visible| visible != 0) else { continue };
         if let Some(bias) = call.bias {
             let keys = &times[page * PAGE_SIZE..context_len.min((page + 1) * PAGE_SIZE)];
-            let position = |row: usize| first_position + row * stride;
-            bias_of_page(bias, page * PAGE_SIZE, keys, &scratch.times, position, &mut scratch.bias);
+            let position = |row: usize| first_position + (first_seeing + row) * stride;
+            let (times, out) = (&scratch.times[first_seeing..], &mut scratch.bias[first_seeing..]);
+            bias_of_page(bias, page * PAGE_SIZE, keys, times, position, out);
         }
-        for (index, head) in heads.clone().enumerate() {
-            let (keys, values) = (call.pages[head].context_keys(id), call.pages[head].values(id));
-            for first in (0..rows).step_by(TALLEST) {
-                let height = TALLEST.min(rows - first);
-                let visible = &scratch.visible[first..first + height];
-                let seen =
-                    PAGE_SIZE - visible.iter().fold(0, |all, bits| all | bits).leading_zeros() as usize;
-                if seen == 0 {
-                    continue;
+        let mut first = first_seeing;
+        while first < rows {
+            // Tiles whose last seen key is the same are taken together.
+            let (mut end, mut seen) = (first, None);
+            while end < rows {
+                let next = rows.min(end + TALLEST);
+                let of_tile = last_seen(&scratch.visible[end..next]);
+                if seen.is_some_and(|seen| seen != of_tile) {
+                    break;
                 }
-                let mut weights = [[0.0; PAGE_SIZE]; TALLEST];
-                let weights = &mut weights[..height];
-                weigh(
-                    isa,
-                    &scratch.queries[(index * rows + first) * shape.key_dim..],
-                    shape.key_dim,
-                    keys,
-                    &scratch.bias[first..first + height],
-                    visible,
-                    seen,
-                    weights,
-                );
-                let start = (index * rows + first) * value_width;
-                let mut column = 0;
-                while column < value_width {
-                    let columns = PANEL.min(value_width - column);
-                    multiply_rows(
+                (end, seen) = (next, Some(of_tile));
+            }
+            let (height, seen) = (end - first, seen.unwrap_or(0));
+            if seen > 0 {
+                for (index, head) in heads.clone().enumerate() {
+                    let weights = &mut scratch.weights[first..end];
+                    weigh(
                         isa,
-                        weights.as_flattened(),
-                        PAGE_SIZE,
+                        &scratch.queries[(index * rows + first) * shape.key_dim..],
+                        shape.key_dim,
+                        call.pages[head].context_keys(id),
+                        &scratch.bias[first..end],
+                        &scratch.visible[first..end],
                         seen,
-                        &values[column..],
-                        value_width,
-                        columns,
-                        &mut scratch.sums[start + column..][..(height - 1) * value_width + columns],
-                        value_width,
+                        weights,
                     );
-                    column += PANEL;
+                    let values = call.pages[head].values(id);
+                    let start = (index * rows + first) * value_width;
+                    let mut column = 0;
+                    while column < value_width {
+                        let columns = PANEL.min(value_width - column);
+                        multiply_rows(
+                            isa,
+                            weights.as_flattened(),
+                            PAGE_SIZE,
+                            seen,
+                            &values[column..],
+                            value_width,
+                            columns,
+                            &mut scratch.sums[start + column..][..(height - 1) * value_width + columns],
+                            value_width,
+                        );
+                        column += PANEL;
+                    }
                 }
             }
+            first = end;
         }
     }
     if let Sees::Branch { ancestors, lineage, ref branch_pages, .. } = block.sees {
@@ -298,7 +352,13 @@ fn attend_block_body<const R: usize>(
     }
 }
 
-/// Weights of the keys of a page for a few queries, one after the other: `silu(bias + <query, key>)`, zero where nothing is
+/// Keys up to the last that any of these rows sees.
+#[inline(always)]
+fn last_seen(visible: &[u32]) -> usize {
+    PAGE_SIZE - visible.iter().fold(0, |all, bits| all | bits).leading_zeros() as usize
+}
+
+/// Weights of the keys of a page for some queries, one after the other: `silu(bias + <query, key>)`, zero where nothing is
 /// seen. No query sees a key after the first `seen`.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "one step of attend_block")]
@@ -403,6 +463,104 @@ fn see_ancestors(
             let weight = silu(dot(query, key) + bias);
             for (sum, value) in sums.iter_mut().zip(value) {
                 *sum = weight.mul_add(*value, *sum);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use beamline_kv_cache::PageId;
+
+    use super::*;
+    use crate::cpu::pages::{Destination, PageStore};
+
+    fn numbers(count: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919) % 1009) as f32 / 500.0 - 1.0).collect()
+    }
+
+    fn causal(rows: Range<usize>, first_position: usize) -> Block {
+        Block { rows, context_pages: 0..20, sees: Sees::Causal { first_position } }
+    }
+
+    #[test]
+    fn blocks_are_joined_only_where_one_continues_the_other() {
+        let branch = |rows: Range<usize>, lineage| Block {
+            rows,
+            context_pages: 0..20,
+            sees: Sees::Branch { context_len: 640, ancestors: 2, lineage, branch_pages: 20..24 },
+        };
+        let other = Block { context_pages: 24..44, ..causal(106..110, 106) };
+        let blocks = [
+            causal(0..10, 22),
+            causal(10..42, 32),
+            causal(42..74, 64),
+            // Another position, another context, another kind.
+            causal(74..106, 128),
+            other,
+            branch(110..142, 0),
+            branch(142..150, 64),
+            branch(150..152, 0),
+        ];
+        let rows = |most| strips_of(&blocks, most).into_iter().map(|strip| strip.rows).collect::<Vec<_>>();
+        assert_eq!(rows(3), [0..74, 74..106, 106..110, 110..150, 150..152]);
+        assert_eq!(rows(2), [0..42, 42..74, 74..106, 106..110, 110..150, 150..152]);
+        assert_eq!(strips_of(&blocks, 1), blocks);
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_the_strip_it_is_in() {
+        const ROWS: usize = 620;
+        let (heads, dim) = (3, 20);
+        let width = 3 * heads * dim;
+        let rows = numbers(ROWS * width);
+        let mut store = PageStore::new(1, heads, dim, dim, 20).unwrap();
+        for (head, pages) in store.layer_mut(0).iter_mut().enumerate() {
+            for position in 0..ROWS {
+                let row = &rows[position * width + head * dim..];
+                let (page, offset) = (PageId((position / PAGE_SIZE) as u32), position % PAGE_SIZE);
+                pages.write(Destination::Context { page, offset }, &row[..dim], &row[heads * dim..][..dim]);
+            }
+        }
+        let times: Vec<i64> = (0..=ROWS as i64).map(|i| i * 40 + i / 9 * 70_000).collect();
+        let bias = RelativeBias::new(&numbers(2 * ROWS + 9), &numbers(129));
+        let page_ids: Vec<PageId> = (0..20).map(PageId).collect();
+        let blocks: Vec<Block> = (0..ROWS)
+            .step_by(PAGE_SIZE)
+            .map(|first| causal(first..ROWS.min(first + PAGE_SIZE), first))
+            .collect();
+        for bias in [None, Some(&bias)] {
+            let call = Call {
+                shape: Shape {
+                    heads,
+                    key_dim: dim,
+                    value_dim: dim,
+                    row_width: width,
+                    query_column: 2 * heads * dim,
+                    logit_scale: 0.3,
+                    divisor: 211.0,
+                },
+                mask: Mask::default(),
+                bias,
+                rows: &rows,
+                sequences: Sequences {
+                    of_row: &[0; ROWS],
+                    all: &[Sequence { context_len: ROWS, times: 0..times.len() }],
+                    times: &times,
+                },
+                pages: store.layer(0),
+                tables: Tables { pages: &page_ids, lineage: &[] },
+            };
+            let attended = |blocks: &[&[Block]], threads| {
+                let cpu = Cpu::new(threads).unwrap();
+                let mut out = vec![0.0; ROWS * heads * dim];
+                blocks.iter().for_each(|blocks| attend(&cpu, &call, blocks, &mut out));
+                out.iter().map(|x: &f32| x.to_bits()).collect::<Vec<_>>()
+            };
+            let one_by_one = attended(&blocks.chunks(1).collect::<Vec<_>>(), 1);
+            for threads in [1, 2, 5] {
+                assert!(attended(&[&blocks], threads) == one_by_one, "{threads} threads");
+                assert!(attended(&[&blocks[..7], &blocks[7..]], threads) == one_by_one, "{threads} threads");
             }
         }
     }

@@ -139,10 +139,33 @@ fn reciprocal_of_one_to_two(y: f32) -> f32 {
     (-y).mul_add(r, 1.0).mul_add(r, r)
 }
 
+/// e^x for x <= 0, to about one unit in the last place; for x < -86.5 as for -86.5. Fewer instructions than [`exp`], as
+/// attention without softmax computes one for every pair of a query and a key: no result is below the normal range, so
+/// the power of two is added to the exponent. The polynomial of degree 6 has the least relative error on the reduced
+/// range (2e-9), given that it is 1 at 0.
+#[inline(always)]
+fn exp_of_negative(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0;
+    // In this order a NaN stays one.
+    let x = larger(-86.5, x);
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = n.mul_add(-0.693_359_4, x);
+    let r = n.mul_add(2.121_944_4e-4, r);
+    let p = 1.384_360_7e-3f32.mul_add(r, 8.374_196e-3);
+    let p = p.mul_add(r, 0.041_668_005);
+    let p = p.mul_add(r, 0.166_664_3);
+    let p = p.mul_add(r, 0.499_999_94);
+    let p = p.mul_add(r, 1.0);
+    let p = p.mul_add(r, 1.0);
+    // The constant in `shifted` leaves nothing in the bits that are kept.
+    f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
+}
+
 /// `1 / (1 + e^-x)`.
 #[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {
-    let e = exp(-x.abs());
+    let e = exp_of_negative(-x.abs());
     let r = reciprocal_of_one_to_two(1.0 + e);
     if x < 0.0 { e * r } else { r }
 }
@@ -292,6 +315,8 @@ mod tests {
         }
         assert!(worst < 5e-7, "relative error {worst}");
         assert_eq!(silu(0.0), 0.0);
+        assert!((silu(-1000.0)).abs() < 1e-34);
+        assert!(sigmoid(f32::NAN).is_nan() && sigmoid(-f32::NAN).is_nan());
         assert_eq!(silu(f32::INFINITY), f32::INFINITY);
         assert!(silu(f32::NAN).is_nan());
     }

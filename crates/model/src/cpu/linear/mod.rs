@@ -28,14 +28,17 @@ mod sink;
 mod tests;
 mod weights;
 
+use std::ops::Range;
+
 use candle_core::{DType, Tensor};
 
 pub(crate) use bfloat16::Bf16Kernel;
 pub use format::WeightFormat;
+pub(crate) use quantized::error_of as quantization_error;
 pub use rows::Rows;
 pub use scores::Scores;
 use sink::Sink;
-use weights::Weights;
+use weights::{Ahead, Weights};
 
 use super::Cpu;
 use super::tile::{PANEL, SharedMatrix};
@@ -204,7 +207,16 @@ impl Linear {
             (false, Output::Add) => Sink::Add(out),
             (true, Output::Add) => unreachable!("a gated layer has no residual connection"),
         };
-        self.multiply(cpu, rows, PanelSet::All(self.panels()), sink);
+        self.multiply(cpu, rows, PanelSet::Range(0..self.panels()), sink);
+    }
+
+    /// As [`Linear::forward`] with [`Output::Replace`], for some columns of the output. Columns beside them, up to the next
+    /// panel, are computed as well.
+    pub fn forward_columns(&self, cpu: &Cpu, rows: &Rows, columns: Range<usize>, out: &mut [f32]) {
+        assert_eq!(out.len(), rows.count() * self.outputs, "as many output rows as input rows");
+        assert!(!self.gated && columns.end <= self.outputs, "columns {columns:?} of {}", self.outputs);
+        let panels = PanelSet::Range(columns.start / PANEL..columns.end.div_ceil(PANEL));
+        self.multiply(cpu, rows, panels, Sink::Replace(SharedMatrix::new(out, self.outputs)));
     }
 
     /// Multiplies rows by an output matrix (the LM head) for scoring: see [`Scores`].
@@ -212,7 +224,7 @@ impl Linear {
         scores.reset(rows.count(), self.outputs);
         let target = scores.target();
         let panels =
-            if target.normalized { PanelSet::All(self.panels()) } else { PanelSet::Some(target.kept) };
+            if target.normalized { PanelSet::Range(0..self.panels()) } else { PanelSet::Some(target.kept) };
         self.multiply(cpu, rows, panels, Sink::Score(target));
     }
 
@@ -232,14 +244,22 @@ impl Linear {
         // Rows are taken in groups whose values stay in a core's cache while panel after panel passes by.
         let group = (CACHED_INPUT / self.inputs / rows.height()).max(1);
         let groups = rows.tiles().div_ceil(group);
-        let count = panels.len();
+        let (count, threads) = (panels.len(), cpu.threads());
+        if count == 0 {
+            return;
+        }
         let task = |index: usize| {
             let (first, panel) = (index / count * group, panels.get(index % count));
+            // Threads take panels in turn. The next one comes from farther away than the first tile can wait for.
+            let next = index % count + threads;
+            let next = (next < count).then(|| panels.get(next));
+            let tiles = first..rows.tiles().min(first + group);
             let mut sums = [[0.0; PANEL]; MAX_HEIGHT];
-            for tile in first..rows.tiles().min(first + group) {
+            for tile in tiles.clone() {
                 let range = rows.tile_rows(tile);
                 let sums = &mut sums[..range.len()];
-                self.weights.multiply(cpu, rows, tile, panel, sums);
+                let ahead = next.map(|panel| Ahead { panel, part: tile - first, parts: tiles.len() });
+                self.weights.multiply(cpu, rows, tile, panel, ahead, sums);
                 let bias = self.bias.as_ref().and_then(|bias| bias.as_chunks().0.get(panel));
                 sink.store(cpu.isa(), sums, bias, range.start, panel);
             }
@@ -255,21 +275,21 @@ impl Linear {
 
 /// Panels to multiply by.
 enum PanelSet<'a> {
-    All(usize),
+    Range(Range<usize>),
     Some(&'a [u32]),
 }
 
 impl PanelSet<'_> {
     fn len(&self) -> usize {
         match self {
-            Self::All(panels) => *panels,
+            Self::Range(panels) => panels.len(),
             Self::Some(panels) => panels.len(),
         }
     }
 
     fn get(&self, index: usize) -> usize {
         match self {
-            Self::All(_) => index,
+            Self::Range(panels) => panels.start + index,
             Self::Some(panels) => panels[index] as usize,
         }
     }

@@ -129,6 +129,19 @@ fn quantise(values: &[f32], out: &mut [i8; BLOCK]) -> f32 {
     largest / 127.0 + poison
 }
 
+/// Euclidean length of what quantising a row takes away from it. Not a number if a value is not finite.
+pub(crate) fn error_of(x: &[f32]) -> f64 {
+    let mut quantised = [0i8; BLOCK];
+    let mut squares = 0.0;
+    for x in x.chunks(BLOCK) {
+        let scale = f64::from(quantise(x, &mut quantised));
+        for (&x, &code) in x.iter().zip(&quantised) {
+            squares += (f64::from(x) - scale * f64::from(code)).powi(2);
+        }
+    }
+    squares.sqrt()
+}
+
 per_isa! {
     /// Quantises rows `[height, inputs]` into a tile.
     pub(super) fn pack_tile(x: &[f32], inputs: usize, words: &mut [u32], factors: &mut [Factor]) = pack_tile_body

@@ -74,13 +74,15 @@ pub(super) fn pack_tile(x: &[f32], inputs: usize, tile: &mut [f32], change: impl
     }
 }
 
-/// Products of a tile and a panel.
-pub(super) fn multiply(isa: Isa, tile: &[f32], panel: &[f32], sums: &mut [[f32; PANEL]]) {
+/// Products of a tile and a panel. `ahead` are weights that are needed soon: they are fetched on the way, where the kernel
+/// knows how.
+pub(super) fn multiply(isa: Isa, tile: &[f32], panel: &[f32], ahead: &[f32], sums: &mut [[f32; PANEL]]) {
     #[cfg(target_arch = "x86_64")]
     if isa.level() >= Level::Avx512 {
         // SAFETY: an `Isa` of this level exists only if the machine was found to have its features.
-        return unsafe { wide::multiply(tile, panel, sums) };
+        return unsafe { wide::multiply(tile, panel, ahead, sums) };
     }
+    let _ = ahead;
     multiply_narrow(isa, tile, panel, sums);
 }
 
@@ -124,19 +126,28 @@ mod wide {
     use super::{PANEL, QUAD};
     use crate::cpu::linear::for_height;
     use crate::cpu::linear::registers::{load, store, zero};
-    use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_set1_ps};
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch, _mm512_fmadd_ps, _mm512_set1_ps};
+
+    /// Values of a cache line.
+    const LINE: usize = 16;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
-    pub(super) fn multiply(tile: &[f32], panel: &[f32], sums: &mut [[f32; PANEL]]) {
-        for_height!(sums.len(), run, tile, panel, sums)
+    pub(super) fn multiply(tile: &[f32], panel: &[f32], ahead: &[f32], sums: &mut [[f32; PANEL]]) {
+        for_height!(sums.len(), run, tile, panel, ahead, sums)
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
     #[inline]
-    fn run<const H: usize>(tile: &[f32], panel: &[f32], sums: &mut [[f32; PANEL]]) {
+    fn run<const H: usize>(tile: &[f32], panel: &[f32], ahead: &[f32], sums: &mut [[f32; PANEL]]) {
         let mut registers = [zero(); H];
         let tile = tile.as_chunks::<QUAD>().0.as_chunks::<H>().0;
+        // Fetched evenly, so that the requests do not queue up.
+        let mut ahead =
+            ahead.chunks(ahead.len().div_ceil(tile.len().max(1)).next_multiple_of(LINE).max(LINE));
         for (x, weights) in tile.iter().zip(panel.as_chunks::<PANEL>().0.as_chunks::<QUAD>().0) {
+            for line in ahead.next().unwrap_or_default().chunks(LINE) {
+                _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
+            }
             for input in 0..QUAD {
                 let weights = load(&weights[input]);
                 for row in 0..H {

@@ -6,6 +6,15 @@ use super::{bfloat16, quantized, single};
 use crate::cpu::Cpu;
 use crate::cpu::tile::PANEL;
 
+/// A part of a panel that is needed soon.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ahead {
+    pub(super) panel: usize,
+    pub(super) part: usize,
+    /// Parts that the panel is cut into.
+    pub(super) parts: usize,
+}
+
 /// A packed matrix.
 #[derive(Debug)]
 pub(super) enum Weights {
@@ -49,17 +58,26 @@ impl Weights {
         }
     }
 
-    /// Products of a tile of rows and a panel, one row of `sums` for each row of the tile.
+    /// Products of a tile of rows and a panel, one row of `sums` for each row of the tile. `ahead` is fetched
+    /// meanwhile, where the kernel knows how.
     pub(super) fn multiply(
         &self,
         cpu: &Cpu,
         rows: &Rows,
         tile: usize,
         panel: usize,
+        ahead: Option<Ahead>,
         sums: &mut [[f32; PANEL]],
     ) {
         match self {
-            Self::Single(panels) => single::multiply(cpu.isa(), rows.single(tile), panels.panel(panel), sums),
+            Self::Single(panels) => {
+                let ahead = ahead.map_or(&[][..], |Ahead { panel, part, parts }| {
+                    let panel = panels.panel(panel);
+                    let size = panel.len().div_ceil(parts);
+                    &panel[panel.len().min(part * size)..panel.len().min((part + 1) * size)]
+                });
+                single::multiply(cpu.isa(), rows.single(tile), panels.panel(panel), ahead, sums);
+            }
             Self::Bfloat16(panels) => {
                 bfloat16::multiply(cpu.bf16_kernel(), cpu.isa(), rows.words(tile), panels.panel(panel), sums);
             }

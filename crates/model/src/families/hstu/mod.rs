@@ -7,6 +7,7 @@
 //! batch      rows of a step, with their blocks, pages and times
 //! stack      the layers: one implementation, told apart by constants
 //! retrieval  final states -> best items, or logits of tokens
+//! sieve      which items cannot be among the best, told from a smaller copy
 //! ranking    final states of candidates -> predictions by task
 //! mlp        what the ranking variants have around the layers
 //! ```
@@ -47,6 +48,7 @@ pub mod inputs;
 mod mlp;
 pub mod ranking;
 pub mod retrieval;
+mod sieve;
 pub mod stack;
 
 use std::collections::BTreeMap;

@@ -2,7 +2,8 @@
 //!
 //! Retrieval is exact: the inner product of the user's vector with every item's, each of unit length, and the best of those
 //! that a filter allows. The items are packed once, at load, into blocks; a block's scores are looked through as soon
-//! as they are there, so no more than a block of them exists per thread. Ties go to the smaller item. "Exact" is with respect
+//! as they are there, so no more than a block of them exists per thread. Reading all items from memory is most of the work
+//! for one user, so where few are asked for, a [`Sieve`] first says which panels of items can matter. Ties go to the smaller item. "Exact" is with respect
 //! to the weight format: bf16 and q8_0 round the items and the user.
 //!
 //! What must not be here: how the states came about, what an item is called.
@@ -14,15 +15,16 @@ use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::config::Normalization;
+use super::sieve::{self, Passed, Sieve};
 use crate::cpu::Cpu;
 use crate::cpu::linear::{Linear, Output, Rows, Scores, WeightFormat};
 use crate::cpu::vector::{dot, l2_normalize, layer_norm};
 use crate::error::ModelError;
 
 /// Items whose scores are computed together.
-const BLOCK: usize = 4096;
+pub(super) const BLOCK: usize = 1024;
 /// Scores that are compared with the threshold together.
-const CHUNK: usize = 32;
+pub(super) const CHUNK: usize = 32;
 
 /// Normalises final states in place, `[rows, width]`.
 pub(super) fn normalize(cpu: &Cpu, normalization: Normalization, states: &mut [f32], width: usize) {
@@ -73,6 +75,8 @@ pub struct UserNotFinite;
 #[derive(Debug)]
 pub struct ItemTable {
     blocks: Vec<Linear>,
+    /// None where the items are in the sieve's own format.
+    sieve: Option<Sieve>,
     width: usize,
     first: usize,
     items: usize,
@@ -94,16 +98,23 @@ impl ItemTable {
         format: WeightFormat,
     ) -> Result<Self, ModelError> {
         let items = rows.len() / width;
-        let block = |rows: &[f32]| -> Result<Linear, ModelError> {
+        let block = |rows: &[f32]| -> Result<(Linear, Option<sieve::Block>), ModelError> {
             let mut rows = rows.to_vec();
             normalize(cpu, Normalization::L2 { eps: least }, &mut rows, width);
             let count = rows.len() / width;
-            Linear::pack(&[Tensor::from_vec(rows, (count, width), &Device::Cpu)?], None, format)
+            let sieve = match format {
+                WeightFormat::F32 => Some(sieve::Block::new(&rows, width)?),
+                WeightFormat::Bf16 | WeightFormat::Q8_0 => None,
+            };
+            let rows = Tensor::from_vec(rows, (count, width), &Device::Cpu)?;
+            Ok((Linear::pack(&[rows], None, format)?, sieve))
         };
-        let blocks = cpu.run(|| {
+        let blocks: Vec<_> = cpu.run(|| {
             rows[first.min(items) * width..].par_chunks(BLOCK * width).map(block).collect::<Result<_, _>>()
         })?;
-        Ok(Self { blocks, width, first, items })
+        let (blocks, sieve): (Vec<_>, Vec<_>) = blocks.into_iter().unzip();
+        let sieve = sieve.into_iter().collect::<Option<_>>().map(|blocks| Sieve::new(blocks, width));
+        Ok(Self { blocks, sieve, width, first, items })
     }
 
     /// Rows of the table.
@@ -113,7 +124,7 @@ impl ItemTable {
 
     /// Bytes of the packed table.
     pub fn bytes(&self) -> usize {
-        self.blocks.iter().map(Linear::bytes).sum()
+        self.blocks.iter().map(Linear::bytes).sum::<usize>() + self.sieve.as_ref().map_or(0, Sieve::bytes)
     }
 
     /// The best items for users `[users, width]`, best first; fewer than asked for when no more are allowed.
@@ -124,16 +135,22 @@ impl ItemTable {
         asked: &[TopItems<'_>],
     ) -> Vec<Result<Vec<Scored>, UserNotFinite>> {
         assert_eq!(users.len(), asked.len() * self.width, "a vector for every user");
-        let none = || Search { best: vec![BinaryHeap::new(); asked.len()], scores: Vec::new() };
+        let none = || Search::new(asked.len());
         let found = match self.blocks.first() {
             None => none(),
             Some(block) => {
                 let mut rows = Rows::default();
                 rows.pack(cpu, users, self.width, block.format());
+                let sieve = self.sieve.as_ref().filter(|sieve| sieve.pays(asked));
+                let passed = sieve.and_then(|sieve| sieve.pass(cpu, users, self.first, asked));
                 // Blocks are the tasks; each is multiplied on one thread.
                 let alone = cpu.alone();
                 let look = |mut search: Search, (index, block): (usize, &Linear)| {
-                    search.look(&alone, block, &rows, self.first + index * BLOCK, asked);
+                    let first = self.first + index * BLOCK;
+                    match &passed {
+                        None => search.look(&alone, block, &rows, first, asked),
+                        Some(passed) => search.look_at(&alone, block, &rows, first, asked, passed, index),
+                    }
                     search
                 };
                 let blocks = self.blocks.par_iter().enumerate();
@@ -153,7 +170,7 @@ impl ItemTable {
 
 /// Ordered so that the worst is the largest.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Worst(Scored);
+pub(super) struct Worst(pub(super) Scored);
 
 impl Eq for Worst {}
 
@@ -170,18 +187,32 @@ impl Ord for Worst {
 }
 
 /// The best items so far, for each user.
-struct Search {
-    best: Vec<BinaryHeap<Worst>>,
+#[derive(Default)]
+pub(super) struct Search {
+    pub(super) best: Vec<BinaryHeap<Worst>>,
     scores: Vec<f32>,
+    /// Scores of some panels.
+    panels: Scores,
 }
 
 impl Search {
+    pub(super) fn new(users: usize) -> Self {
+        Self { best: vec![BinaryHeap::new(); users], ..Self::default() }
+    }
+
+    /// Looks at all items of a block.
     fn look(&mut self, cpu: &Cpu, block: &Linear, rows: &Rows, first: usize, asked: &[TopItems<'_>]) {
         let outputs = block.outputs();
-        self.scores.resize(rows.count() * outputs, 0.0);
-        block.forward(cpu, rows, Output::Replace, &mut self.scores);
-        let users = self.scores.chunks_exact(outputs).zip(asked).zip(&mut self.best);
-        for ((scores, asked), best) in users {
+        let mut scores = std::mem::take(&mut self.scores);
+        scores.resize(rows.count() * outputs, 0.0);
+        block.forward(cpu, rows, Output::Replace, &mut scores);
+        self.offer_all(&scores, outputs, first, asked);
+        self.scores = scores;
+    }
+
+    /// Offers the scores of a block, `[users, outputs]`.
+    pub(super) fn offer_all(&mut self, scores: &[f32], outputs: usize, first: usize, asked: &[TopItems<'_>]) {
+        for ((scores, asked), best) in scores.chunks_exact(outputs).zip(asked).zip(&mut self.best) {
             for (index, chunk) in scores.chunks(CHUNK).enumerate() {
                 let least = if best.len() < asked.count {
                     f32::NEG_INFINITY
@@ -200,7 +231,36 @@ impl Search {
         }
     }
 
-    fn merge(mut self, other: Self, asked: &[TopItems<'_>]) -> Self {
+    /// Looks at the items of a block that passed the sieve.
+    fn look_at(
+        &mut self,
+        cpu: &Cpu,
+        block: &Linear,
+        rows: &Rows,
+        first: usize,
+        asked: &[TopItems<'_>],
+        passed: &Passed,
+        index: usize,
+    ) {
+        let outputs = block.outputs();
+        self.panels.begin(false);
+        let found = passed.places(index, outputs).fold(false, |_, place| {
+            self.panels.want(place as u32);
+            true
+        });
+        if !found {
+            return;
+        }
+        block.score(cpu, rows, &mut self.panels);
+        for (user, (asked, best)) in asked.iter().zip(&mut self.best).enumerate() {
+            for place in passed.places(index, outputs) {
+                let score = self.panels.logit(user, place as u32) + 0.0;
+                offer(best, Scored { item: (first + place) as u32, score }, asked);
+            }
+        }
+    }
+
+    pub(super) fn merge(mut self, other: Self, asked: &[TopItems<'_>]) -> Self {
         for ((best, other), asked) in self.best.iter_mut().zip(other.best).zip(asked) {
             for Worst(scored) in other {
                 keep(best, scored, asked.count);

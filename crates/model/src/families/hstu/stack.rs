@@ -6,12 +6,14 @@
 //! x          = (x +) parts(u, a, norm(a)) Wo (+ bo)        parts: u * n, [u, a, u * n] or [u, n, u * n]
 //! ```
 //!
-//! In the last layer only the rows whose state is wanted go past their keys and values.
+//! In the last layer only the rows whose state is wanted have a u and a q, and go past their keys and values. So columns are
+//! put in the order u, q, v, k when a layer is loaded.
 //!
 //! What must not be here: where the rows come from, what becomes of the final states.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use candle_core::Tensor;
 
@@ -19,7 +21,7 @@ use super::batch::HstuBatch;
 use super::config::{Layout, NormKind, OutputParts, SiluScope, StackConfig, Variant};
 use crate::checkpoint::tensors::Tensors;
 use crate::cpu::Cpu;
-use crate::cpu::attention::Tables;
+use crate::cpu::attention::{Block, Tables};
 use crate::cpu::linear::{Linear, Output, Rows, WeightFormat};
 use crate::cpu::mask::Mask;
 use crate::cpu::pages::PageStore;
@@ -197,7 +199,7 @@ impl Stack {
             key_dim: config.key_dim,
             value_dim: config.value_dim,
             row_width: config.uvqk(),
-            query_column: 2 * config.values(),
+            query_column: config.values(),
             logit_scale: config.logit_scale.value(config),
             divisor: config.attention_divisor as f32,
         };
@@ -252,44 +254,42 @@ impl Stack {
         w.hidden.extend_from_slice(&batch.embedded);
         observe(0, &w.hidden);
         let projected = at_least(&mut w.uvqk, batch.rows() * uvqk);
-        let mut attended = at_least(&mut w.attended, batch.rows() * values);
+        let attended = at_least(&mut w.attended, batch.rows() * values);
         if let Some(first) = self.layers.first() {
-            match Groups::of(batch.rows(), cpu.threads()) {
-                Groups::One => self.project(cpu, first, &w.hidden, projected, &mut w.scratch),
-                Groups::Of(rows) => {
-                    let alone = cpu.alone();
-                    let parts = (read(&w.hidden, rows * width), write(projected, rows * uvqk));
-                    cpu.each_part(parts, |_, (hidden, projected)| {
-                        SCRATCH.with_borrow_mut(|scratch| {
-                            self.project(&alone, first, hidden, projected, scratch)
-                        });
-                    });
-                }
-            }
+            let columns = self.columns(config.layers == 1);
+            self.project_all(cpu, first, columns, &w.hidden, projected, &mut w.scratch);
         }
+        let final_blocks = compact(&batch.layout.final_blocks);
+        let all_rows = batch.sequences();
+        let of_wanted: Vec<u32> = batch.layout.wanted.iter().map(|&row| all_rows.of_row[row]).collect();
         for (index, layer) in self.layers.iter().enumerate() {
             self.store(cpu, batch, projected, pages, index);
             let next = self.layers.get(index + 1);
             let layout = &batch.layout;
-            let blocks = if next.is_some() { &layout.blocks } else { &layout.final_blocks };
+            let (mut blocks, mut sequences) = (&layout.blocks, all_rows);
+            if next.is_none() {
+                // What is not wanted ends here.
+                keep_rows(&mut w.hidden, width, &layout.wanted);
+                w.hidden.truncate(layout.wanted.len() * width);
+                let projected = &mut projected[..layout.wanted.len() * uvqk];
+                let columns = 0..config.values() + config.keys();
+                self.project_all(cpu, layer, columns, &w.hidden, projected, &mut w.scratch);
+                blocks = &final_blocks;
+                sequences.of_row = &of_wanted;
+            }
+            let left = w.hidden.len() / width;
+            let (attended, projected) = (&mut attended[..left * values], &mut projected[..left * uvqk]);
             let call = Call {
                 shape: self.shape,
                 mask: self.mask,
                 bias: layer.bias.as_ref(),
                 rows: projected,
-                sequences: batch.sequences(),
+                sequences,
                 pages: pages.layer(index),
                 tables: Tables { pages: &layout.pages, lineage: &layout.lineage },
             };
             attend(cpu, &call, blocks, attended);
-            if next.is_none() {
-                attended = keep_rows(attended, values, &layout.wanted);
-                keep_rows(projected, uvqk, &layout.wanted);
-                keep_rows(&mut w.hidden, width, &layout.wanted);
-                w.hidden.truncate(layout.wanted.len() * width);
-            }
-            let left = w.hidden.len() / width;
-            let projected = &mut projected[..left * uvqk];
+            let next = next.map(|next| (next, self.columns(index + 2 == self.layers.len())));
             match Groups::of(left, cpu.threads()) {
                 Groups::One => {
                     self.leave(cpu, layer, next, attended, projected, &mut w.hidden, &mut w.scratch)
@@ -301,7 +301,7 @@ impl Stack {
                         ((attended, write(&mut w.hidden, rows * width)), write(projected, rows * uvqk));
                     cpu.each_part(parts, |_, ((attended, hidden), projected)| {
                         SCRATCH.with_borrow_mut(|scratch| {
-                            self.leave(&alone, layer, next, attended, projected, hidden, scratch);
+                            self.leave(&alone, layer, next.clone(), attended, projected, hidden, scratch);
                         });
                     });
                 }
@@ -310,22 +310,61 @@ impl Stack {
         }
     }
 
-    /// From the residual stream to u, v, q and k.
-    fn project(&self, cpu: &Cpu, layer: &Layer, hidden: &[f32], uvqk: &mut [f32], scratch: &mut Scratch) {
+    /// Columns that every row needs of a layer's projection.
+    fn columns(&self, last: bool) -> Range<usize> {
+        let config = &self.config;
+        if last { config.values() + config.keys()..config.uvqk() } else { 0..config.uvqk() }
+    }
+
+    /// As [`Stack::project`], for all rows of a step.
+    fn project_all(
+        &self,
+        cpu: &Cpu,
+        layer: &Layer,
+        columns: Range<usize>,
+        hidden: &[f32],
+        projected: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let (width, uvqk) = (self.config.model_dim, self.config.uvqk());
+        match Groups::of(hidden.len() / width, cpu.threads()) {
+            Groups::One => self.project(cpu, layer, columns, hidden, projected, scratch),
+            Groups::Of(rows) => {
+                let alone = cpu.alone();
+                let parts = (read(hidden, rows * width), write(projected, rows * uvqk));
+                cpu.each_part(parts, |_, (hidden, projected)| {
+                    SCRATCH.with_borrow_mut(|scratch| {
+                        self.project(&alone, layer, columns.clone(), hidden, projected, scratch)
+                    });
+                });
+            }
+        }
+    }
+
+    /// From the residual stream to these columns of u, q, v and k. What the others hold afterwards is not to be read.
+    fn project(
+        &self,
+        cpu: &Cpu,
+        layer: &Layer,
+        columns: Range<usize>,
+        hidden: &[f32],
+        uvqk: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
         let config = &self.config;
         let (width, eps) = (config.model_dim, config.input_norm.eps as f32);
         norm_rows(cpu, hidden, width, layer.input_norm.as_ref(), eps, &mut scratch.normed);
         scratch.rows.pack(cpu, &scratch.normed[..hidden.len()], width, self.format());
-        layer.uvqk.forward(cpu, &scratch.rows, Output::Replace, uvqk);
-        self.activate(cpu, uvqk);
+        layer.uvqk.forward_columns(cpu, &scratch.rows, columns.clone(), uvqk);
+        self.activate(cpu, columns, uvqk);
     }
 
-    /// From what attention found back to the residual stream, and on to u, v, q and k of the next layer.
+    /// From what attention found back to the residual stream, and on to columns of the next layer's projection.
     fn leave(
         &self,
         cpu: &Cpu,
         layer: &Layer,
-        next: Option<&Layer>,
+        next: Option<(&Layer, Range<usize>)>,
         attended: &[f32],
         uvqk: &mut [f32],
         hidden: &mut [f32],
@@ -338,28 +377,33 @@ impl Stack {
         scratch.rows.pack(cpu, gated, inner, self.format());
         let output = if config.residual { Output::Add } else { Output::Replace };
         layer.output.forward(cpu, &scratch.rows, output, hidden);
-        if let Some(next) = next {
-            self.project(cpu, next, hidden, uvqk, scratch);
+        if let Some((next, columns)) = next {
+            self.project(cpu, next, columns, hidden, uvqk, scratch);
         }
     }
 
     /// SiLU where the model has it.
-    fn activate(&self, cpu: &Cpu, uvqk: &mut [f32]) {
+    fn activate(&self, cpu: &Cpu, columns: Range<usize>, uvqk: &mut [f32]) {
         let (isa, width) = (cpu.isa(), self.config.uvqk());
-        let columns = match self.config.silu {
+        let end = match self.config.silu {
             SiluScope::Uvqk => width,
             SiluScope::U => self.config.values(),
-            SiluScope::None => return,
+            SiluScope::None => 0,
         };
+        let columns = columns.start..columns.end.min(end);
+        if columns.is_empty() {
+            return;
+        }
         cpu.each_part(write(uvqk, ROWS_PER_TASK * width), |_, rows| {
-            rows.chunks_exact_mut(width).for_each(|row| silu_in_place(isa, &mut row[..columns]));
+            rows.chunks_exact_mut(width).for_each(|row| silu_in_place(isa, &mut row[columns.clone()]));
         });
     }
 
     /// Writes keys and values into pages, one head per task.
     fn store(&self, cpu: &Cpu, batch: &HstuBatch, uvqk: &[f32], pages: &mut PageStore, layer: usize) {
         let config = &self.config;
-        let (first_value, first_key) = (config.values(), 2 * config.values() + config.keys());
+        let first_value = config.values() + config.keys();
+        let first_key = first_value + config.values();
         cpu.each_part(write(pages.layer_mut(layer), 1), |head, pages| {
             for (row, destination) in uvqk.chunks_exact(config.uvqk()).zip(&batch.layout.destinations) {
                 let key = &row[first_key + head * config.key_dim..][..config.key_dim];
@@ -444,6 +488,17 @@ pub(super) fn norm_rows(
     });
 }
 
+/// Blocks of all rows that are wanted, as they stand when nothing else is left.
+fn compact(blocks: &[Block]) -> Vec<Block> {
+    let mut end = 0;
+    let compact = |block: &Block| {
+        let start = end;
+        end += block.rows.len();
+        Block { rows: start..end, ..block.clone() }
+    };
+    blocks.iter().map(compact).collect()
+}
+
 /// A matrix as `[outputs, inputs]`, however it lies in the file.
 pub(super) fn out_in(matrix: Tensor, layout: Layout) -> Result<Tensor, ModelError> {
     Ok(match layout {
@@ -466,13 +521,20 @@ impl Layer {
         let norm = |there: bool, [weight, bias]: [&str; 2]| -> Result<Option<Affine>, ModelError> {
             Ok(if there { Some((vector(weight)?, vector(bias)?)) } else { None })
         };
-        let linear = |weight: &str, layout, there: bool, bias: &str| -> Result<Linear, ModelError> {
-            let bias = if there { Some([load(bias)?]) } else { None };
-            Linear::pack(&[out_in(load(weight)?, layout)?], bias.as_ref().map(|bias| &bias[..]), format)
+        let (values, keys) = (config.values(), config.keys());
+        // u, v, q, k to u, q, v, k.
+        let reorder = |outputs: Tensor| -> Result<[Tensor; 4], ModelError> {
+            let part = |start, len| outputs.narrow(0, start, len);
+            let (v, q) = (part(values, values)?, part(2 * values, keys)?);
+            Ok([part(0, values)?, q, v, part(2 * values + keys, keys)?])
         };
+        let uvqk = reorder(out_in(load(names.uvqk)?, config.uvqk_layout)?)?;
+        let uvqk_bias = if config.uvqk_bias { Some(reorder(load(names.uvqk_bias)?)?) } else { None };
+        let output_bias = if config.output_bias { Some([load(names.output_bias)?]) } else { None };
+        let output = out_in(load(names.output)?, config.output_layout)?;
         Ok(Self {
             input_norm: norm(config.input_norm.affine, names.input_norm)?,
-            uvqk: linear(names.uvqk, config.uvqk_layout, config.uvqk_bias, names.uvqk_bias)?,
+            uvqk: Linear::pack(&uvqk, uvqk_bias.as_ref().map(|bias| &bias[..]), format)?,
             bias: match config.relative_bias {
                 Some(_) => {
                     Some(RelativeBias::new(&vector(names.position_weights)?, &vector(names.time_weights)?))
@@ -480,7 +542,7 @@ impl Layer {
                 None => None,
             },
             output_norm: norm(config.output_norm.affine, names.output_norm)?,
-            output: linear(names.output, config.output_layout, config.output_bias, names.output_bias)?,
+            output: Linear::pack(&[output], output_bias.as_ref().map(|bias| &bias[..]), format)?,
         })
     }
 }
