@@ -27,6 +27,9 @@ use crate::error::ModelError;
 /// in a panel of its own.
 const PANELS_PER_ITEM: usize = 8;
 
+/// Scores of the copy that are kept, at most (256 MiB). With more users than that, one pass over the table serves them all.
+const MOST_SCORES: usize = 64 << 20;
+
 /// A copy of the items.
 #[derive(Debug)]
 pub(super) struct Sieve {
@@ -102,7 +105,8 @@ impl Sieve {
     pub(super) fn pays(&self, asked: &[TopItems<'_>]) -> bool {
         let items: usize = self.blocks.iter().map(|block| block.items.outputs()).sum();
         let wanted = asked.iter().fold(0usize, |sum, asked| sum.saturating_add(asked.count));
-        wanted.saturating_mul(PANELS_PER_ITEM) <= items / CHUNK
+        let kept = items.saturating_mul(asked.len());
+        wanted.saturating_mul(PANELS_PER_ITEM) <= items / CHUNK && kept <= MOST_SCORES
     }
 
     /// Lets pass what can be among the best for users `[users, width]`. `first` is the item that the table begins with. Nothing
