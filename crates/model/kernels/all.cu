@@ -10,4 +10,5 @@
 #include "rotary_store.cu"
 // Last: what they share has names at the outermost level.
 #include "branch_attention.cu"
+#include "pointwise_attention.cu"
 #include "prefill_attention.cu"
