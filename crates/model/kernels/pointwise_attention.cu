@@ -31,7 +31,7 @@
 //   out          [row][heads * value_dim] f32, already divided by `divisor`
 //   contextual, window, full_tail: `cpu::mask`
 // Results are single precision. The layer norm that follows takes off the mean of all heads and divides by what is left: rounding to bf16
-// before it would be an error of 2^-9 of the mean, however small the rest. It costs two more bytes per value in a buffer that is written
+// before it would be an error of 2^-8 of the mean, however small the rest. It costs two more bytes per value in a buffer that is written
 // and read once.
 // Launch: pointwise_attention_DK_DV with grid (items, heads), block THREADS, Shared<S>::BYTES of dynamic shared memory; pointwise_merge with
 // grid (rows, ceil(heads / WARPS)), block THREADS. Long items first.
