@@ -5,6 +5,7 @@
 #include "expand_small.cu"
 #include "fill.cu"
 #include "gate.cu"
+#include "hstu_rows.cu"
 #include "log_sum_exp.cu"
 #include "norm.cu"
 #include "rotary_store.cu"

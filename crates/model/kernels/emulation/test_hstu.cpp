@@ -9,9 +9,12 @@
 //     its items;
 //   * nothing is read that belongs to nobody: rows behind a context, pages that are not there, what was not written, shared memory;
 //   * ldmatrix meets no bank conflict.
+// Of rows: results in bf16 are off by one unit in the last place at most, what is a copy or a sum of two is equal, and a row alone has the
+// same bits.
 // Masks are compared with the predicate of `cpu::mask` as it is written there, buckets with thresholds by definition.
 //
 // Prints "hstu: passed" and returns 0, or says what is wrong and returns 1.
+#include "../hstu_rows.cu"
 #include "../pointwise_attention.cu"
 
 namespace {
@@ -493,6 +496,237 @@ void attention() {
     }
 }
 
+// ---------------------------------------------------------------------------------------------------------------------------------------
+// Rows
+// ---------------------------------------------------------------------------------------------------------------------------------------
+
+std::vector<float> random_floats(std::size_t count, float scale) {
+    std::vector<float> values(count);
+    for (float &value : values) value = scale * random_normal();
+    return values;
+}
+std::vector<bf16> random_bf16(std::size_t count, float scale) {
+    std::vector<bf16> values(count);
+    for (bf16 &value : values) value = __float2bfloat16(scale * random_normal());
+    return values;
+}
+bool is_untouched(bf16 value) { return __bfloat16_as_ushort(value) == 0xffff; }
+// One unit in the last place of bf16, and `slack` for what single precision loses where terms cancel.
+bool near_bf16(bf16 value, double truth, double slack) {
+    return std::fabs(__bfloat162float(value) - truth) <= std::fabs(truth) * (1.01 / 256) + slack;
+}
+bool is_rounded(bf16 value, float truth) { return __bfloat16_as_ushort(value) == __bfloat16_as_ushort(__float2bfloat16(truth)); }
+unsigned norm_threads(int width) { return unsigned(std::min(1024, (width + 255) / 256 * 32)); }
+
+// Layer norm in double precision of `width` values.
+std::vector<double> normed(const float *row, int width, double epsilon) {
+    double mean = 0, variance = 0;
+    for (int at = 0; at < width; ++at) mean += row[at];
+    mean /= width;
+    for (int at = 0; at < width; ++at) variance += (row[at] - mean) * (row[at] - mean);
+    std::vector<double> out(row, row + width);
+    for (double &value : out) value = (value - mean) / std::sqrt(variance / width + epsilon);
+    return out;
+}
+
+void residual_norms() {
+    for (int width : {1, 8, 31, 50, 64, 256, 1000, 1024, 5120, 16384}) {
+        label = "residual norm of " + std::to_string(width);
+        const unsigned rows = 3, before = 5;
+        const float epsilon = width % 3 ? 1e-6f : 0.1f;
+        std::vector<float> residual = random_floats(std::size_t(before) * width, 2), delta_bias = random_floats(width, 1);
+        const std::vector<float> weight = random_floats(width, 2), bias = random_floats(width, 1);
+        const std::vector<bf16> delta = random_bf16(std::size_t(rows) * width, 1);
+        // A row far from zero: its variance must not drown in its mean.
+        for (int column = 0; column < width; ++column) residual[column] = 300 + 0.5f * residual[column];
+        std::vector<unsigned> index{4, 0, 2};
+        for (int variant = 0; variant < 64; ++variant) {
+            const bool gathers = variant & 1, adds = variant & 2, biased = variant & 4, affine = variant & 8, keeps = variant & 16;
+            const bool has_residual = !(variant & 32) || !adds;
+            std::vector<float> kept(std::size_t(rows) * width, NAN);
+            std::vector<bf16> out(std::size_t(rows) * width, NOBODYS);
+            run(rows, norm_threads(width), 0, hstu_residual_norm, has_residual ? residual.data() : nullptr, gathers ? index.data() : nullptr,
+                adds ? delta.data() : nullptr, biased ? delta_bias.data() : nullptr, affine ? weight.data() : nullptr,
+                affine ? bias.data() : nullptr, keeps ? kept.data() : nullptr, variant % 7 ? out.data() : nullptr, width, epsilon);
+            for (unsigned row = 0; row < rows; ++row) {
+                std::vector<float> sum(width);
+                for (int column = 0; column < width; ++column) {
+                    if (has_residual) sum[column] = residual[std::size_t(gathers ? index[row] : row) * width + column];
+                    if (adds) sum[column] += __bfloat162float(delta[std::size_t(row) * width + column]);
+                    if (biased) sum[column] += delta_bias[column];
+                    if (keeps) check(kept[std::size_t(row) * width + column] == sum[column], "the residual");
+                }
+                const std::vector<double> truth = normed(sum.data(), width, epsilon);
+                for (int column = 0; column < width; ++column) {
+                    const bf16 is = out[std::size_t(row) * width + column];
+                    if (variant % 7 == 0) check(is_untouched(is), "no norm");
+                    else {
+                        const double scale = affine ? weight[column] : 1;
+                        const double expected = affine ? truth[column] * scale + bias[column] : truth[column];
+                        // A width of 1 is all mean.
+                        const double slack = width == 1 ? 1e-3 : 2e-4 * std::fabs(scale);
+                        check(near_bf16(is, expected, slack), "the norm");
+                    }
+                }
+            }
+            // The second row alone.
+            if (variant % 7 == 0) continue;
+            std::vector<bf16> alone(width, NOBODYS);
+            const unsigned from = gathers ? index[1] : 1;
+            run(1u, norm_threads(width), 0, hstu_residual_norm, has_residual ? residual.data() : nullptr, &from,
+                adds ? delta.data() + width : nullptr, biased ? delta_bias.data() : nullptr, affine ? weight.data() : nullptr,
+                affine ? bias.data() : nullptr, static_cast<float *>(nullptr), alone.data(), width, epsilon);
+            check(std::memcmp(alone.data(), &out[width], width * sizeof(bf16)) == 0, "a row alone has the same bits");
+        }
+    }
+}
+
+void splits() {
+    struct Shape {
+        int heads, key_dim, value_dim, padded_key, padded_value;
+    };
+    for (const Shape shape : {Shape{2, 25, 25, 32, 32}, {1, 50, 50, 64, 64}, {8, 32, 32, 32, 32}, {4, 128, 64, 128, 64},
+             {3, 10, 16, 16, 16}, {2, 256, 256, 256, 256}, {3, 7, 40, 16, 64}}) {
+        label = "split of " + std::to_string(shape.heads) + " heads of " + std::to_string(shape.key_dim) + ", " + std::to_string(shape.value_dim);
+        const int heads = shape.heads, key_dim = shape.key_dim, value_dim = shape.value_dim, padded_key = shape.padded_key,
+                  padded_value = shape.padded_value;
+        const unsigned rows = 4, pages = 3;
+        const int width = 2 * heads * (key_dim + value_dim);
+        const std::vector<bf16> uvqk = random_bf16(std::size_t(rows) * width, 3);
+        const std::vector<float> bias = random_floats(width, 1);
+        const std::vector<int> slots{95, -1, 0, 33};
+        for (int variant = 0; variant < 6; ++variant) {
+            const bool biased = variant & 1;
+            const int silu = variant / 2;
+            std::vector<bf16> u(std::size_t(rows) * heads * value_dim, NOBODYS), queries(std::size_t(rows) * heads * padded_key, NOBODYS);
+            std::vector<bf16> keys(std::size_t(pages) * heads * PAGE * padded_key, NOBODYS),
+                values(std::size_t(pages) * heads * PAGE * padded_value, NOBODYS);
+            run(dim3((rows * 4 * unsigned(heads) + 7) / 8), hstu::THREADS, 0, hstu_split, uvqk.data(), biased ? bias.data() : nullptr,
+                slots.data(), u.data(), queries.data(), keys.data(), values.data(), rows, heads, key_dim, value_dim, padded_key,
+                padded_value, silu);
+            std::size_t written = 0;
+            const auto compare = [&](const bf16 *out, int padded, unsigned row, int first, int count, bool activated) {
+                for (int column = 0; column < padded; ++column) {
+                    if (column >= count) {
+                        check(__bfloat16_as_ushort(out[column]) == 0, "padding is zero");
+                        continue;
+                    }
+                    const float x = __bfloat162float(uvqk[std::size_t(row) * width + first + column]) + (biased ? bias[first + column] : 0.0f);
+                    if (activated) check(near_bf16(out[column], x / (1 + std::exp(-double(x))), 1e-30), "an activated value");
+                    else check(is_rounded(out[column], x), "a value");
+                }
+            };
+            for (unsigned row = 0; row < rows; ++row) {
+                for (int head = 0; head < heads; ++head) {
+                    const int hv = heads * value_dim, hk = heads * key_dim;
+                    compare(&u[(std::size_t(row) * heads + head) * value_dim], value_dim, row, head * value_dim, value_dim, silu >= 1);
+                    compare(&queries[(std::size_t(row) * heads + head) * padded_key], padded_key, row, 2 * hv + head * key_dim, key_dim, silu == 2);
+                    if (slots[row] < 0) continue;
+                    const std::size_t at = (std::size_t(slots[row] / PAGE) * heads + head) * PAGE + slots[row] % PAGE;
+                    compare(&values[at * padded_value], padded_value, row, hv + head * value_dim, value_dim, silu == 2);
+                    compare(&keys[at * padded_key], padded_key, row, 2 * hv + hk + head * key_dim, key_dim, silu == 2);
+                    written += std::size_t(padded_key) + padded_value;
+                }
+            }
+            std::size_t touched = 0;
+            for (const bf16 value : keys) touched += !is_untouched(value);
+            for (const bf16 value : values) touched += !is_untouched(value);
+            check(touched == written, "nothing else is written");
+        }
+    }
+}
+
+void gates() {
+    struct Shape {
+        int heads, value_dim;
+    };
+    for (const Shape shape : {Shape{2, 25}, {1, 50}, {8, 32}, {4, 128}, {3, 7}, {4, 256}, {1, 1}}) {
+        label = "gate of " + std::to_string(shape.heads) + " heads of " + std::to_string(shape.value_dim);
+        const int heads = shape.heads, value_dim = shape.value_dim, width = heads * value_dim;
+        const unsigned rows = 3, before = 5;
+        std::vector<float> attended = random_floats(std::size_t(before) * width, 0.01f);
+        // Small beside epsilon, and on a mean that is large beside the rest.
+        for (int column = 0; column < width; ++column) attended[column] *= 1e-3f, attended[width + column] += 1.0f;
+        const std::vector<bf16> u = random_bf16(std::size_t(before) * width, 1);
+        const std::vector<float> weight = random_floats(width, 2), bias = random_floats(width, 1);
+        const std::vector<unsigned> index{1, 4, 0};
+        const float epsilon = 1e-6f;
+        for (int variant = 0; variant < 24; ++variant) {
+            const bool gathers = variant & 1, affine = variant & 2, group = variant & 4;
+            const int parts = variant / 8, out_width = width * (parts ? 3 : 1);
+            std::vector<bf16> out(std::size_t(rows) * out_width, NOBODYS), alone(out_width, NOBODYS);
+            const auto launch = [&](unsigned count, const unsigned *rows_of, bf16 *to) {
+                const float *const weights = affine ? weight.data() : nullptr, *const biases = affine ? bias.data() : nullptr;
+                if (group) {
+                    run(dim3((count * unsigned(heads) + 7) / 8), hstu::THREADS, 0, hstu_gate_group, attended.data(), u.data(), rows_of,
+                        weights, biases, to, count, heads, value_dim, parts, epsilon);
+                } else {
+                    run(count, norm_threads(width), 0, hstu_gate, attended.data(), u.data(), rows_of, weights, biases, to, width, parts,
+                        epsilon);
+                }
+            };
+            launch(rows, gathers ? index.data() : nullptr, out.data());
+            for (unsigned row = 0; row < rows; ++row) {
+                const std::size_t from = std::size_t(gathers ? index[row] : row) * width;
+                const bf16 *const is = &out[std::size_t(row) * out_width];
+                for (int head = 0; head < (group ? heads : 1); ++head) {
+                    const int first = group ? head * value_dim : 0, count = group ? value_dim : width;
+                    const std::vector<double> truth = normed(&attended[from + first], count, epsilon);
+                    for (int at = 0; at < count; ++at) {
+                        const int column = first + at;
+                        const double scale = affine ? weight[group ? head : column] : 1, shift = affine ? bias[group ? head : column] : 0;
+                        const double n = truth[at] * scale + shift, gate = __bfloat162float(u[from + column]);
+                        // Where the mean is 1 and the rest 0.01, single precision is off by 6e-6 of what is left.
+                        const double slack = (count == 1 ? 1e-3 : 5e-5) * std::fabs(scale);
+                        check(near_bf16(is[out_width - width + column], n * gate, slack * std::fabs(gate) + 1e-30), "a gated value");
+                        if (parts == 0) continue;
+                        check(is_rounded(is[column], __bfloat162float(u[from + column])), "u");
+                        if (parts == 1) check(is_rounded(is[width + column], attended[from + column]), "what attention found");
+                        if (parts == 2) check(near_bf16(is[width + column], n, slack), "its norm");
+                    }
+                }
+            }
+            const unsigned second = gathers ? index[1] : 1;
+            launch(1, &second, alone.data());
+            check(std::memcmp(alone.data(), &out[out_width], out_width * sizeof(bf16)) == 0, "a row alone has the same bits");
+        }
+    }
+}
+
+void embeddings() {
+    label = "embeddings";
+    for (int width : {5, 50, 64}) {
+        for (int variant = 0; variant < 6; ++variant) {
+            const bool acts = variant % 3 > 0, concat = variant % 3 == 2, pads = variant >= 3;
+            const int action_dim = concat ? 3 : width, item_dim = concat ? width - 3 : width;
+            const unsigned rows = 6, item_count = 9, positions_count = 7;
+            const float scale = std::sqrt(float(width));
+            const std::vector<float> items_table = random_floats(std::size_t(item_count) * item_dim, 1),
+                                     actions_table = random_floats(std::size_t(4) * action_dim, 1),
+                                     positions_table = random_floats(std::size_t(positions_count) * width, 1);
+            // Padding, which has a row, and an item beyond the table.
+            const std::vector<unsigned> items{8, 0, 3, 9, 0xfffffffeu, 5}, actions{0, 1, 2, 3, 0, 1}, positions{6, 5, 4, 3, 2, 1};
+            std::vector<float> residual(std::size_t(rows) * width, NAN);
+            run(dim3((rows * unsigned(width) + 255) / 256), hstu::THREADS, 0, hstu_embed, items.data(), acts ? actions.data() : nullptr,
+                positions.data(), items_table.data(), acts ? actions_table.data() : nullptr, positions_table.data(), residual.data(), rows,
+                item_count, pads ? 0u : 0xffffffffu, item_dim, action_dim, width, int(concat), scale);
+            for (unsigned row = 0; row < rows; ++row) {
+                for (int column = 0; column < width; ++column) {
+                    float expected = 0;
+                    if (items[row] < item_count && !(pads && items[row] == 0)) {
+                        float x = column < item_dim ? items_table[items[row] * item_dim + column]
+                                                    : actions_table[actions[row] * action_dim + column - item_dim];
+                        if (acts && !concat) x += actions_table[actions[row] * action_dim + column];
+                        const float scaled = x * scale;
+                        expected = scaled + positions_table[positions[row] * width + column];
+                    }
+                    check(residual[std::size_t(row) * width + column] == expected, "a row, bit for bit");
+                }
+            }
+        }
+    }
+}
+
 } // namespace
 
 int main() {
@@ -500,6 +734,10 @@ int main() {
         buckets();
         masks();
         attention();
+        residual_norms();
+        splits();
+        gates();
+        embeddings();
     } catch (const emulation::Error &error) {
         check(false, error.what());
     }
