@@ -7,7 +7,8 @@
 //
 // There is no normaliser, so parts of a context simply add up. `pointwise_attention_DK_DV` serves context rows, whose result it writes, and
 // branch rows, whose parts it writes as rows of the same buffer; both may share a launch. `pointwise_merge` adds the parts of a branch row
-// in order, then its ancestors from the first to itself.
+// in order, then its ancestors from the first to itself. The context of context rows may be split as well (few new rows behind a long
+// context): then it is `pointwise_merge` without ancestors that gives their results.
 //
 // Layout
 //   queries      [rows][heads][DK] bf16; columns behind the true width are zero
@@ -18,8 +19,8 @@
 //                  page_table_offset          into page_tables: pages from position 0 on; those below key_end are read
 //                  key_begin, key_end         keys of the context that are met; key_begin is a multiple of 64, key_end > key_begin
 //                  out_first_row              row i of the item is written to row out_first_row + i of `out`
-//                  position, step             row i stands at position + i * step. Context rows: step 1, key_begin 0 and key_end the position
-//                                             behind the last row, or context_len if any row is contextual (position < mask's contextual).
+//                  position, step             row i stands at position + i * step. Context rows: step 1, and keys up to the position behind
+//                                             the last row, or context_len if any row is contextual (position < mask's contextual).
 //                                             Branch rows: step 0, position context_len + ancestors - 1
 //                  context_len
 //                  times_offset               into times
@@ -36,8 +37,8 @@
 // Launch: pointwise_attention_DK_DV with grid (items, heads), block THREADS, Shared<S>::BYTES of dynamic shared memory; pointwise_merge with
 // grid (rows, ceil(heads / WARPS)), block THREADS. Long items first.
 //
-// Invariant, bit for bit: the result of a context row depends on the row and the keys it sees; that of a branch row also on where its
-// context is split, which the host must decide by the context alone.
+// Invariant, bit for bit: the result of a row depends on the row, the keys it sees, and where its context is split. The host must split by the
+// context alone, that of context rows by positions alone (at multiples of a constant).
 #include "pointwise_tile.cuh"
 
 namespace pointwise {
@@ -189,7 +190,7 @@ __device__ __forceinline__ void merge(const Merge &all) {
 } // namespace pointwise
 
 // rows [][6] i32: row (in the batch, of queries and of out), partial_first, splits, partial_stride, lineage_offset (into lineage),
-//                lineage_len: split s of the row is row partial_first + s * partial_stride of `out`
+//                lineage_len: split s of the row is row partial_first + s * partial_stride of `out`; no ancestors: a context row
 // lineage      i32: branch row page * PAGE + offset of each ancestor, the row itself last; a candidate has itself alone
 // All ancestors carry the time of the query, and the last stands at the row's own position.
 extern "C" __global__ void __launch_bounds__(THREADS)

@@ -65,7 +65,7 @@ struct TimeTable {
 static_assert(sizeof(TimeTable) == 3328, "the host's layout");
 
 // |a - b|, rounded to single precision.
-__device__ __forceinline__ float distance(Time a, Time b) {
+__device__ __forceinline__ float distance_of(Time a, Time b) {
     const Time difference = static_cast<Time>(static_cast<unsigned long long>(a) - static_cast<unsigned long long>(b));
     const unsigned long long magnitude = static_cast<unsigned long long>(difference);
     return static_cast<float>(difference < 0 ? 0 - magnitude : magnitude);
@@ -350,7 +350,7 @@ template <class S> __device__ __forceinline__ void attend(Sums<S> &sums, unsigne
                         const Time earliest = min(beside.earliest[0], beside.earliest[S::PAGES - 1]);
                         const Time latest = max(beside.latest[0], beside.latest[S::PAGES - 1]);
                         // The distances of all keys lie between those of the ends, if the row's time does not lie within them.
-                        const float ends[2] = {distance(row_time, earliest), distance(row_time, latest)};
+                        const float ends[2] = {distance_of(row_time, earliest), distance_of(row_time, latest)};
                         const unsigned places[2] = {table->place(ends[0]), table->place(ends[1])};
                         const bool outside = row_time >= latest || row_time <= earliest;
                         const bool shared_bucket = outside && table->bucket(places[0]) == table->bucket(places[1]);
@@ -376,7 +376,7 @@ template <class S> __device__ __forceinline__ void attend(Sums<S> &sums, unsigne
                                 return table->weights[table->place(fabsf(__int2float_rn(difference)))];
                             });
                         } else {
-                            add_bias([&](int key) { return table->weights[table->place(distance(row_time, key_times[key]))]; });
+                            add_bias([&](int key) { return table->weights[table->place(distance_of(row_time, key_times[key]))]; });
                         }
                     } else {
 #pragma unroll

@@ -5,8 +5,8 @@
 //   * closeness: weights are rounded to bf16 (2^-8 of each), the rest is single precision: |error| <= 2^-8 sum |w v| and 3 % more, and what
 //     the rounding of a logit makes of a weight;
 //   * bucket and place of every bias exactly: values that pick out one key each would show another weight;
-//   * the same bits for a context row, whatever shares its tile or launch and however its context was cut; for a branch row, whatever shares
-//     its items;
+//   * the same bits for a context row, whatever shares its tile or launch and however its context was cut; for a branch row, and for a
+//     context row whose context is split, whatever shares its items;
 //   * nothing is read that belongs to nobody: rows behind a context, pages that are not there, what was not written, shared memory;
 //   * ldmatrix meets no bank conflict.
 // Of rows: results in bf16 are off by one unit in the last place at most, what is a copy or a sum of two is equal, and a row alone has the
@@ -92,7 +92,7 @@ void buckets() {
     for (int bucket = 0; bucket < 129; ++bucket) weights[bucket] = float(bucket);
     const TimeTable table = table_of(weights);
     const auto one = [&](Time from, Time difference) {
-        const unsigned place = table.place(pointwise::distance(from + difference, from));
+        const unsigned place = table.place(pointwise::distance_of(from + difference, from));
         const int bucket = bucket_of(from + difference, from);
         // The first two thresholds are equal: bucket 1 is empty.
         check(table.weights[place] == float(bucket), "the weight of " + std::to_string(difference));
@@ -154,6 +154,8 @@ struct Model {
     pointwise::Mask mask{0, 0, 0};
     float scale = 1.0f, divisor = 1.0f;
     int positions = 0;
+    // Contexts of context rows are split here, too; 0: they are not.
+    int context_split = 0;
     // Values pick out one key each, and queries are zero: outputs are weights.
     bool one_hot = false;
 };
@@ -362,10 +364,23 @@ std::vector<float> attend(const World &world, const std::vector<int> &page_table
         const std::vector<bf16> &from = part.branches ? request.branch_queries : request.queries;
         queries.insert(queries.end(), from.begin() + std::ptrdiff_t(part.first * width), from.begin() + std::ptrdiff_t(part.last * width));
         const int splits = part.branches ? (request.len + request.split - 1) / request.split : 1;
+        // Of context rows by position alone, as many as the last row of the part needs.
+        const int parts_of_context = model.context_split ? (part.last + model.context_split - 1) / model.context_split : 1;
+        const int first_partial = partial;
         for (int first = part.first; first < part.last;) {
             const int most = std::min(part.last - first, world.entry.queries), count = cut ? random_int(1, most) : most;
             const int at = row + first - part.first;
-            if (!part.branches) {
+            if (!part.branches && model.context_split) {
+                const int end = first + count;
+                for (int split = 0; split * model.context_split < end; ++split) {
+                    items.push_back({at, count, request.table, split * model.context_split, std::min(end, (split + 1) * model.context_split),
+                        first_partial + split * (part.last - part.first) + first - part.first, first, 1, request.len, request.times_at});
+                }
+                for (int position = first; position < end; ++position) {
+                    rows.push_back({row + position - part.first, first_partial + position - part.first,
+                        (position + model.context_split) / model.context_split, part.last - part.first, 0, 0});
+                }
+            } else if (!part.branches) {
                 const int end = first < model.mask.contextual ? request.len : first + count;
                 items.push_back({at, count, request.table, 0, end, at, first, 1, request.len, request.times_at});
             }
@@ -383,6 +398,7 @@ std::vector<float> attend(const World &world, const std::vector<int> &page_table
             lineage.insert(lineage.end(), request.lineage.begin(), request.lineage.end());
             partial += splits * request.beams + 1;
         }
+        if (!part.branches && model.context_split) partial += parts_of_context * (part.last - part.first) + 1;
         row += part.last - part.first;
     }
     std::shuffle(items.begin(), items.end(), random_engine);
@@ -485,7 +501,7 @@ void attention() {
         model.mask = {random_int(1, 40), random_int(0, 1) * random_int(1, 90), random_int(0, 1) * random_int(1, 40)};
         attention_case(model, entry, 2, longest, 12);
         model.mask = {0, random_int(1, 120), random_int(0, 1) * random_int(1, 40)};
-        model.biased = true;
+        model.biased = true, model.context_split = 64 * random_int(0, 2);
         attention_case(model, entry, 2, longest, 12);
     }
     for (int trial = 0; trial < 4; ++trial) {
