@@ -34,8 +34,8 @@
 // Results are single precision. The layer norm that follows takes off the mean of all heads and divides by what is left: rounding to bf16
 // before it would be an error of 2^-8 of the mean, however small the rest. It costs two more bytes per value in a buffer that is written
 // and read once.
-// Launch: pointwise_attention_DK_DV with grid (items, heads), block THREADS, Shared<S>::BYTES of dynamic shared memory; pointwise_merge with
-// grid (rows, ceil(heads / WARPS)), block THREADS. Long items first.
+// Launch: pointwise_attention_DK_DV, and pointwise_attention_few_DK_DV for items of up to FEW_QUERIES rows (sooner, and the same bits), with
+// grid (items, heads), block THREADS; pointwise_merge with grid (rows, ceil(heads / WARPS)), block THREADS. Long items first.
 //
 // Invariant, bit for bit: the result of a row depends on the row, the keys it sees, and where its context is split. The host must split by the
 // context alone, that of context rows by positions alone (at multiples of a constant).
@@ -55,8 +55,8 @@ struct Call {
     Mask mask;
 };
 
-template <int DK, int DV> __device__ __forceinline__ void run(const Call &call) {
-    using S = Sizes<DK, DV>;
+template <int DK, int DV, bool few> __device__ __forceinline__ void run(const Call &call) {
+    using S = Sizes<DK, DV, few>;
     DYNAMIC_SHARED(memory);
     const int *const item = call.items + blockIdx.x * 10;
     const int first_row = __ldg(item), rows = __ldg(item + 1), out_first_row = __ldg(item + 5);
@@ -85,12 +85,12 @@ template <int DK, int DV> __device__ __forceinline__ void run(const Call &call) 
     for (int tile = 0; tile < S::QUERY_TILES; ++tile) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int query = static_cast<int>(threadIdx.x) / 32 * S::WARP_QUERIES + tile * 16 + half * 8 + lane / 4;
+            const int query = sums.first_query + tile * 16 + half * 8 + lane / 4;
             if (query >= rows) continue;
             float *const out = call.out + (static_cast<size_t>(out_first_row + query) * call.heads + head) * call.value_dim;
 #pragma unroll
-            for (int block = 0; block < DV / 8; ++block) {
-                const int column = block * 8 + lane % 4 * 2;
+            for (int block = 0; block < S::VALUE_BLOCKS; ++block) {
+                const int column = sums.first_column + block * 8 + lane % 4 * 2;
                 const float low = __fdiv_rn(sums.out[tile][block][half * 2], call.divisor);
                 const float high = __fdiv_rn(sums.out[tile][block][half * 2 + 1], call.divisor);
                 if (paired) {
@@ -201,40 +201,35 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         positions, scale, divisor});
 }
 
-#define POINTWISE_ATTENTION(DK, DV)                                                                                                        \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1) pointwise_attention_##DK##_##DV(const bf16 *queries, const bf16 *keys,        \
-        const bf16 *values, const int *items, const int *page_tables, const pointwise::Time *times,                                        \
-        const pointwise::TimeTable *time_table, const float *position_weights, float *out, int heads, int value_dim, int positions,        \
-        float scale, float divisor, int contextual, int window, int full_tail) {                                                           \
-        pointwise::run<DK, DV>({queries, keys, values, items, page_tables, times, time_table, position_weights, out, heads, value_dim,     \
-            positions, scale, divisor, {contextual, window, full_tail}});                                                                  \
+#define POINTWISE_ATTENTION(name, DK, DV, few)                                                                                             \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) name(const bf16 *queries, const bf16 *keys, const bf16 *values,               \
+        const int *items, const int *page_tables, const pointwise::Time *times, const pointwise::TimeTable *time_table,                    \
+        const float *position_weights, float *out, int heads, int value_dim, int positions, float scale, float divisor, int contextual,    \
+        int window, int full_tail) {                                                                                                       \
+        pointwise::run<DK, DV, few>({queries, keys, values, items, page_tables, times, time_table, position_weights, out, heads,           \
+            value_dim, positions, scale, divisor, {contextual, window, full_tail}});                                                       \
     }
+// Both ways to share out the work, and the dynamic shared memory that the host passes, in bytes.
+#define POINTWISE_ATTENTIONS(DK, DV, bytes, few_bytes)                                                                                     \
+    static_assert(pointwise::Shared<pointwise::Sizes<DK, DV, false>>::BYTES == bytes);                                                     \
+    static_assert(pointwise::Shared<pointwise::Sizes<DK, DV, true>>::BYTES == few_bytes);                                                  \
+    POINTWISE_ATTENTION(pointwise_attention_##DK##_##DV, DK, DV, false)                                                                    \
+    POINTWISE_ATTENTION(pointwise_attention_few_##DK##_##DV, DK, DV, true)
 
-POINTWISE_ATTENTION(16, 16)
-POINTWISE_ATTENTION(16, 32)
-POINTWISE_ATTENTION(16, 64)
-POINTWISE_ATTENTION(16, 128)
-POINTWISE_ATTENTION(32, 16)
-POINTWISE_ATTENTION(32, 32)
-POINTWISE_ATTENTION(32, 64)
-POINTWISE_ATTENTION(32, 128)
-POINTWISE_ATTENTION(64, 16)
-POINTWISE_ATTENTION(64, 32)
-POINTWISE_ATTENTION(64, 64)
-POINTWISE_ATTENTION(64, 128)
-POINTWISE_ATTENTION(128, 16)
-POINTWISE_ATTENTION(128, 32)
-POINTWISE_ATTENTION(128, 64)
-POINTWISE_ATTENTION(128, 128)
-POINTWISE_ATTENTION(256, 256)
-
-// What the host passes as dynamic shared memory, in bytes.
-static_assert(pointwise::Shared<pointwise::Sizes<16, 16>>::BYTES == 20288 && pointwise::Shared<pointwise::Sizes<16, 32>>::BYTES == 24384);
-static_assert(pointwise::Shared<pointwise::Sizes<16, 64>>::BYTES == 32576 && pointwise::Shared<pointwise::Sizes<16, 128>>::BYTES == 29728);
-static_assert(pointwise::Shared<pointwise::Sizes<32, 16>>::BYTES == 28480 && pointwise::Shared<pointwise::Sizes<32, 32>>::BYTES == 32576);
-static_assert(pointwise::Shared<pointwise::Sizes<32, 64>>::BYTES == 40768 && pointwise::Shared<pointwise::Sizes<32, 128>>::BYTES == 35872);
-static_assert(pointwise::Shared<pointwise::Sizes<64, 16>>::BYTES == 44864 && pointwise::Shared<pointwise::Sizes<64, 32>>::BYTES == 48960);
-static_assert(pointwise::Shared<pointwise::Sizes<64, 64>>::BYTES == 57152 && pointwise::Shared<pointwise::Sizes<64, 128>>::BYTES == 48160);
-static_assert(pointwise::Shared<pointwise::Sizes<128, 16>>::BYTES == 58400 && pointwise::Shared<pointwise::Sizes<128, 32>>::BYTES == 60448);
-static_assert(pointwise::Shared<pointwise::Sizes<128, 64>>::BYTES == 64544 && pointwise::Shared<pointwise::Sizes<128, 128>>::BYTES == 72736);
-static_assert(pointwise::Shared<pointwise::Sizes<256, 256>>::BYTES == 100640);
+POINTWISE_ATTENTIONS(16, 16, 20288, 27200)
+POINTWISE_ATTENTIONS(16, 32, 24384, 35392)
+POINTWISE_ATTENTIONS(16, 64, 32576, 51776)
+POINTWISE_ATTENTIONS(16, 128, 29728, 44832)
+POINTWISE_ATTENTIONS(32, 16, 28480, 36416)
+POINTWISE_ATTENTIONS(32, 32, 32576, 44608)
+POINTWISE_ATTENTIONS(32, 64, 40768, 60992)
+POINTWISE_ATTENTIONS(32, 128, 35872, 49952)
+POINTWISE_ATTENTIONS(64, 16, 44864, 54848)
+POINTWISE_ATTENTIONS(64, 32, 48960, 63040)
+POINTWISE_ATTENTIONS(64, 64, 57152, 79424)
+POINTWISE_ATTENTIONS(64, 128, 48160, 60192)
+POINTWISE_ATTENTIONS(128, 16, 58400, 52000)
+POINTWISE_ATTENTIONS(128, 32, 60448, 56096)
+POINTWISE_ATTENTIONS(128, 64, 64544, 64288)
+POINTWISE_ATTENTIONS(128, 128, 72736, 80672)
+POINTWISE_ATTENTIONS(256, 256, 100640, 88864)

@@ -14,6 +14,9 @@
 //
 // Masks. What a row sees of its context is an interval of positions, whatever the mask (`seen_by`).
 //
+// Two ways to share out the work, as in attention_tile.cuh, with the same bits: a warp has 16 or 32 queries and all keys of a tile; or, for tiles
+// of few queries (FEW), four warps have the same 32 queries and share keys, then columns.
+//
 // Invariant, bit for bit: a sum depends on the query, its position and time, and the keys it sees, nothing else. Tiles of keys begin at
 // multiples of KEYS of the absolute position and are added from the first to the last; a key that is not seen weighs 0, and adding 0 changes
 // nothing. So it does not matter which rows share a tile, and tiles that no row of a warp sees are passed over. The ways to look a bucket up
@@ -27,21 +30,27 @@ namespace pointwise {
 using Time = long long;
 
 // Sizes for keys and values of (padded) widths.
-template <int key_width, int value_width> struct Sizes {
+template <int key_width, int value_width, bool few> struct Sizes {
     static constexpr int DK = key_width, DV = value_width, WIDEST = DK > DV ? DK : DV;
+    static constexpr bool FEW = few;
     // Keys in a tile. Every split of a context begins at a multiple of it.
     static constexpr int KEYS = WIDEST <= 64 ? 64 : 32;
     static constexpr int PAGES = KEYS / PAGE;
     // Tiles of 16 queries that a warp has.
-    static constexpr int QUERY_TILES = WIDEST <= 128 ? 2 : 1;
+    static constexpr int QUERY_TILES = FEW || WIDEST <= 128 ? 2 : 1;
     static constexpr int WARP_QUERIES = 16 * QUERY_TILES;
-    static constexpr int QUERIES = WARPS * WARP_QUERIES;
+    static constexpr int QUERIES = FEW ? FEW_QUERIES : WARPS * WARP_QUERIES;
+    // Blocks of 8 keys that a warp weighs, and of 8 columns that it sums. Narrow values leave warps without columns.
+    static constexpr int KEY_BLOCKS = FEW ? KEYS / 8 / WARPS : KEYS / 8;
+    static constexpr int VALUE_BLOCKS = !FEW ? DV / 8 : DV >= 32 ? DV / 8 / WARPS : 1;
+    // Tiles in shared memory. Blocks of few queries compute little and wait for memory.
+    static constexpr int STAGES = FEW && WIDEST <= 128 ? 4 : 2;
     // Weights by position that a tile meets.
     static constexpr int WINDOW = QUERIES - 1 + KEYS;
-    // Narrow queries stay in registers.
-    static constexpr bool IN_REGISTERS = DK <= 64;
+    // Wide queries are read anew for every tile, lest they fill the registers.
+    static constexpr bool IN_REGISTERS = DK <= (FEW ? 128 : 64);
     // The widest tiles leave no shared memory for the table of times; they read it from global memory.
-    static constexpr bool TABLE_IN_SHARED = WIDEST <= 128;
+    static constexpr bool TABLE_IN_SHARED = FEW || WIDEST <= 128;
 };
 
 // Weights by time difference, with the layout of `cpu::time_buckets::TimeWeights`.
@@ -123,7 +132,10 @@ template <class S> struct Beside {
 // Shared memory in the order of its place. Tiles of bf16 begin at multiples of 128 bytes.
 template <class S> struct Shared {
     static constexpr int QUERY_BYTES = S::QUERIES * S::DK * 2, KEY_BYTES = S::KEYS * S::DK * 2, VALUE_BYTES = S::KEYS * S::DV * 2;
-    static constexpr int KEYS_AT = QUERY_BYTES, VALUES_AT = KEYS_AT + 2 * KEY_BYTES, REST_AT = VALUES_AT + 2 * VALUE_BYTES;
+    static constexpr int KEYS_AT = QUERY_BYTES, VALUES_AT = KEYS_AT + S::STAGES * KEY_BYTES;
+    // Of few queries: the weights of a tile, [query][key].
+    static constexpr int WEIGHTS_AT = VALUES_AT + S::STAGES * VALUE_BYTES;
+    static constexpr int REST_AT = WEIGHTS_AT + (S::FEW ? S::QUERIES * S::KEYS * 2 : 0);
     struct Rest {
         Beside<S> beside[2];
         // By query: the first and last key it sees, the time of its prediction.
@@ -167,26 +179,32 @@ struct Pools {
     const int *pages;
 };
 
-// Sums of the queries that a warp has, as accumulators of mma: as `State` in attention_tile.cuh, all columns.
+// Sums of the queries that a warp has, as accumulators of mma: as `State` in attention_tile.cuh.
 template <class S> struct Sums {
-    float out[S::QUERY_TILES][S::DV / 8][4];
+    float out[S::QUERY_TILES][S::VALUE_BLOCKS][4];
+    int first_query, first_column;
 };
 
 // Attends with up to S::QUERIES queries. The copy of the queries to the beginning of `memory` was started and not committed.
 template <class S> __device__ __forceinline__ void attend(Sums<S> &sums, unsigned char *memory, const Pools &pools, const Range &range) {
     using Layout = Shared<S>;
-    constexpr int DK = S::DK, DV = S::DV, KEYS = S::KEYS, QUERY_TILES = S::QUERY_TILES;
+    constexpr int DK = S::DK, DV = S::DV, KEYS = S::KEYS, QUERY_TILES = S::QUERY_TILES, STAGES = S::STAGES;
+    constexpr int KEY_BLOCKS = S::KEY_BLOCKS, VALUE_BLOCKS = S::VALUE_BLOCKS;
     constexpr int query_rows = 16 * DK * 2, value_rows = 16 * DV * 2;
     const SharedAddress shared = shared_address(memory), keys = shared + Layout::KEYS_AT, values = shared + Layout::VALUES_AT;
     auto &rest = *reinterpret_cast<typename Layout::Rest *>(memory + Layout::REST_AT);
     const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-    const int first_query = warp * S::WARP_QUERIES;
+    const int first_query = S::FEW ? 0 : warp * S::WARP_QUERIES;
+    // The first key of a tile that this warp weighs, and the first block of columns that it sums.
+    const int own_key = S::FEW ? warp * KEY_BLOCKS * 8 : 0, own_block = S::FEW ? warp * VALUE_BLOCKS : 0;
+    const bool has_columns = own_block * 8 < DV;
     const bool biased = range.time_table != nullptr;
+    sums.first_query = first_query, sums.first_column = own_block * 8;
 
 #pragma unroll
     for (int tile = 0; tile < QUERY_TILES; ++tile) {
 #pragma unroll
-        for (int block = 0; block < DV / 8; ++block) {
+        for (int block = 0; block < VALUE_BLOCKS; ++block) {
 #pragma unroll
             for (int part = 0; part < 4; ++part) sums.out[tile][block][part] = 0.0f;
         }
@@ -228,8 +246,19 @@ template <class S> __device__ __forceinline__ void attend(Sums<S> &sums, unsigne
 
     // The chunk that this lane names to ldmatrix, in the first 16 rows and columns: as in attention_tile.cuh.
     const SharedAddress query_chunk = chunk_at<DK>(shared, first_query + lane % 16, lane / 16);
-    const SharedAddress key_chunk = chunk_at<DK>(keys, lane / 16 * 8 + lane % 8, lane / 8 % 2);
-    const SharedAddress value_chunk = chunk_at<DV>(values, lane / 8 % 2 * 8 + lane % 8, lane / 16);
+    const SharedAddress weight_chunk = chunk_at<KEYS>(shared + Layout::WEIGHTS_AT, lane % 16, lane / 16);
+    // A warp with one block of keys or columns takes four matrices of it; of the narrowest keys there are two.
+    SharedAddress key_chunk, value_chunk;
+    if constexpr (KEY_BLOCKS == 1) {
+        key_chunk = chunk_at<DK>(keys, own_key + lane % 8, lane / 8 % (DK / 8));
+    } else {
+        key_chunk = chunk_at<DK>(keys, own_key + lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    }
+    if constexpr (VALUE_BLOCKS == 1) {
+        value_chunk = chunk_at<DV>(values, lane, has_columns ? own_block : 0);
+    } else {
+        value_chunk = chunk_at<DV>(values, lane / 8 % 2 * 8 + lane % 8, own_block + lane / 16);
+    }
 
     int ahead[S::PAGES];
     const auto look_up = [&](int first_key) {
@@ -274,27 +303,32 @@ template <class S> __device__ __forceinline__ void attend(Sums<S> &sums, unsigne
     };
 
     // The queries' group of copies is closed with the first tile's.
-    look_up(begin);
-    if (begin < range.end) copy(0, begin);
-    cp_async_commit();
+#pragma unroll
+    for (int at = 0; at < STAGES - 1; ++at) {
+        look_up(begin + at * KEYS);
+        if (begin + at * KEYS < range.end) copy(at, begin + at * KEYS);
+        cp_async_commit();
+    }
+    look_up(begin + (STAGES - 1) * KEYS);
     if (biased && begin < range.end) load_beside(begin), store_beside(0);
-    look_up(begin + KEYS);
 
     uint32_t kept[S::IN_REGISTERS ? QUERY_TILES : 1][S::IN_REGISTERS ? DK / 16 : 1][4];
     bool have_kept = false;
-    int stage = 0;
-    for (int first_key = begin; first_key < range.end; first_key += KEYS, stage ^= 1) {
-        cp_async_wait<0>();
+    int stage = 0, beside_stage = 0;
+    for (int first_key = begin; first_key < range.end; first_key += KEYS, stage = (stage + 1) % STAGES, beside_stage ^= 1) {
+        cp_async_wait<STAGES - 2>();
         // Everyone's copies of this tile are there, and everyone is done with the tile before, whose place is taken now.
         __syncthreads();
-        const bool more = first_key + KEYS < range.end;
-        if (more) {
-            copy(stage ^ 1, first_key + KEYS);
-            if (biased) load_beside(first_key + KEYS);
-            look_up(first_key + 2 * KEYS);
+        const int next_key = first_key + (STAGES - 1) * KEYS;
+        if (next_key < range.end) {
+            copy((stage + STAGES - 1) % STAGES, next_key);
+            look_up(next_key + KEYS);
         }
         cp_async_commit();
+        const bool more = first_key + KEYS < range.end;
+        if (more && biased) load_beside(first_key + KEYS);
 
+        // The same for the whole block where warps share queries.
         if (first_key <= any.y && first_key + KEYS > any.x) {
             if constexpr (S::IN_REGISTERS) {
                 if (!have_kept) {
@@ -309,7 +343,9 @@ template <class S> __device__ __forceinline__ void attend(Sums<S> &sums, unsigne
                 }
             }
 
-            float logits[QUERY_TILES][KEYS / 8][4] = {};
+            float logits[QUERY_TILES][KEY_BLOCKS][4] = {};
+            const SharedAddress stage_keys = key_chunk + stage * Layout::KEY_BYTES;
+            uint32_t right[4];
 #pragma unroll
             for (int step = 0; step < DK / 16; ++step) {
                 uint32_t left[QUERY_TILES][4];
@@ -322,21 +358,29 @@ template <class S> __device__ __forceinline__ void attend(Sums<S> &sums, unsigne
                         ldmatrix_x4(left[tile], advance(query_chunk, step * 2) + tile * query_rows);
                     }
                 }
-#pragma unroll
-                for (int pair = 0; pair < KEYS / 16; ++pair) {
-                    uint32_t right[4];
-                    ldmatrix_x4(right, advance(key_chunk + stage * Layout::KEY_BYTES, step * 2) + pair * query_rows);
+                if constexpr (KEY_BLOCKS == 1) {
+                    if (step % 2 == 0) ldmatrix_x4(right, advance(stage_keys, step * 2));
 #pragma unroll
                     for (int tile = 0; tile < QUERY_TILES; ++tile) {
-                        mma_m16n8k16_bf16(logits[tile][pair * 2], left[tile], right[0], right[1]);
-                        mma_m16n8k16_bf16(logits[tile][pair * 2 + 1], left[tile], right[2], right[3]);
+                        mma_m16n8k16_bf16(logits[tile][0], left[tile], right[step % 2 * 2], right[step % 2 * 2 + 1]);
+                    }
+                } else {
+#pragma unroll
+                    for (int pair = 0; pair < KEY_BLOCKS / 2; ++pair) {
+                        ldmatrix_x4(right, advance(stage_keys, step * 2) + pair * query_rows);
+#pragma unroll
+                        for (int tile = 0; tile < QUERY_TILES; ++tile) {
+                            mma_m16n8k16_bf16(logits[tile][pair * 2], left[tile], right[0], right[1]);
+                            mma_m16n8k16_bf16(logits[tile][pair * 2 + 1], left[tile], right[2], right[3]);
+                        }
                     }
                 }
             }
 
             const bool masked = first_key < all.x || first_key + KEYS - 1 > all.y;
-            const Beside<S> &beside = rest.beside[stage];
-            uint32_t weights[QUERY_TILES][KEYS / 16][4];
+            const Beside<S> &beside = rest.beside[beside_stage];
+            // Of few queries they go through shared memory.
+            uint32_t weights[S::FEW ? 1 : QUERY_TILES][S::FEW ? 1 : KEYS / 16][4];
 #pragma unroll
             for (int tile = 0; tile < QUERY_TILES; ++tile) {
 #pragma unroll
@@ -344,8 +388,8 @@ template <class S> __device__ __forceinline__ void attend(Sums<S> &sums, unsigne
                     const int query = first_query + tile * 16 + half * 8 + lane / 4;
                     if (biased) {
                         const float *const by_position =
-                            beside.window + (range.step != 0 ? S::QUERIES - 1 - query : 0) + lane % 4 * 2;
-                        const Time *const key_times = beside.times + lane % 4 * 2;
+                            beside.window + (range.step != 0 ? S::QUERIES - 1 - query : 0) + own_key + lane % 4 * 2;
+                        const Time *const key_times = beside.times + own_key + lane % 4 * 2;
                         const Time row_time = rest.times[query];
                         const Time earliest = min(beside.earliest[0], beside.earliest[S::PAGES - 1]);
                         const Time latest = max(beside.latest[0], beside.latest[S::PAGES - 1]);
@@ -356,7 +400,7 @@ template <class S> __device__ __forceinline__ void attend(Sums<S> &sums, unsigne
                         const bool shared_bucket = outside && table->bucket(places[0]) == table->bucket(places[1]);
                         const auto add_bias = [&](auto weight_of_key) {
 #pragma unroll
-                            for (int block = 0; block < KEYS / 8; ++block) {
+                            for (int block = 0; block < KEY_BLOCKS; ++block) {
 #pragma unroll
                                 for (int part = 0; part < 2; ++part) {
                                     const int key = block * 8 + part;
@@ -380,47 +424,78 @@ template <class S> __device__ __forceinline__ void attend(Sums<S> &sums, unsigne
                         }
                     } else {
 #pragma unroll
-                        for (int block = 0; block < KEYS / 8; ++block) {
+                        for (int block = 0; block < KEY_BLOCKS; ++block) {
 #pragma unroll
                             for (int part = 0; part < 2; ++part) {
                                 logits[tile][block][half * 2 + part] = __fmul_rn(logits[tile][block][half * 2 + part], range.scale);
                             }
                         }
                     }
+                    // From this lane's first key.
+                    const int2 seen = rest.seen[query];
+                    const int first = seen.x - first_key - own_key - lane % 4 * 2, last = seen.y - first_key - own_key - lane % 4 * 2;
 #pragma unroll
-                    for (int block = 0; block < KEYS / 8; ++block) {
-                        weights[tile][block / 2][block % 2 * 2 + half] =
-                            pack_bf16x2(silu(logits[tile][block][half * 2]), silu(logits[tile][block][half * 2 + 1]));
-                    }
-                    if (masked) {
-                        // From this lane's first key.
-                        const int2 seen = rest.seen[query];
-                        const int first = seen.x - first_key - lane % 4 * 2, last = seen.y - first_key - lane % 4 * 2;
-#pragma unroll
-                        for (int block = 0; block < KEYS / 8; ++block) {
-                            uint32_t &pair = weights[tile][block / 2][block % 2 * 2 + half];
+                    for (int block = 0; block < KEY_BLOCKS; ++block) {
+                        uint32_t pair = pack_bf16x2(silu(logits[tile][block][half * 2]), silu(logits[tile][block][half * 2 + 1]));
+                        if (masked) {
                             if (block * 8 < first || block * 8 > last) pair &= 0xffff0000u;
                             if (block * 8 + 1 < first || block * 8 + 1 > last) pair &= 0xffffu;
+                        }
+                        if constexpr (S::FEW) {
+                            const int chunk = (warp * KEY_BLOCKS + block) ^ exchange_of<KEYS>(query);
+                            unsigned char *const to = memory + Layout::WEIGHTS_AT + query * (KEYS * 2) + chunk * 16 + lane % 4 * 4;
+                            *reinterpret_cast<uint32_t *>(to) = pair;
+                        } else {
+                            weights[tile][block / 2][block % 2 * 2 + half] = pair;
                         }
                     }
                 }
             }
+            if constexpr (S::FEW) __syncthreads();
 
+            const SharedAddress stage_values = value_chunk + stage * Layout::VALUE_BYTES;
+            if constexpr (VALUE_BLOCKS == 1) {
+                if (has_columns) {
 #pragma unroll
-            for (int step = 0; step < KEYS / 16; ++step) {
+                    for (int pair = 0; pair < KEYS / 32; ++pair) {
+                        ldmatrix_x4_trans(right, stage_values + pair * 2 * value_rows);
 #pragma unroll
-                for (int pair = 0; pair < DV / 16; ++pair) {
-                    uint32_t right[4];
-                    ldmatrix_x4_trans(right, advance(value_chunk + stage * Layout::VALUE_BYTES, pair * 2) + step * value_rows);
+                        for (int step = 0; step < 2; ++step) {
+#pragma unroll
+                            for (int tile = 0; tile < QUERY_TILES; ++tile) {
+                                uint32_t left[4];
+                                ldmatrix_x4(left, advance(weight_chunk, pair * 4 + step * 2) + tile * (16 * KEYS * 2));
+                                mma_m16n8k16_bf16(sums.out[tile][0], left, right[step * 2], right[step * 2 + 1]);
+                            }
+                        }
+                    }
+                }
+            } else {
+#pragma unroll
+                for (int step = 0; step < KEYS / 16; ++step) {
+                    uint32_t left[QUERY_TILES][4];
 #pragma unroll
                     for (int tile = 0; tile < QUERY_TILES; ++tile) {
-                        mma_m16n8k16_bf16(sums.out[tile][pair * 2], weights[tile][step], right[0], right[1]);
-                        mma_m16n8k16_bf16(sums.out[tile][pair * 2 + 1], weights[tile][step], right[2], right[3]);
+                        if constexpr (S::FEW) {
+                            ldmatrix_x4(left[tile], advance(weight_chunk, step * 2) + tile * (16 * KEYS * 2));
+                        } else {
+#pragma unroll
+                            for (int part = 0; part < 4; ++part) left[tile][part] = weights[tile][step][part];
+                        }
+                    }
+#pragma unroll
+                    for (int pair = 0; pair < VALUE_BLOCKS / 2; ++pair) {
+                        ldmatrix_x4_trans(right, advance(stage_values, pair * 2) + step * value_rows);
+#pragma unroll
+                        for (int tile = 0; tile < QUERY_TILES; ++tile) {
+                            mma_m16n8k16_bf16(sums.out[tile][pair * 2], left[tile], right[0], right[1]);
+                            mma_m16n8k16_bf16(sums.out[tile][pair * 2 + 1], left[tile], right[2], right[3]);
+                        }
                     }
                 }
             }
         }
-        if (more && biased) store_beside(stage ^ 1);
+        if (more && biased) store_beside(beside_stage ^ 1);
     }
     cp_async_wait<0>();
 }
