@@ -508,6 +508,12 @@ void attention() {
         model.biased = true, model.context_split = 64 * random_int(0, 2);
         attention_case(model, entry, 2, longest, 12);
     }
+    // A window that begins with the last key of a tile for the first row of a warp: 96 - 33 = 63.
+    for (const Entry &entry : {ENTRIES[0], ENTRIES[15]}) {
+        Model model{entry.DK, entry.DV, 1};
+        model.mask = {0, 33, 0};
+        attention_case(model, entry, 1, 130, 3);
+    }
     for (int trial = 0; trial < 4; ++trial) {
         Model model{};
         model.key_dim = 16, model.value_dim = 128, model.heads = 1, model.biased = true, model.one_hot = true;
