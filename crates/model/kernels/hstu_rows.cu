@@ -34,8 +34,8 @@ __device__ __forceinline__ float block_sum(float value, float *sums) {
     return total;
 }
 
-// row = (row - mean) / sqrt(variance + epsilon) (* weight + bias). The mean is taken off before squares are summed. All threads of the block
-// must come, once per kernel. Columns past the width are zero and stay out of the variance.
+// row = (row - mean) / sqrt(variance + epsilon) (* weight + bias). The mean is taken off before squares are summed. All threads of the
+// block must come, once per kernel. Columns past the width are zero and stay out of the variance.
 __device__ __forceinline__ void normalize(Row &row, const float *weight, const float *bias, int width, float epsilon) {
     SHARED_ARRAY(float, sums, 32);
     SHARED_ARRAY(float, square_sums, 32);
@@ -89,10 +89,9 @@ constexpr int GATED = 0, CONCAT_RAW = 1, CONCAT_NORMED = 2;
 // Tables are single precision, as on the CPU: they are read a row at a time, and rounding them would be an error from the first layer on.
 // Other models whose rows are one table's row times a scale and a position stack their tables and pass shifted ids.
 // Grid: ceil(rows * width / 256) blocks of 256 threads.
-extern "C" __global__ void __launch_bounds__(hstu::THREADS)
-    hstu_embed(const uint32_t *items, const uint32_t *actions, const uint32_t *positions, const float *item_table, const float *action_table,
-        const float *position_table, float *residual, uint32_t rows, uint32_t item_count, uint32_t padding, int item_dim, int action_dim,
-        int width, int concat, float scale) {
+extern "C" __global__ void __launch_bounds__(hstu::THREADS) hstu_embed(const uint32_t *items, const uint32_t *actions,
+    const uint32_t *positions, const float *item_table, const float *action_table, const float *position_table, float *residual,
+    uint32_t rows, uint32_t item_count, uint32_t padding, int item_dim, int action_dim, int width, int concat, float scale) {
     const size_t at = static_cast<size_t>(blockIdx.x) * hstu::THREADS + threadIdx.x;
     if (at >= static_cast<size_t>(rows) * width) return;
     const size_t row = at / width;
@@ -105,8 +104,10 @@ extern "C" __global__ void __launch_bounds__(hstu::THREADS)
     float value = column < item_dim ? item_table[static_cast<size_t>(item) * item_dim + column] : 0.0f;
     if (actions != nullptr) {
         const float *const action = action_table + static_cast<size_t>(actions[row]) * action_dim;
-        if (concat == 0) value = __fadd_rn(value, action[column]);
-        else if (column >= item_dim) value = action[column - item_dim];
+        if (concat == 0)
+            value = __fadd_rn(value, action[column]);
+        else if (column >= item_dim)
+            value = action[column - item_dim];
     }
     residual[at] = __fadd_rn(__fmul_rn(value, scale), position_table[static_cast<size_t>(positions[row]) * width + column]);
 }
@@ -146,8 +147,8 @@ extern "C" __global__ void __launch_bounds__(rms_norm::MOST_THREADS)
 //   keys, values  [page][heads][32][padded_key] and [padded_value] bf16, the pages of one layer
 //   silu          2: of all four, 1: of u, 0: of none
 //
-// Columns from the true widths (at most 256) on are written as zero. A warp has one head of one of the four. Grid: ceil(rows * 4 * heads / 8)
-// blocks of 256 threads. Widths that are not even are read and written value by value.
+// Columns from the true widths (at most 256) on are written as zero. A warp has one head of one of the four. Grid: ceil(rows * 4 * heads /
+// 8) blocks of 256 threads. Widths that are not even are read and written value by value.
 extern "C" __global__ void __launch_bounds__(hstu::THREADS)
     hstu_split(const bf16 *uvqk, const float *bias, const int32_t *slots, bf16 *u, bf16 *queries, bf16 *keys, bf16 *values, uint32_t rows,
         int heads, int key_dim, int value_dim, int padded_key, int padded_value, int silu) {
@@ -203,9 +204,8 @@ extern "C" __global__ void __launch_bounds__(hstu::THREADS)
 //   parts         0: u * n;  1: u, attended, u * n;  2: u, n, u * n
 //
 // Grid: one block per row, `rms_norm.cuh` says of how many threads. Width at most 16384.
-extern "C" __global__ void __launch_bounds__(rms_norm::MOST_THREADS)
-    hstu_gate(const float *attended, const bf16 *u, const uint32_t *row_index, const float *weight, const float *bias, bf16 *out, int width,
-        int parts, float epsilon) {
+extern "C" __global__ void __launch_bounds__(rms_norm::MOST_THREADS) hstu_gate(const float *attended, const bf16 *u,
+    const uint32_t *row_index, const float *weight, const float *bias, bf16 *out, int width, int parts, float epsilon) {
     const size_t row = blockIdx.x, from = row_index != nullptr ? row_index[row] : row;
     rms_norm::Row values, gates;
     rms_norm::load_row(attended + from * width, width, values);
@@ -226,11 +226,10 @@ extern "C" __global__ void __launch_bounds__(rms_norm::MOST_THREADS)
     rms_norm::store_row(to, width, values);
 }
 
-// The same with a norm of each head by itself; weight and bias are one value per head, [heads] f32, both or none. Heads of up to 256 values.
-// A warp has one head of one row. Grid: ceil(rows * heads / 8) blocks of 256 threads.
-extern "C" __global__ void __launch_bounds__(hstu::THREADS)
-    hstu_gate_group(const float *attended, const bf16 *u, const uint32_t *row_index, const float *weight, const float *bias, bf16 *out,
-        uint32_t rows, int heads, int value_dim, int parts, float epsilon) {
+// The same with a norm of each head by itself; weight and bias are one value per head, [heads] f32, both or none. Heads of up to 256
+// values. A warp has one head of one row. Grid: ceil(rows * heads / 8) blocks of 256 threads.
+extern "C" __global__ void __launch_bounds__(hstu::THREADS) hstu_gate_group(const float *attended, const bf16 *u, const uint32_t *row_index,
+    const float *weight, const float *bias, bf16 *out, uint32_t rows, int heads, int value_dim, int parts, float epsilon) {
     using namespace hstu;
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const size_t task = static_cast<size_t>(blockIdx.x) * WARPS + threadIdx.x / 32;

@@ -34,11 +34,11 @@
 // Results are single precision. The layer norm that follows takes off the mean of all heads and divides by what is left: rounding to bf16
 // before it would be an error of 2^-8 of the mean, however small the rest. It costs two more bytes per value in a buffer that is written
 // and read once.
-// Launch: pointwise_attention_DK_DV, and pointwise_attention_few_DK_DV for items of up to FEW_QUERIES rows (sooner, and the same bits), with
-// grid (items, heads), block THREADS; pointwise_merge with grid (rows, ceil(heads / WARPS)), block THREADS. Long items first.
+// Launch: pointwise_attention_DK_DV, and pointwise_attention_few_DK_DV for items of up to FEW_QUERIES rows (sooner, and the same bits),
+// with grid (items, heads), block THREADS; pointwise_merge with grid (rows, ceil(heads / WARPS)), block THREADS. Long items first.
 //
-// Invariant, bit for bit: the result of a row depends on the row, the keys it sees, and where its context is split. The host must split by the
-// context alone, that of context rows by positions alone (at multiples of a constant).
+// Invariant, bit for bit: the result of a row depends on the row, the keys it sees, and where its context is split. The host must split by
+// the context alone, that of context rows by positions alone (at multiples of a constant).
 #include "pointwise_tile.cuh"
 
 namespace pointwise {
@@ -149,7 +149,9 @@ __device__ __forceinline__ void merge(const Merge &all) {
             const size_t place = (static_cast<size_t>(branch_row / PAGE) * all.heads + head) * PAGE + branch_row % PAGE;
             load_pairs(key[at], all.keys + place * all.padded_key, all.padded_key, lane);
             load_pairs(value[at], all.values + place * all.padded_value, all.padded_value, lane);
-            bias[at] = all.time_table != nullptr ? __fadd_rn(__ldg(all.position_weights + all.positions - ancestors + ancestor), time_weight) : 0.0f;
+            bias[at] = all.time_table != nullptr
+                           ? __fadd_rn(__ldg(all.position_weights + all.positions - ancestors + ancestor), time_weight)
+                           : 0.0f;
         }
 #pragma unroll
         for (int at = 0; at < BATCH; ++at) {
@@ -193,19 +195,18 @@ __device__ __forceinline__ void merge(const Merge &all) {
 //                lineage_len: split s of the row is row partial_first + s * partial_stride of `out`; no ancestors: a context row
 // lineage      i32: branch row page * PAGE + offset of each ancestor, the row itself last; a candidate has itself alone
 // All ancestors carry the time of the query, and the last stands at the row's own position.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    pointwise_merge(const bf16 *queries, const bf16 *keys, const bf16 *values, const int *rows, const int *lineage,
-        const pointwise::TimeTable *time_table, const float *position_weights, float *out, int heads, int padded_key, int padded_value,
-        int value_dim, int positions, float scale, float divisor) {
+extern "C" __global__ void __launch_bounds__(THREADS) pointwise_merge(const bf16 *queries, const bf16 *keys, const bf16 *values,
+    const int *rows, const int *lineage, const pointwise::TimeTable *time_table, const float *position_weights, float *out, int heads,
+    int padded_key, int padded_value, int value_dim, int positions, float scale, float divisor) {
     pointwise::merge({queries, keys, values, rows, lineage, time_table, position_weights, out, heads, padded_key, padded_value, value_dim,
         positions, scale, divisor});
 }
 
 #define POINTWISE_ATTENTION(name, DK, DV, few)                                                                                             \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1) name(const bf16 *queries, const bf16 *keys, const bf16 *values,               \
-        const int *items, const int *page_tables, const pointwise::Time *times, const pointwise::TimeTable *time_table,                    \
-        const float *position_weights, float *out, int heads, int value_dim, int positions, float scale, float divisor, int contextual,    \
-        int window, int full_tail) {                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                                               \
+        name(const bf16 *queries, const bf16 *keys, const bf16 *values, const int *items, const int *page_tables,                          \
+            const pointwise::Time *times, const pointwise::TimeTable *time_table, const float *position_weights, float *out, int heads,    \
+            int value_dim, int positions, float scale, float divisor, int contextual, int window, int full_tail) {                         \
         pointwise::run<DK, DV, few>({queries, keys, values, items, page_tables, times, time_table, position_weights, out, heads,           \
             value_dim, positions, scale, divisor, {contextual, window, full_tail}});                                                       \
     }

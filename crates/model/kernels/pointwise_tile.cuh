@@ -3,24 +3,24 @@
 //   s = scale * <q, k> (+ position_weight[N - 1 + j - i] + time_weight[bucket(time of i's prediction - time of j)])
 //   sum over the keys j that row i sees of silu(s) * v_j
 //
-// Place in the flow: pointwise_attention.cu says what tiles there are and where the sums go. The CPU counterpart is `cpu::pointwise`. Tiles,
-// copies and the exchange of chunks in shared memory are those of attention_tile.cuh; keys and values have widths of their own.
+// Place in the flow: pointwise_attention.cu says what tiles there are and where the sums go. The CPU counterpart is `cpu::pointwise`.
+// Tiles, copies and the exchange of chunks in shared memory are those of attention_tile.cuh; keys and values have widths of their own.
 //
-// Relative bias. It never exists for more than a tile. Weights by position are a window of the table that moves with the keys: QUERIES - 1 +
-// KEYS of them serve all queries of a tile. Buckets of times are looked up as `cpu::time_buckets` has it: exponent and two bits of the
-// mantissa of the difference, as a float, name a cell with one threshold at most, so one comparison decides, and exactly. Most tiles of keys
-// lie so far back that all of them fall into one bucket of a row, which two look-ups tell. Otherwise every key is looked up, in 32 bits if
-// the differences fit.
+// Relative bias. It never exists for more than a tile. Weights by position are a window of the table that moves with the keys: QUERIES - 1
+// + KEYS of them serve all queries of a tile. Buckets of times are looked up as `cpu::time_buckets` has it: exponent and two bits of the
+// mantissa of the difference, as a float, name a cell with one threshold at most, so one comparison decides, and exactly. Most tiles of
+// keys lie so far back that all of them fall into one bucket of a row, which two look-ups tell. Otherwise every key is looked up, in 32
+// bits if the differences fit.
 //
 // Masks. What a row sees of its context is an interval of positions, whatever the mask (`seen_by`).
 //
-// Two ways to share out the work, as in attention_tile.cuh, with the same bits: a warp has 16 or 32 queries and all keys of a tile; or, for tiles
-// of few queries (FEW), four warps have the same 32 queries and share keys, then columns.
+// Two ways to share out the work, as in attention_tile.cuh, with the same bits: a warp has 16 or 32 queries and all keys of a tile; or, for
+// tiles of few queries (FEW), four warps have the same 32 queries and share keys, then columns.
 //
 // Invariant, bit for bit: a sum depends on the query, its position and time, and the keys it sees, nothing else. Tiles of keys begin at
-// multiples of KEYS of the absolute position and are added from the first to the last; a key that is not seen weighs 0, and adding 0 changes
-// nothing. So it does not matter which rows share a tile, and tiles that no row of a warp sees are passed over. The ways to look a bucket up
-// give the same weight. Keys and values from `end` on are never read: zeros take their place.
+// multiples of KEYS of the absolute position and are added from the first to the last; a key that is not seen weighs 0, and adding 0
+// changes nothing. So it does not matter which rows share a tile, and tiles that no row of a warp sees are passed over. The ways to look a
+// bucket up give the same weight. Keys and values from `end` on are never read: zeros take their place.
 #pragma once
 
 #include "attention_tile.cuh"

@@ -1,5 +1,5 @@
-// The kernels of HSTU, run on the CPU, against double precision and against themselves: pointwise attention, and what lies row by row between
-// the matrix products.
+// The kernels of HSTU, run on the CPU, against double precision and against themselves: pointwise attention, and what lies row by row
+// between the matrix products.
 //
 // What is promised of attention:
 //   * closeness: weights are rounded to bf16 (2^-8 of each), the rest is single precision: |error| <= 2^-8 sum |w v| and 3 % more, and what
@@ -50,19 +50,17 @@ using pointwise::Time;
 using pointwise::TimeTable;
 
 // `cpu::time_buckets::THRESHOLDS`.
-const Time THRESHOLDS[128] = {
-    2, 2, 3, 4, 5, 7, 9, 12, 16, 21, 28, 38, 51, 68, 92, 124, 167, 226, 305, 412, 557, 752, 1016, 1372, 1854, 2505, 3385, 4574, 6180,
-    8350, 11283, 15245, 20600, 27834, 37610, 50818, 68666, 92782, 125367, 169397, 228891, 309280, 417901, 564672, 762990, 1030959,
-    1393042, 1882290, 2543367, 3436623, 4643595, 6274467, 8478123, 11455710, 15479070, 20915478, 28261151, 38186755, 51598331,
-    69720053, 94206437, 127292700, 171999177, 232406601, 314030161, 424319920, 573345376, 774710112, 1046794145, 1414438848,
-    1911204161, 2582433664, 3489410432, 4714926848, 6370844929, 8608349696, 11631690241, 15716857344, 21236737025, 28695292928,
-    38773372928, 52390873089, 70791081984, 95653629953, 129247899648, 174641078272, 235976794113, 318853627905, 430838267905,
-    582153043969, 786609569792, 1062874873856, 1436167241729, 1940563755009, 2622104403969, 3543014178817, 4787356827649,
-    6468712792065, 8740590059521, 11810374156289, 15958267133952, 21562972438529, 29136107077633, 39368926429184, 53195697029121,
-    71878563594241, 97122946908160, 131233266794497, 177324058214400, 239601604100097, 323751497433089, 437457166270464,
-    591095444537345, 798692621680640, 1079203646668800, 1458228034535424, 1970368793280512, 2662387547111425, 3597438166237184,
-    4860885340258305, 6568090280132608, 8874853327175681, 11991769344376832, 16203431454703616, 21894198160523265, 29583720776204288,
-    39973748102660096, 54012827962179584};
+const Time THRESHOLDS[128] = {2, 2, 3, 4, 5, 7, 9, 12, 16, 21, 28, 38, 51, 68, 92, 124, 167, 226, 305, 412, 557, 752, 1016, 1372, 1854,
+    2505, 3385, 4574, 6180, 8350, 11283, 15245, 20600, 27834, 37610, 50818, 68666, 92782, 125367, 169397, 228891, 309280, 417901, 564672,
+    762990, 1030959, 1393042, 1882290, 2543367, 3436623, 4643595, 6274467, 8478123, 11455710, 15479070, 20915478, 28261151, 38186755,
+    51598331, 69720053, 94206437, 127292700, 171999177, 232406601, 314030161, 424319920, 573345376, 774710112, 1046794145, 1414438848,
+    1911204161, 2582433664, 3489410432, 4714926848, 6370844929, 8608349696, 11631690241, 15716857344, 21236737025, 28695292928, 38773372928,
+    52390873089, 70791081984, 95653629953, 129247899648, 174641078272, 235976794113, 318853627905, 430838267905, 582153043969, 786609569792,
+    1062874873856, 1436167241729, 1940563755009, 2622104403969, 3543014178817, 4787356827649, 6468712792065, 8740590059521, 11810374156289,
+    15958267133952, 21562972438529, 29136107077633, 39368926429184, 53195697029121, 71878563594241, 97122946908160, 131233266794497,
+    177324058214400, 239601604100097, 323751497433089, 437457166270464, 591095444537345, 798692621680640, 1079203646668800,
+    1458228034535424, 1970368793280512, 2662387547111425, 3597438166237184, 4860885340258305, 6568090280132608, 8874853327175681,
+    11991769344376832, 16203431454703616, 21894198160523265, 29583720776204288, 39973748102660096, 54012827962179584};
 
 int bucket_of(Time a, Time b) {
     const Time magnitude = a > b ? a - b : b - a;
@@ -119,7 +117,8 @@ bool sees(const pointwise::Mask &mask, int context_len, int position, int column
 void masks() {
     label = "masks";
     for (int trial = 0; trial < 400; ++trial) {
-        pointwise::Mask mask{random_int(0, 1) * random_int(0, 6), random_int(0, 1) * random_int(1, 20), random_int(0, 1) * random_int(1, 9)};
+        pointwise::Mask mask{
+            random_int(0, 1) * random_int(0, 6), random_int(0, 1) * random_int(1, 20), random_int(0, 1) * random_int(1, 9)};
         const int context_len = random_int(1, 50);
         for (int position = -1; position < context_len; ++position) {
             const int2 seen = pointwise::seen_by(mask, context_len, position < 0 ? context_len : position);
@@ -376,7 +375,8 @@ std::vector<float> attend(const World &world, const std::vector<int> &page_table
             if (!part.branches && model.context_split) {
                 const int end = first + count;
                 for (int split = 0; split * model.context_split < end; ++split) {
-                    items.push_back({at, count, request.table, split * model.context_split, std::min(end, (split + 1) * model.context_split),
+                    items.push_back({at, count, request.table, split * model.context_split,
+                        std::min(end, (split + 1) * model.context_split),
                         first_partial + split * (part.last - part.first) + first - part.first, first, 1, request.len, request.times_at});
                 }
                 for (int position = first; position < end; ++position) {
@@ -428,8 +428,8 @@ std::vector<float> attend(const World &world, const std::vector<int> &page_table
 bool same_bits(const float *one, const float *other, std::size_t count) { return std::memcmp(one, other, count * sizeof(float)) == 0; }
 
 void attention_case(const Model &model, const Entry &entry, int contexts, int longest, int most_beams) {
-    label = "widths " + std::to_string(model.key_dim) + " of " + std::to_string(entry.DK) + ", " + std::to_string(model.value_dim) + " of " +
-            std::to_string(entry.DV) + ", heads " + std::to_string(model.heads) + (model.biased ? ", biased" : "") + ", mask " +
+    label = "widths " + std::to_string(model.key_dim) + " of " + std::to_string(entry.DK) + ", " + std::to_string(model.value_dim) +
+            " of " + std::to_string(entry.DV) + ", heads " + std::to_string(model.heads) + (model.biased ? ", biased" : "") + ", mask " +
             std::to_string(model.mask.contextual) + " " + std::to_string(model.mask.window) + " " + std::to_string(model.mask.full_tail);
     World world(model, entry, contexts * (longest / PAGE + 2 + most_beams * 5 / PAGE + 1) + 3);
     const std::size_t out_width = std::size_t(model.heads) * model.value_dim;
@@ -464,9 +464,11 @@ void attention_case(const Model &model, const Entry &entry, int contexts, int lo
         std::vector<Part> parts;
         std::vector<int> tables = world.page_tables;
         for (const Request &request : world.requests) {
-            if (random_int(0, 2) == 0) parts.push_back({&request, 0, request.beams, true});
+            if (random_int(0, 2) == 0)
+                parts.push_back({&request, 0, request.beams, true});
             else if (request.len > 0) {
-                const int first = random_int(0, request.len - 1), last = trial == 0 ? std::min(request.len, first + 3) : random_int(first + 1, request.len);
+                const int first = random_int(0, request.len - 1),
+                          last = trial == 0 ? std::min(request.len, first + 3) : random_int(first + 1, request.len);
                 parts.push_back({&request, first, last, false});
                 if (model.mask.contextual > 0) continue;
                 for (int position = last; position < request.len; ++position)
@@ -571,9 +573,10 @@ void residual_norms() {
             const bool has_residual = !(variant & 32) || !adds;
             std::vector<float> kept(std::size_t(rows) * width, NAN);
             std::vector<bf16> out(std::size_t(rows) * width, NOBODYS);
-            run(rows, norm_threads(width), 0, hstu_residual_norm, has_residual ? residual.data() : nullptr, gathers ? index.data() : nullptr,
-                adds ? delta.data() : nullptr, biased ? delta_bias.data() : nullptr, affine ? weight.data() : nullptr,
-                affine ? bias.data() : nullptr, keeps ? kept.data() : nullptr, variant % 7 ? out.data() : nullptr, width, epsilon);
+            run(rows, norm_threads(width), 0, hstu_residual_norm, has_residual ? residual.data() : nullptr,
+                gathers ? index.data() : nullptr, adds ? delta.data() : nullptr, biased ? delta_bias.data() : nullptr,
+                affine ? weight.data() : nullptr, affine ? bias.data() : nullptr, keeps ? kept.data() : nullptr,
+                variant % 7 ? out.data() : nullptr, width, epsilon);
             for (unsigned row = 0; row < rows; ++row) {
                 std::vector<float> sum(width);
                 for (int column = 0; column < width; ++column) {
@@ -585,7 +588,8 @@ void residual_norms() {
                 const std::vector<double> truth = normed(sum.data(), width, epsilon);
                 for (int column = 0; column < width; ++column) {
                     const bf16 is = out[std::size_t(row) * width + column];
-                    if (variant % 7 == 0) check(is_untouched(is), "no norm");
+                    if (variant % 7 == 0)
+                        check(is_untouched(is), "no norm");
                     else {
                         const double scale = affine ? weight[column] : 1;
                         const double expected = affine ? truth[column] * scale + bias[column] : truth[column];
@@ -613,7 +617,8 @@ void splits() {
     };
     for (const Shape shape : {Shape{2, 25, 25, 32, 32}, {1, 50, 50, 64, 64}, {8, 32, 32, 32, 32}, {4, 128, 64, 128, 64},
              {3, 10, 16, 16, 16}, {2, 256, 256, 256, 256}, {3, 7, 40, 16, 64}}) {
-        label = "split of " + std::to_string(shape.heads) + " heads of " + std::to_string(shape.key_dim) + ", " + std::to_string(shape.value_dim);
+        label = "split of " + std::to_string(shape.heads) + " heads of " + std::to_string(shape.key_dim) + ", " +
+                std::to_string(shape.value_dim);
         const int heads = shape.heads, key_dim = shape.key_dim, value_dim = shape.value_dim, padded_key = shape.padded_key,
                   padded_value = shape.padded_value;
         const unsigned rows = 4, pages = 3;
@@ -637,16 +642,20 @@ void splits() {
                         check(__bfloat16_as_ushort(out[column]) == 0, "padding is zero");
                         continue;
                     }
-                    const float x = __bfloat162float(uvqk[std::size_t(row) * width + first + column]) + (biased ? bias[first + column] : 0.0f);
-                    if (activated) check(near_bf16(out[column], x / (1 + std::exp(-double(x))), 1e-30), "an activated value");
-                    else check(is_rounded(out[column], x), "a value");
+                    const float x =
+                        __bfloat162float(uvqk[std::size_t(row) * width + first + column]) + (biased ? bias[first + column] : 0.0f);
+                    if (activated)
+                        check(near_bf16(out[column], x / (1 + std::exp(-double(x))), 1e-30), "an activated value");
+                    else
+                        check(is_rounded(out[column], x), "a value");
                 }
             };
             for (unsigned row = 0; row < rows; ++row) {
                 for (int head = 0; head < heads; ++head) {
                     const int hv = heads * value_dim, hk = heads * key_dim;
                     compare(&u[(std::size_t(row) * heads + head) * value_dim], value_dim, row, head * value_dim, value_dim, silu >= 1);
-                    compare(&queries[(std::size_t(row) * heads + head) * padded_key], padded_key, row, 2 * hv + head * key_dim, key_dim, silu == 2);
+                    compare(&queries[(std::size_t(row) * heads + head) * padded_key], padded_key, row, 2 * hv + head * key_dim, key_dim,
+                        silu == 2);
                     if (slots[row] < 0) continue;
                     const std::size_t at = (std::size_t(slots[row] / PAGE) * heads + head) * PAGE + slots[row] % PAGE;
                     compare(&values[at * padded_value], padded_value, row, hv + head * value_dim, value_dim, silu == 2);
