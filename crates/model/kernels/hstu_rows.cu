@@ -147,8 +147,8 @@ extern "C" __global__ void __launch_bounds__(rms_norm::MOST_THREADS)
 //   keys, values  [page][heads][32][padded_key] and [padded_value] bf16, the pages of one layer
 //   silu          2: of all four, 1: of u, 0: of none
 //
-// Columns from the true widths (at most 256) on are written as zero. A warp has one head of one of the four. Grid: ceil(rows * 4 * heads /
-// 8) blocks of 256 threads. Widths that are not even are read and written value by value.
+// Columns from the true widths (at most 256) on are written as zero. A warp has one head of one of the four. Blocks of 256 threads, ceil(rows
+// * 4 * heads / 8) of them. Widths that are not even are read and written value by value.
 extern "C" __global__ void __launch_bounds__(hstu::THREADS)
     hstu_split(const bf16 *uvqk, const float *bias, const int32_t *slots, bf16 *u, bf16 *queries, bf16 *keys, bf16 *values, uint32_t rows,
         int heads, int key_dim, int value_dim, int padded_key, int padded_value, int silu) {

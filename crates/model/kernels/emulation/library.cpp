@@ -31,7 +31,8 @@ struct Entry {
 
 #define ENTRY(name) Entry{#name, &Launcher<&name>::launch, Launcher<&name>::parameters}
 #define POINTWISE(name) ENTRY(name##_16), ENTRY(name##_32), ENTRY(name##_64), ENTRY(name##_128)
-#define POINTWISE_BY_KEY(name) POINTWISE(name##_16), POINTWISE(name##_32), POINTWISE(name##_64), POINTWISE(name##_128), ENTRY(name##_256_256)
+#define POINTWISE_BY_KEY(name) \
+    POINTWISE(name##_16), POINTWISE(name##_32), POINTWISE(name##_64), POINTWISE(name##_128), ENTRY(name##_256_256)
 #define BY_WIDTH(name) ENTRY(name##_16), ENTRY(name##_32), ENTRY(name##_64), ENTRY(name##_128), ENTRY(name##_256)
 
 using namespace expand;
