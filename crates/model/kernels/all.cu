@@ -5,9 +5,11 @@
 #include "expand_small.cu"
 #include "fill.cu"
 #include "gate.cu"
+#include "hstu_rows.cu"
 #include "log_sum_exp.cu"
 #include "norm.cu"
 #include "rotary_store.cu"
 // Last: what they share has names at the outermost level.
 #include "branch_attention.cu"
+#include "pointwise_attention.cu"
 #include "prefill_attention.cu"

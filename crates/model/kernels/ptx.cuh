@@ -104,3 +104,15 @@ __device__ __forceinline__ float exp2_approx(float x) {
     return result < 1.17549435e-38f ? 0.0f : result;
 #endif
 }
+
+// 1 / x, subnormal inputs and results as zero; 1 / inf is 0. On the hardware within 1 unit in the last place.
+__device__ __forceinline__ float reciprocal_approx(float x) {
+#ifdef __CUDACC__
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+#else
+    const float result = 1.0f / x;
+    return std::fabs(result) < 1.17549435e-38f ? 0.0f : result;
+#endif
+}
