@@ -58,7 +58,7 @@ fn keys(padded_dim: usize) -> usize {
 
 /// Tiles of keys that are on their way, in tiles of few queries.
 fn few_stages(padded_dim: usize) -> usize {
-    if padded_dim <= 128 { 4 } else { 3 }
+    if padded_dim <= 128 { 4 } else { 2 }
 }
 
 /// `by_rows_bytes` and `by_keys_bytes` of kernels/attention_tile.cuh.
@@ -457,4 +457,23 @@ pub(super) fn fill_normal(
     let arguments = [to.into(), (values as u64).into(), seed.into(), deviation.into()];
     // SAFETY: the caller's memory holds so many values.
     unsafe { run(device, "fill_normal", [blocks(values, 1024).min(1 << 20), 1], THREADS, 0, &arguments) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_memory_is_what_the_kernels_say() {
+        // As kernels/README.md lists it, from assertions in attention_tile.cuh. Every GPU has 99 KiB.
+        let many = [12_800, 25_088, 49_664, 66_048, 98_560];
+        let few = [22_144, 39_552, 74_368, 76_416, 84_608];
+        for ((dim, many), few) in PADDED_DIMS.into_iter().zip(many).zip(few) {
+            assert_eq!([attention_shared(dim, false), attention_shared(dim, true)], [many, few], "{dim}");
+        }
+        assert_eq!(
+            [1, 2, 16, 17, 18, 128, 256, 258].map(padded_dim),
+            [None, Some(16), Some(16), None, Some(32), Some(128), Some(256), None]
+        );
+    }
 }
