@@ -19,11 +19,19 @@ pub trait PageContents {
     fn page_bytes(&self) -> usize;
 
     /// Copies a context page out. `to` has [`PageContents::page_bytes`] bytes.
-    fn export(&self, page: PageId, to: &mut [u8]);
+    ///
+    /// # Errors
+    ///
+    /// When the memory failed; what `to` holds is not believed then.
+    fn export(&self, page: PageId, to: &mut [u8]) -> Result<(), TransferError>;
 
     /// Copies what was exported from some page into this one: afterwards it is that page in every bit that is ever
     /// read. `from` has [`PageContents::page_bytes`] bytes.
-    fn import(&mut self, from: &[u8], page: PageId);
+    ///
+    /// # Errors
+    ///
+    /// When the memory failed.
+    fn import(&mut self, from: &[u8], page: PageId) -> Result<(), TransferError>;
 }
 
 /// One page to be moved.
@@ -45,8 +53,8 @@ pub enum Transfer {
     },
 }
 
-/// A transfer that cannot be carried out: a bug of whoever ordered it.
-#[derive(Copy, Clone, Eq, PartialEq, Debug, Error)]
+/// A transfer that was not carried out: a bug of whoever ordered it, or memory that failed.
+#[derive(Clone, Eq, PartialEq, Debug, Error)]
 pub enum TransferError {
     /// The page store's pages have another size.
     #[error("a page has {actual} bytes, the host tier was told {expected}")]
@@ -59,6 +67,9 @@ pub enum TransferError {
     /// There is nothing to bring back.
     #[error("a page is to come back that never arrived")]
     Empty,
+    /// The memory that the pages lie in.
+    #[error("moving a page: {0}")]
+    Memory(String),
 }
 
 impl Transfer {
@@ -66,7 +77,7 @@ impl Transfer {
     ///
     /// # Errors
     ///
-    /// When sizes disagree or there is nothing to move; nothing was moved then.
+    /// When sizes disagree, there is nothing to move, or the memory failed; the host page is then as it was.
     pub fn carry_out(&self, store: &mut impl PageContents) -> Result<(), TransferError> {
         let actual = store.page_bytes();
         let (Self::Export { to: host, .. } | Self::Import { from: host, .. }) = self;
@@ -77,7 +88,6 @@ impl Transfer {
             Self::Export { page, to } => to.fill(|contents| store.export(*page, contents)),
             Self::Import { from, page } => store.import(from.contents().ok_or(TransferError::Empty)?, *page),
         }
-        Ok(())
     }
 }
 

@@ -239,11 +239,11 @@ fn pages_come_back_from_host_memory_bit_for_bit() {
     assert_eq!(bytes, DevicePages::bytes_per_page(3, 2, 16));
     let contents = |seed: usize| (0..bytes).map(|at| (at * 31 + seed * 7) as u8).collect::<Vec<u8>>();
     for page in 0..4 {
-        pages.import(&contents(page), PageId(page as u32));
+        pages.import(&contents(page), PageId(page as u32)).unwrap();
     }
     for page in 0..4 {
         let mut out = vec![0; bytes];
-        pages.export(PageId(page as u32), &mut out);
+        pages.export(PageId(page as u32), &mut out).unwrap();
         assert_eq!(out, contents(page));
     }
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use beamline_kv_cache::{
-    CacheConfig, HostMemory, LruTier, Namespace, PageContents, PageId, ReuseClass, Transfer,
+    CacheConfig, HostMemory, LruTier, Namespace, PageContents, PageId, ReuseClass, Transfer, TransferError,
 };
 use beamline_model::step::{Plan, Progress};
 use beamline_scheduler::{
@@ -23,9 +23,13 @@ impl PageContents for Nowhere {
         1
     }
 
-    fn export(&self, _page: PageId, _to: &mut [u8]) {}
+    fn export(&self, _page: PageId, _to: &mut [u8]) -> Result<(), TransferError> {
+        Ok(())
+    }
 
-    fn import(&mut self, _from: &[u8], _page: PageId) {}
+    fn import(&mut self, _from: &[u8], _page: PageId) -> Result<(), TransferError> {
+        Ok(())
+    }
 }
 
 /// A scheduler over 16 pages and a larger host memory, and what came out of it.

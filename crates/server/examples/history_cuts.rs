@@ -17,6 +17,7 @@ use std::time::Duration;
 use beamline::service::{coarse_step, dropped_by};
 use beamline_kv_cache::{
     CacheConfig, HostMemory, HostPage, MokaTier, Namespace, PageContents, PageId, ReuseClass, SessionKey,
+    TransferError,
 };
 use beamline_model::step::{Plan, Progress, Slot, StepError, StepModel};
 use beamline_scheduler::{Ending, Event, Micros, Request, RequestId, Scheduler, SchedulerConfig, Usage};
@@ -239,9 +240,13 @@ impl PageContents for Nothing {
         1
     }
 
-    fn export(&self, _page: PageId, _to: &mut [u8]) {}
+    fn export(&self, _page: PageId, _to: &mut [u8]) -> Result<(), TransferError> {
+        Ok(())
+    }
 
-    fn import(&mut self, _from: &[u8], _page: PageId) {}
+    fn import(&mut self, _from: &[u8], _page: PageId) -> Result<(), TransferError> {
+        Ok(())
+    }
 }
 
 impl StepModel for Nothing {

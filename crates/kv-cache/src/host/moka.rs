@@ -133,7 +133,7 @@ mod tests {
             vec![0; words as usize].into(),
             PAGE_BYTES,
         );
-        page.fill(|_| {});
+        page.fill(|_| Ok::<(), ()>(())).unwrap();
         page
     }
 

@@ -68,13 +68,15 @@ impl HostPage {
         self.contents.get().map(|contents| &**contents)
     }
 
-    /// Fills the page. What it was filled with first stays.
-    pub(crate) fn fill(&self, fill: impl FnOnce(&mut [u8])) {
-        self.contents.get_or_init(|| {
+    /// Fills the page. What it was filled with first stays; where filling fails, the page stays empty.
+    pub(crate) fn fill<E>(&self, fill: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
+        if !self.is_filled() {
             let mut contents = vec![0; self.page_bytes].into_boxed_slice();
-            fill(&mut contents);
-            contents
-        });
+            fill(&mut contents)?;
+            // Whoever was faster put the same there.
+            let _ = self.contents.set(contents);
+        }
+        Ok(())
     }
 }
 

@@ -17,12 +17,14 @@ impl PageContents for Device {
         8
     }
 
-    fn export(&self, page: PageId, to: &mut [u8]) {
+    fn export(&self, page: PageId, to: &mut [u8]) -> Result<(), TransferError> {
         to.copy_from_slice(&self.0[page.index()].to_le_bytes());
+        Ok(())
     }
 
-    fn import(&mut self, from: &[u8], page: PageId) {
+    fn import(&mut self, from: &[u8], page: PageId) -> Result<(), TransferError> {
         self.0[page.index()] = u64::from_le_bytes(from.try_into().unwrap());
+        Ok(())
     }
 }
 
@@ -144,6 +146,48 @@ fn a_page_that_never_arrived_is_not_believed() {
     cached(&mut cache, &ns, &words);
     assert_eq!(evict_all(&mut cache, &mut device), 2);
     assert_eq!(found(&mut cache, &ns, &words), 2);
+}
+
+/// A device whose copies fail half way.
+struct Failing;
+
+impl PageContents for Failing {
+    fn page_bytes(&self) -> usize {
+        8
+    }
+
+    fn export(&self, _page: PageId, to: &mut [u8]) -> Result<(), TransferError> {
+        to[..4].fill(1);
+        Err(TransferError::Memory("gone".into()))
+    }
+
+    fn import(&mut self, _from: &[u8], _page: PageId) -> Result<(), TransferError> {
+        Err(TransferError::Memory("gone".into()))
+    }
+}
+
+#[test]
+fn what_a_failed_copy_left_is_not_believed() {
+    let (mut cache, mut device) = (with_tier(4, lru(8), 0), Device::default());
+    let (ns, words) = (ns("a"), context(1, 2));
+    cached(&mut cache, &ns, &words);
+    let (mut pages, mut transfers) = (Vec::new(), Vec::new());
+    cache.allocate(4, &mut pages).unwrap();
+    cache.take_transfers(&mut transfers);
+    for transfer in &transfers {
+        let Transfer::Export { to, .. } = transfer else { panic!("it was to be copied out") };
+        assert_eq!(transfer.carry_out(&mut Failing), Err(TransferError::Memory("gone".into())));
+        assert!(!to.is_filled());
+    }
+    assert_eq!((transfers.len(), found(&mut cache, &ns, &words)), (2, 0));
+    // The same copies may be tried again; then the pages are there.
+    for transfer in &transfers {
+        transfer.carry_out(&mut device).unwrap();
+    }
+    let Transfer::Export { to, .. } = &transfers[0] else { panic!("it was copied out") };
+    let import = Transfer::Import { from: Arc::clone(to), page: PageId(0) };
+    assert_eq!(import.carry_out(&mut Failing), Err(TransferError::Memory("gone".into())));
+    assert_eq!(import.carry_out(&mut device), Ok(()));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::reference::{Content, HostEntry, HostReference, Reference};
 use crate::chain::ChainHash;
 use crate::{
     CacheConfig, CacheStats, HostKey, HostMemory, HostPage, KvCache, LruTier, Namespace, OutOfPages,
-    PageContents, PageId, Publish, SessionKey, Transfer,
+    PageContents, PageId, Publish, SessionKey, Transfer, TransferError,
 };
 
 const SEEDS: u64 = 250;
@@ -186,12 +186,14 @@ impl PageContents for Device {
         PAGE_BYTES
     }
 
-    fn export(&self, page: PageId, to: &mut [u8]) {
+    fn export(&self, page: PageId, to: &mut [u8]) -> Result<(), TransferError> {
         to.copy_from_slice(&self.pages[&page].to_le_bytes());
+        Ok(())
     }
 
-    fn import(&mut self, from: &[u8], page: PageId) {
+    fn import(&mut self, from: &[u8], page: PageId) -> Result<(), TransferError> {
         self.pages.insert(page, u64::from_le_bytes(from.try_into().unwrap()));
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@
 //! are moved, never converted, so a page that comes back is the same bit for bit. They mean nothing outside the store
 //! that they came from: another model, number format or layout is another store with a tier of its own.
 
-use beamline_kv_cache::{PageContents, PageId};
+use beamline_kv_cache::{PageContents, PageId, TransferError};
 
 use super::pages::PageStore;
 
@@ -16,7 +16,7 @@ impl PageContents for PageStore {
             .sum()
     }
 
-    fn export(&self, page: PageId, mut to: &mut [u8]) {
+    fn export(&self, page: PageId, mut to: &mut [u8]) -> Result<(), TransferError> {
         for head in (0..self.layers()).flat_map(|layer| self.layer(layer)) {
             for part in [head.context_keys(page), head.values(page)] {
                 let bytes = bytemuck::cast_slice(part);
@@ -26,9 +26,10 @@ impl PageContents for PageStore {
             }
         }
         assert!(to.is_empty(), "a page is exported whole");
+        Ok(())
     }
 
-    fn import(&mut self, mut from: &[u8], page: PageId) {
+    fn import(&mut self, mut from: &[u8], page: PageId) -> Result<(), TransferError> {
         for layer in 0..self.layers() {
             for head in self.layer_mut(layer) {
                 for part in head.page_mut(page) {
@@ -40,6 +41,7 @@ impl PageContents for PageStore {
             }
         }
         assert!(from.is_empty(), "a page is imported whole");
+        Ok(())
     }
 }
 
@@ -73,12 +75,12 @@ mod tests {
         );
         let copy = |store: &PageStore, page: u32| {
             let mut contents = vec![0; bytes];
-            store.export(PageId(page), &mut contents);
+            store.export(PageId(page), &mut contents).unwrap();
             contents
         };
         let before: Vec<Vec<u8>> = (0..4).map(|page| copy(&store, page)).collect();
         assert!(before[0] != before[1]);
-        store.import(&before[1], PageId(3));
+        store.import(&before[1], PageId(3)).unwrap();
         let expected = [&before[0], &before[1], &before[2], &before[1]];
         assert!((0..4).all(|page| copy(&store, page) == *expected[page as usize]));
     }

@@ -343,9 +343,6 @@ impl DeviceExecutor {
         for transfer in &plan.transfers {
             transfer.carry_out(&mut self.pages).map_err(|error| StepError(error.to_string()))?;
         }
-        if let Some(error) = self.pages.take_failure() {
-            return Err(error.into());
-        }
         self.lay_out(plan)?;
         let arrays = self.upload_arrays()?;
         let states = self.model.forward(&self.layout, &arrays, &self.pages, &mut self.workspace)?;

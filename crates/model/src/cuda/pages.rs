@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use beamline_kv_cache::{PageContents, PageId};
+use beamline_kv_cache::{PageContents, PageId, TransferError};
 
 use super::device::{Device, DeviceError, Memory};
 use crate::cpu::pages::PAGE_SIZE;
@@ -26,8 +26,6 @@ pub struct DevicePages {
     pages: usize,
     /// Bytes of the keys of one page in one layer.
     part_bytes: usize,
-    /// Set when a copy to or from host memory failed; told at the next step.
-    failed: std::sync::Mutex<Option<DeviceError>>,
 }
 
 impl DevicePages {
@@ -53,13 +51,7 @@ impl DevicePages {
             .checked_mul(pages)
             .ok_or_else(|| DeviceError::new(format!("allocating {pages} KV pages"), "too many"))?;
         let memory = Memory::zeroed(device, all)?;
-        Ok(Self {
-            memory,
-            layers,
-            pages,
-            part_bytes: kv_heads * PAGE_SIZE * padded_dim * VALUE_BYTES,
-            failed: std::sync::Mutex::default(),
-        })
+        Ok(Self { memory, layers, pages, part_bytes: kv_heads * PAGE_SIZE * padded_dim * VALUE_BYTES })
     }
 
     /// Pages.
@@ -72,17 +64,6 @@ impl DevicePages {
         let part = (self.pages * self.part_bytes) as u64;
         let keys = self.memory.address() + 2 * layer as u64 * part;
         [keys, keys + part]
-    }
-
-    /// What failed in copies since it was last asked.
-    pub(super) fn take_failure(&self) -> Option<DeviceError> {
-        self.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
-    }
-
-    fn note(&self, result: Result<(), DeviceError>) {
-        if let Err(error) = result {
-            *self.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
-        }
     }
 
     /// The parts of a page, in the order of its contents.
@@ -98,11 +79,17 @@ impl PageContents for DevicePages {
         2 * self.layers * self.part_bytes
     }
 
-    fn export(&self, page: PageId, to: &mut [u8]) {
-        self.note(self.memory.device().gather(&self.parts(page), to));
+    fn export(&self, page: PageId, to: &mut [u8]) -> Result<(), TransferError> {
+        Ok(self.memory.device().gather(&self.parts(page), to)?)
     }
 
-    fn import(&mut self, from: &[u8], page: PageId) {
-        self.note(self.memory.device().scatter(from, &self.parts(page)));
+    fn import(&mut self, from: &[u8], page: PageId) -> Result<(), TransferError> {
+        Ok(self.memory.device().scatter(from, &self.parts(page))?)
+    }
+}
+
+impl From<DeviceError> for TransferError {
+    fn from(error: DeviceError) -> Self {
+        Self::Memory(error.to_string())
     }
 }

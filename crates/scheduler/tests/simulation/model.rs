@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use beamline_kv_cache::{PageContents, PageId, Transfer};
+use beamline_kv_cache::{PageContents, PageId, Transfer, TransferError};
 use beamline_model::step::{BranchStep, Chunk, Plan, Progress, Slot, StepError, StepModel};
 
 use crate::{
@@ -273,18 +273,20 @@ impl PageContents for SimModel {
         self.page_size * 8
     }
 
-    fn export(&self, page: PageId, to: &mut [u8]) {
+    fn export(&self, page: PageId, to: &mut [u8]) -> Result<(), TransferError> {
         let cells = &self.cells[page.0 as usize * self.page_size..][..self.page_size];
         for (bytes, cell) in to.as_chunks_mut().0.iter_mut().zip(cells) {
             *bytes = cell.to_le_bytes();
         }
+        Ok(())
     }
 
-    fn import(&mut self, from: &[u8], page: PageId) {
+    fn import(&mut self, from: &[u8], page: PageId) -> Result<(), TransferError> {
         let cells = &mut self.cells[page.0 as usize * self.page_size..][..self.page_size];
         for (cell, bytes) in cells.iter_mut().zip(from.as_chunks().0) {
             *cell = u64::from_le_bytes(*bytes);
         }
+        Ok(())
     }
 }
 
