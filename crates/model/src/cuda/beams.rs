@@ -154,7 +154,7 @@ impl Places {
             next += bytes.next_multiple_of(16) as u64;
             taken
         };
-        // Count, failure, nodes and scores lie one after the other: they are read back together.
+        // Count, nodes and scores lie one after the other: they are read back together.
         let mut beams = || BeamAddresses {
             count: take(16),
             nodes: take(4 * width),

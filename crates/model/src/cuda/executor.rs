@@ -22,6 +22,7 @@ use super::kernels;
 use super::layout::{ContextChunk, Layout, Upload};
 use super::pages::DevicePages;
 use super::qwen::{DeviceQwen, StepArrays, Workspace};
+use crate::executor::slots::Slots;
 use crate::executor::{Found, Job};
 use crate::step::{Plan, Progress, Slot, StepError, StepModel};
 
@@ -34,7 +35,7 @@ pub struct DeviceExecutor {
     device: Arc<dyn Device>,
     model: Arc<DeviceQwen>,
     pages: DevicePages,
-    slots: Vec<Option<InFlight>>,
+    slots: Slots<InFlight>,
     /// Tries of the catalogs in use, and of the last one.
     tries: Vec<(Arc<Catalog>, Arc<DeviceTrie>)>,
     layout: Layout,
@@ -110,7 +111,7 @@ impl DeviceExecutor {
             device,
             model,
             pages,
-            slots: Vec::new(),
+            slots: Slots::default(),
             tries: Vec::new(),
             layout: Layout::default(),
             upload: Upload::default(),
@@ -142,7 +143,7 @@ impl DeviceExecutor {
         self.layout.clear();
         self.expanding.clear();
         for chunk in &plan.chunks {
-            let request = in_flight(&mut self.slots, chunk.slot)?;
+            let request = self.slots.get_mut(chunk.slot)?;
             let tokens = request.job.tokens.get(chunk.positions.clone());
             let missing = || StepError(format!("positions {:?} are not there", chunk.positions));
             let wanted = chunk.expand.filter(|_| request.job.search.is_some());
@@ -163,7 +164,7 @@ impl DeviceExecutor {
             }
         }
         for branch in &plan.branches {
-            let request = in_flight(&mut self.slots, branch.slot)?;
+            let request = self.slots.get_mut(branch.slot)?;
             let search =
                 request.search.as_ref().filter(|search| search.steps_done() > 0 && !search.is_over());
             let search = search.ok_or_else(|| StepError(format!("slot {} has no beams", branch.slot.0)))?;
@@ -191,10 +192,10 @@ impl DeviceExecutor {
 
     /// Begins the search of a request.
     fn begin(&mut self, slot: Slot, width: usize) -> Result<(), StepError> {
-        let Some(request) = in_flight(&mut self.slots, slot)?.job.search.clone() else { return Ok(()) };
+        let Some(request) = self.slots.get(slot)?.job.search.clone() else { return Ok(()) };
         let trie = self.prepare(&request.catalog)?;
         let search = DeviceSearch::new(&self.device, request, trie, width)?;
-        in_flight(&mut self.slots, slot)?.search = Some(search);
+        self.slots.get_mut(slot)?.search = Some(search);
         Ok(())
     }
 
@@ -217,7 +218,7 @@ impl DeviceExecutor {
         let first_branch = self.expanding.len() - layout.requests.len();
         let mut rows = Vec::with_capacity(layout.requests.len());
         for (request, slot) in layout.requests.iter().zip(&self.expanding[first_branch..]) {
-            let search = in_flight(&mut self.slots, *slot)?.search.as_ref();
+            let search = self.slots.get(*slot)?.search.as_ref();
             let search = search.ok_or_else(|| StepError(format!("slot {} has no beams", slot.0)))?;
             let own_pages = base + pages + 4 * request.branch_pages as u64;
             rows.push(search.branch_rows(
@@ -250,7 +251,7 @@ impl DeviceExecutor {
         let mut segments = Vec::with_capacity(self.expanding.len());
         let (mut first, mut kept) = (0, 0);
         for slot in &self.expanding {
-            let search = in_flight(&mut self.slots, *slot)?.search.as_ref();
+            let search = self.slots.get(*slot)?.search.as_ref();
             let search = search.ok_or_else(|| StepError(format!("slot {} has no search", slot.0)))?;
             let (rows, window) = (search.rows(), search.window());
             let tokens = (window.end - window.start) as usize;
@@ -304,7 +305,7 @@ impl DeviceExecutor {
         let mut steps = Vec::with_capacity(segments.len());
         let mut sizes = Expansion::default();
         for (slot, segment) in self.expanding.iter().zip(&segments) {
-            if let Some(search) = in_flight(&mut self.slots, *slot)?.search.as_mut() {
+            if let Some(search) = self.slots.get_mut(*slot)?.search.as_mut() {
                 sizes.add(search);
                 steps.push(search.expand(Logits {
                     kept: kept_base + segment.kept,
@@ -321,7 +322,7 @@ impl DeviceExecutor {
 
     /// What the step did for a request whose search went on.
     fn outcome(&mut self, slot: Slot) -> Result<Progress<Found>, StepError> {
-        let request = in_flight(&mut self.slots, slot)?;
+        let request = self.slots.get_mut(slot)?;
         let Some(search) = &request.search else { return Ok(Progress::Failed("nothing to decode".into())) };
         if !search.is_over() {
             return Ok(Progress::Expanded { rows: search.most() });
@@ -364,22 +365,12 @@ impl DeviceExecutor {
     }
 }
 
-fn in_flight(slots: &mut [Option<InFlight>], slot: Slot) -> Result<&mut InFlight, StepError> {
-    let place = slots.get_mut(slot.0 as usize).and_then(Option::as_mut);
-    place.ok_or_else(|| StepError(format!("slot {} is not open", slot.0)))
-}
-
 impl StepModel for DeviceExecutor {
     type Payload = Job;
     type Answer = Found;
 
     fn open(&mut self, slot: Slot, payload: Job) {
-        let index = slot.0 as usize;
-        if self.slots.len() <= index {
-            self.slots.resize_with(index + 1, || None);
-        }
-        assert!(self.slots[index].is_none(), "slot {index} is opened once");
-        self.slots[index] = Some(InFlight { job: payload, search: None });
+        self.slots.open(slot, InFlight { job: payload, search: None });
     }
 
     fn step(&mut self, plan: &Plan, outcomes: &mut Vec<(Slot, Progress<Found>)>) -> Result<(), StepError> {
@@ -387,8 +378,6 @@ impl StepModel for DeviceExecutor {
     }
 
     fn close(&mut self, slot: Slot) {
-        if let Some(place) = self.slots.get_mut(slot.0 as usize) {
-            *place = None;
-        }
+        self.slots.close(slot);
     }
 }

@@ -66,6 +66,11 @@ impl Pieces {
     }
 }
 
+/// Memory cut into parts that fit into a piece.
+fn cut(address: u64, bytes: usize) -> Vec<(u64, usize)> {
+    (0..bytes).step_by(PIECE).map(|at| (address + at as u64, PIECE.min(bytes - at))).collect()
+}
+
 /// How many of the parts, from the first on, fit into a piece, and their bytes.
 fn fitting(parts: &[(u64, usize)]) -> (usize, usize) {
     let (mut count, mut bytes) = (0, 0);
@@ -203,39 +208,11 @@ impl Device for Gpu {
     }
 
     fn upload(&self, bytes: &[u8], to: u64) -> Result<(), DeviceError> {
-        self.bind()?;
-        let fail = said("copying to the device");
-        let mut pieces = lock(&self.pieces);
-        for (part, at) in bytes.chunks(PIECE).zip((0_u64..).step_by(PIECE)) {
-            let (piece, copied) = pieces.next();
-            copied.synchronize().map_err(&fail)?;
-            let piece = piece.as_mut_slice().map_err(&fail)?;
-            piece[..part.len()].copy_from_slice(part);
-            // SAFETY: the piece is not written again before its event.
-            unsafe { result::memcpy_htod_async(to + at, &piece[..part.len()], self.stream.cu_stream()) }
-                .map_err(&fail)?;
-            copied.record(&self.stream).map_err(&fail)?;
-        }
-        Ok(())
+        self.scatter(bytes, &cut(to, bytes.len()))
     }
 
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        self.bind()?;
-        let fail = said("copying from the device");
-        let mut pieces = lock(&self.pieces);
-        for (part, at) in bytes.chunks_mut(PIECE).zip((0_u64..).step_by(PIECE)) {
-            let (piece, copied) = pieces.next();
-            copied.synchronize().map_err(&fail)?;
-            let piece = piece.as_mut_slice().map_err(&fail)?;
-            // SAFETY: the piece is read after the stream was waited for.
-            unsafe {
-                result::memcpy_dtoh_async(&mut piece[..part.len()], from + at, self.stream.cu_stream())
-            }
-            .map_err(&fail)?;
-            self.stream.synchronize().map_err(&fail)?;
-            part.copy_from_slice(&piece[..part.len()]);
-        }
-        Ok(())
+        self.gather(&cut(from, bytes.len()), bytes)
     }
 
     fn gather(&self, parts: &[(u64, usize)], to: &mut [u8]) -> Result<(), DeviceError> {

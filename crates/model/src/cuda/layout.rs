@@ -254,12 +254,12 @@ impl Layout {
             let place = (page * PAGE_SIZE + position % PAGE_SIZE) as i32;
             self.places.push(if position < chunk.cached { -1 } else { place });
         }
-        // The last tiles see most keys: they come first, so that no block is left alone at the end.
         let first_written = chunk.first_position.max(chunk.cached).min(end) / PAGE_SIZE;
         let table = pages as usize;
         let read = table..table + end.div_ceil(PAGE_SIZE);
         let written = if chunk.cached < end { table + first_written..read.end } else { 0..0 };
         self.uses.push(Use { owner: chunk.owner, read, written });
+        // The last tiles see most keys: they come first, so that no block is left alone at the end.
         for start in (0..chunk.tokens.len()).step_by(shape.rows()).rev() {
             let rows = shape.rows().min(chunk.tokens.len() - start) as u32;
             let tile = PrefillTile {

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use super::Found;
 use super::expansion::{Expansion, Expansions};
+use super::slots::Slots;
 use crate::cpu::Cpu;
 use crate::cpu::pages::{PAGE_SIZE, PageStore};
 use crate::decode::{Search, SearchRequest};
@@ -87,7 +88,7 @@ pub struct HstuExecutor {
     model: Arc<Hstu>,
     cpu: Arc<Cpu>,
     pages: PageStore,
-    slots: Vec<Option<InFlight>>,
+    slots: Slots<InFlight>,
     batch: HstuBatch,
     workspace: Workspace,
     expansions: Expansions,
@@ -140,7 +141,7 @@ impl HstuExecutor {
             model,
             cpu,
             pages,
-            slots: Vec::new(),
+            slots: Slots::default(),
             batch: HstuBatch::default(),
             workspace: Workspace::default(),
             expansions: Expansions::default(),
@@ -154,7 +155,7 @@ impl HstuExecutor {
     /// Lays out the context rows of a chunk.
     fn push_chunk(&mut self, plan: &Plan, chunk: &Chunk) -> Result<(), StepError> {
         let model = Arc::clone(&self.model);
-        let request = in_flight(&mut self.slots, chunk.slot)?;
+        let request = self.slots.get_mut(chunk.slot)?;
         let row = self.batch.layout.wanted.len();
         let expands = chunk.expand.filter(|_| !matches!(request.job.work, Work::Rank));
         if chunk.positions.end > request.job.request.context_len() {
@@ -198,7 +199,7 @@ impl HstuExecutor {
     /// Lays out the branch rows of a request: its next candidates, or its beams.
     fn push_branch(&mut self, plan: &Plan, index: usize, branch: &BranchStep) -> Result<(), StepError> {
         let slot = branch.slot;
-        let request = in_flight(&mut self.slots, slot)?;
+        let request = self.slots.get_mut(slot)?;
         let row = self.batch.layout.wanted.len();
         let (context_pages, branch_pages) =
             (&plan.pages[branch.context_pages.clone()], &plan.pages[branch.branch_pages.clone()]);
@@ -276,7 +277,7 @@ impl HstuExecutor {
         let slots = slots.chain(plan.branches.iter().map(|branch| branch.slot));
         let mut results = std::mem::take(&mut self.results);
         for (slot, part) in slots.zip(results.drain(..)) {
-            let request = in_flight(&mut self.slots, slot)?;
+            let request = self.slots.get_mut(slot)?;
             let progress = match part {
                 Part::Context => Progress::Prefilled,
                 Part::Failed(why) => Progress::Failed(why),
@@ -316,8 +317,8 @@ impl HstuExecutor {
         let mut asked = Vec::new();
         for (chunk, part) in plan.chunks.iter().zip(&self.results) {
             let Part::Retrieve { row } = part else { continue };
-            let request = self.slots.get(chunk.slot.0 as usize).and_then(Option::as_ref);
-            let Some(InFlight { job: HstuJob { work: Work::Retrieve(wanted), .. }, .. }) = request else {
+            let request = self.slots.get(chunk.slot)?;
+            let Work::Retrieve(wanted) = &request.job.work else {
                 return Err(StepError(format!("slot {} retrieves nothing", chunk.slot.0)));
             };
             self.users.extend_from_slice(&self.workspace.hidden[row * width..][..width]);
@@ -360,23 +361,15 @@ impl InFlight {
     }
 }
 
-fn in_flight(slots: &mut [Option<InFlight>], slot: Slot) -> Result<&mut InFlight, StepError> {
-    let place = slots.get_mut(slot.0 as usize).and_then(Option::as_mut);
-    place.ok_or_else(|| StepError(format!("slot {} is not open", slot.0)))
-}
-
 impl StepModel for HstuExecutor {
     type Payload = HstuJob;
     type Answer = HstuAnswer;
 
     fn open(&mut self, slot: Slot, payload: HstuJob) {
-        let index = slot.0 as usize;
-        if self.slots.len() <= index {
-            self.slots.resize_with(index + 1, || None);
-        }
-        assert!(self.slots[index].is_none(), "slot {index} is opened once");
-        self.slots[index] =
-            Some(InFlight { job: payload, search: None, at_a_time: 1, predictions: Vec::new(), ranked: 0 });
+        self.slots.open(
+            slot,
+            InFlight { job: payload, search: None, at_a_time: 1, predictions: Vec::new(), ranked: 0 },
+        );
     }
 
     fn step(
@@ -389,8 +382,6 @@ impl StepModel for HstuExecutor {
     }
 
     fn close(&mut self, slot: Slot) {
-        if let Some(place) = self.slots.get_mut(slot.0 as usize) {
-            *place = None;
-        }
+        self.slots.close(slot);
     }
 }

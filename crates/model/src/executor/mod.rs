@@ -8,6 +8,7 @@
 //! hstu        an HSTU model: retrieval, ranking, or decoding
 //! any         either of them, which is what a server holds
 //! expansion   the searches of a step
+//! slots       the requests in flight
 //! ```
 //!
 //! Invariant: what happens to one request in a step is independent of the others in it; a request whose logits are not
@@ -16,6 +17,7 @@
 pub mod any;
 mod expansion;
 pub mod hstu;
+pub(crate) mod slots;
 
 use std::sync::Arc;
 
@@ -27,6 +29,7 @@ use crate::error::ModelError;
 use crate::families::qwen::{Qwen, Workspace};
 use crate::step::{BranchStep, Chunk, Plan, Progress, Slot, StepError, StepModel};
 use expansion::{Expansion, Expansions};
+use slots::Slots;
 
 /// A request as the executor sees it.
 #[derive(Clone, Debug)]
@@ -52,7 +55,7 @@ pub struct Executor {
     model: Arc<Qwen>,
     cpu: Arc<Cpu>,
     pages: PageStore,
-    slots: Vec<Option<InFlight>>,
+    slots: Slots<InFlight>,
     batch: Batch,
     workspace: Workspace,
     expansions: Expansions,
@@ -79,7 +82,7 @@ impl Executor {
             model,
             cpu,
             pages,
-            slots: Vec::new(),
+            slots: Slots::default(),
             batch: Batch::default(),
             workspace: Workspace::default(),
             expansions: Expansions::default(),
@@ -93,14 +96,14 @@ impl Executor {
         // What a step that failed or panicked left behind: its slots are closed.
         self.expansions.list.clear();
         for Chunk { slot, expand, .. } in &plan.chunks {
-            let request = in_flight(&mut self.slots, *slot)?;
+            let request = self.slots.get_mut(*slot)?;
             if let (Some(width), Some(search)) = (*expand, &request.job.search) {
                 let search = Search::new(search.clone(), width);
                 self.expansions.list.push(Expansion::new(*slot, search, None));
             }
         }
         for (index, BranchStep { slot, .. }) in plan.branches.iter().enumerate() {
-            let search = in_flight(&mut self.slots, *slot)?.search.take();
+            let search = self.slots.get_mut(*slot)?.search.take();
             let search = search.filter(|search| search.steps_done() > 0 && !search.is_over());
             let search = search.ok_or_else(|| StepError(format!("slot {} has no beams", slot.0)))?;
             self.expansions.list.push(Expansion::new(*slot, search, Some(index)));
@@ -115,7 +118,7 @@ impl Executor {
         let chunks = if first_wave { &plan.chunks[..] } else { &[] };
         let mut expansions = self.expansions.list.iter_mut().peekable();
         for chunk in chunks {
-            let request = in_flight(&mut self.slots, chunk.slot)?;
+            let request = self.slots.get_mut(chunk.slot)?;
             let tokens = request.job.tokens.get(chunk.positions.clone()).ok_or_else(|| {
                 StepError(format!(
                     "positions {:?} of a context of {}",
@@ -147,7 +150,7 @@ impl Executor {
             self.batch.push_branches(BranchRows {
                 owner: expansion.slot.0,
                 tokens: &self.branch_tokens,
-                context_len: in_flight(&mut self.slots, expansion.slot)?.job.tokens.len(),
+                context_len: self.slots.get(expansion.slot)?.job.tokens.len(),
                 ancestors,
                 lineage: &self.branch_lineage,
                 context_pages: &plan.pages[branch.context_pages.clone()],
@@ -190,7 +193,7 @@ impl Executor {
                 None => Progress::Prefilled,
                 Some(expansion) => {
                     let (progress, search) = expansion.outcome();
-                    if let Ok(request) = in_flight(&mut self.slots, slot) {
+                    if let Ok(request) = self.slots.get_mut(slot) {
                         request.search = search;
                     }
                     progress
@@ -202,22 +205,12 @@ impl Executor {
     }
 }
 
-fn in_flight(slots: &mut [Option<InFlight>], slot: Slot) -> Result<&mut InFlight, StepError> {
-    let place = slots.get_mut(slot.0 as usize).and_then(Option::as_mut);
-    place.ok_or_else(|| StepError(format!("slot {} is not open", slot.0)))
-}
-
 impl StepModel for Executor {
     type Payload = Job;
     type Answer = Found;
 
     fn open(&mut self, slot: Slot, payload: Job) {
-        let index = slot.0 as usize;
-        if self.slots.len() <= index {
-            self.slots.resize_with(index + 1, || None);
-        }
-        assert!(self.slots[index].is_none(), "slot {index} is opened once");
-        self.slots[index] = Some(InFlight { job: payload, search: None });
+        self.slots.open(slot, InFlight { job: payload, search: None });
     }
 
     fn step(&mut self, plan: &Plan, outcomes: &mut Vec<(Slot, Progress<Found>)>) -> Result<(), StepError> {
@@ -227,8 +220,6 @@ impl StepModel for Executor {
     }
 
     fn close(&mut self, slot: Slot) {
-        if let Some(place) = self.slots.get_mut(slot.0 as usize) {
-            *place = None;
-        }
+        self.slots.close(slot);
     }
 }
