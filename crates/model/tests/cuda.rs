@@ -9,7 +9,7 @@ mod emulated;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use beamline_catalog::FilterSpec;
+use beamline_catalog::{Filter, FilterSpec, SetArrays};
 use beamline_kv_cache::{PageContents, PageId};
 use beamline_model::cuda::device::Device;
 use beamline_model::cuda::executor::DeviceExecutor;
@@ -229,6 +229,50 @@ fn given_candidates_score_as_they_do_among_all() {
             assert_same(&[hypothesis], &[*same], &format!("{normalization:?}"));
         }
     }
+}
+
+#[test]
+fn a_filter_leaves_what_it_allows_in_the_same_order_however_it_is_kept() {
+    let Some(device) = device() else { return };
+    let loaded = Loaded::open("qwen3-collisions");
+    let tokens = prompts(&loaded, &cases("qwen3-collisions"))["h2"].clone();
+    let mut executor = executor(&device, &loaded, 512);
+    let leaves = loaded.catalog.num_leaves();
+    let job = loaded.job(tokens, &[], Normalization::FullVocab);
+    let all = run(&mut executor, job.clone(), leaves, 100).unwrap().hypotheses;
+    let every = |step: usize| -> Vec<String> {
+        loaded.catalog.items().step_by(step).map(|item| loaded.catalog.item_id(item).to_owned()).collect()
+    };
+    // One word for each of the ways in which a filter is kept.
+    let kind = |filter: &Filter| match filter.leaf_arrays() {
+        SetArrays::All { removed: [] } => "all",
+        SetArrays::All { .. } => "all but a few",
+        SetArrays::Bits { .. } => "bits",
+        SetArrays::Listed { .. } => "listed",
+    };
+    let (few, many) = (every(149), every(2));
+    let specs = [
+        FilterSpec::default(),
+        FilterSpec { exclude_items: &few, ..FilterSpec::default() },
+        FilterSpec { exclude_items: &many, ..FilterSpec::default() },
+        FilterSpec { allow_items: Some(&few), ..FilterSpec::default() },
+        FilterSpec { allow_items: Some(&many), ..FilterSpec::default() },
+    ];
+    let mut kinds = Vec::new();
+    for spec in specs {
+        let filter = loaded.catalog.filter(&spec);
+        kinds.push(kind(&filter));
+        let mut filtered = job.clone();
+        filtered.search.as_mut().unwrap().filter = filter.clone();
+        let found = run(&mut executor, filtered, leaves, 100).unwrap().hypotheses;
+        let expected: Vec<Hypothesis> =
+            all.iter().filter(|hypothesis| filter.allows_leaf(hypothesis.leaf)).copied().collect();
+        assert!(!expected.is_empty());
+        assert_same(&found, &expected, kinds[kinds.len() - 1]);
+    }
+    kinds.sort_unstable();
+    kinds.dedup();
+    assert_eq!(kinds, ["all", "all but a few", "bits", "listed"], "every way was met");
 }
 
 #[test]
