@@ -1,11 +1,11 @@
 """Exact retrieval from many items: latency over HTTP against the number of items, and the memory of the server.
 
-    python bench/hstu_items.py --items 1000000,10000000 --out bench/results/hstu-items
+    python bench/hstu/items.py --items 1000000,10000000 --out bench/results/hstu-items
 
 A research checkpoint of width 64 and four layers with random weights, a user of 200 events, the ten best of all items by
 inner product, nobody excluded. One request at a time, then several at once: requests that arrive together share one pass
 over the items, and must give what each got alone. (That the search is exact is for the tests to show.) The floor counts one read of the item table as it is kept
-at the bandwidth given, and the work at the rate given. Needs what bench/hstu.py needs."""
+at the bandwidth given, and the work at the rate given. Needs what bench/hstu needs."""
 
 import argparse
 import concurrent.futures
@@ -17,7 +17,10 @@ import statistics
 import tempfile
 import time
 
-import hstu
+from checkpoint import write_checkpoint
+from server import Server
+from shapes import Sizes, say
+from users import User
 
 HISTORY, AT_ONCE = 200, 8
 BYTES = {"f32": 4, "bf16": 2, "q8_0": 34 / 32}
@@ -49,28 +52,25 @@ def main():
     parser.add_argument("--gb-per-second", type=float, default=26.0)
     parser.add_argument("--out", required=True)
     options = parser.parse_args()
-    hstu.WIDTH, hstu.HEAD, hstu.VALUES, hstu.LONGEST = 64, 16, 64, 256
-    hstu.POSITIONS = hstu.LONGEST + 11
-    hstu.DIVISOR = {"research": hstu.POSITIONS}
     results = []
     for items in map(int, options.items.split(",")):
-        hstu.ITEMS = items
+        sizes = Sizes(width=64, head=16, items=items, longest=256)
         with tempfile.TemporaryDirectory() as folder:
             directory = pathlib.Path(folder) / "checkpoint"
-            hstu.say(f"making {items} items")
-            hstu.write_checkpoint(directory, "research")
+            say(f"making {items} items")
+            write_checkpoint(directory, "research", sizes)
             for weight_format in options.formats.split(","):
                 start = time.monotonic()
                 arguments = ["--threads", "2", "--weight-format", weight_format]
-                server = hstu.Server(options.binary, directory, arguments)
+                server = Server(options.binary, directory, arguments)
                 loaded = time.monotonic() - start
-                users = [hstu.User(number, HISTORY) for number in range(AT_ONCE)]
+                users = [User(number, HISTORY, items) for number in range(AT_ONCE)]
                 alone, slates = [], {}
                 for repetition in range(options.repetitions + 1):
                     took, answer = server.post("/v1/recommend", users[repetition % AT_ONCE].recommend(HISTORY, f"a{repetition}"))
                     alone.append(took)
                     slates[repetition % AT_ONCE] = answer["items"]
-                host, port = server.connection.host, server.connection.port
+                host, port = server.connection.address
                 together = []
                 for repetition in range(options.repetitions):
                     bodies = [json.dumps(user.recommend(HISTORY, f"t{repetition}")).encode() for user in users]
@@ -80,7 +80,7 @@ def main():
                         together.append(1e3 * (time.perf_counter() - start))
                     if any(answers[user]["items"] != slate for user, slate in slates.items()):
                         raise SystemExit("together, a user got other items than alone")
-                bytes_read, flops = items * hstu.WIDTH * BYTES[weight_format], 2 * items * hstu.WIDTH
+                bytes_read, flops = items * sizes.width * BYTES[weight_format], 2 * items * sizes.width
                 results.append({
                     "items": items, "format": weight_format, "load_seconds": round(loaded, 1),
                     "one_ms": statistics.median(alone[1:]), "eight_together_ms": statistics.median(together),
@@ -88,10 +88,10 @@ def main():
                     "floor_eight_ms": 1e3 * max(bytes_read / options.gb_per_second / 1e9, AT_ONCE * flops / options.gflops / 1e9),
                     **memory(server.process),
                 })
-                hstu.say(json.dumps(results[-1]))
+                say(json.dumps(results[-1]))
                 server.stop()
     out = pathlib.Path(options.out)
-    out.with_suffix(".json").write_text(json.dumps({"command": f"python bench/hstu_items.py --items {options.items}", "width": 64,
+    out.with_suffix(".json").write_text(json.dumps({"command": f"python bench/hstu/items.py --items {options.items}", "width": 64,
                                                     "history": HISTORY, "results": results}, indent=1) + "\n", encoding="utf-8")
     lines = ["# Exact retrieval from many items", "", "One user of 200 events, width 64, ten items, two threads; ms over HTTP, medians.", "",
              "| items | format | one request | eight at once | floor, one | floor, eight | server, GB | loaded in, s |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]

@@ -1,0 +1,39 @@
+"""The floor: the work of a model at the rate of this machine's large matrix products."""
+from shapes import ITEMS, LAYERS, NEW_EVENTS, RANK_HISTORY, RATE, TASKS, VALUES, WIDTH
+
+
+def flops(rows, last_rows, pairs, last_pairs):
+    """Of the stack: rows through every layer and pairs of a query and a key, the last layer apart."""
+    products = (LAYERS * rows * WIDTH * 2 * VALUES + ((LAYERS - 1) * rows + last_rows) * (WIDTH * 2 * VALUES + VALUES * WIDTH)) * 2
+    attention = ((LAYERS - 1) * pairs + last_pairs) * 2 * VALUES * 2
+    return products, attention
+
+
+def causal_pairs(first, end):
+    return (first + 1 + end) * (end - first) // 2
+
+
+def floor(products, attention):
+    return {"products_mflop": round(products / 1e6, 1), "attention_mflop": round(attention / 1e6, 1),
+            "floor_ms": round((products + attention) / RATE / 1e6, 3)}
+
+
+def floors_retrieval(events):
+    end = events + NEW_EVENTS
+
+    def of(first):
+        products, attention = flops(end - first, 1, causal_pairs(first, end), end)
+        return floor(products + 2 * ITEMS * WIDTH, attention)
+
+    return {"recomputed": of(0), "warm": of(events - 1)}
+
+
+def floors_ranking(candidates):
+    end = 2 * (RANK_HISTORY + NEW_EVENTS)
+
+    def of(first):
+        seen = candidates * (end + 1)
+        products, attention = flops(end - first + candidates, candidates, causal_pairs(first, end) + seen, seen)
+        return floor(products + 2 * candidates * (WIDTH * 512 + 512 * TASKS), attention)
+
+    return {"recomputed": of(0), "warm": of(2 * RANK_HISTORY)}
