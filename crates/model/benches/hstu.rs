@@ -192,6 +192,7 @@ fn forward(c: &mut Criterion) {
                                 wanted: 1,
                             };
                             model.push_context(&cpu, &mut batch, &request, rows).expect("rows");
+                            batch.layout.check_writes(store.pages()).expect("distinct rows");
                             cpu.run_awake(|| {
                                 model.forward(&cpu, &batch, &mut store, &mut workspace, &mut |_, _| {});
                             });

@@ -9,6 +9,7 @@
 use beamline_kv_cache::PageId;
 
 use crate::cpu::attention::{Block, Sees};
+use crate::cpu::page_writes::Destinations;
 use crate::cpu::pages::{Destination, PAGE_SIZE};
 
 /// Rows of a step. All vectors are reused.
@@ -19,7 +20,7 @@ pub struct Batch {
     /// Absolute position of each row.
     pub positions: Vec<u32>,
     /// Where the key and value of each row go.
-    pub destinations: Vec<Destination>,
+    pub destinations: Destinations,
     /// Who attends to what, in every layer but the last.
     pub blocks: Vec<Block>,
     /// The same for the last layer, where only the wanted rows go on.
@@ -180,7 +181,8 @@ impl Batch {
         start..self.pages.len()
     }
 
-    /// Checks that no page is written by one request and read or written by another in this step.
+    /// Checks that no page is written by one request and read or written by another in this step, and no place in it twice. A
+    /// forward pass demands it.
     ///
     /// The scheduler promises this; a broken promise would show one user another's history, so it is checked again
     /// here, where it would do the harm.
@@ -213,6 +215,6 @@ impl Batch {
                 }
             }
         }
-        Ok(())
+        self.destinations.check()
     }
 }

@@ -95,6 +95,7 @@ fn states_and_logits_are_those_of_hugging_face() {
                 batch.push_context(rows(tokens.len()));
                 let expected = values(&tensors["h2.residual.f64"]);
                 let size = tokens.len() * width;
+                batch.check_writes(pages.pages()).unwrap();
                 model.forward(&loaded.cpu, &batch, &mut pages, &mut workspace, &mut |layer, x| {
                     assert_close(
                         x,
@@ -112,6 +113,7 @@ fn states_and_logits_are_those_of_hugging_face() {
             }
             batch.clear();
             batch.push_context(rows(1));
+            batch.check_writes(pages.pages()).unwrap();
             model.forward(&loaded.cpu, &batch, &mut pages, &mut workspace, &mut |_, _| {});
             assert_close(
                 &model.states(&loaded.cpu, &workspace.hidden),
@@ -144,6 +146,7 @@ fn states_and_logits_are_those_of_hugging_face() {
                     context_pages: &table[..tokens.len().div_ceil(PAGE_SIZE)],
                     branch_pages: &branch_table,
                 });
+                batch.check_writes(pages.pages()).unwrap();
                 model.forward(&loaded.cpu, &batch, &mut pages, &mut workspace, &mut |_, _| {});
                 model.logits(&loaded.cpu, &workspace.hidden, &mut logits);
                 assert_close(

@@ -323,6 +323,7 @@ fn the_layers_of_the_production_variant_are_the_reference() {
                 wanted: context,
             };
             batch.push_context(rows, whole);
+            batch.layout.check_writes(pages.pages()).unwrap();
             stack.forward(&cpu, &batch, &mut pages, &mut workspace, &mut |layer, x| {
                 layers[layer].extend_from_slice(x)
             });
@@ -342,6 +343,7 @@ fn the_layers_of_the_production_variant_are_the_reference() {
                     branch_pages: &branch_pages,
                 };
                 batch.push_branches(rows, whole);
+                batch.layout.check_writes(pages.pages()).unwrap();
                 stack.forward(&cpu, &batch, &mut pages, &mut workspace, &mut |layer, x| {
                     layers[layer].extend_from_slice(x)
                 });

@@ -186,6 +186,7 @@ proptest! {
                 batch.push_context(ContextRows {
                     owner: 0, tokens: &tokens[range.clone()], first_position: range.start, cached: 0, pages: &table, wanted: range.len(),
                 });
+                batch.check_writes(pages.pages()).unwrap();
                 model.forward(&cpu, &batch, &mut pages, &mut workspace, &mut |_, _| {});
                 close(&model.states(&cpu, &workspace.hidden), &expected[range].concat())?;
             }
@@ -198,6 +199,7 @@ proptest! {
                 owner: 0, tokens: &tokens[position..=position], context_len, ancestors, lineage: &lineage,
                 context_pages: &table[..context_len.div_ceil(PAGE_SIZE)], branch_pages: &[PageId(3)],
             });
+            batch.check_writes(pages.pages()).unwrap();
             model.forward(&cpu, &batch, &mut pages, &mut workspace, &mut |_, _| {});
             close(&model.states(&cpu, &workspace.hidden), &expected[position])?;
             let mut logits = Vec::new();

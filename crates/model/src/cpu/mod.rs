@@ -12,6 +12,7 @@ pub mod linear;
 pub mod mask;
 mod memory;
 mod page_contents;
+pub mod page_writes;
 pub mod pages;
 pub(crate) mod parallel;
 pub mod pointwise;
@@ -24,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use isa::Isa;
 use linear::Bf16Kernel;
+pub(crate) use page_writes::{NewRows, PageWrites};
 
 use crate::error::ModelError;
 

@@ -15,7 +15,8 @@
 use beamline_kv_cache::PageId;
 
 use super::memory::Memory;
-use super::tile::PANEL;
+use super::page_writes::{Destinations, HeadWriter, PageWrites};
+use super::tile::{PANEL, SharedMatrix};
 use crate::error::ModelError;
 
 /// Context positions in a page.
@@ -127,7 +128,12 @@ impl PageStore {
         &self.layers[layer]
     }
 
-    /// The heads of a layer, to be written.
+    /// A layer's pages, to be written by several threads: a row for every destination.
+    pub(crate) fn writes<'a>(&'a mut self, layer: usize, destinations: &'a Destinations) -> PageWrites<'a> {
+        PageWrites::new(self.layers[layer].iter_mut().map(HeadPages::writer).collect(), destinations)
+    }
+
+    /// The heads of a layer, to be written one by one.
     pub fn layer_mut(&mut self, layer: usize) -> &mut [HeadPages] {
         &mut self.layers[layer]
     }
@@ -154,6 +160,16 @@ impl HeadPages {
         };
         let start = (page.0 as usize * PAGE_SIZE + offset) * self.value_width;
         self.values[start..start + self.value_dim].copy_from_slice(value);
+    }
+
+    fn writer(&mut self) -> HeadWriter<'_> {
+        let Self { key_dim, value_dim, value_width, keys, values } = self;
+        HeadWriter {
+            key_dim: *key_dim,
+            value_dim: *value_dim,
+            keys: SharedMatrix::new(keys, PAGE_SIZE),
+            values: SharedMatrix::new(values, *value_width),
+        }
     }
 
     /// Keys of a context page, `[key_dim][PAGE_SIZE]`.

@@ -9,8 +9,10 @@
 //!
 //! Invariant: every index below the count is given to exactly one call of the task.
 
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::LocalKey;
 
 use super::{Cpu, SPINS_BEFORE_YIELD};
 
@@ -92,6 +94,29 @@ impl Cpu {
     pub(crate) fn each_part<S: Split>(&self, split: S, task: impl Fn(usize, S::Part) + Sync) {
         // SAFETY: `each` gives every number to exactly one call.
         self.each(split.parts(), 1, |index| task(index, unsafe { split.part(index) }));
+    }
+}
+
+/// Runs `task` on groups of rows of [`rows_of_group`], each group on one thread; or, where there is one, on all rows, and threads
+/// share each product of it. The one group uses `scratch`, the others that of their thread: a thread that waits for others may be
+/// given something else to do meanwhile, which must not find its scratch in use.
+pub(crate) fn each_group<S: Split, C: 'static>(
+    cpu: &Cpu,
+    groups: S,
+    scratch: &mut C,
+    of_thread: &'static LocalKey<RefCell<C>>,
+    task: impl Fn(&Cpu, &mut C, S::Part) + Sync,
+) {
+    match groups.parts() {
+        0 => {}
+        // SAFETY: the only part, taken once.
+        1 => task(cpu, scratch, unsafe { groups.part(0) }),
+        _ => {
+            let alone = cpu.alone();
+            cpu.each_part(groups, |_, part| {
+                of_thread.with_borrow_mut(|scratch| task(&alone, scratch, part));
+            });
+        }
     }
 }
 
@@ -180,24 +205,14 @@ impl<A: Split, B: Split> Split for (A, B) {
     }
 }
 
-/// How the rows of a step are cut for what looks at one row at a time.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Groups {
-    /// Not at all: the threads share the weights.
-    One,
-    /// Into groups of so many rows, each on one thread.
-    Of(usize),
-}
-
-impl Groups {
-    /// Groups as equal as possible, as many for each thread, if there are rows enough.
-    pub(crate) fn of(rows: usize, threads: usize) -> Self {
-        match rows / threads {
-            share if share < LEAST_GROUP => Self::One,
-            // Of one group for each thread, none should be larger than the others.
-            share if share <= LARGEST_GROUP => Self::Of(rows.div_ceil(threads)),
-            share => Self::Of(share.div_ceil(share.div_ceil(LARGEST_GROUP)).next_multiple_of(TILE_ROWS)),
-        }
+/// How many rows of a step go together for what looks at one row at a time: all of them, where threads had better share the
+/// weights; else groups as equal as possible, as many for each thread.
+pub(crate) fn rows_of_group(rows: usize, threads: usize) -> usize {
+    match rows / threads {
+        share if share < LEAST_GROUP => rows.max(1),
+        // Of one group for each thread, none should be larger than the others.
+        share if share <= LARGEST_GROUP => rows.div_ceil(threads),
+        share => share.div_ceil(share.div_ceil(LARGEST_GROUP)).next_multiple_of(TILE_ROWS),
     }
 }
 

@@ -191,7 +191,7 @@ fn continues(before: &Block, block: &Block) -> bool {
 }
 
 /// Tasks that keep threads busy to the end.
-const TASKS_PER_THREAD: usize = 4;
+const TASKS_PER_THREAD: usize = 3;
 /// Most blocks of a strip.
 const TALLEST_STRIP: usize = 4;
 

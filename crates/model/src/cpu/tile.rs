@@ -128,6 +128,12 @@ impl<'a> SharedMatrix<'a> {
         Self { values: values.as_mut_ptr(), len: values.len(), columns, _borrow: std::marker::PhantomData }
     }
 
+    /// The same values in rows of another width.
+    #[inline(always)]
+    pub(crate) fn with_columns(self, columns: usize) -> Self {
+        Self { columns, ..self }
+    }
+
     /// Width of a row.
     #[inline(always)]
     pub(crate) fn columns(&self) -> usize {

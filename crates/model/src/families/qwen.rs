@@ -12,7 +12,7 @@
 //!
 //! In the last layer only the rows whose state is wanted go past their keys and values.
 //!
-//! Everything but attention looks at one row at a time. So a large step is cut into groups of rows (`Groups`), each of which
+//! Everything but attention looks at one row at a time. So a large step is cut into groups of rows (`each_group`), each of which
 //! goes from one attention to the next on one thread, while its activations are in that core's cache. A small step is
 //! cut the other way, through the weights.
 //!
@@ -29,13 +29,13 @@ use crate::batch::Batch;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::Config;
 use crate::checkpoint::tensors::Tensors;
-use crate::cpu::Cpu;
 use crate::cpu::attention::{Heads, Tables, attend};
 use crate::cpu::linear::{Linear, Output, Rows, Scores, WeightFormat};
 use crate::cpu::pages::PageStore;
-use crate::cpu::parallel::{Groups, at_least, keep_rows, read, write};
+use crate::cpu::parallel::{at_least, each_group, keep_rows, read, rows_of_group, write};
 use crate::cpu::rotary::{Rotary, turn_heads};
 use crate::cpu::vector::rms_norm;
+use crate::cpu::{Cpu, NewRows, PageWrites};
 use crate::error::ModelError;
 
 /// A loaded decoder.
@@ -159,23 +159,21 @@ impl Qwen {
         let qkv = at_least(&mut w.qkv, batch.rows() * self.heads.qkv_width());
         let mut attended = at_least(&mut w.attended, batch.rows() * attended_width);
         self.fill_first_qkv(cpu, &mut w.scratch);
-        match Groups::of(batch.rows(), cpu.threads()) {
-            Groups::One => self.enter(cpu, &batch.tokens, positions, &mut w.hidden, qkv, &mut w.scratch),
-            Groups::Of(rows) => {
-                let alone = cpu.alone();
-                let hidden = write(&mut w.hidden, rows * width);
-                let qkv = write(qkv, rows * self.heads.qkv_width());
-                let parts = ((read(&batch.tokens, rows), read(positions, rows)), (hidden, qkv));
-                cpu.each_part(parts, |_, ((tokens, positions), (hidden, qkv))| {
-                    SCRATCH.with_borrow_mut(|scratch| {
-                        self.enter(&alone, tokens, positions, hidden, qkv, scratch);
-                    });
-                });
-            }
+        let destinations = &batch.destinations;
+        if !self.layers.is_empty() {
+            let rows = rows_of_group(batch.rows(), cpu.threads());
+            let groups =
+                (write(&mut w.hidden, rows * width), write(&mut *qkv, rows * self.heads.qkv_width()));
+            let groups = (groups, pages.writes(0, destinations).in_parts(rows));
+            let groups = ((read(&batch.tokens, rows), read(positions, rows)), groups);
+            each_group(cpu, groups, &mut w.scratch, &SCRATCH, |cpu, scratch, part| {
+                let ((tokens, positions), ((hidden, qkv), writes)) = part;
+                self.enter(cpu, tokens, positions, hidden, qkv, scratch);
+                self.store(cpu, writes, qkv);
+            });
         }
         observe(0, &w.hidden);
         for (index, layer) in self.layers.iter().enumerate() {
-            self.store(cpu, batch, qkv, pages, index);
             let next = self.layers.get(index + 1);
             let blocks = if next.is_some() { &batch.blocks } else { &batch.final_blocks };
             let tables = Tables { pages: &batch.pages, lineage: &batch.lineage };
@@ -185,36 +183,23 @@ impl Qwen {
                 keep_rows(&mut w.hidden, width, &batch.wanted);
                 w.hidden.truncate(batch.wanted.len() * width);
             }
-            match Groups::of(w.hidden.len() / width, cpu.threads()) {
-                Groups::One => {
-                    self.leave(cpu, layer, attended, &mut w.hidden, &mut w.scratch);
-                    if let Some(next) = next {
-                        self.project(cpu, next, &w.hidden, qkv, &mut w.scratch);
+            let rows = rows_of_group(w.hidden.len() / width, cpu.threads());
+            let groups = (read(&*attended, rows * attended_width), write(&mut w.hidden, rows * width));
+            match next {
+                None => each_group(cpu, groups, &mut w.scratch, &SCRATCH, |cpu, scratch, part| {
+                    self.leave(cpu, layer, part.0, part.1, scratch);
+                }),
+                Some(next) => {
+                    let qkv = write(&mut *qkv, rows * self.heads.qkv_width());
+                    let writes = pages.writes(index + 1, destinations).in_parts(rows);
+                    let groups = (groups, ((read(positions, rows), qkv), writes));
+                    each_group(cpu, groups, &mut w.scratch, &SCRATCH, |cpu, scratch, part| {
+                        let ((attended, hidden), ((positions, qkv), writes)) = part;
+                        self.leave(cpu, layer, attended, hidden, scratch);
+                        self.project(cpu, next, hidden, qkv, scratch);
                         self.rotate(cpu, next, positions, qkv);
-                    }
-                }
-                Groups::Of(rows) => {
-                    let alone = cpu.alone();
-                    let attended = read(attended, rows * attended_width);
-                    let parts = (attended, write(&mut w.hidden, rows * width));
-                    match next {
-                        Some(next) => {
-                            let qkv = write(qkv, rows * self.heads.qkv_width());
-                            let parts = (parts, (read(positions, rows), qkv));
-                            cpu.each_part(parts, |_, ((attended, hidden), (positions, qkv))| {
-                                SCRATCH.with_borrow_mut(|scratch| {
-                                    self.leave(&alone, layer, attended, hidden, scratch);
-                                    self.project(&alone, next, hidden, qkv, scratch);
-                                    self.rotate(&alone, next, positions, qkv);
-                                });
-                            });
-                        }
-                        None => cpu.each_part(parts, |_, (attended, hidden)| {
-                            SCRATCH.with_borrow_mut(|scratch| {
-                                self.leave(&alone, layer, attended, hidden, scratch);
-                            });
-                        }),
-                    }
+                        self.store(cpu, writes, qkv);
+                    });
                 }
             }
             observe(index + 1, &w.hidden);
@@ -329,16 +314,12 @@ impl Qwen {
         });
     }
 
-    /// Writes keys and values into pages, one head per task.
-    fn store(&self, cpu: &Cpu, batch: &Batch, qkv: &[f32], pages: &mut PageStore, layer: usize) {
+    /// Writes keys and values of rows into pages.
+    fn store(&self, cpu: &Cpu, writes: PageWrites<'_>, qkv: &[f32]) {
         let heads = self.heads;
-        cpu.each_part(write(pages.layer_mut(layer), 1), |head, pages| {
-            for (row, destination) in qkv.chunks_exact(heads.qkv_width()).zip(&batch.destinations) {
-                let key = &row[(heads.query + head) * heads.dim..][..heads.dim];
-                let value = &row[(heads.query + heads.key_value + head) * heads.dim..][..heads.dim];
-                pages[0].write(*destination, key, value);
-            }
-        });
+        let keys = heads.query * heads.dim;
+        let values = keys + heads.key_value * heads.dim;
+        writes.write(cpu, NewRows { rows: qkv, width: heads.qkv_width(), keys, values });
     }
 }
 

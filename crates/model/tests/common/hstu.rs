@@ -320,6 +320,7 @@ impl Runner<'_> {
         let (mut batch, mut workspace) = (HstuBatch::default(), Workspace::default());
         let rows = PushCandidates { owner: 0, candidates, context_pages: table, branch_pages: branch };
         self.model.push_candidates(self.cpu, &mut batch, request, rows);
+        batch.layout.check_writes(self.pages.pages()).unwrap();
         self.model.forward(self.cpu, &batch, self.pages, &mut workspace, &mut |_, _| {});
         workspace.hidden
     }
@@ -327,6 +328,7 @@ impl Runner<'_> {
     pub fn tokens(&mut self, request: &Prepared, rows: PushTokens<'_>) -> Vec<f32> {
         let (mut batch, mut workspace) = (HstuBatch::default(), Workspace::default());
         self.model.push_tokens(&mut batch, request, rows).unwrap();
+        batch.layout.check_writes(self.pages.pages()).unwrap();
         self.model.forward(self.cpu, &batch, self.pages, &mut workspace, &mut |_, _| {});
         workspace.hidden
     }

@@ -210,13 +210,20 @@ impl Linear {
         self.multiply(cpu, rows, PanelSet::Range(0..self.panels()), sink);
     }
 
-    /// As [`Linear::forward`] with [`Output::Replace`], for some columns of the output. Columns beside them, up to the next
-    /// panel, are computed as well.
-    pub fn forward_columns(&self, cpu: &Cpu, rows: &Rows, columns: Range<usize>, out: &mut [f32]) {
+    /// As [`Linear::forward`] with [`Output::Replace`], for some columns of the output, and with SiLU on those of them before
+    /// column `activated`. Columns beside them, up to the next panel, are computed as well.
+    pub fn forward_columns(
+        &self,
+        cpu: &Cpu,
+        rows: &Rows,
+        columns: Range<usize>,
+        activated: usize,
+        out: &mut [f32],
+    ) {
         assert_eq!(out.len(), rows.count() * self.outputs, "as many output rows as input rows");
         assert!(!self.gated && columns.end <= self.outputs, "columns {columns:?} of {}", self.outputs);
         let panels = PanelSet::Range(columns.start / PANEL..columns.end.div_ceil(PANEL));
-        self.multiply(cpu, rows, panels, Sink::Replace(SharedMatrix::new(out, self.outputs)));
+        self.multiply(cpu, rows, panels, Sink::Silu(SharedMatrix::new(out, self.outputs), activated));
     }
 
     /// Multiplies rows by an output matrix (the LM head) for scoring: see [`Scores`].

@@ -26,7 +26,7 @@ const QUADS: usize = BLOCK / QUAD;
 pub(super) const TALLEST: usize = 6;
 
 /// Codes of four inputs of a panel's outputs.
-type Codes = [[u8; QUAD]; PANEL];
+pub(super) type Codes = [[u8; QUAD]; PANEL];
 
 /// A packed matrix.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ pub(super) struct Tile<'a> {
 /// Packed weights.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Panel<'a> {
-    codes: &'a [Codes],
+    pub(super) codes: &'a [Codes],
     scales: &'a [[f32; PANEL]],
 }
 
@@ -164,12 +164,19 @@ fn pack_tile_body<const R: usize>(x: &[f32], inputs: usize, words: &mut [u32], f
     }
 }
 
-/// Products of a tile and a panel.
-pub(super) fn multiply(isa: Isa, tile: Tile<'_>, panel: Panel<'_>, sums: &mut [[f32; PANEL]]) {
+/// Products of a tile and a panel. `ahead` are codes that are needed soon: they are fetched on the way, where the kernel knows how.
+pub(super) fn multiply(
+    isa: Isa,
+    tile: Tile<'_>,
+    panel: Panel<'_>,
+    ahead: &[Codes],
+    sums: &mut [[f32; PANEL]],
+) {
+    let _ = ahead;
     match isa.level() {
         // SAFETY: an `Isa` of this level exists only if the machine was found to have its features.
         #[cfg(target_arch = "x86_64")]
-        level if level >= Level::Avx512Vnni => unsafe { x86::multiply_vnni(tile, panel, sums) },
+        level if level >= Level::Avx512Vnni => unsafe { x86::multiply_vnni(tile, panel, ahead, sums) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         level if level >= Level::Avx2 => unsafe { x86::multiply_avx2(tile, panel, sums) },
@@ -215,20 +222,38 @@ mod x86 {
     use crate::cpu::linear::for_height;
     use crate::cpu::linear::registers::{load, store, zero};
 
+    /// Quads of a cache line.
+    const LINE: usize = 16;
+
     /// With `vpdpbusd`: four products of bytes and their sum per lane.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
-    pub(super) fn multiply_vnni(tile: Tile<'_>, panel: Panel<'_>, sums: &mut [[f32; PANEL]]) {
-        for_height!(sums.len(), run_vnni, tile, panel, sums)
+    pub(super) fn multiply_vnni(
+        tile: Tile<'_>,
+        panel: Panel<'_>,
+        ahead: &[Codes],
+        sums: &mut [[f32; PANEL]],
+    ) {
+        for_height!(sums.len(), run_vnni, tile, panel, ahead, sums)
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
     #[inline]
-    fn run_vnni<const H: usize>(tile: Tile<'_>, panel: Panel<'_>, sums: &mut [[f32; PANEL]]) {
+    fn run_vnni<const H: usize>(
+        tile: Tile<'_>,
+        panel: Panel<'_>,
+        ahead: &[Codes],
+        sums: &mut [[f32; PANEL]],
+    ) {
         let mut totals = [zero(); H];
         let codes = panel.codes.as_chunks::<QUADS>().0.iter().zip(panel.scales);
         let words = tile.words.as_chunks::<QUADS>().0.as_chunks::<H>().0;
         let rows = words.iter().zip(tile.factors.as_chunks::<H>().0);
+        // Fetched evenly, so that the requests do not queue up.
+        let mut ahead = ahead.chunks(ahead.len().div_ceil(panel.scales.len().max(1)).max(1));
         for ((codes, scales), (words, factors)) in codes.zip(rows) {
+            for line in ahead.next().unwrap_or_default().as_flattened().chunks(LINE) {
+                _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+            }
             let mut products = [[_mm512_setzero_si512(); 2]; H];
             for row in 0..H {
                 products[row] = [_mm512_set1_epi32(factors[row].offset); 2];

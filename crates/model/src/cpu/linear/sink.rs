@@ -4,13 +4,15 @@ use super::GATED;
 use super::scores::Target;
 use crate::cpu::isa::{Isa, per_isa};
 use crate::cpu::tile::{PANEL, SharedMatrix};
-use crate::cpu::vector::{exp, larger};
+use crate::cpu::vector::{self, exp, larger};
 
 /// Where products go. Each pair of tile and panel is stored by one call, so calls write disjoint places.
 #[derive(Clone, Copy)]
 pub(super) enum Sink<'a> {
     /// Overwrites a matrix.
     Replace(SharedMatrix<'a>),
+    /// Overwrites a matrix, with SiLU on its columns before this one.
+    Silu(SharedMatrix<'a>, usize),
     /// Adds to a matrix.
     Add(SharedMatrix<'a>),
     /// `silu(gate) * up`: the gates are the first half of a panel.
@@ -34,6 +36,10 @@ impl Sink<'_> {
         }
         match self {
             Self::Replace(out) => replace(isa, out, sums, first_row, panel),
+            Self::Silu(out, end) => {
+                activate(isa, sums, end.saturating_sub(panel * PANEL));
+                replace(isa, out, sums, first_row, panel);
+            }
             Self::Add(out) => add(isa, out, sums, first_row, panel),
             Self::Gate(out) => gate(isa, out, sums, first_row, panel),
             Self::Score(target) => score(isa, target, sums, first_row, panel),
@@ -52,6 +58,21 @@ fn add_bias_body<const R: usize>(sums: &mut [[f32; PANEL]], bias: &[f32; PANEL])
     for sums in sums {
         for column in 0..PANEL {
             sums[column] += bias[column];
+        }
+    }
+}
+
+per_isa! {
+    fn activate(sums: &mut [[f32; PANEL]], columns: usize) = activate_body
+}
+
+#[inline(always)]
+fn activate_body<const R: usize>(sums: &mut [[f32; PANEL]], columns: usize) {
+    if columns >= PANEL {
+        sums.as_flattened_mut().iter_mut().for_each(|sum| *sum = vector::silu(*sum));
+    } else if columns > 0 {
+        for sums in sums {
+            sums[..columns].iter_mut().for_each(|sum| *sum = vector::silu(*sum));
         }
     }
 }

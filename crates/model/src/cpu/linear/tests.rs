@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cpu::isa::{Isa, Level};
+use crate::cpu::vector;
 
 fn numbers(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
@@ -109,6 +110,32 @@ proptest! {
             };
             for ((out, gate), up) in out.iter().zip(alone(&gate)).zip(alone(&up)) {
                 prop_assert_eq!(*out, sink::silu(gate) * up);
+            }
+        }
+    }
+
+    #[test]
+    fn columns_are_those_of_the_whole_product_activated_up_to_the_one_named(
+        rows in 1usize..20, inputs in 1usize..70, outputs in 1usize..130, seed in 0u64..1000, activated in 0usize..140,
+        ends in prop::array::uniform2(0usize..=130),
+    ) {
+        let columns = ends[0].min(ends[1]).min(outputs)..ends[0].max(ends[1]).min(outputs);
+        let (x, w) = (numbers(rows * inputs, seed), numbers(outputs * inputs, seed + 1));
+        for format in WeightFormat::ALL {
+            let linear = Linear::pack(&[matrix(&w, outputs)], None, format).unwrap();
+            for cpu in backends() {
+                let whole = product(&cpu, &linear, &x, Output::Replace, 0.0);
+                let mut packed = Rows::default();
+                packed.pack(&cpu, &x, inputs, format);
+                let mut out = vec![0.0; rows * outputs];
+                linear.forward_columns(&cpu, &packed, columns.clone(), activated, &mut out);
+                for (out, whole) in out.chunks(outputs).zip(whole.chunks(outputs)) {
+                    for column in columns.clone() {
+                        let expected = whole[column];
+                        let expected = if column < activated { vector::silu(expected) } else { expected };
+                        prop_assert_eq!(out[column].to_bits(), expected.to_bits());
+                    }
+                }
             }
         }
     }

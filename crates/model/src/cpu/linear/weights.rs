@@ -15,6 +15,14 @@ pub(super) struct Ahead {
     pub(super) parts: usize,
 }
 
+impl Ahead {
+    /// The part of what the panel holds.
+    fn of<T>(self, panel: &[T]) -> &[T] {
+        let size = panel.len().div_ceil(self.parts);
+        &panel[panel.len().min(self.part * size)..panel.len().min((self.part + 1) * size)]
+    }
+}
+
 /// A packed matrix.
 #[derive(Debug)]
 pub(super) enum Weights {
@@ -71,18 +79,15 @@ impl Weights {
     ) {
         match self {
             Self::Single(panels) => {
-                let ahead = ahead.map_or(&[][..], |Ahead { panel, part, parts }| {
-                    let panel = panels.panel(panel);
-                    let size = panel.len().div_ceil(parts);
-                    &panel[panel.len().min(part * size)..panel.len().min((part + 1) * size)]
-                });
+                let ahead = ahead.map_or(&[][..], |ahead| ahead.of(panels.panel(ahead.panel)));
                 single::multiply(cpu.isa(), rows.single(tile), panels.panel(panel), ahead, sums);
             }
             Self::Bfloat16(panels) => {
                 bfloat16::multiply(cpu.bf16_kernel(), cpu.isa(), rows.words(tile), panels.panel(panel), sums);
             }
             Self::Quantized(panels) => {
-                quantized::multiply(cpu.isa(), rows.quantized(tile), panels.panel(panel), sums);
+                let ahead = ahead.map_or(&[][..], |ahead| ahead.of(panels.panel(ahead.panel).codes));
+                quantized::multiply(cpu.isa(), rows.quantized(tile), panels.panel(panel), ahead, sums);
             }
         }
     }

@@ -23,6 +23,7 @@ use super::stack::out_in;
 use crate::checkpoint::tensors::Tensors;
 use crate::cpu::Cpu;
 use crate::cpu::linear::{Linear, Rows, WeightFormat};
+use crate::cpu::parallel::write;
 use crate::cpu::time_buckets::square_root_bucket;
 use crate::error::ModelError;
 use crate::families::hstu::config::Layout;
@@ -98,9 +99,17 @@ impl Embedder {
     /// Appends the rows of some positions of a context.
     pub(super) fn context(&self, cpu: &Cpu, request: &Prepared, positions: Range<usize>, out: &mut Vec<f32>) {
         match self {
-            Self::Research(research) => research.context(request, positions, out),
+            Self::Research(research) => {
+                each_row(cpu, positions.len(), research.positions.width, out, |index, out| {
+                    research.event(request, positions.start + index, out);
+                });
+            }
             Self::Dlrm(dlrm) => dlrm.context(cpu, request, positions, out),
-            Self::Nvidia(nvidia) => nvidia.context(request, positions, out),
+            Self::Nvidia(nvidia) => {
+                each_row(cpu, positions.len(), nvidia.positions.width, out, |index, out| {
+                    nvidia.event(request, positions.start + index, out);
+                });
+            }
         }
     }
 
@@ -115,7 +124,13 @@ impl Embedder {
         match self {
             Self::Research(_) => unreachable!("a prepared request of this variant has no candidates"),
             Self::Dlrm(dlrm) => dlrm.candidates(cpu, request, candidates, out),
-            Self::Nvidia(nvidia) => nvidia.candidates(request, candidates, out),
+            Self::Nvidia(nvidia) => {
+                let items = &request.request.candidates.items[candidates];
+                each_row(cpu, items.len(), nvidia.positions.width, out, |index, out| {
+                    let table = &nvidia.config.item_table;
+                    nvidia.row(table, items[index], request.context_len(), out);
+                });
+            }
         }
     }
 
@@ -123,7 +138,11 @@ impl Embedder {
     pub(super) fn tokens(&self, tokens: &[u32], position: usize, out: &mut Vec<f32>) {
         match self {
             Self::Research(research) => {
-                tokens.iter().for_each(|&token| research.row(token, research.generated, position, out));
+                let (start, width) = (out.len(), research.positions.width);
+                out.resize(start + tokens.len() * width, 0.0);
+                for (&token, out) in tokens.iter().zip(out[start..].chunks_exact_mut(width)) {
+                    research.row(token, research.generated, position, out);
+                }
             }
             Self::Dlrm(_) | Self::Nvidia(_) => unreachable!("a model of this variant has no token head"),
         }
@@ -162,9 +181,31 @@ impl Embedder {
     }
 }
 
-/// `row * scale + positions`, appended.
-fn push_positioned<'a>(out: &mut Vec<f32>, row: impl Iterator<Item = &'a f32>, scale: f32, position: &[f32]) {
-    out.extend(row.zip(position).map(|(x, position)| x * scale + position));
+/// Rows that are worth a task of their own.
+const ROWS_PER_TASK: usize = 16;
+
+/// Appends `count` rows, each filled in by `row`. Most of the time goes into waiting for the memory of a table: threads share it.
+fn each_row(
+    cpu: &Cpu,
+    count: usize,
+    width: usize,
+    out: &mut Vec<f32>,
+    row: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    let start = out.len();
+    out.resize(start + count * width, 0.0);
+    cpu.each_part(write(&mut out[start..], ROWS_PER_TASK * width), |task, rows| {
+        for (index, out) in rows.chunks_exact_mut(width).enumerate() {
+            row(task * ROWS_PER_TASK + index, out);
+        }
+    });
+}
+
+/// `row * scale + position`.
+fn positioned<'a>(row: impl Iterator<Item = &'a f32>, scale: f32, position: &[f32], out: &mut [f32]) {
+    for ((out, x), position) in out.iter_mut().zip(row).zip(position) {
+        *out = x * scale + position;
+    }
 }
 
 #[derive(Debug)]
@@ -205,31 +246,31 @@ impl Research {
         })
     }
 
-    fn context(&self, request: &Prepared, positions: Range<usize>, out: &mut Vec<f32>) {
+    fn event(&self, request: &Prepared, position: usize, out: &mut [f32]) {
         let events = &request.request.events;
-        for position in positions {
-            let action = events.actions.get(position).copied().unwrap_or_default();
-            self.row(events.items[position], action, position, out);
-        }
+        let action = events.actions.get(position).copied().unwrap_or_default();
+        self.row(events.items[position], action, position, out);
     }
 
-    fn row(&self, item: u32, action: u32, position: usize, out: &mut Vec<f32>) {
+    fn row(&self, item: u32, action: u32, position: usize, out: &mut [f32]) {
         let position = self.positions.row(position);
         if self.padding == Some(item) {
             // The row of the padding item is not zero in checkpoints.
-            out.extend(std::iter::repeat_n(0.0, position.len()));
+            out.fill(0.0);
             return;
         }
         let item = self.items.row(item as usize);
         match &self.actions {
-            None => push_positioned(out, item.iter(), self.scale, position),
+            None => positioned(item.iter(), self.scale, position, out),
             Some((actions, Combine::Concat)) => {
                 let row = item.iter().chain(actions.row(action as usize));
-                push_positioned(out, row, self.scale, position);
+                positioned(row, self.scale, position, out);
             }
             Some((actions, Combine::Add)) => {
                 let row = item.iter().zip(actions.row(action as usize)).zip(position);
-                out.extend(row.map(|((x, action), position)| (x + action) * self.scale + position));
+                for (out, ((x, action), position)) in out.iter_mut().zip(row) {
+                    *out = (x + action) * self.scale + position;
+                }
             }
         }
     }
@@ -481,35 +522,25 @@ impl Nvidia {
         })
     }
 
-    fn push(&self, out: &mut Vec<f32>, table: &str, id: u32, position: usize) {
+    fn row(&self, table: &str, id: u32, position: usize, out: &mut [f32]) {
         let Some(table) = self.tables.get(table) else {
             unreachable!("the configuration was checked: there is a table {table:?}")
         };
         let position = self.positions.row(position.min(self.config.position.rows - 1));
-        push_positioned(out, table.row(id as usize).iter(), self.scale, position);
+        positioned(table.row(id as usize).iter(), self.scale, position, out);
     }
 
-    fn context(&self, request: &Prepared, positions: Range<usize>, out: &mut Vec<f32>) {
+    fn event(&self, request: &Prepared, position: usize, out: &mut [f32]) {
         let (contextual, events) = (&request.contextual_rows, &request.request.events);
-        for position in positions {
-            if let Some(&(feature, id)) = contextual.get(position) {
-                self.push(out, &self.config.contextual[feature as usize].table, id, position);
-                continue;
-            }
-            let row = position - contextual.len();
-            match &self.config.action_table {
-                None => self.push(out, &self.config.item_table, events.items[row], position),
-                Some(_) if row % 2 == 0 => {
-                    self.push(out, &self.config.item_table, events.items[row / 2], position);
-                }
-                Some(actions) => self.push(out, actions, events.actions[row / 2], position),
-            }
+        if let Some(&(feature, id)) = contextual.get(position) {
+            return self.row(&self.config.contextual[feature as usize].table, id, position, out);
         }
-    }
-
-    fn candidates(&self, request: &Prepared, candidates: Range<usize>, out: &mut Vec<f32>) {
-        for &id in &request.request.candidates.items[candidates] {
-            self.push(out, &self.config.item_table, id, request.context_len());
-        }
+        let row = position - contextual.len();
+        let (table, id) = match &self.config.action_table {
+            None => (&self.config.item_table, events.items[row]),
+            Some(_) if row.is_multiple_of(2) => (&self.config.item_table, events.items[row / 2]),
+            Some(actions) => (actions, events.actions[row / 2]),
+        };
+        self.row(table, id, position, out);
     }
 }

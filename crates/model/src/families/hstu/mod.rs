@@ -42,6 +42,7 @@
 //! whether a mask depends on the length, whether a bias takes the time of the next event.
 
 pub mod batch;
+mod best;
 pub mod config;
 mod embed;
 pub mod inputs;

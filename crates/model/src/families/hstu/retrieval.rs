@@ -8,23 +8,22 @@
 //!
 //! What must not be here: how the states came about, what an item is called.
 
-use std::cmp::Ordering;
-use std::collections::BinaryHeap;
+use std::cell::RefCell;
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+use super::best::Best;
 use super::config::Normalization;
 use super::sieve::{self, Passed, Sieve};
 use crate::cpu::Cpu;
 use crate::cpu::linear::{Linear, Output, Rows, Scores, WeightFormat};
+use crate::cpu::parallel::at_least;
 use crate::cpu::vector::{dot, l2_normalize, layer_norm};
 use crate::error::ModelError;
 
 /// Items whose scores are computed together.
 pub(super) const BLOCK: usize = 1024;
-/// Scores that are compared with the threshold together.
-pub(super) const CHUNK: usize = 32;
 
 /// Normalises final states in place, `[rows, width]`.
 pub(super) fn normalize(cpu: &Cpu, normalization: Normalization, states: &mut [f32], width: usize) {
@@ -48,13 +47,6 @@ pub struct Scored {
     pub item: u32,
     /// Inner product.
     pub score: f32,
-}
-
-impl Scored {
-    /// Better first: by score, then by the smaller item.
-    fn rank(&self, other: &Self) -> Ordering {
-        other.score.total_cmp(&self.score).then(self.item.cmp(&other.item))
-    }
 }
 
 /// What one user asks for.
@@ -135,99 +127,50 @@ impl ItemTable {
         asked: &[TopItems<'_>],
     ) -> Vec<Result<Vec<Scored>, UserNotFinite>> {
         assert_eq!(users.len(), asked.len() * self.width, "a vector for every user");
-        let none = || Search::new(asked.len());
-        let found = match self.blocks.first() {
-            None => none(),
-            Some(block) => {
-                let mut rows = Rows::default();
-                rows.pack(cpu, users, self.width, block.format());
-                let sieve = self.sieve.as_ref().filter(|sieve| sieve.pays(asked));
-                let passed = sieve.and_then(|sieve| sieve.pass(cpu, users, self.first, asked));
-                // Blocks are the tasks; each is multiplied on one thread.
-                let alone = cpu.alone();
-                let look = |mut search: Search, (index, block): (usize, &Linear)| {
-                    let first = self.first + index * BLOCK;
-                    match &passed {
-                        None => search.look(&alone, block, &rows, first, asked),
-                        Some(passed) => search.look_at(&alone, block, &rows, first, asked, passed, index),
-                    }
-                    search
-                };
-                let blocks = self.blocks.par_iter().enumerate();
-                // The best of a set do not depend on the order in which they were found.
-                cpu.run(|| blocks.fold(none, look).reduce(none, |a, b| a.merge(b, asked)))
-            }
-        };
-        let answer = |(user, best): (&[f32], BinaryHeap<Worst>)| {
+        let best = Best::new(asked);
+        if let Some(block) = self.blocks.first() {
+            let mut rows = Rows::default();
+            rows.pack(cpu, users, self.width, block.format());
+            let sieve = self.sieve.as_ref().filter(|sieve| sieve.pays(asked));
+            let passed = sieve.and_then(|sieve| sieve.pass(cpu, users, self.first, asked));
+            // Blocks are the tasks; each is multiplied on one thread.
+            let alone = cpu.alone();
+            cpu.each(self.blocks.len(), 1, |index| {
+                let (block, first) = (&self.blocks[index], self.first + index * BLOCK);
+                SCRATCH.with_borrow_mut(|scratch| match &passed {
+                    None => scratch.look(&alone, block, &rows, first, &best),
+                    Some(passed) => scratch.look_at(&alone, block, &rows, first, &best, passed, index),
+                });
+            });
+        }
+        let answer = |(user, found): (&[f32], Vec<Scored>)| {
             // With a finite length no inner product with a unit vector overflows.
-            let finite = dot(user, user).is_finite();
-            let sorted = best.into_sorted_vec().into_iter().map(|Worst(scored)| scored).collect();
-            if finite { Ok(sorted) } else { Err(UserNotFinite) }
+            if dot(user, user).is_finite() { Ok(found) } else { Err(UserNotFinite) }
         };
-        users.chunks_exact(self.width).zip(found.best).map(answer).collect()
+        users.chunks_exact(self.width).zip(best.into_sorted()).map(answer).collect()
     }
 }
 
-/// Ordered so that the worst is the largest.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Worst(pub(super) Scored);
-
-impl Eq for Worst {}
-
-impl PartialOrd for Worst {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Worst {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.0.rank(&other.0)
-    }
-}
-
-/// The best items so far, for each user.
+/// What a thread needs to look at a block.
 #[derive(Default)]
-pub(super) struct Search {
-    pub(super) best: Vec<BinaryHeap<Worst>>,
+struct Scratch {
     scores: Vec<f32>,
     /// Scores of some panels.
     panels: Scores,
 }
 
-impl Search {
-    pub(super) fn new(users: usize) -> Self {
-        Self { best: vec![BinaryHeap::new(); users], ..Self::default() }
-    }
+thread_local! {
+    /// Reused by all blocks of a thread.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
 
+impl Scratch {
     /// Looks at all items of a block.
-    fn look(&mut self, cpu: &Cpu, block: &Linear, rows: &Rows, first: usize, asked: &[TopItems<'_>]) {
-        let outputs = block.outputs();
-        let mut scores = std::mem::take(&mut self.scores);
-        scores.resize(rows.count() * outputs, 0.0);
-        block.forward(cpu, rows, Output::Replace, &mut scores);
-        self.offer_all(&scores, outputs, first, asked);
-        self.scores = scores;
-    }
-
-    /// Offers the scores of a block, `[users, outputs]`.
-    pub(super) fn offer_all(&mut self, scores: &[f32], outputs: usize, first: usize, asked: &[TopItems<'_>]) {
-        for ((scores, asked), best) in scores.chunks_exact(outputs).zip(asked).zip(&mut self.best) {
-            for (index, chunk) in scores.chunks(CHUNK).enumerate() {
-                let least = if best.len() < asked.count {
-                    f32::NEG_INFINITY
-                } else {
-                    best.peek().map_or(f32::INFINITY, |worst| worst.0.score)
-                };
-                // Most chunks hold nothing good enough; this comparison is vectorised.
-                if chunk.iter().fold(false, |any, &score| any | (score >= least)) {
-                    for (place, &score) in chunk.iter().enumerate() {
-                        let item = (first + index * CHUNK + place) as u32;
-                        // Zero is one number, not two.
-                        offer(best, Scored { item, score: score + 0.0 }, asked);
-                    }
-                }
-            }
+    fn look(&mut self, cpu: &Cpu, block: &Linear, rows: &Rows, first: usize, best: &Best<'_>) {
+        let scores = at_least(&mut self.scores, rows.count() * block.outputs());
+        block.forward(cpu, rows, Output::Replace, scores);
+        for (user, scores) in scores.chunks_exact(block.outputs()).enumerate() {
+            best.offer(user, first, scores, 0.0);
         }
     }
 
@@ -238,7 +181,7 @@ impl Search {
         block: &Linear,
         rows: &Rows,
         first: usize,
-        asked: &[TopItems<'_>],
+        best: &Best<'_>,
         passed: &Passed,
         index: usize,
     ) {
@@ -252,35 +195,11 @@ impl Search {
             return;
         }
         block.score(cpu, rows, &mut self.panels);
-        for (user, (asked, best)) in asked.iter().zip(&mut self.best).enumerate() {
+        for user in 0..rows.count() {
             for place in passed.places(index, outputs) {
-                let score = self.panels.logit(user, place as u32) + 0.0;
-                offer(best, Scored { item: (first + place) as u32, score }, asked);
+                best.offer_one(user, first + place, self.panels.logit(user, place as u32));
             }
         }
-    }
-
-    pub(super) fn merge(mut self, other: Self, asked: &[TopItems<'_>]) -> Self {
-        for ((best, other), asked) in self.best.iter_mut().zip(other.best).zip(asked) {
-            for Worst(scored) in other {
-                keep(best, scored, asked.count);
-            }
-        }
-        self
-    }
-}
-
-fn offer(best: &mut BinaryHeap<Worst>, scored: Scored, asked: &TopItems<'_>) {
-    let better = best.len() < asked.count || best.peek().is_some_and(|worst| scored.rank(&worst.0).is_lt());
-    if better && (asked.allowed)(scored.item) {
-        keep(best, scored, asked.count);
-    }
-}
-
-fn keep(best: &mut BinaryHeap<Worst>, scored: Scored, count: usize) {
-    best.push(Worst(scored));
-    if best.len() > count {
-        best.pop();
     }
 }
 

@@ -16,11 +16,12 @@
 //! Invariant: no item of the exact answer is ever held back. So the answer does not depend on the sieve.
 
 use candle_core::{Device, Tensor};
-use rayon::prelude::*;
 
-use super::retrieval::{BLOCK, CHUNK, Search, TopItems};
+use super::best::{Best, CHUNK};
+use super::retrieval::{BLOCK, TopItems};
 use crate::cpu::Cpu;
 use crate::cpu::linear::{Linear, Output, Rows, WeightFormat, quantization_error};
+use crate::cpu::parallel::write;
 use crate::error::ModelError;
 
 /// Panels of the table for each item asked for, from which on the sieve pays: some times as many items pass as are asked for, each
@@ -126,26 +127,15 @@ impl Sieve {
         let mut scores = vec![0.0; items * count];
         let alone = cpu.alone();
         // The best, by what they score at least.
-        let none = || (Search::new(count), Vec::new());
-        let look = |(mut search, mut lowest): (Search, Vec<f32>), (index, scores): (usize, &mut [f32])| {
+        let best = Best::new(asked);
+        cpu.each_part(write(&mut scores, BLOCK * count), |index, scores| {
             let block = &self.blocks[index].items;
             block.forward(&alone, &rows, Output::Replace, scores);
-            lowest.clear();
-            for (scores, margin) in scores.chunks_exact(block.outputs()).zip(&margins[index * count..]) {
-                lowest.extend(scores.iter().map(|score| score - margin));
+            for (user, scores) in scores.chunks_exact(block.outputs()).enumerate() {
+                best.offer(user, first + index * BLOCK, scores, margins[index * count + user]);
             }
-            search.offer_all(&lowest, block.outputs(), first + index * BLOCK, asked);
-            (search, lowest)
-        };
-        let blocks = scores.par_chunks_mut(BLOCK * count).enumerate();
-        let (search, _) =
-            cpu.run(|| blocks.fold(none, look).reduce(none, |a, b| (a.0.merge(b.0, asked), a.1)));
-        let worst = search.best.iter().zip(asked).map(|(best, asked)| match best.peek() {
-            Some(worst) if best.len() == asked.count => worst.0.score,
-            _ if asked.count == 0 => f32::INFINITY,
-            _ => f32::NEG_INFINITY,
         });
-        let worst: Vec<f32> = worst.collect();
+        let worst: Vec<f32> = (0..count).map(|user| best.worst(user)).collect();
         let least = margins
             .chunks_exact(count)
             .flat_map(|margins| worst.iter().zip(margins).map(|(worst, margin)| worst - margin));

@@ -20,14 +20,14 @@ use candle_core::Tensor;
 use super::batch::HstuBatch;
 use super::config::{Layout, NormKind, OutputParts, SiluScope, StackConfig, Variant};
 use crate::checkpoint::tensors::Tensors;
-use crate::cpu::Cpu;
 use crate::cpu::attention::{Block, Tables};
 use crate::cpu::linear::{Linear, Output, Rows, WeightFormat};
 use crate::cpu::mask::Mask;
 use crate::cpu::pages::PageStore;
-use crate::cpu::parallel::{Groups, at_least, keep_rows, read, write};
+use crate::cpu::parallel::{at_least, each_group, keep_rows, read, rows_of_group, write};
 use crate::cpu::pointwise::{Call, RelativeBias, Shape, attend};
-use crate::cpu::vector::{gate, layer_norm, silu_in_place};
+use crate::cpu::vector::{gate, layer_norm};
+use crate::cpu::{Cpu, NewRows, PageWrites};
 use crate::error::ModelError;
 
 /// Weight and bias of a norm.
@@ -255,25 +255,36 @@ impl Stack {
         observe(0, &w.hidden);
         let projected = at_least(&mut w.uvqk, batch.rows() * uvqk);
         let attended = at_least(&mut w.attended, batch.rows() * values);
-        if let Some(first) = self.layers.first() {
+        let destinations = &batch.layout.destinations;
+        if let Some(layer) = self.layers.first() {
             let columns = self.columns(config.layers == 1);
-            self.project_all(cpu, first, columns, &w.hidden, projected, &mut w.scratch);
+            let rows = rows_of_group(batch.rows(), cpu.threads());
+            let groups = (read(&w.hidden, rows * width), write(projected, rows * uvqk));
+            let groups = (groups, pages.writes(0, destinations).in_parts(rows));
+            each_group(cpu, groups, &mut w.scratch, &SCRATCH, |cpu, scratch, part| {
+                let ((hidden, projected), writes) = part;
+                self.project(cpu, layer, columns.clone(), hidden, projected, scratch);
+                self.store(cpu, writes, projected);
+            });
         }
         let final_blocks = compact(&batch.layout.final_blocks);
         let all_rows = batch.sequences();
         let of_wanted: Vec<u32> = batch.layout.wanted.iter().map(|&row| all_rows.of_row[row]).collect();
         for (index, layer) in self.layers.iter().enumerate() {
-            self.store(cpu, batch, projected, pages, index);
-            let next = self.layers.get(index + 1);
             let layout = &batch.layout;
             let (mut blocks, mut sequences) = (&layout.blocks, all_rows);
+            let next = self.layers.get(index + 1);
             if next.is_none() {
                 // What is not wanted ends here.
                 keep_rows(&mut w.hidden, width, &layout.wanted);
                 w.hidden.truncate(layout.wanted.len() * width);
-                let projected = &mut projected[..layout.wanted.len() * uvqk];
                 let columns = 0..config.values() + config.keys();
-                self.project_all(cpu, layer, columns, &w.hidden, projected, &mut w.scratch);
+                let rows = rows_of_group(layout.wanted.len(), cpu.threads());
+                let projected = &mut projected[..layout.wanted.len() * uvqk];
+                let groups = (read(&w.hidden, rows * width), write(projected, rows * uvqk));
+                each_group(cpu, groups, &mut w.scratch, &SCRATCH, |cpu, scratch, (hidden, projected)| {
+                    self.project(cpu, layer, columns.clone(), hidden, projected, scratch);
+                });
                 blocks = &final_blocks;
                 sequences.of_row = &of_wanted;
             }
@@ -289,20 +300,25 @@ impl Stack {
                 tables: Tables { pages: &layout.pages, lineage: &layout.lineage },
             };
             attend(cpu, &call, blocks, attended);
-            let next = next.map(|next| (next, self.columns(index + 2 == self.layers.len())));
-            match Groups::of(left, cpu.threads()) {
-                Groups::One => {
-                    self.leave(cpu, layer, next, attended, projected, &mut w.hidden, &mut w.scratch)
+            let rows = rows_of_group(left, cpu.threads());
+            let groups = (read(attended, rows * values), write(&mut w.hidden, rows * width));
+            match next {
+                None => {
+                    let groups = (groups, read(projected, rows * uvqk));
+                    each_group(cpu, groups, &mut w.scratch, &SCRATCH, |cpu, scratch, part| {
+                        let ((attended, hidden), uvqk) = part;
+                        self.leave(cpu, layer, attended, uvqk, hidden, scratch);
+                    });
                 }
-                Groups::Of(rows) => {
-                    let alone = cpu.alone();
-                    let attended = read(attended, rows * values);
-                    let parts =
-                        ((attended, write(&mut w.hidden, rows * width)), write(projected, rows * uvqk));
-                    cpu.each_part(parts, |_, ((attended, hidden), projected)| {
-                        SCRATCH.with_borrow_mut(|scratch| {
-                            self.leave(&alone, layer, next.clone(), attended, projected, hidden, scratch);
-                        });
+                Some(next) => {
+                    let columns = self.columns(index + 2 == self.layers.len());
+                    let writes = pages.writes(index + 1, destinations).in_parts(rows);
+                    let groups = (groups, (write(projected, rows * uvqk), writes));
+                    each_group(cpu, groups, &mut w.scratch, &SCRATCH, |cpu, scratch, part| {
+                        let ((attended, hidden), (uvqk, writes)) = part;
+                        self.leave(cpu, layer, attended, uvqk, hidden, scratch);
+                        self.project(cpu, next, columns.clone(), hidden, uvqk, scratch);
+                        self.store(cpu, writes, uvqk);
                     });
                 }
             }
@@ -314,31 +330,6 @@ impl Stack {
     fn columns(&self, last: bool) -> Range<usize> {
         let config = &self.config;
         if last { config.values() + config.keys()..config.uvqk() } else { 0..config.uvqk() }
-    }
-
-    /// As [`Stack::project`], for all rows of a step.
-    fn project_all(
-        &self,
-        cpu: &Cpu,
-        layer: &Layer,
-        columns: Range<usize>,
-        hidden: &[f32],
-        projected: &mut [f32],
-        scratch: &mut Scratch,
-    ) {
-        let (width, uvqk) = (self.config.model_dim, self.config.uvqk());
-        match Groups::of(hidden.len() / width, cpu.threads()) {
-            Groups::One => self.project(cpu, layer, columns, hidden, projected, scratch),
-            Groups::Of(rows) => {
-                let alone = cpu.alone();
-                let parts = (read(hidden, rows * width), write(projected, rows * uvqk));
-                cpu.each_part(parts, |_, (hidden, projected)| {
-                    SCRATCH.with_borrow_mut(|scratch| {
-                        self.project(&alone, layer, columns.clone(), hidden, projected, scratch)
-                    });
-                });
-            }
-        }
     }
 
     /// From the residual stream to these columns of u, q, v and k. What the others hold afterwards is not to be read.
@@ -355,18 +346,21 @@ impl Stack {
         let (width, eps) = (config.model_dim, config.input_norm.eps as f32);
         norm_rows(cpu, hidden, width, layer.input_norm.as_ref(), eps, &mut scratch.normed);
         scratch.rows.pack(cpu, &scratch.normed[..hidden.len()], width, self.format());
-        layer.uvqk.forward_columns(cpu, &scratch.rows, columns.clone(), uvqk);
-        self.activate(cpu, columns, uvqk);
+        let activated = match config.silu {
+            SiluScope::Uvqk => config.uvqk(),
+            SiluScope::U => config.values(),
+            SiluScope::None => 0,
+        };
+        layer.uvqk.forward_columns(cpu, &scratch.rows, columns, activated, uvqk);
     }
 
-    /// From what attention found back to the residual stream, and on to columns of the next layer's projection.
+    /// From what attention found back to the residual stream.
     fn leave(
         &self,
         cpu: &Cpu,
         layer: &Layer,
-        next: Option<(&Layer, Range<usize>)>,
         attended: &[f32],
-        uvqk: &mut [f32],
+        uvqk: &[f32],
         hidden: &mut [f32],
         scratch: &mut Scratch,
     ) {
@@ -377,40 +371,14 @@ impl Stack {
         scratch.rows.pack(cpu, gated, inner, self.format());
         let output = if config.residual { Output::Add } else { Output::Replace };
         layer.output.forward(cpu, &scratch.rows, output, hidden);
-        if let Some((next, columns)) = next {
-            self.project(cpu, next, columns, hidden, uvqk, scratch);
-        }
     }
 
-    /// SiLU where the model has it.
-    fn activate(&self, cpu: &Cpu, columns: Range<usize>, uvqk: &mut [f32]) {
-        let (isa, width) = (cpu.isa(), self.config.uvqk());
-        let end = match self.config.silu {
-            SiluScope::Uvqk => width,
-            SiluScope::U => self.config.values(),
-            SiluScope::None => 0,
-        };
-        let columns = columns.start..columns.end.min(end);
-        if columns.is_empty() {
-            return;
-        }
-        cpu.each_part(write(uvqk, ROWS_PER_TASK * width), |_, rows| {
-            rows.chunks_exact_mut(width).for_each(|row| silu_in_place(isa, &mut row[columns.clone()]));
-        });
-    }
-
-    /// Writes keys and values into pages, one head per task.
-    fn store(&self, cpu: &Cpu, batch: &HstuBatch, uvqk: &[f32], pages: &mut PageStore, layer: usize) {
+    /// Writes keys and values of projected rows into pages.
+    fn store(&self, cpu: &Cpu, writes: PageWrites<'_>, uvqk: &[f32]) {
         let config = &self.config;
-        let first_value = config.values() + config.keys();
-        let first_key = first_value + config.values();
-        cpu.each_part(write(pages.layer_mut(layer), 1), |head, pages| {
-            for (row, destination) in uvqk.chunks_exact(config.uvqk()).zip(&batch.layout.destinations) {
-                let key = &row[first_key + head * config.key_dim..][..config.key_dim];
-                let value = &row[first_value + head * config.value_dim..][..config.value_dim];
-                pages[0].write(*destination, key, value);
-            }
-        });
+        let values = config.values() + config.keys();
+        let keys = values + config.values();
+        writes.write(cpu, NewRows { rows: uvqk, width: config.uvqk(), keys, values });
     }
 
     /// What the output projection reads.
