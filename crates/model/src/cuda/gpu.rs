@@ -1,17 +1,18 @@
-//! An NVIDIA graphics processor, through candle's device: its context, one stream, and cuBLAS.
+//! An NVIDIA graphics processor: its context, one stream, and cuBLAS, through the driver bindings that candle brings.
 //!
-//! Invariants: one stream, so work is done in order; no event per allocation (candle's and cudarc's tracking is off, as
+//! Invariants: one stream, so work is done in order; no event per allocation (cudarc's tracking is off, as
 //! nothing here is used from a second stream); memory that is given back stays with the process. Everything is asked for by
 //! one thread, the engine's, but may be made and dropped by another.
+//!
+//! candle's own device is not used: opening one also makes a generator of random numbers, which nobody here asks for.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::cuda_backend::CudaDevice;
-use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys as cublas_sys};
+use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, result as cublas, sys as cublas_sys};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaEvent, CudaFunction, CudaModule, CudaStream, PinnedHostSlice, result, sys,
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, PinnedHostSlice, result, sys,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 
@@ -25,14 +26,13 @@ const PIECE: usize = 4 << 20;
 const PIECES: usize = 4;
 /// Memory that cuBLAS may use for one product: what NVIDIA recommends for Hopper.
 const CUBLAS_WORKSPACE: usize = 32 << 20;
-/// Shared memory of a block that needs no permission.
-const DEFAULT_SHARED: u32 = 48 << 10;
 
 /// A graphics processor.
 #[derive(Debug)]
 pub struct Gpu {
-    device: CudaDevice,
     stream: Arc<CudaStream>,
+    blas: CudaBlas,
+    pool: Pool,
     module: Arc<CudaModule>,
     functions: Mutex<HashMap<&'static str, Function>>,
     pieces: Mutex<Pieces>,
@@ -45,7 +45,7 @@ pub struct Gpu {
 #[derive(Clone, Debug)]
 struct Function {
     function: CudaFunction,
-    /// Shared memory that it was given permission for.
+    /// Dynamic shared memory that it was given permission for. Beyond 48 KiB, less what the kernel declares, it needs one.
     shared: u32,
 }
 
@@ -88,6 +88,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn blas_said(what: &str, error: &cublas::CublasError) -> DeviceError {
+    DeviceError::new(what, format!("{error:?}"))
+}
+
 fn said(what: &str) -> impl Fn(result::DriverError) -> DeviceError + '_ {
     move |error| DeviceError::new(what, error)
 }
@@ -99,13 +103,13 @@ impl Gpu {
     ///
     /// When there is none, its driver is too old, or it is older than what the kernels were built for.
     pub fn open(ordinal: usize) -> Result<Arc<dyn Device>, DeviceError> {
-        let fail = |error: candle_core::Error| DeviceError::new(format!("opening GPU {ordinal}"), error);
-        let device = CudaDevice::new_with_stream(ordinal).map_err(fail)?;
+        let opening = format!("opening GPU {ordinal}");
+        let context = CudaContext::new(ordinal).map_err(said(&opening))?;
         // SAFETY: memory is allocated, used and released on this one stream.
-        unsafe { device.disable_event_tracking() };
-        let stream = device.cuda_stream();
-        let context = stream.context();
-        keep_memory(context.cu_device()).map_err(said("configuring the memory pool"))?;
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(said(&opening))?;
+        let blas = CudaBlas::new(Arc::clone(&stream)).map_err(|error| blas_said("opening cuBLAS", &error))?;
+        let pool = Pool::of(context.cu_device()).map_err(said("configuring the memory pool"))?;
         let module = context.load_module(Ptx::from_binary(KERNELS.to_vec())).map_err(|error| {
             let capability = context.compute_capability().unwrap_or_default();
             let what = format!("loading kernels on compute capability {}.{}", capability.0, capability.1);
@@ -127,30 +131,33 @@ impl Gpu {
         let name = context.name().map_err(said("asking for the name"))?;
         let gpu = Self {
             stream,
+            blas,
+            pool,
             module,
             functions: Mutex::default(),
             pieces: Mutex::new(Pieces { all, next: 0 }),
             paces,
             multiprocessors: u32::try_from(multiprocessors).unwrap_or(1),
             name,
-            device,
         };
-        gpu.give_cublas_memory()?;
+        gpu.configure_cublas()?;
         Ok(Arc::new(gpu))
     }
 
-    /// A workspace of its own, so that cuBLAS allocates nothing in a step. It is never given back.
-    fn give_cublas_memory(&self) -> Result<(), DeviceError> {
+    /// A workspace of its own, so that cuBLAS allocates nothing in a step: after the stream was set, which takes it away. It is
+    /// never given back. And sums in single precision throughout: by default parts of a product of few rows may
+    /// be rounded to bf16 before they are added up.
+    fn configure_cublas(&self) -> Result<(), DeviceError> {
         let address = self.allocate(CUBLAS_WORKSPACE)?;
+        let handle = *self.blas.handle();
         // SAFETY: the memory is of this device, and lives as long as the process.
-        let status = unsafe {
-            cublas_sys::cublasSetWorkspace_v2(
-                *self.device.cublas_handle().handle(),
-                address as *mut c_void,
-                CUBLAS_WORKSPACE,
-            )
-        };
-        status.result().map_err(|error| DeviceError::new("giving cuBLAS a workspace", format!("{error:?}")))
+        let status =
+            unsafe { cublas_sys::cublasSetWorkspace_v2(handle, address as *mut c_void, CUBLAS_WORKSPACE) };
+        status.result().map_err(|error| blas_said("giving cuBLAS a workspace", &error))?;
+        let mode = cublas_sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+        // SAFETY: the handle is open.
+        let status = unsafe { cublas_sys::cublasSetMathMode(handle, mode) };
+        status.result().map_err(|error| blas_said("configuring cuBLAS", &error))
     }
 
     fn bind(&self) -> Result<(), DeviceError> {
@@ -163,7 +170,7 @@ impl Gpu {
             Some(known) => known.clone(),
             None => {
                 let function = self.module.load_function(name).map_err(|e| DeviceError::new(name, e))?;
-                Function { function, shared: DEFAULT_SHARED }
+                Function { function, shared: 0 }
             }
         };
         if known.shared < shared {
@@ -177,14 +184,45 @@ impl Gpu {
     }
 }
 
-/// Memory that is given back stays in the pool: by default the driver returns it to the system at every wait.
-fn keep_memory(device: sys::CUdevice) -> Result<(), result::DriverError> {
-    let mut threshold = u64::MAX;
-    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: the attribute is a number of 64 bits, and the device is open.
-    unsafe {
-        let pool = result::device::get_default_mem_pool(device)?;
-        result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast())
+/// The pool that memory comes from.
+#[derive(Debug)]
+struct Pool(sys::CUmemoryPool);
+
+// SAFETY: a handle of the driver, whose functions may be called from any thread.
+unsafe impl Send for Pool {}
+// SAFETY: as above.
+unsafe impl Sync for Pool {}
+
+impl Pool {
+    /// The pool of a device. Memory that is given back stays in it: by default the driver returns it to the system at every wait.
+    fn of(device: sys::CUdevice) -> Result<Self, result::DriverError> {
+        let mut threshold = u64::MAX;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        // SAFETY: the attribute is a number of 64 bits, and the device is open.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(device)?;
+            result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast())?;
+            Ok(Self(pool))
+        }
+    }
+
+    /// Bytes that were given back and can be given out again, which the driver does not count as free.
+    fn unused(&self) -> usize {
+        let ask = |attribute| {
+            let mut value = 0_u64;
+            // SAFETY: both attributes are numbers of 64 bits.
+            unsafe { result::mem_pool::get_attribute(self.0, attribute, (&raw mut value).cast()) }
+                .map_or(0, |()| usize::try_from(value).unwrap_or(0))
+        };
+        let reserved = ask(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT);
+        reserved.saturating_sub(ask(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT))
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // Page-locked memory goes next, which copies may still use.
+        let _ = self.wait();
     }
 }
 
@@ -204,7 +242,8 @@ impl Device for Gpu {
     }
 
     fn free_bytes(&self) -> usize {
-        self.stream.context().mem_get_info().map_or(0, |(free, _)| free)
+        let free = self.stream.context().mem_get_info().map_or(0, |(free, _)| free);
+        free + self.pool.unused()
     }
 
     fn upload(&self, bytes: &[u8], to: u64) -> Result<(), DeviceError> {
@@ -348,7 +387,7 @@ impl Device for Gpu {
         // SAFETY: the caller says that the memory is that large.
         unsafe {
             cublas::gemm_ex(
-                *self.device.cublas_handle().handle(),
+                *self.blas.handle(),
                 cublas_sys::cublasOperation_t::CUBLAS_OP_T,
                 cublas_sys::cublasOperation_t::CUBLAS_OP_N,
                 outputs,
@@ -369,7 +408,7 @@ impl Device for Gpu {
                 cublas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
         }
-        .map_err(|error| fail(format!("{error:?}")))
+        .map_err(|error| blas_said(&format!("{product:?}"), &error))
     }
 
     fn multiprocessors(&self) -> u32 {

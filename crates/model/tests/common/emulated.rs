@@ -207,6 +207,6 @@ impl Device for Emulated {
     }
 
     fn name(&self) -> &str {
-        "emulated"
+        "emulated, no GPU"
     }
 }

@@ -42,15 +42,9 @@ fn phases(world: &World, repetitions: usize, mut once: impl FnMut() -> f64) -> (
     all.swap_remove(all.len() / 2)
 }
 
-fn result(
-    world: &World,
-    args: &Args,
-    engine: &str,
-    (batch, beam, context): (usize, usize, usize),
-    times: &[f64],
-) -> Value {
+fn result(args: &Args, engine: &str, (batch, beam, context): (usize, usize, usize), times: &[f64]) -> Value {
     json!({
-        "engine": engine, "gpu": world.gpu, "shape": args.shape, "batch": batch, "beam": beam, "context": context,
+        "engine": engine, "shape": args.shape, "batch": batch, "beam": beam, "context": context,
         "levels": shapes::LEVELS, "items": args.items, "repetitions": times.len(),
         "median_ms": percentile(times, 0.5), "p90_ms": percentile(times, 0.9), "fastest_ms": times[0],
     })
@@ -85,7 +79,7 @@ pub(crate) fn measure(world: &World, args: &Args, output: &mut Output) {
             world.answer((0..batch).map(request).collect()).0
         };
         let (prefill, steps) = phases(world, args.repetitions.div_ceil(4), once);
-        let mut result = result(world, args, "beamline", (batch, beam, context), &times);
+        let mut result = result(args, "beamline", (batch, beam, context), &times);
         (result["prefill_ms"], result["step_ms"]) = (json!(prefill), json!(steps));
         output.put(&result);
     }
@@ -108,7 +102,7 @@ pub(crate) fn measure_reuse(world: &World, args: &Args, output: &mut Output) {
             cached = found;
             took
         });
-        let mut result = result(world, args, "beamline, context cached", (batch, beam, context), &times);
+        let mut result = result(args, "beamline, context cached", (batch, beam, context), &times);
         result["cached_tokens"] = json!(cached);
         output.put(&result);
     }
@@ -122,7 +116,7 @@ pub(crate) fn measure_wide(world: &World, args: &Args, output: &mut Output) {
         let times = times(args.repetitions, || {
             world.answer(vec![world.request(world.history(fresh(), context), beam, fresh())]).0
         });
-        output.put(&result(world, args, "beamline", (1, beam, context), &times));
+        output.put(&result(args, "beamline", (1, beam, context), &times));
     }
 }
 

@@ -29,8 +29,6 @@ pub(crate) struct World {
     pub(crate) engine: Engine<AnyJob, beamline_model::executor::any::Answer>,
     /// How long steps take.
     pub(crate) timed: Steps,
-    /// What it runs on.
-    pub(crate) gpu: String,
     steps: Arc<[Step]>,
     first_token: u32,
     codes: u32,
@@ -115,9 +113,8 @@ impl World {
             steps: Arc::clone(&timed),
         };
         let engine = Engine::start_with(stepped, scheduler, cache, None).unwrap();
-        let gpu = device.name().to_owned();
         let steps = vec![Step::Level; shapes::LEVELS].into();
-        Self { catalog, engine, timed, gpu, steps, first_token, codes }
+        Self { catalog, engine, timed, steps, first_token, codes }
     }
 
     /// The history of a user: as many tokens as asked for, items of semantic IDs.
