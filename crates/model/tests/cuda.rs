@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use beamline_catalog::{Filter, FilterSpec, SetArrays};
-use beamline_kv_cache::{KvCache, Namespace, PageId, Transfer};
+use beamline_kv_cache::{KvCache, Namespace, PageId, Publish, Transfer};
 use beamline_model::cuda::device::{Device, Queue};
 use beamline_model::cuda::executor::DeviceExecutor;
 use beamline_model::cuda::kernels;
@@ -301,15 +301,17 @@ fn a_context_that_was_moved_away_and_back_changes_no_bit() {
     }
 }
 
-/// A cache whose pages are to leave, their contents on the device, and the transfers.
-fn leaving_pages(device: &Arc<dyn Device>) -> (DevicePages, KvCache, Vec<u32>, Vec<Transfer>) {
+/// A cache whose pages are to leave, their contents, which may still be on their way to the device, and the transfers.
+fn leaving_pages(device: &Arc<dyn Device>) -> (DevicePages, PageTransfers, KvCache, Vec<u32>, Vec<Transfer>) {
     let pages = DevicePages::new(device, 3, 2, 16, moved::PAGES).unwrap();
+    let mut transfers = PageTransfers::new(device, &pages);
     let mut cache = moved::cache(pages.page_bytes());
     let words: Vec<u32> = (0..4 * 32).collect();
-    let (mut table, mut taken, mut transfers) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut table, mut taken, mut leaving) = (Vec::new(), Vec::new(), Vec::new());
+    transfers.begin(&pages, &[]).unwrap();
     cache.allocate(4, &mut table).unwrap();
     for index in 0..4 {
-        cache.publish(&namespace(), &table, index, &words);
+        assert_eq!(cache.publish(&namespace(), &table, index, &words), Publish::Published);
     }
     cache.release_chain(&table);
     for &page in &table {
@@ -319,11 +321,13 @@ fn leaving_pages(device: &Arc<dyn Device>) -> (DevicePages, KvCache, Vec<u32>, V
             at += bytes;
         }
     }
+    let used: Vec<u32> = table.iter().map(|page| page.0).collect();
+    transfers.end(device.keep_pace().unwrap(), &used);
     cache.allocate(moved::PAGES, &mut taken).unwrap();
-    cache.take_transfers(&mut transfers);
+    cache.take_transfers(&mut leaving);
     cache.release_chain(&taken);
-    assert_eq!(transfers.len(), 4);
-    (pages, cache, words, transfers)
+    assert_eq!(leaving.len(), 4);
+    (pages, transfers, cache, words, leaving)
 }
 
 fn namespace() -> Namespace {
@@ -337,8 +341,7 @@ fn contents(page: PageId) -> Vec<u8> {
 #[test]
 fn pages_come_back_into_other_places_bit_for_bit() {
     let Some(device) = device() else { return };
-    let (pages, _cache, _, leaving) = leaving_pages(&device);
-    let mut transfers = PageTransfers::new(&device, &pages);
+    let (pages, mut transfers, _cache, _, leaving) = leaving_pages(&device);
     transfers.begin(&pages, &leaving).unwrap();
     transfers.end(device.keep_pace().unwrap(), &[]);
     moved::wait_for_arrival(&leaving);
@@ -374,8 +377,7 @@ fn a_page_is_believed_when_its_copy_is_known_to_have_succeeded() {
     let Some(emulated) = emulated::Emulated::new() else { return };
     let device: Arc<dyn Device> = emulated.clone();
     for fails in [false, true] {
-        let (pages, mut cache, words, leaving) = leaving_pages(&device);
-        let mut transfers = PageTransfers::new(&device, &pages);
+        let (pages, mut transfers, mut cache, words, leaving) = leaving_pages(&device);
         if fails {
             emulated.fail_transfers();
         }

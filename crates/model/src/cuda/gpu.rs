@@ -2,7 +2,7 @@
 //!
 //! Invariants: computing is one stream, so it is done in order, and memory is allocated and released in that order; transfers are another. No event
 //! per allocation: cudarc's tracking is off, and whoever uses both streams orders them. Memory that is given back stays with
-//! the process. Everything is asked for by one thread, the engine's, but may be made and dropped by another.
+//! the process. Engines of several models may share it, each on its own thread: their work goes through the same two streams, in any order.
 //!
 //! candle's own device is not used: opening one also makes a generator of random numbers, which nobody here asks for.
 
