@@ -9,7 +9,7 @@ skipped, and said to be, without).
     correctness   every conformance case on the GPU, answers in mixed batches (BEAMLINE_ROUNDS, 1000), pages to the host and back
     sanitizer     the same under compute-sanitizer, memcheck and racecheck, if it is installed
     serve         the real binary answers a file of requests, and requests over HTTP, on the GPU as on the CPU
-    bench         gpu_bench: floor, points, reuse, profile, beams, load, expansion
+    bench         gpu_bench: floor, points, reuse, host, profile, beams, load, expansion; the server on random weights over HTTP
     baselines     floor.py, shared_prefix_baseline.py, hf_baseline.py
     report        compare.py
 
@@ -120,9 +120,12 @@ def sanitizer(runner):
 def bench(runner, quick, shape):
     command = [runner.binary("gpu_bench"), "measure"]
     command += ["--shape", shape] + (["--quick", "--repetitions", "10"] if quick else []) if not runner.rehearses else REHEARSED_BENCH
-    for section in ("floor", "points", "reuse", "profile", "beams", "load", "expansion"):
+    for section in ("floor", "points", "reuse", "host", "profile", "beams", "load", "expansion"):
         out = os.path.join(runner.out, f"beamline-{section}.jsonl")
         runner.run(f"bench {section}", command + ["--sections", section, "--out", out])
+    # What belongs to this script lies in the bundle, and was put on the path.
+    import serving
+    serving.timed(runner, *(("tiny", 300, 120) if runner.rehearses else (shape, 1_500_000, 3000)))
 
 
 def baselines(runner, quick, shape):

@@ -124,6 +124,37 @@ def http(runner, checkpoint, items):
         compare(runner, "serve HTTP compared", *[[items_of(answer) for answer in each] for each in answers.values()])
 
 
+def timed(runner, shape, items, context):
+    """Times requests over HTTP on random weights, one after the other: users who are new, and the same users again with three items more."""
+    folder = os.path.join(runner.out, "random-weights")
+    if not runner.run("serve random weights, folder", [runner.binary("gpu_bench"), "measure", "--shape", shape, "--items", str(items), "--folder", folder]):
+        return
+    step = "serve random weights"
+    command = [runner.binary("beamline"), "serve", "--random-weights", os.path.join(folder, "config.json"), "--device", "cuda:0"]
+    server, times, why = Server(runner, step, command), {"new": [], "again": []}, None
+    try:
+        if server.wait():
+            for user in range(24):
+                for visit, more in (("new", 0), ("again", 3)):
+                    history = [{"item_id": f"item-{(101 * user + at) % items}"} for at in range(context // 3 + more)]
+                    body = {"user_id": f"u{user}", "history": history, "num_items": 10, "beam_width": 64}
+                    start = time.perf_counter()
+                    answer = json.loads(server.ask("/v1/recommend", body))
+                    times[visit].append((time.perf_counter() - start) * 1e3)
+                    if len(answer["items"]) != 10 or (visit == "again") != (answer["usage"]["cached_tokens"] > 0):
+                        why = f"user {user}, {visit}: {len(answer['items'])} items, {answer['usage']['cached_tokens']} cached tokens"
+        else:
+            why = "it was not ready"
+    except (urllib.error.URLError, OSError, ValueError, KeyError) as error:
+        why = f"it did not answer: {error}"
+    status = server.end()
+    why = why or (f"exit status {status}" if status != 0 else None)
+    # The first users warm everything up.
+    medians = {f"{visit}_median_ms": round(sorted(all[4:])[len(all[4:]) // 2], 3) for visit, all in times.items() if len(all) > 4}
+    runner.note(step, status="failed" if why else "passed", context_tokens=context, shape=shape,
+                **({} if runner.rehearses else medians), **({"why": why} if why else {}))
+
+
 def check(runner):
     checkpoint = os.path.join(runner.folder, "fixtures", "qwen3-untied")
     with open(os.path.join(checkpoint, "catalog.jsonl"), encoding="utf-8") as file:

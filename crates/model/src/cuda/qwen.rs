@@ -193,7 +193,8 @@ impl Layer {
 }
 
 impl DeviceQwen {
-    /// Checks every tensor of the checkpoint and copies the weights, with rotary tables for `positions` positions.
+    /// Checks every tensor of the checkpoint and copies the weights, with rotary tables for `positions` positions. Where the checkpoint has
+    /// no weights, they are made up.
     ///
     /// # Errors
     ///
@@ -204,6 +205,9 @@ impl DeviceQwen {
         checkpoint: &Checkpoint,
         positions: usize,
     ) -> Result<Self, ModelError> {
+        if !checkpoint.has_weights() {
+            return Self::random(device, checkpoint.config(), positions);
+        }
         let (config, tensors) = (checkpoint.config().clone(), checkpoint.tensors());
         let padded_dim = Self::check(&config)?;
         tensors

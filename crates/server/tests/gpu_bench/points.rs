@@ -1,5 +1,10 @@
 //! Batches of requests that arrive together: latency of the whole batch.
 
+use std::sync::Arc;
+
+use beamline_model::checkpoint::config::Config;
+use beamline_model::cpu::pages::PAGE_SIZE;
+use beamline_model::cuda::device::Device;
 use serde_json::{Value, json};
 
 use crate::profile::Profile;
@@ -106,6 +111,27 @@ pub(crate) fn measure_reuse(world: &World, args: &Args, output: &mut Output) {
         result["cached_tokens"] = json!(cached);
         output.put(&result);
     }
+}
+
+/// One user comes back whose context went to host memory, because another took its place.
+pub(crate) fn measure_host(device: &Arc<dyn Device>, config: &Config, args: &Args, output: &mut Output) {
+    let (beam, context, new): (usize, usize, usize) =
+        if args.shape == "tiny" { (4, 150, 12) } else { (256, 5000, 12) };
+    // Room for one of them and a half.
+    let pages = (context + 2 * beam).div_ceil(PAGE_SIZE) * 3 / 2;
+    let world = World::with_host(device, args, config, Some(pages), Some(16 << 30));
+    let mut cached = 0;
+    let times = times(args.repetitions, || {
+        let (tenant, tokens) = (fresh(), world.history(fresh(), context));
+        world.answer(vec![world.request(tokens[..context - new].to_vec(), beam, tenant)]);
+        world.answer(vec![world.request(world.history(fresh(), context), beam, fresh())]);
+        let (took, found) = world.answer(vec![world.request(tokens, beam, tenant)]);
+        cached = found;
+        took
+    });
+    let mut result = result(args, "beamline, context in host memory", (1, beam, context), &times);
+    (result["cached_tokens"], result["pages"]) = (json!(cached), json!(pages));
+    output.put(&result);
 }
 
 /// The widest beams.
