@@ -16,8 +16,8 @@ MISSING = "—"
 
 
 def read(paths):
-    """(key -> engine -> line, [rates lines], how many lines were superseded)."""
-    points, rates, superseded = {}, [], 0
+    """(key -> engine -> line, [rates lines], how many lines were superseded, what lines say of a rehearsal)."""
+    points, rates, superseded, rehearsals = {}, [], 0, set()
     for path in paths:
         with open(path, encoding="utf-8") as file:
             for number, text in enumerate(file, 1):
@@ -25,6 +25,8 @@ def read(paths):
                     continue
                 try:
                     line = json.loads(text)
+                    if "rehearsal" in line:
+                        rehearsals.add(line["rehearsal"])
                     if "section" in line:
                         continue  # beamline's other measurements: its floor, profiles, load
                     if line["engine"] == "rates":
@@ -35,7 +37,7 @@ def read(paths):
                     engines[line["engine"]] = line
                 except (ValueError, KeyError, TypeError) as error:
                     sys.exit(f"{path}:{number}: not a line of a measurement ({error!r})")
-    return points, rates, superseded
+    return points, rates, superseded, rehearsals
 
 
 class Report:
@@ -136,9 +138,10 @@ def main(arguments=None):
     parser.add_argument("files", nargs="+")
     parser.add_argument("--reference", default="beamline")
     options = parser.parse_args(arguments)
-    points, rates, superseded = read(options.files)
+    points, rates, superseded, rehearsals = read(options.files)
     report = Report(points, options.reference)
-    print("\n".join(["# Beam search on one GPU", "", *environment(points, rates), "", *report.text()]))
+    title = "# Beam search on one GPU" if not rehearsals else "# A rehearsal: " + "; ".join(sorted(rehearsals))
+    print("\n".join([title, "", *environment(points, rates), "", *report.text()]))
     for number, note in enumerate(report.notes, 1):
         print(f"[{number}] {note}  ")
     if superseded:

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Checks and times beamline on this machine's GPU: run.py --out FOLDER [--quick] [--only STEP,..] [--seconds N]
+Or goes through the same steps without a GPU: run.py --out FOLDER --rehearse FOLDER-OF-THE-STAND-IN
 
 Place in the flow: `cargo xtask gpu` packs binaries, fixtures, baselines and this script; here they run, correctness first: if that
 fails, nothing is timed. Needs a driver, the CUDA 13 libraries and python3; for floor and baselines, PyTorch (they are
@@ -7,12 +8,17 @@ skipped, and said to be, without).
 
     correctness   every conformance case on the GPU, answers in mixed batches (BEAMLINE_ROUNDS, 1000), pages to the host and back
     sanitizer     the same under compute-sanitizer, memcheck and racecheck, if it is installed
-    serve         the real binary answers a file of requests on the GPU
-    bench         gpu_bench: floor, points, reuse, profile, expansion, beams, load
-    baselines     floor.py, shared_prefix_baseline.py, hf_baseline.py, compare.py
+    serve         the real binary answers a file of requests, and requests over HTTP, on the GPU as on the CPU
+    bench         gpu_bench: floor, points, reuse, host, profile, beams, load, expansion; the server on random weights over HTTP
+    baselines     floor.py, shared_prefix_baseline.py, hf_baseline.py
+    report        compare.py
 
 Writes FOLDER/summary.json (what passed, what was skipped and why, seconds) and one log per step. Steps go on after one
-that failed, except that nothing is timed after a failed correctness. The exit status is 1 if any step failed."""
+that failed, except that nothing is timed after a failed correctness. The exit status is 1 if any step failed.
+
+A rehearsal (`cargo xtask gpu --rehearse`) puts a stand-in in the place of driver and GPU, takes a tiny shape, few beams and one round, and leaves
+out what needs a GPU in any case: sanitizer and baselines. It shows that everything starts, runs and fits together; it is
+no GPU, and no time in its results means anything. Everything it writes says so."""
 
 import argparse
 import glob
@@ -26,7 +32,11 @@ import tarfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-STEPS = ["correctness", "sanitizer", "serve", "bench", "baselines"]
+STEPS = ["correctness", "sanitizer", "serve", "bench", "baselines", "report"]
+# What a rehearsal takes: of the beams of the conformance cases every so manieth, and the sizes of gpu_bench.
+REHEARSED_BEAMS = 29
+REHEARSED_BENCH = ["--shape", "tiny", "--items", "300", "--repetitions", "2", "--quick"]
+REHEARSAL = "a rehearsal: a stand-in took the place of driver and GPU, and no time here means anything"
 LIBRARIES = ["libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10", "libnvrtc.so.13"]
 
 
@@ -42,11 +52,15 @@ def library_folders():
 
 
 class Runner:
-    def __init__(self, folder, out, seconds):
-        self.folder, self.out, self.until = folder, out, time.time() + seconds
+    def __init__(self, folder, out, seconds, stand_in):
+        self.folder, self.out, self.until, self.rehearses = folder, out, time.time() + seconds, stand_in is not None
         self.summary = {"steps": {}, "command": " ".join(sys.argv)}
+        if self.rehearses:
+            self.summary["rehearsal"] = REHEARSAL
         self.environment = dict(os.environ)
-        paths = library_folders() + [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(":") if path]
+        # What somebody named comes before what was found.
+        named = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(":") if path]
+        paths = [os.path.abspath(stand_in)] if self.rehearses else named + library_folders()
         self.environment["LD_LIBRARY_PATH"] = ":".join(paths)
 
     def binary(self, name):
@@ -58,17 +72,17 @@ class Runner:
             json.dump(self.summary, file, indent=1)
         print(step, what, flush=True)
 
-    def run(self, step, command, **environment):
-        """Runs a command with what time is left; says whether it succeeded."""
+    def run(self, step, command, output=None, **environment):
+        """Runs a command with what time is left, its output in a log or a file of that name; says whether it succeeded."""
         left = self.until - time.time()
         if left < 5:
             self.note(step, status="skipped", why="no time left")
             return False
         start, log = time.time(), os.path.join(self.out, step.replace(" ", "-") + ".log")
         try:
-            with open(log, "wb") as file:
-                done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env={**self.environment, **environment},
-                                      cwd=self.folder, timeout=left, check=False)
+            with open(log, "wb") as file, open(output or os.devnull, "wb") as results:
+                done = subprocess.run(command, stdout=results if output else file, stderr=subprocess.STDOUT if not output else file,
+                                      env={**self.environment, **environment}, cwd=self.folder, timeout=left, check=False)
             status, why = ("passed", None) if done.returncode == 0 else ("failed", f"exit status {done.returncode}")
         except subprocess.TimeoutExpired:
             status, why = "failed", "ran out of time"
@@ -76,7 +90,8 @@ class Runner:
             status, why = "failed", str(error)
         with open(log, "rb") as file:
             tail = file.read()[-1500:].decode(errors="replace")
-        what = {"status": status, "seconds": round(time.time() - start, 1)}
+        # How long a rehearsal took is nobody's time but its own.
+        what = {"status": status, "rehearsal_seconds" if self.rehearses else "seconds": round(time.time() - start, 1)}
         self.note(step, **what, **({"why": why, "tail": tail} if why else {}))
         return status == "passed"
 
@@ -86,8 +101,9 @@ class Runner:
 
 def correctness(runner, rounds):
     fixtures = os.path.join(runner.folder, "fixtures")
+    few = {"BEAMLINE_EVERY": str(REHEARSED_BEAMS)} if runner.rehearses else {}
     return runner.run("correctness", [runner.binary("cuda"), "--test-threads", "1", "--nocapture"], BEAMLINE_GPU="0",
-                      BEAMLINE_FIXTURES=fixtures, BEAMLINE_ROUNDS=str(rounds))
+                      BEAMLINE_FIXTURES=fixtures, BEAMLINE_ROUNDS=str(rounds), **few)
 
 
 def sanitizer(runner):
@@ -101,37 +117,15 @@ def sanitizer(runner):
                    BEAMLINE_GPU="0", BEAMLINE_FIXTURES=fixtures, BEAMLINE_ROUNDS="1")
 
 
-def serve(runner):
-    checkpoint = os.path.join(runner.folder, "fixtures", "qwen3-untied")
-    with open(os.path.join(checkpoint, "catalog.jsonl"), encoding="utf-8") as file:
-        items = [json.loads(line)["item_id"] for line in file][:12]
-    requests, answers = os.path.join(runner.out, "requests.jsonl"), os.path.join(runner.out, "answers.jsonl")
-    with open(requests, "w", encoding="utf-8") as file:
-        for length in range(1, len(items)):
-            history = [{"item_id": item} for item in items[:length]]
-            file.write(json.dumps({"id": str(length), "history": history, "num_items": 10, "beam_width": 50}) + "\n")
-    for path in (answers, answers + ".cpu"):
-        if os.path.exists(path):
-            os.remove(path)
-    command = [runner.binary("beamline"), "batch", "--checkpoint", checkpoint]
-    if not (runner.run("serve", command + ["--device", "cuda:0", requests, answers]) and
-            runner.run("serve on the CPU", command + [requests, answers + ".cpu"])):
-        return
-    lists = []
-    for path in (answers, answers + ".cpu"):
-        with open(path, encoding="utf-8") as file:
-            lists.append([[item["item_id"] for item in json.loads(line)["items"]] for line in file])
-    overlap = sum(len(set(a) & set(b)) for a, b in zip(*lists)) / max(1, sum(map(len, lists[1])))
-    runner.note("serve compared", status="passed" if overlap >= 0.9 else "failed", overlap=round(overlap, 4),
-                same_first=sum(a[:1] == b[:1] for a, b in zip(*lists)), requests=len(lists[0]))
-
-
 def bench(runner, quick, shape):
-    command = [runner.binary("gpu_bench"), "measure", "--shape", shape]
-    quick = ["--quick", "--repetitions", "10"] if quick else []
-    for section in ("floor", "points", "reuse", "profile", "expansion", "beams", "load"):
+    command = [runner.binary("gpu_bench"), "measure"]
+    command += ["--shape", shape] + (["--quick", "--repetitions", "10"] if quick else []) if not runner.rehearses else REHEARSED_BENCH
+    for section in ("floor", "points", "reuse", "host", "profile", "beams", "load", "expansion"):
         out = os.path.join(runner.out, f"beamline-{section}.jsonl")
-        runner.run(f"bench {section}", command + ["--sections", section, "--out", out] + quick)
+        runner.run(f"bench {section}", command + ["--sections", section, "--out", out])
+    # What belongs to this script lies in the bundle, and was put on the path.
+    import serving
+    serving.timed(runner, *(("tiny", 300, 120) if runner.rehearses else (shape, 1_500_000, 3000)))
 
 
 def baselines(runner, quick, shape):
@@ -140,7 +134,7 @@ def baselines(runner, quick, shape):
     except ImportError:
         runner.note("baselines", status="skipped", why="no PyTorch")
         return
-    if not torch.cuda.is_available():
+    if runner.rehearses or not torch.cuda.is_available():
         runner.note("baselines", status="skipped", why="PyTorch sees no GPU")
         return
     scripts = os.path.join(runner.folder, "bench")
@@ -151,8 +145,17 @@ def baselines(runner, quick, shape):
     runner.run("baseline shared prefix", python + [os.path.join(scripts, "shared_prefix_baseline.py"), "--shape", shape, "--out", out] + points)
     few = ["--points", "1x32x512,4x32x1000"]
     runner.run("baseline Hugging Face", python + [os.path.join(scripts, "hf_baseline.py"), "--shape", shape, "--out", out] + few)
-    ours = [path for path in sorted(glob.glob(os.path.join(runner.out, "beamline-*.jsonl"))) if os.path.getsize(path)]
-    runner.run("report", python + [os.path.join(scripts, "compare.py"), *ours, out, os.path.join(scripts, "published.jsonl")])
+
+
+def report(runner):
+    scripts = os.path.join(runner.folder, "bench")
+    found = sorted(glob.glob(os.path.join(runner.out, "beamline-*.jsonl"))) + [os.path.join(runner.out, "baselines.jsonl")]
+    lines = [path for path in found if os.path.exists(path) and os.path.getsize(path)]
+    if not lines:
+        runner.note("report", status="skipped", why="nothing was measured")
+        return
+    command = [sys.executable, os.path.join(scripts, "compare.py"), *lines, os.path.join(scripts, "published.jsonl")]
+    runner.run("report", command, output=os.path.join(runner.out, "report.md"))
 
 
 def main():
@@ -164,21 +167,26 @@ def main():
     parser.add_argument("--rounds", type=int, default=1000, help="mixed batches of the correctness step")
     parser.add_argument("--seconds", type=float, default=3600, help="stop after so long")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rehearse", metavar="FOLDER", help="folder of the stand-in for driver and GPU")
     options = parser.parse_args()
+    rounds = 1 if options.rehearse else options.rounds
     out = os.path.abspath(options.out)
     folder = os.path.join(out, "unpacked")
     os.makedirs(folder, exist_ok=True)
     if not os.path.exists(os.path.join(folder, "bin")):
         with tarfile.open(options.bundle) as tar:
             tar.extractall(folder, filter="data")
-    runner = Runner(folder, out, options.seconds)
+    # What belongs to this script lies in the bundle.
+    sys.path.insert(0, os.path.join(folder, "bench"))
+    import serving
+    runner = Runner(folder, out, options.seconds, options.rehearse)
     runner.summary["libraries"] = {name: any(os.path.exists(os.path.join(place, name)) for place in library_folders()) for name in LIBRARIES}
     steps = options.only.split(",")
-    passed = correctness(runner, options.rounds) if "correctness" in steps else True
-    if "sanitizer" in steps:
+    passed = correctness(runner, rounds) if "correctness" in steps else True
+    if "sanitizer" in steps and not options.rehearse:
         sanitizer(runner)
     if "serve" in steps:
-        serve(runner)
+        serving.check(runner)
     if not passed:
         runner.note("timing", status="skipped", why="correctness failed: times of wrong answers mean nothing")
     else:
@@ -186,6 +194,8 @@ def main():
             bench(runner, options.quick, options.shape)
         if "baselines" in steps:
             baselines(runner, options.quick, options.shape)
+        if "report" in steps:
+            report(runner)
     sys.exit(1 if runner.failed() else 0)
 
 

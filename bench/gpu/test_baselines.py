@@ -356,7 +356,7 @@ class Comparing(unittest.TestCase):
 
     def test_the_published_figures_are_lines_like_others(self):
         published = pathlib.Path(__file__).with_name("published.jsonl")
-        points, _, superseded = compare.read([str(published)])
+        points, _, superseded, _ = compare.read([str(published)])
         self.assertEqual((len(points), superseded), (8, 0))
         self.assertEqual(points[("qwen3-1.7b", 3, 8, 256, 5000)]["NVIDIA sid-gr-inference"]["median_ms"], 307.917)
 

@@ -9,7 +9,13 @@ use std::process::Command;
 const ARCHITECTURES: [u32; 2] = [80, 90];
 
 fn main() {
-    println!("cargo:rerun-if-changed=kernels");
+    // Not the folder: it holds the emulation, too, which nvcc never sees.
+    for entry in std::fs::read_dir("kernels").expect("the kernels are there") {
+        let path = entry.expect("the kernels are there").path();
+        if path.extension().is_some_and(|extension| extension == "cu" || extension == "cuh") {
+            println!("cargo:rerun-if-changed={}", path.display());
+        }
+    }
     println!("cargo:rerun-if-env-changed=CUDA_HOME");
     if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
         let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));

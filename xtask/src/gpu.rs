@@ -2,6 +2,9 @@
 //! fixtures, the baselines, and a script that runs them, correctness first.
 //!
 //! Building needs nvcc, not a GPU. The bundle needs a driver, the CUDA 13 libraries and python3, and for the baselines PyTorch.
+//!
+//! `--rehearse` then runs the script here, with a stand-in in the place of driver, CUDA libraries and GPU
+//! (`crates/model/kernels/emulation/driver`): whatever fails to start, run or fit together fails here first. It measures nothing.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -17,12 +20,30 @@ const MOST_BYTES: u64 = 30_000_000;
 /// Targets whose executables go along.
 const EXECUTABLES: [&str; 3] = ["cuda", "gpu_bench", "beamline"];
 
+/// Sources of the stand-in, beside the kernels.
+const STAND_IN_SOURCES: [&str; 5] = ["memory.cpp", "streams.cpp", "driver.cpp", "cublas.cpp", "others.cpp"];
+/// What it takes the place of.
+const STAND_IN_FOR: [&str; 6] = [
+    "libcuda.so.1",
+    "libcublas.so.13",
+    "libcublasLt.so.13",
+    "libcurand.so.10",
+    "libcudart.so.13",
+    "libnvrtc.so.13",
+];
+
 /// Flags of `gpu`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Where the bundle goes; what is there is replaced.
     #[arg(long, default_value = "target/gpu-bundle")]
     out: PathBuf,
+    /// Then go through the bundle's script here, on a stand-in for driver and GPU. Needs a C++20 compiler, no GPU; measures nothing.
+    #[arg(long)]
+    rehearse: bool,
+    /// Order in which the stand-in does what nothing orders.
+    #[arg(long, default_value_t = 1, requires = "rehearse")]
+    seed: u64,
 }
 
 pub(crate) fn bundle(args: &Args) -> Result<()> {
@@ -55,6 +76,43 @@ pub(crate) fn bundle(args: &Args) -> Result<()> {
         args.out.display(),
         bytes as f64 / 1e6
     );
+    if args.rehearse { rehearse(args) } else { Ok(()) }
+}
+
+/// Runs the bundle's script on the stand-in.
+fn rehearse(args: &Args) -> Result<()> {
+    let folder = root().join("target/gpu-rehearsal");
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("cannot replace {}", folder.display()))?;
+    }
+    let libraries = folder.join("libraries");
+    fs::create_dir_all(&libraries)?;
+    build_stand_in(&libraries)?;
+    let results = folder.join("results");
+    let mut script = Command::new("python3");
+    script.arg(args.out.join("run.py")).arg("--out").arg(&results).arg("--rehearse").arg(&libraries);
+    let done = run(script.env("BEAMLINE_STAND_IN_SEED", args.seed.to_string()));
+    eprintln!(
+        "{}: a rehearsal on a stand-in. It is no GPU, and no time in there means anything.",
+        results.display()
+    );
+    done
+}
+
+/// Compiles the stand-in under the names of everything that the binaries load.
+fn build_stand_in(to: &Path) -> Result<()> {
+    let emulation = root().join("crates/model/kernels/emulation");
+    let (first, others) = STAND_IN_FOR.split_first().context("a stand-in for something")?;
+    let mut command = Command::new(std::env::var_os("CXX").unwrap_or_else(|| "c++".into()));
+    command.args(["-std=c++20", "-O2", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]);
+    command.args(["-fPIC", "-shared"]).arg(format!("-Wl,-soname,{first}"));
+    command.arg("-o").arg(to.join(first)).arg(emulation.join("library.cpp"));
+    command.args(STAND_IN_SOURCES.map(|name| emulation.join("driver").join(name)));
+    run(&mut command).context("the stand-in needs a C++20 compiler, named by CXX")?;
+    for name in others {
+        // One library under all names, so that all of them share one state.
+        std::os::unix::fs::symlink(first, to.join(name))?;
+    }
     Ok(())
 }
 

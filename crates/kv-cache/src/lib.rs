@@ -103,7 +103,7 @@ mod tests;
 pub use allocation::OutOfPages;
 pub use cache::KvCache;
 pub use config::{CacheConfig, ConfigError};
-pub use host::{HostKey, HostMemory, HostPage, HostTier, HostUsage, LruTier, MokaTier};
+pub use host::{HostContents, HostKey, HostMemory, HostPage, HostTier, HostUsage, LruTier, MokaTier};
 pub use namespace::{Namespace, SessionKey};
 pub use page::PageId;
 pub use publication::Publish;

@@ -4,6 +4,10 @@
 //! carries out the plan does them first, in order, before any row is computed: a page that is copied out is about to be
 //! written again.
 //!
+//! A page store whose memory is copied while the host looks on implements [`PageContents`] and has [`Transfer::carry_out`] move the pages. One that
+//! copies beside its other work looks into the transfers itself and gives a host page [`HostContents`](crate::HostContents), which say
+//! when they have arrived.
+//!
 //! A transfer that is never carried out, because its step failed before, does no harm: a page that did not arrive in
 //! the host tier is never believed, and one that did not come back is ordered again.
 
@@ -73,17 +77,48 @@ pub enum TransferError {
 }
 
 impl Transfer {
-    /// Moves the page.
+    /// The page of the device.
+    pub fn page(&self) -> PageId {
+        let (Self::Export { page, .. } | Self::Import { page, .. }) = self;
+        *page
+    }
+
+    /// From where to where, if the page leaves.
+    pub fn leaving(&self) -> Option<(PageId, &Arc<HostPage>)> {
+        match self {
+            Self::Export { page, to } => Some((*page, to)),
+            Self::Import { .. } => None,
+        }
+    }
+
+    /// To where from where, if the page comes back.
+    pub fn returning(&self) -> Option<(PageId, &Arc<HostPage>)> {
+        match self {
+            Self::Export { .. } => None,
+            Self::Import { from, page } => Some((*page, from)),
+        }
+    }
+
+    /// Whether the host page is as large as the store's.
+    ///
+    /// # Errors
+    ///
+    /// When it is not.
+    pub fn check(&self, page_bytes: usize) -> Result<(), TransferError> {
+        let (Self::Export { to: host, .. } | Self::Import { from: host, .. }) = self;
+        match host.page_bytes() {
+            expected if expected == page_bytes => Ok(()),
+            expected => Err(TransferError::Size { actual: page_bytes, expected }),
+        }
+    }
+
+    /// Moves the page, and waits for it.
     ///
     /// # Errors
     ///
     /// When sizes disagree, there is nothing to move, or the memory failed; the host page is then as it was.
     pub fn carry_out(&self, store: &mut impl PageContents) -> Result<(), TransferError> {
-        let actual = store.page_bytes();
-        let (Self::Export { to: host, .. } | Self::Import { from: host, .. }) = self;
-        if host.page_bytes() != actual {
-            return Err(TransferError::Size { actual, expected: host.page_bytes() });
-        }
+        self.check(store.page_bytes())?;
         match self {
             Self::Export { page, to } => to.fill(|contents| store.export(*page, contents)),
             Self::Import { from, page } => store.import(from.contents().ok_or(TransferError::Empty)?, *page),

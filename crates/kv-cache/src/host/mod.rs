@@ -30,7 +30,7 @@ use std::sync::Arc;
 pub use self::{
     lru::LruTier,
     moka::MokaTier,
-    page::{HostKey, HostPage},
+    page::{HostContents, HostKey, HostPage},
 };
 
 /// Keeps host pages within a bound of bytes.

@@ -26,7 +26,19 @@ pub struct HostPage {
     /// Words from position 0 to the end of the page: all that the contents depend on besides the namespace.
     words: Box<[u32]>,
     page_bytes: usize,
-    contents: OnceLock<Box<[u8]>>,
+    contents: OnceLock<Box<dyn HostContents>>,
+}
+
+/// Contents of a page, in memory of whoever moved them.
+pub trait HostContents: Send + Sync {
+    /// The contents, once they are known to have arrived in full: nothing before, and nothing ever after if the copy failed.
+    fn bytes(&self) -> Option<&[u8]>;
+}
+
+impl HostContents for Box<[u8]> {
+    fn bytes(&self) -> Option<&[u8]> {
+        Some(self)
+    }
 }
 
 impl HostPage {
@@ -52,7 +64,7 @@ impl HostPage {
 
     /// Whether the contents have arrived.
     pub fn is_filled(&self) -> bool {
-        self.contents.get().is_some()
+        self.contents().is_some()
     }
 
     /// Whether the page holds the end of exactly this context.
@@ -64,8 +76,15 @@ impl HostPage {
         self.page_bytes
     }
 
-    pub(crate) fn contents(&self) -> Option<&[u8]> {
-        self.contents.get().map(|contents| &**contents)
+    /// The contents, once they have arrived.
+    pub fn contents(&self) -> Option<&[u8]> {
+        self.contents.get()?.bytes()
+    }
+
+    /// Gives the page contents, which may still be on their way. What it was given first stays.
+    pub fn keep(&self, contents: Box<dyn HostContents>) {
+        // Whoever was faster put the same there.
+        let _ = self.contents.set(contents);
     }
 
     /// Fills the page. What it was filled with first stays; where filling fails, the page stays empty.
@@ -73,8 +92,7 @@ impl HostPage {
         if !self.is_filled() {
             let mut contents = vec![0; self.page_bytes].into_boxed_slice();
             fill(&mut contents)?;
-            // Whoever was faster put the same there.
-            let _ = self.contents.set(contents);
+            self.keep(Box::new(contents));
         }
         Ok(())
     }

@@ -21,15 +21,18 @@ template <class... Parameters, void (*kernel)(Parameters...)> struct Launcher<ke
         call(geometry, arguments, std::index_sequence_for<Parameters...>{});
     }
     static constexpr std::uint32_t parameters = sizeof...(Parameters);
+    static constexpr std::uint32_t bytes[] = {sizeof(Parameters)...};
 };
 
 struct Entry {
     const char *name;
     Call launch;
     std::uint32_t parameters;
+    // Of each parameter.
+    const std::uint32_t *bytes;
 };
 
-#define ENTRY(name) Entry{#name, &Launcher<&name>::launch, Launcher<&name>::parameters}
+#define ENTRY(name) Entry{#name, &Launcher<&name>::launch, Launcher<&name>::parameters, Launcher<&name>::bytes}
 #define POINTWISE(name) ENTRY(name##_16), ENTRY(name##_32), ENTRY(name##_64), ENTRY(name##_128)
 #define POINTWISE_BY_KEY(name) \
     POINTWISE(name##_16), POINTWISE(name##_32), POINTWISE(name##_64), POINTWISE(name##_128), ENTRY(name##_256_256)
@@ -48,6 +51,16 @@ const Entry entries[] = {
 };
 
 } // namespace
+
+// The bytes of each parameter of a kernel, and how many there are; null if there is no such kernel.
+extern "C" const std::uint32_t *emulated_parameters(const char *name, std::uint32_t *count) {
+    for (const Entry &entry : entries) {
+        if (std::strcmp(entry.name, name) != 0) continue;
+        *count = entry.parameters;
+        return entry.bytes;
+    }
+    return nullptr;
+}
 
 // Runs a kernel to its end. Returns 0, or 1 and a message of at most `message_size` bytes with the zero at its end.
 extern "C" int emulated_launch(const char *name, const std::uint32_t *grid, std::uint32_t block, std::uint32_t shared, void **arguments,

@@ -24,6 +24,7 @@ use config::Config;
 use tensors::Tensors;
 
 use crate::error::ModelError;
+use crate::families::qwen::expected_tensors;
 
 /// Most bytes of a JSON file of a checkpoint; the largest real tokenizers are a tenth of this.
 const MAX_JSON_BYTES: u64 = 256 << 20;
@@ -46,6 +47,26 @@ impl Checkpoint {
     /// When a file is missing, damaged, or config.json names an architecture this build does not know.
     pub fn open(directory: &Path) -> Result<Self, ModelError> {
         Self::open_as(directory, Config::parse)
+    }
+
+    /// A decoder of this config.json without weights: whoever runs it makes them up. For timing a shape whose checkpoint is not at
+    /// hand; what it computes means nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the file is missing or names an architecture this build does not know.
+    pub fn without_weights(config: &Path) -> Result<Self, ModelError> {
+        let directory = config.parent().unwrap_or(Path::new(""));
+        let name = config.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let digest = digest::of_files(directory, &[name])?;
+        let config = Config::parse(&read_json(config)?)?;
+        let tensors = Tensors::shapes_only(expected_tensors(&config));
+        Ok(Self { directory: directory.to_owned(), config, tensors, digest })
+    }
+
+    /// Whether there are weights.
+    pub fn has_weights(&self) -> bool {
+        !self.tensors.files().is_empty()
     }
 }
 

@@ -151,6 +151,13 @@ impl Tensors {
         Ok(())
     }
 
+    /// Names and shapes without values: for a checkpoint whose weights are made up elsewhere.
+    pub(super) fn shapes_only(shapes: BTreeMap<String, Vec<usize>>) -> Self {
+        let entry = |shape| Entry { shape, dtype: Dtype::BF16, file: 0, start: 0, end: 0 };
+        let entries = shapes.into_iter().map(|(name, shape)| (name, entry(shape))).collect();
+        Self { files: Vec::new(), maps: Vec::new(), entries }
+    }
+
     /// Names of the weight files.
     pub fn files(&self) -> &[String] {
         &self.files
@@ -212,7 +219,9 @@ impl Tensors {
             self.entries.get(name).ok_or_else(|| ModelError::Mismatch(vec![format!("missing {name}")]))?;
         let dtype = dtype(entry.dtype)
             .ok_or_else(|| ModelError::Mismatch(vec![format!("{name} has type {:?}", entry.dtype)]))?;
-        let bytes = &self.maps[entry.file][entry.start..entry.end];
+        let map = self.maps.get(entry.file);
+        let map = map.ok_or_else(|| ModelError::Mismatch(vec![format!("{name} has no values")]))?;
+        let bytes = &map[entry.start..entry.end];
         let tensor =
             Tensor::from_raw_buffer(bytes, dtype, &entry.shape, &Device::Cpu)?.to_dtype(DType::F32)?;
         let values = tensor.flatten_all()?.to_vec1::<f32>()?;

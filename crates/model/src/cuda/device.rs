@@ -4,8 +4,13 @@
 //! graphics processor is one implementation ([`gpu`](super::gpu)); the tests have another, which runs the same kernel
 //! sources on the CPU, thread for thread, so that all of this is tested where there is no graphics processor.
 //!
-//! Invariants: work is done in the order in which it is asked for, as on one stream; nothing but
-//! [`Device::download`], [`Device::wait`] and [`Device::keep_pace`] waits for it. Memory is released only after the work that was asked for before.
+//! There are two queues of work: computing, which is everything that names no queue, and transfers, which are copies between the device and
+//! memory of the host that [`Device::pin`] gave. Each does its work in the order in which it is asked for; between the two only
+//! [`Device::order`] orders anything.
+//!
+//! Invariants: nothing but [`Device::download`], [`Device::wait`] and [`Device::keep_pace`] waits for work. Memory is released after the computing
+//! that was asked for before; that no transfer uses it is for its owner to see to. Once work has failed, in either queue, everything that
+//! waits for work or asks whether it is over fails.
 
 use std::fmt;
 use std::sync::Arc;
@@ -95,6 +100,44 @@ pub struct Product {
     pub written: Written,
 }
 
+/// A queue of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queue {
+    /// Kernels, products, uploads and downloads.
+    Compute,
+    /// Copies beside them.
+    Transfer,
+}
+
+/// A point in a queue: the end of everything that was asked of it before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The queue.
+    pub queue: Queue,
+    /// Grows within a queue.
+    pub number: u64,
+}
+
+/// Which way a copy goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Out of the device.
+    ToHost,
+    /// Into the device.
+    ToDevice,
+}
+
+/// A copy between the device and memory that [`Device::pin`] gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostCopy {
+    /// Address on the device.
+    pub device: u64,
+    /// Address on the host.
+    pub host: u64,
+    /// How much.
+    pub bytes: usize,
+}
+
 /// A device with its memory.
 pub trait Device: fmt::Debug + Send + Sync {
     /// Memory of so many bytes, more than none; its contents are undefined. At least 256-byte aligned.
@@ -124,48 +167,64 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// When the device fails, or failed in work that was asked for before.
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), DeviceError>;
 
-    /// Copies parts of the device's memory, each its address and bytes, one after the other.
+    /// Memory of the host for transfers, page-locked where there is such. Its contents are undefined.
     ///
     /// # Errors
     ///
-    /// When the device fails, or failed in work that was asked for before.
-    fn gather(&self, parts: &[(u64, usize)], mut to: &mut [u8]) -> Result<(), DeviceError> {
-        for &(from, bytes) in parts {
-            let (now, later) = to.split_at_mut(bytes);
-            self.download(from, now)?;
-            to = later;
-        }
-        Ok(())
-    }
+    /// When no more memory can be had.
+    fn pin(&self, bytes: usize) -> Result<u64, DeviceError>;
 
-    /// Copies to parts of the device's memory. Returns when the bytes may change again.
+    /// Gives memory back that was had from [`Device::pin`]. No transfer uses it any more.
+    fn unpin(&self, address: u64, bytes: usize);
+
+    /// Asks the transfer queue for copies.
     ///
     /// # Errors
     ///
     /// When the device fails.
-    fn scatter(&self, mut from: &[u8], parts: &[(u64, usize)]) -> Result<(), DeviceError> {
-        for &(to, bytes) in parts {
-            let (now, later) = from.split_at(bytes);
-            self.upload(now, to)?;
-            from = later;
-        }
-        Ok(())
-    }
+    ///
+    /// # Safety
+    ///
+    /// The memory on both sides is that large, and stays until the copies are over. Nothing that no order puts before or
+    /// after them writes what they read, or touches what they write.
+    unsafe fn start_copies(&self, direction: Direction, copies: &[HostCopy]) -> Result<(), DeviceError>;
 
-    /// Waits for all work that was asked for.
+    /// The end of what was asked of a queue until now.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    fn mark(&self, queue: Queue) -> Result<Mark, DeviceError>;
+
+    /// What is asked of a queue from now on is done after this point of another.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    fn order(&self, before: Mark, queue: Queue) -> Result<(), DeviceError>;
+
+    /// Whether everything up to this point was done. Waits for nothing; may be asked from any thread.
+    ///
+    /// # Errors
+    ///
+    /// When the device failed.
+    fn is_over(&self, mark: Mark) -> Result<bool, DeviceError>;
+
+    /// Waits for all work that was asked for, in both queues.
     ///
     /// # Errors
     ///
     /// When the device failed in it.
     fn wait(&self) -> Result<(), DeviceError>;
 
-    /// Waits for what was asked for before the last call of this. Called after every step, it keeps one step on its way while
-    /// the next is planned, and no more; and the time of a step, as whoever asks for it sees it, is that of the step before.
+    /// Waits for the computing that was asked for before the last call of this; returns the end of what was asked for before this one.
+    /// Called after every step, it keeps one step on its way while the next is planned, and no more; and the time of a
+    /// step, as whoever asks for it sees it, is that of the step before.
     ///
     /// # Errors
     ///
     /// When the device failed in it.
-    fn keep_pace(&self) -> Result<(), DeviceError>;
+    fn keep_pace(&self) -> Result<Mark, DeviceError>;
 
     /// Fills memory with zeros.
     ///

@@ -22,6 +22,7 @@ use super::kernels;
 use super::layout::{ContextChunk, Layout, Upload};
 use super::pages::DevicePages;
 use super::qwen::{DeviceQwen, StepArrays, Workspace};
+use super::transfers::PageTransfers;
 use crate::executor::slots::Slots;
 use crate::executor::{Found, Job};
 use crate::step::{Plan, Progress, Slot, StepError, StepModel};
@@ -34,6 +35,8 @@ const LOGITS_BYTES: usize = 512 << 20;
 pub struct DeviceExecutor {
     device: Arc<dyn Device>,
     model: Arc<DeviceQwen>,
+    /// Before the pages: it waits for what uses them.
+    transfers: PageTransfers,
     pages: DevicePages,
     slots: Slots<InFlight>,
     /// Tries of the catalogs in use, and of the last one.
@@ -108,6 +111,7 @@ impl DeviceExecutor {
         };
         let workspace = Workspace::new(&device)?;
         Ok(Self {
+            transfers: PageTransfers::new(&device, &pages),
             device,
             model,
             pages,
@@ -341,14 +345,16 @@ impl DeviceExecutor {
         plan: &Plan,
         outcomes: &mut Vec<(Slot, Progress<Found>)>,
     ) -> Result<(), StepError> {
-        for transfer in &plan.transfers {
-            transfer.carry_out(&mut self.pages).map_err(|error| StepError(error.to_string()))?;
-        }
+        let transferred = self.transfers.begin(&self.pages, &plan.transfers);
+        transferred.map_err(|error| StepError(error.to_string()))?;
         self.lay_out(plan)?;
+        self.transfers.before_writes(self.layout.written())?;
         let arrays = self.upload_arrays()?;
-        let states = self.model.forward(&self.layout, &arrays, &self.pages, &mut self.workspace)?;
+        let arrivals = self.transfers.arrivals(&self.layout.pages);
+        let states = self.model.forward(&self.layout, &arrays, &self.pages, arrivals, &mut self.workspace)?;
         self.expand(states)?;
-        self.device.keep_pace()?;
+        let end = self.device.keep_pace()?;
+        self.transfers.end(end, &self.layout.pages);
         for chunk in &plan.chunks {
             let expands = self.expanding.contains(&chunk.slot);
             let progress = match (chunk.expand, expands) {

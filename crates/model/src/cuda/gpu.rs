@@ -1,43 +1,46 @@
-//! An NVIDIA graphics processor, through candle's device: its context, one stream, and cuBLAS.
+//! An NVIDIA graphics processor: its context, two streams, and cuBLAS, through the driver bindings that candle brings.
 //!
-//! Invariants: one stream, so work is done in order; no event per allocation (candle's and cudarc's tracking is off, as
-//! nothing here is used from a second stream); memory that is given back stays with the process. Everything is asked for by
-//! one thread, the engine's, but may be made and dropped by another.
+//! Invariants: computing is one stream, so it is done in order, and memory is allocated and released in that order; transfers are another. No event
+//! per allocation: cudarc's tracking is off, and whoever uses both streams orders them. Memory that is given back stays with
+//! the process. Engines of several models may share it, each on its own thread: their work goes through the same two streams, in any order.
+//!
+//! candle's own device is not used: opening one also makes a generator of random numbers, which nobody here asks for.
+
+mod queue;
+mod staging;
 
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::cuda_backend::CudaDevice;
-use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys as cublas_sys};
-use candle_core::cuda_backend::cudarc::driver::{
-    CudaEvent, CudaFunction, CudaModule, CudaStream, PinnedHostSlice, result, sys,
-};
+use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, result as cublas, sys as cublas_sys};
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaFunction, CudaModule, result, sys};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 
-use super::device::{Argument, Device, DeviceError, Launch, Product, Written};
+use self::queue::GpuQueue;
+use self::staging::Staging;
+use super::device::{
+    Argument, Device, DeviceError, Direction, HostCopy, Launch, Mark, Product, Queue, Written,
+};
 
 /// The kernels, for every architecture they were built for.
 static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
-/// Bytes of a piece of page-locked memory; what is larger is copied piece by piece.
-const PIECE: usize = 4 << 20;
-/// Pieces: how many copies may be on their way.
-const PIECES: usize = 4;
 /// Memory that cuBLAS may use for one product: what NVIDIA recommends for Hopper.
 const CUBLAS_WORKSPACE: usize = 32 << 20;
-/// Shared memory of a block that needs no permission.
-const DEFAULT_SHARED: u32 = 48 << 10;
 
 /// A graphics processor.
 #[derive(Debug)]
 pub struct Gpu {
-    device: CudaDevice,
-    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
+    compute: GpuQueue,
+    transfer: GpuQueue,
+    blas: CudaBlas,
+    pool: Pool,
     module: Arc<CudaModule>,
     functions: Mutex<HashMap<&'static str, Function>>,
-    pieces: Mutex<Pieces>,
-    /// Ends of the last two steps, the earlier one first.
-    paces: Mutex<[CudaEvent; 2]>,
+    staging: Mutex<Staging>,
+    /// The end of the step before.
+    pace: Mutex<u64>,
     multiprocessors: u32,
     name: String,
 }
@@ -45,47 +48,17 @@ pub struct Gpu {
 #[derive(Clone, Debug)]
 struct Function {
     function: CudaFunction,
-    /// Shared memory that it was given permission for.
+    /// Dynamic shared memory that it was given permission for. Beyond 48 KiB, less what the kernel declares, it needs one.
     shared: u32,
-}
-
-/// Page-locked memory that copies go through, used in turn.
-#[derive(Debug)]
-struct Pieces {
-    all: Vec<(PinnedHostSlice<u8>, CudaEvent)>,
-    next: usize,
-}
-
-impl Pieces {
-    /// The one that was used longest ago, and the event of its last copy.
-    fn next(&mut self) -> (&mut PinnedHostSlice<u8>, &mut CudaEvent) {
-        let next = self.next;
-        self.next = (next + 1) % PIECES;
-        let (piece, copied) = &mut self.all[next];
-        (piece, copied)
-    }
-}
-
-/// Memory cut into parts that fit into a piece.
-fn cut(address: u64, bytes: usize) -> Vec<(u64, usize)> {
-    (0..bytes).step_by(PIECE).map(|at| (address + at as u64, PIECE.min(bytes - at))).collect()
-}
-
-/// How many of the parts, from the first on, fit into a piece, and their bytes.
-fn fitting(parts: &[(u64, usize)]) -> (usize, usize) {
-    let (mut count, mut bytes) = (0, 0);
-    for &(_, part) in parts {
-        if bytes + part > PIECE {
-            break;
-        }
-        (count, bytes) = (count + 1, bytes + part);
-    }
-    (count, bytes)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is behind them is whole between any two statements.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn blas_said(what: &str, error: &cublas::CublasError) -> DeviceError {
+    DeviceError::new(what, format!("{error:?}"))
 }
 
 fn said(what: &str) -> impl Fn(result::DriverError) -> DeviceError + '_ {
@@ -99,62 +72,66 @@ impl Gpu {
     ///
     /// When there is none, its driver is too old, or it is older than what the kernels were built for.
     pub fn open(ordinal: usize) -> Result<Arc<dyn Device>, DeviceError> {
-        let fail = |error: candle_core::Error| DeviceError::new(format!("opening GPU {ordinal}"), error);
-        let device = CudaDevice::new_with_stream(ordinal).map_err(fail)?;
-        // SAFETY: memory is allocated, used and released on this one stream.
-        unsafe { device.disable_event_tracking() };
-        let stream = device.cuda_stream();
-        let context = stream.context();
-        keep_memory(context.cu_device()).map_err(said("configuring the memory pool"))?;
+        let opening = format!("opening GPU {ordinal}");
+        let context = CudaContext::new(ordinal).map_err(said(&opening))?;
+        // SAFETY: memory is allocated and released in the order of computing; whoever copies beside it orders the two.
+        unsafe { context.disable_event_tracking() };
+        let compute = GpuQueue::new(&context).map_err(said(&opening))?;
+        let transfer = GpuQueue::new(&context).map_err(said(&opening))?;
+        let blas = CudaBlas::new(Arc::clone(compute.stream()))
+            .map_err(|error| blas_said("opening cuBLAS", &error))?;
+        let pool = Pool::of(context.cu_device()).map_err(said("configuring the memory pool"))?;
         let module = context.load_module(Ptx::from_binary(KERNELS.to_vec())).map_err(|error| {
             let capability = context.compute_capability().unwrap_or_default();
             let what = format!("loading kernels on compute capability {}.{}", capability.0, capability.1);
             DeviceError::new(what, error)
         })?;
-        let mut all = Vec::with_capacity(PIECES);
-        for _ in 0..PIECES {
-            // SAFETY: a piece is written before it is read.
-            let piece = unsafe { context.alloc_pinned_with_flags(PIECE, 0) };
-            all.push((
-                piece.map_err(said("allocating page-locked memory"))?,
-                context.new_event(None).map_err(said("making an event"))?,
-            ));
-        }
-        let event = || context.new_event(None).map_err(said("making an event"));
-        let paces = Mutex::new([event()?, event()?]);
+        let staging = Staging::new(&context).map_err(said("allocating page-locked memory"))?;
         let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(attribute).map_err(said("asking for multiprocessors"))?;
         let name = context.name().map_err(said("asking for the name"))?;
         let gpu = Self {
-            stream,
+            compute,
+            transfer,
+            blas,
+            pool,
             module,
             functions: Mutex::default(),
-            pieces: Mutex::new(Pieces { all, next: 0 }),
-            paces,
+            staging: Mutex::new(staging),
+            pace: Mutex::new(0),
             multiprocessors: u32::try_from(multiprocessors).unwrap_or(1),
             name,
-            device,
+            context,
         };
-        gpu.give_cublas_memory()?;
+        gpu.configure_cublas()?;
         Ok(Arc::new(gpu))
     }
 
-    /// A workspace of its own, so that cuBLAS allocates nothing in a step. It is never given back.
-    fn give_cublas_memory(&self) -> Result<(), DeviceError> {
+    /// A workspace of its own, so that cuBLAS allocates nothing in a step: after the stream was set, which takes it away. It is
+    /// never given back. And sums in single precision throughout: by default parts of a product of few rows may
+    /// be rounded to bf16 before they are added up.
+    fn configure_cublas(&self) -> Result<(), DeviceError> {
         let address = self.allocate(CUBLAS_WORKSPACE)?;
+        let handle = *self.blas.handle();
         // SAFETY: the memory is of this device, and lives as long as the process.
-        let status = unsafe {
-            cublas_sys::cublasSetWorkspace_v2(
-                *self.device.cublas_handle().handle(),
-                address as *mut c_void,
-                CUBLAS_WORKSPACE,
-            )
-        };
-        status.result().map_err(|error| DeviceError::new("giving cuBLAS a workspace", format!("{error:?}")))
+        let status =
+            unsafe { cublas_sys::cublasSetWorkspace_v2(handle, address as *mut c_void, CUBLAS_WORKSPACE) };
+        status.result().map_err(|error| blas_said("giving cuBLAS a workspace", &error))?;
+        let mode = cublas_sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+        // SAFETY: the handle is open.
+        let status = unsafe { cublas_sys::cublasSetMathMode(handle, mode) };
+        status.result().map_err(|error| blas_said("configuring cuBLAS", &error))
     }
 
     fn bind(&self) -> Result<(), DeviceError> {
-        self.stream.context().bind_to_thread().map_err(said("binding the context to the thread"))
+        self.context.bind_to_thread().map_err(said("binding the context to the thread"))
+    }
+
+    fn queue(&self, queue: Queue) -> &GpuQueue {
+        match queue {
+            Queue::Compute => &self.compute,
+            Queue::Transfer => &self.transfer,
+        }
     }
 
     fn function(&self, name: &'static str, shared: u32) -> Result<CudaFunction, DeviceError> {
@@ -163,7 +140,7 @@ impl Gpu {
             Some(known) => known.clone(),
             None => {
                 let function = self.module.load_function(name).map_err(|e| DeviceError::new(name, e))?;
-                Function { function, shared: DEFAULT_SHARED }
+                Function { function, shared: 0 }
             }
         };
         if known.shared < shared {
@@ -177,14 +154,45 @@ impl Gpu {
     }
 }
 
-/// Memory that is given back stays in the pool: by default the driver returns it to the system at every wait.
-fn keep_memory(device: sys::CUdevice) -> Result<(), result::DriverError> {
-    let mut threshold = u64::MAX;
-    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: the attribute is a number of 64 bits, and the device is open.
-    unsafe {
-        let pool = result::device::get_default_mem_pool(device)?;
-        result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast())
+/// The pool that memory comes from.
+#[derive(Debug)]
+struct Pool(sys::CUmemoryPool);
+
+// SAFETY: a handle of the driver, whose functions may be called from any thread.
+unsafe impl Send for Pool {}
+// SAFETY: as above.
+unsafe impl Sync for Pool {}
+
+impl Pool {
+    /// The pool of a device. Memory that is given back stays in it: by default the driver returns it to the system at every wait.
+    fn of(device: sys::CUdevice) -> Result<Self, result::DriverError> {
+        let mut threshold = u64::MAX;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        // SAFETY: the attribute is a number of 64 bits, and the device is open.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(device)?;
+            result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast())?;
+            Ok(Self(pool))
+        }
+    }
+
+    /// Bytes that were given back and can be given out again, which the driver does not count as free.
+    fn unused(&self) -> usize {
+        let ask = |attribute| {
+            let mut value = 0_u64;
+            // SAFETY: both attributes are numbers of 64 bits.
+            unsafe { result::mem_pool::get_attribute(self.0, attribute, (&raw mut value).cast()) }
+                .map_or(0, |()| usize::try_from(value).unwrap_or(0))
+        };
+        let reserved = ask(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT);
+        reserved.saturating_sub(ask(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT))
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // Page-locked memory goes next, which copies may still use.
+        let _ = self.wait();
     }
 }
 
@@ -192,110 +200,107 @@ impl Device for Gpu {
     fn allocate(&self, bytes: usize) -> Result<u64, DeviceError> {
         self.bind()?;
         // SAFETY: the stream is open; the memory is used on it alone.
-        unsafe { result::malloc_async(self.stream.cu_stream(), bytes) }
+        unsafe { result::malloc_async(self.compute.stream().cu_stream(), bytes) }
             .map_err(|error| DeviceError::new(format!("allocating {bytes} bytes"), error))
     }
 
     fn release(&self, address: u64, _bytes: usize) {
         if self.bind().is_ok() {
             // SAFETY: it was had from `allocate`, and is given back once. What fails here is told by what comes next.
-            let _ = unsafe { result::free_async(address, self.stream.cu_stream()) };
+            let _ = unsafe { result::free_async(address, self.compute.stream().cu_stream()) };
         }
     }
 
     fn free_bytes(&self) -> usize {
-        self.stream.context().mem_get_info().map_or(0, |(free, _)| free)
+        let free = self.context.mem_get_info().map_or(0, |(free, _)| free);
+        free + self.pool.unused()
     }
 
     fn upload(&self, bytes: &[u8], to: u64) -> Result<(), DeviceError> {
-        self.scatter(bytes, &cut(to, bytes.len()))
+        self.bind()?;
+        let mut staging = lock(&self.staging);
+        staging.upload(&self.compute, bytes, to).map_err(said("copying to the device"))
     }
 
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        self.gather(&cut(from, bytes.len()), bytes)
+        self.bind()?;
+        let mut staging = lock(&self.staging);
+        staging.download(&self.compute, from, bytes).map_err(said("copying from the device"))
     }
 
-    fn gather(&self, parts: &[(u64, usize)], to: &mut [u8]) -> Result<(), DeviceError> {
-        // As many at a time as fit into a piece: one wait for all of them.
+    fn pin(&self, bytes: usize) -> Result<u64, DeviceError> {
         self.bind()?;
-        let fail = said("copying from the device");
-        let mut pieces = lock(&self.pieces);
-        let mut to = to;
-        let mut parts = parts;
-        while let Some(&(_, first)) = parts.first() {
-            if first > PIECE {
-                return Err(DeviceError::new("copying from the device", format!("a part of {first} bytes")));
-            }
-            let (count, bytes) = fitting(parts);
-            let (now, later) = parts.split_at(count);
-            let (piece, copied) = pieces.next();
-            copied.synchronize().map_err(&fail)?;
-            let piece = piece.as_mut_slice().map_err(&fail)?;
-            let mut at = 0;
-            for &(from, bytes) in now {
-                // SAFETY: the piece is read after the stream was waited for.
-                unsafe {
-                    result::memcpy_dtoh_async(&mut piece[at..at + bytes], from, self.stream.cu_stream())
+        // SAFETY: the context is bound; the memory is given back to `unpin`.
+        let memory = unsafe { result::malloc_host(bytes, 0) };
+        memory.map(|memory| memory as u64).map_err(|error| {
+            DeviceError::new(format!("allocating {bytes} bytes of page-locked memory"), error)
+        })
+    }
+
+    fn unpin(&self, address: u64, _bytes: usize) {
+        if self.bind().is_ok() {
+            // SAFETY: it was had from `pin`, and no copy uses it. What fails here is told by what comes next.
+            let _ = unsafe { result::free_host(address as *mut c_void) };
+        }
+    }
+
+    unsafe fn start_copies(&self, direction: Direction, copies: &[HostCopy]) -> Result<(), DeviceError> {
+        self.bind()?;
+        let stream = self.transfer.stream().cu_stream();
+        for &HostCopy { device, host, bytes } in copies {
+            // SAFETY: the caller says that the memory is that large on both sides, and stays. It is named by addresses
+            // only, as slices of it would be read and written behind their backs.
+            let started = unsafe {
+                match direction {
+                    Direction::ToHost => {
+                        sys::cuMemcpyDtoHAsync_v2(host as *mut c_void, device, bytes, stream)
+                    }
+                    Direction::ToDevice => {
+                        sys::cuMemcpyHtoDAsync_v2(device, host as *const c_void, bytes, stream)
+                    }
                 }
-                .map_err(&fail)?;
-                at += bytes;
-            }
-            self.stream.synchronize().map_err(&fail)?;
-            let (done, rest) = to.split_at_mut(bytes);
-            done.copy_from_slice(&piece[..bytes]);
-            (to, parts) = (rest, later);
+            };
+            started.result().map_err(said("copying pages"))?;
         }
         Ok(())
     }
 
-    fn scatter(&self, from: &[u8], parts: &[(u64, usize)]) -> Result<(), DeviceError> {
+    fn mark(&self, queue: Queue) -> Result<Mark, DeviceError> {
         self.bind()?;
-        let fail = said("copying to the device");
-        let mut pieces = lock(&self.pieces);
-        let (mut from, mut parts) = (from, parts);
-        while let Some(&(_, first)) = parts.first() {
-            if first > PIECE {
-                return Err(DeviceError::new("copying to the device", format!("a part of {first} bytes")));
-            }
-            let (count, bytes) = fitting(parts);
-            let (now, later) = parts.split_at(count);
-            let (piece, copied) = pieces.next();
-            copied.synchronize().map_err(&fail)?;
-            let piece = piece.as_mut_slice().map_err(&fail)?;
-            let (done, rest) = from.split_at(bytes);
-            piece[..bytes].copy_from_slice(done);
-            let mut at = 0;
-            for &(to, bytes) in now {
-                // SAFETY: the piece is not written again before its event.
-                unsafe { result::memcpy_htod_async(to, &piece[at..at + bytes], self.stream.cu_stream()) }
-                    .map_err(&fail)?;
-                at += bytes;
-            }
-            copied.record(&self.stream).map_err(&fail)?;
-            (from, parts) = (rest, later);
+        let number = self.queue(queue).mark().map_err(said("marking the end of work"))?;
+        Ok(Mark { queue, number })
+    }
+
+    fn order(&self, before: Mark, queue: Queue) -> Result<(), DeviceError> {
+        if before.queue == queue {
+            return Ok(());
         }
-        Ok(())
+        self.bind()?;
+        self.queue(before.queue).order(before.number, self.queue(queue)).map_err(said("ordering work"))
+    }
+
+    fn is_over(&self, mark: Mark) -> Result<bool, DeviceError> {
+        self.bind()?;
+        self.queue(mark.queue).is_over(mark.number).map_err(said("asking whether work is over"))
     }
 
     fn wait(&self) -> Result<(), DeviceError> {
         self.bind()?;
-        self.stream.synchronize().map_err(said("waiting"))
+        self.transfer.stream().synchronize().map_err(said("waiting for transfers"))?;
+        self.compute.stream().synchronize().map_err(said("waiting"))
     }
 
-    fn keep_pace(&self) -> Result<(), DeviceError> {
-        self.bind()?;
-        let fail = said("waiting for the step before");
-        let mut paces = lock(&self.paces);
-        paces.swap(0, 1);
-        // An event that was never recorded is over.
-        paces[1].record(&self.stream).map_err(&fail)?;
-        paces[0].synchronize().map_err(&fail)
+    fn keep_pace(&self) -> Result<Mark, DeviceError> {
+        let end = self.mark(Queue::Compute)?;
+        let before = std::mem::replace(&mut *lock(&self.pace), end.number);
+        self.compute.wait_for(before).map_err(said("waiting for the step before"))?;
+        Ok(end)
     }
 
     fn zero(&self, address: u64, bytes: usize) -> Result<(), DeviceError> {
         self.bind()?;
         // SAFETY: the caller's memory is that large.
-        unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }
+        unsafe { result::memset_d8_async(address, 0, bytes, self.compute.stream().cu_stream()) }
             .map_err(said("clearing memory"))
     }
 
@@ -323,7 +328,7 @@ impl Device for Gpu {
                 (x, y, z),
                 (launch.block, 1, 1),
                 launch.shared,
-                self.stream.cu_stream(),
+                self.compute.stream().cu_stream(),
                 &mut addresses,
             )
         }
@@ -348,7 +353,7 @@ impl Device for Gpu {
         // SAFETY: the caller says that the memory is that large.
         unsafe {
             cublas::gemm_ex(
-                *self.device.cublas_handle().handle(),
+                *self.blas.handle(),
                 cublas_sys::cublasOperation_t::CUBLAS_OP_T,
                 cublas_sys::cublasOperation_t::CUBLAS_OP_N,
                 outputs,
@@ -369,7 +374,7 @@ impl Device for Gpu {
                 cublas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
         }
-        .map_err(|error| fail(format!("{error:?}")))
+        .map_err(|error| blas_said(&format!("{product:?}"), &error))
     }
 
     fn multiprocessors(&self) -> u32 {

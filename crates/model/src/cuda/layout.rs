@@ -369,6 +369,11 @@ impl Layout {
         Ok(())
     }
 
+    /// Pages that the step writes.
+    pub fn written(&self) -> impl Iterator<Item = u32> {
+        self.uses.iter().flat_map(|used| self.pages[used.written.clone()].iter().copied())
+    }
+
     fn push_pages(&mut self, pages: &[PageId]) -> u32 {
         let start = self.pages.len();
         self.pages.extend(pages.iter().map(|page| page.0));

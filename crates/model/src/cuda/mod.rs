@@ -2,7 +2,7 @@
 //!
 //! Place in the flow: [`DeviceExecutor`](executor::DeviceExecutor) is a [`StepModel`](crate::step::StepModel), as the CPU's executor is; the
 //! scheduler sees no difference. Weights, pages, beams and trie lie in device memory; a step is a list of kernels and matrix
-//! products in one stream, and nothing comes back but the beams of requests that finish.
+//! products in one stream, and nothing comes back but the beams of requests that finish. Pages go to host memory and come back in a second one.
 //!
 //! ```text
 //! layout     plan -> arrays of rows and tiles          no device
@@ -10,6 +10,8 @@
 //! gpu        an NVIDIA GPU: driver, cuBLAS, kernels    feature `cuda`
 //! catalog    trie and filters in device memory
 //! pages      keys and values in device memory
+//! transfers  pages on their way between device and host memory, beside the computing
+//! pinned     page-locked host memory for them
 //! qwen       weights, and the forward pass as a list of work
 //! beams      the state of a search in device memory, and a step of it
 //! executor   plans -> work -> answers
@@ -29,4 +31,6 @@ pub mod gpu;
 pub mod kernels;
 pub mod layout;
 pub mod pages;
+pub mod pinned;
 pub mod qwen;
+pub mod transfers;

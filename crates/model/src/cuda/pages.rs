@@ -6,11 +6,12 @@
 //! ```
 //!
 //! Context pages and branch pages look alike here. Which page holds what is decided elsewhere; this is only the memory, all of
-//! it allocated at start-up.
+//! it allocated at start-up. In host memory a page is its parts one after the other: keys and values of the first layer, of the second, ..
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use beamline_kv_cache::{PageContents, PageId, TransferError};
+use beamline_kv_cache::{PageId, TransferError};
 
 use super::device::{Device, DeviceError, Memory};
 use crate::cpu::pages::PAGE_SIZE;
@@ -59,6 +60,16 @@ impl DevicePages {
         self.pages
     }
 
+    /// Layers.
+    pub fn layers(&self) -> usize {
+        self.layers
+    }
+
+    /// Bytes of the contents of one page.
+    pub fn page_bytes(&self) -> usize {
+        2 * self.layers * self.part_bytes
+    }
+
     /// Where the keys and the values of a layer begin.
     pub fn layer(&self, layer: usize) -> [u64; 2] {
         let part = (self.pages * self.part_bytes) as u64;
@@ -66,25 +77,16 @@ impl DevicePages {
         [keys, keys + part]
     }
 
-    /// The parts of a page, in the order of its contents.
-    fn parts(&self, page: PageId) -> Vec<(u64, usize)> {
+    /// The parts of a page, each its address and bytes, in the order of its contents.
+    pub fn parts(&self, page: PageId) -> Vec<(u64, usize)> {
         let within = u64::from(page.0) * self.part_bytes as u64;
         let addresses = (0..self.layers).flat_map(|layer| self.layer(layer)).map(|part| part + within);
         addresses.map(|address| (address, self.part_bytes)).collect()
     }
-}
 
-impl PageContents for DevicePages {
-    fn page_bytes(&self) -> usize {
-        2 * self.layers * self.part_bytes
-    }
-
-    fn export(&self, page: PageId, to: &mut [u8]) -> Result<(), TransferError> {
-        Ok(self.memory.device().gather(&self.parts(page), to)?)
-    }
-
-    fn import(&mut self, from: &[u8], page: PageId) -> Result<(), TransferError> {
-        Ok(self.memory.device().scatter(from, &self.parts(page))?)
+    /// Which of the parts are of a layer.
+    pub fn parts_of(layer: usize) -> Range<usize> {
+        2 * layer..2 * layer + 2
     }
 }
 

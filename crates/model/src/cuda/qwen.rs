@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::device::{Device, DeviceError, Memory, Product, Scratch, Written};
+use super::device::{Device, DeviceError, Mark, Memory, Product, Queue, Scratch, Written};
 use super::kernels::{self, Attention, Embed, ResidualNorm};
 use super::layout::{Layout, Shape};
 use super::pages::DevicePages;
@@ -193,7 +193,8 @@ impl Layer {
 }
 
 impl DeviceQwen {
-    /// Checks every tensor of the checkpoint and copies the weights, with rotary tables for `positions` positions.
+    /// Checks every tensor of the checkpoint and copies the weights, with rotary tables for `positions` positions. Where the checkpoint has
+    /// no weights, they are made up.
     ///
     /// # Errors
     ///
@@ -204,6 +205,9 @@ impl DeviceQwen {
         checkpoint: &Checkpoint,
         positions: usize,
     ) -> Result<Self, ModelError> {
+        if !checkpoint.has_weights() {
+            return Self::random(device, checkpoint.config(), positions);
+        }
         let (config, tensors) = (checkpoint.config().clone(), checkpoint.tensors());
         let padded_dim = Self::check(&config)?;
         tensors
@@ -361,7 +365,7 @@ impl DeviceQwen {
     }
 
     /// Runs a step: fills in branch rows, writes keys and values of all rows. Returns where the final states of the wanted rows
-    /// lie, bf16 `[wanted, hidden_size]`, normed.
+    /// lie, bf16 `[wanted, hidden_size]`, normed. `arrivals` is nothing, or for each layer what its attention must wait for.
     ///
     /// # Errors
     ///
@@ -371,6 +375,7 @@ impl DeviceQwen {
         layout: &Layout,
         arrays: &StepArrays,
         pages: &DevicePages,
+        arrivals: &[Mark],
         workspace: &mut Workspace,
     ) -> Result<u64, DeviceError> {
         let (device, config, w) = (&*self.device, &self.config, workspace);
@@ -468,6 +473,9 @@ impl DeviceQwen {
                 dim,
                 padded_dim: self.padded_dim,
             };
+            if let Some(&arrival) = arrivals.get(index) {
+                device.order(arrival, Queue::Compute)?;
+            }
             let (tiles, addresses) = match is_last {
                 true => (&layout.final_prefill, arrays.final_prefill),
                 false => (&layout.prefill, arrays.prefill),

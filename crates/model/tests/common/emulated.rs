@@ -1,16 +1,20 @@
 //! A device that is the CPU: the sources of the CUDA kernels, compiled by a C++ compiler and run thread for thread, and
 //! matrix products in plain loops. So everything of the CUDA path but the hardware and cuBLAS is tested here.
 //!
-//! Memory is filled with NaN when it is given out, and what is read beyond its end is for a sanitizer to find.
+//! Memory is filled with NaN when it is given out, and what is read beyond its end is for a sanitizer to find. Computing is done when it is asked for;
+//! transfers as late as their order allows, so that whoever does not wait for one computes with NaN or another page.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test uses its own part")]
 
 use std::alloc::{Layout, alloc, dealloc};
+use std::collections::VecDeque;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use beamline_model::cuda::device::{Argument, Device, DeviceError, Launch, Product, Written};
+use beamline_model::cuda::device::{
+    Argument, Device, DeviceError, Direction, HostCopy, Launch, Mark, Product, Queue, Written,
+};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -70,12 +74,61 @@ fn kernels() -> Option<&'static Kernels> {
 #[derive(Debug)]
 pub struct Emulated {
     kernels: &'static Kernels,
+    transfers: Mutex<Transfers>,
+}
+
+/// Copies that were asked for.
+#[derive(Debug, Default)]
+struct Transfers {
+    /// The first of them not done yet, by their numbers.
+    waiting: VecDeque<(u64, Direction, HostCopy)>,
+    marks: u64,
+    /// Marks that were asked whether they are over: the second answer is yes.
+    asked: u64,
+    /// Copies fail from now on.
+    fails: bool,
 }
 
 impl Emulated {
     /// The device, or nothing where there is no C++ compiler.
     pub fn open() -> Option<Arc<dyn Device>> {
-        Some(Arc::new(Self { kernels: kernels()? }))
+        Self::new().map(|device| device as Arc<dyn Device>)
+    }
+
+    /// The same, to be made fail.
+    pub fn new() -> Option<Arc<Self>> {
+        Some(Arc::new(Self { kernels: kernels()?, transfers: Mutex::default() }))
+    }
+
+    /// From now on, copies in the transfer queue fail when they are carried out.
+    pub fn fail_transfers(&self) {
+        self.transfers().fails = true;
+    }
+
+    fn transfers(&self) -> std::sync::MutexGuard<'_, Transfers> {
+        self.transfers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Transfers {
+    /// Carries out what was asked for before a mark.
+    fn carry_out(&mut self, before: u64) -> Result<(), DeviceError> {
+        while let Some(&(number, direction, copy)) = self.waiting.front()
+            && number < before
+        {
+            if self.fails {
+                return Err(DeviceError::new("copying a page", "it was told to fail"));
+            }
+            let (device, host) = (copy.device as *mut u8, copy.host as *mut u8);
+            let (from, to) = match direction {
+                Direction::ToHost => (device, host),
+                Direction::ToDevice => (host, device),
+            };
+            // SAFETY: whoever asked for the copy vouches for both sides.
+            unsafe { std::ptr::copy_nonoverlapping(from, to, copy.bytes) };
+            self.waiting.pop_front();
+        }
+        Ok(())
     }
 }
 
@@ -115,12 +168,55 @@ impl Device for Emulated {
         Ok(())
     }
 
-    fn wait(&self) -> Result<(), DeviceError> {
+    fn pin(&self, bytes: usize) -> Result<u64, DeviceError> {
+        self.allocate(bytes)
+    }
+
+    fn unpin(&self, address: u64, bytes: usize) {
+        self.release(address, bytes);
+    }
+
+    unsafe fn start_copies(&self, direction: Direction, copies: &[HostCopy]) -> Result<(), DeviceError> {
+        let mut transfers = self.transfers();
+        let number = transfers.marks;
+        transfers.waiting.extend(copies.iter().map(|copy| (number, direction, *copy)));
         Ok(())
     }
 
-    fn keep_pace(&self) -> Result<(), DeviceError> {
-        Ok(())
+    fn mark(&self, queue: Queue) -> Result<Mark, DeviceError> {
+        let mut transfers = self.transfers();
+        transfers.marks += 1;
+        Ok(Mark { queue, number: transfers.marks })
+    }
+
+    fn order(&self, before: Mark, queue: Queue) -> Result<(), DeviceError> {
+        match (before.queue, queue) {
+            (Queue::Transfer, Queue::Compute) => self.transfers().carry_out(before.number),
+            // Computing is over when it was asked for.
+            _ => Ok(()),
+        }
+    }
+
+    fn is_over(&self, mark: Mark) -> Result<bool, DeviceError> {
+        let mut transfers = self.transfers();
+        if mark.queue == Queue::Transfer
+            && transfers.waiting.front().is_some_and(|first| first.0 < mark.number)
+        {
+            if transfers.asked < mark.number {
+                transfers.asked = mark.number;
+                return Ok(false);
+            }
+            transfers.carry_out(mark.number)?;
+        }
+        Ok(true)
+    }
+
+    fn wait(&self) -> Result<(), DeviceError> {
+        self.transfers().carry_out(u64::MAX)
+    }
+
+    fn keep_pace(&self) -> Result<Mark, DeviceError> {
+        self.mark(Queue::Compute)
     }
 
     fn zero(&self, address: u64, bytes: usize) -> Result<(), DeviceError> {
@@ -207,6 +303,6 @@ impl Device for Emulated {
     }
 
     fn name(&self) -> &str {
-        "emulated"
+        "emulated, no GPU"
     }
 }

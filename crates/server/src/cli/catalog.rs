@@ -185,8 +185,12 @@ fn check(args: Check) -> anyhow::Result<ExitCode> {
     let limits = CatalogLimits { max_listed_problems: LISTED, ..CatalogLimits::default() };
     let catalog = match &args.checkpoint {
         Some(checkpoint) => {
-            let files =
-                Files { checkpoint: checkpoint.clone(), catalog: None, convention: args.convention.clone() };
+            let files = Files {
+                checkpoint: checkpoint.clone(),
+                random_weights: None,
+                catalog: None,
+                convention: args.convention.clone(),
+            };
             read(&args, &convention(&files)?, &limits)
         }
         None => {

@@ -84,7 +84,7 @@ impl ModelRoot {
             let message = "is neither a file of the checkpoint nor a preset".into();
             return Err(Error::InvalidValue { param: "convention", message });
         }
-        Ok(Files { checkpoint, catalog, convention })
+        Ok(Files { checkpoint, random_weights: None, catalog, convention })
     }
 
     /// Text for a client: without the paths of this machine.

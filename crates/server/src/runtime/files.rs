@@ -13,6 +13,8 @@ use crate::settings::{ModelSettings, SettingsError};
 pub struct Files {
     /// The checkpoint directory.
     pub checkpoint: PathBuf,
+    /// A config.json in it whose weights are made up.
+    pub random_weights: Option<PathBuf>,
     /// The catalog.
     pub catalog: Option<PathBuf>,
     /// A file or a preset.
@@ -28,6 +30,7 @@ impl Files {
     pub fn of(settings: &ModelSettings) -> Result<Self, SettingsError> {
         Ok(Self {
             checkpoint: settings.checkpoint()?.to_owned(),
+            random_weights: settings.random_weights.clone(),
             catalog: settings.catalog.clone(),
             convention: settings.convention.clone(),
         })

@@ -42,6 +42,10 @@ layer! {
         /// Checkpoint directory in Hugging Face layout: config.json, safetensors, tokenizer.json.
         #[arg(long, value_name = "DIR", env = "BEAMLINE_CHECKPOINT")]
         pub checkpoint: PathBuf,
+        /// Instead of a checkpoint, for timing only: a config.json, whose weights are made up at random. Tokenizer, convention and
+        /// catalog are read as a checkpoint's, from its folder unless named otherwise. Answers mean nothing. Only with --device cuda.
+        #[arg(long, value_name = "CONFIG", env = "BEAMLINE_RANDOM_WEIGHTS")]
+        pub random_weights: PathBuf,
         /// Catalog file, .jsonl or .parquet [default: catalog.jsonl or catalog.parquet in the checkpoint].
         #[arg(long, value_name = "FILE", env = "BEAMLINE_CATALOG")]
         pub catalog: PathBuf,

@@ -123,6 +123,8 @@ pub struct Settings {
 pub struct ModelSettings {
     /// The checkpoint directory.
     pub checkpoint: Option<PathBuf>,
+    /// Instead of a checkpoint, a config.json in its folder, whose weights are made up.
+    pub random_weights: Option<PathBuf>,
     /// The catalog, if it does not lie beside the checkpoint.
     pub catalog: Option<PathBuf>,
     /// A file or the name of a preset, if convention.json does not lie beside the checkpoint.
@@ -132,13 +134,14 @@ pub struct ModelSettings {
 }
 
 impl ModelSettings {
-    /// The checkpoint directory.
+    /// The checkpoint directory, or that of a config.json whose weights are made up.
     ///
     /// # Errors
     ///
     /// When none was named.
     pub fn checkpoint(&self) -> Result<&Path, SettingsError> {
-        self.checkpoint.as_deref().ok_or(SettingsError::NoCheckpoint)
+        let folder = self.random_weights.as_deref().map(|config| config.parent().unwrap_or(Path::new("")));
+        folder.or(self.checkpoint.as_deref()).ok_or(SettingsError::NoCheckpoint)
     }
 }
 
@@ -256,10 +259,11 @@ impl Settings {
         let file = flags.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
         let limits = limits(flags.limits.or(file.limits))?;
         let http = http.or(file.http);
+        let engine = engine(flags.engine.or(file.engine))?;
         Ok(Self {
             request_log: request_log(&http),
-            model: model(flags.model.or(file.model)),
-            engine: engine(flags.engine.or(file.engine))?,
+            model: model(flags.model.or(file.model), engine.device)?,
+            engine,
             limits,
             http: self::http(http)?,
             admin: self::admin(admin.or(file.admin))?,
@@ -278,13 +282,25 @@ fn read_file(path: &Path) -> Result<File, SettingsError> {
         .map_err(|source| SettingsError::Parse { path: path.to_owned(), source: Box::new(source) })
 }
 
-fn model(layer: ModelLayer) -> ModelSettings {
-    ModelSettings {
+fn model(layer: ModelLayer, device: DeviceChoice) -> Result<ModelSettings, SettingsError> {
+    let contradiction = |message: &str| Err(SettingsError::Contradiction(message.into()));
+    match (&layer.random_weights, &layer.checkpoint, device) {
+        (Some(_), Some(_), _) => {
+            return contradiction("random-weights takes the place of a checkpoint: give one of them");
+        }
+        // How fast the CPU is depends on the values, and nobody lacks a checkpoint to try it.
+        (Some(_), None, DeviceChoice::Cpu) => {
+            return contradiction("random-weights are for timing a GPU: they need device cuda");
+        }
+        _ => {}
+    }
+    Ok(ModelSettings {
         checkpoint: layer.checkpoint,
+        random_weights: layer.random_weights,
         catalog: layer.catalog,
         convention: layer.convention,
         name: layer.name.unwrap_or_else(|| "default".into()),
-    }
+    })
 }
 
 fn engine(layer: EngineLayer) -> Result<EngineSettings, SettingsError> {

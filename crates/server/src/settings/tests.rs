@@ -61,6 +61,12 @@ fn a_graphics_processor_has_one_weight_format() {
     );
     let error = resolve("[engine]\ndevice = 'cuda'\nweight_format = 'q8_0'").unwrap_err();
     assert!(error.to_string().contains("weight-format is q8_0, but device cuda:0 has bf16 only"), "{error}");
+    let random = "[model]\nrandom_weights = 'shape/config.json'\n";
+    let settings = resolve(&format!("{random}[engine]\ndevice = 'cuda'")).unwrap();
+    assert_eq!(settings.model.checkpoint().unwrap(), Path::new("shape"));
+    assert!(resolve(random).unwrap_err().to_string().contains("they need device cuda"));
+    let both = format!("{random}checkpoint = 'a'\n[engine]\ndevice = 'cuda'");
+    assert!(resolve(&both).unwrap_err().to_string().contains("give one of them"));
     assert!(resolve("[engine]\ndevice = 'gpu'").unwrap_err().to_string().contains("no device"));
 }
 

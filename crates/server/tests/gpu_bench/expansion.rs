@@ -15,8 +15,11 @@ use crate::world::random;
 use crate::{Args, Output};
 
 pub(crate) fn measure(device: &Arc<dyn Device>, args: &Args, output: &mut Output) {
-    let (items, levels, codes, width): (usize, usize, u32, usize) =
-        if args.shape == "tiny" { (200, 4, 8, 5) } else { (20_000_000, 8, 2048, 70) };
+    let (items, levels, codes, width): (usize, usize, u32, usize) = if args.shape == "tiny" {
+        (200, 4, 8, 5)
+    } else {
+        (if args.quick { 2_000_000 } else { 20_000_000 }, 8, 2048, 70)
+    };
     for hot in [false, true] {
         let mut random = random(11);
         let record = |index: usize| {

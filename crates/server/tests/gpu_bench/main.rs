@@ -3,6 +3,7 @@
 //! ```text
 //! gpu_bench measure --out results.json             everything, on GPU 0
 //! gpu_bench measure --sections points --quick      fewer points
+//! gpu_bench measure --folder FOLDER               nothing: writes all but weights, for beamline serve --random-weights
 //! cargo test --test gpu_bench                  a tiny shape on the emulated device: that the program works, no times
 //! ```
 //!
@@ -18,6 +19,7 @@
 mod emulated;
 mod expansion;
 mod floor;
+mod folder;
 mod load;
 mod points;
 mod profile;
@@ -43,8 +45,15 @@ struct Args {
     /// File for the results, one JSON object per line; also printed.
     #[arg(long)]
     out: Option<std::path::PathBuf>,
-    /// What to measure: floor, points, reuse, beams, load, expansion, profile.
-    #[arg(long, value_delimiter = ',', default_value = "floor,points,reuse,profile,expansion,beams,load")]
+    /// Measure nothing; write a folder with everything of this shape but weights, for `beamline serve --random-weights FOLDER/config.json`.
+    #[arg(long)]
+    folder: Option<std::path::PathBuf>,
+    /// What to measure: floor, points, reuse, host, beams, load, expansion, profile.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "floor,points,reuse,host,profile,expansion,beams,load"
+    )]
     sections: Vec<String>,
     /// Shape of the model, whose weights are random: qwen3-0.6b, qwen3-1.7b, qwen3-8b, tiny, or a config.json.
     #[arg(long, alias = "random-weights", default_value = "qwen3-1.7b")]
@@ -61,12 +70,21 @@ struct Args {
 }
 
 /// Where results go.
-struct Output(Option<std::fs::File>);
+struct Output {
+    file: Option<std::fs::File>,
+    gpu: String,
+}
 
 impl Output {
+    /// Writes a line, with what it was measured on.
     fn put(&mut self, result: &Value) {
+        let mut result = result.clone();
+        result["gpu"] = self.gpu.as_str().into();
+        if self.gpu.contains("no GPU") {
+            result["rehearsal"] = "no GPU: no time here means anything".into();
+        }
         println!("{result}");
-        if let Some(file) = &mut self.0 {
+        if let Some(file) = &mut self.file {
             writeln!(file, "{result}").unwrap();
         }
     }
@@ -88,19 +106,31 @@ fn main() {
         Some("measure") => Args::parse_from(std::env::args().take(1).chain(std::env::args().skip(2))),
         _ => Args::parse_from(tiny.split(' ')),
     };
+    if let Some(folder) = &args.folder {
+        folder::write(folder, &args);
+        return;
+    }
     let Some(device) = open(&args.device) else { return };
     // Everything goes through a device that can say where the time goes.
     let profile = Profile::of(device);
     let device: Arc<dyn Device> = profile.clone();
     let file = args.out.as_ref().map(|path| std::fs::File::create(path).unwrap());
-    let mut output = Output(file);
+    let mut output = Output { file, gpu: device.name().to_owned() };
     let shape = shapes::config(&args.shape);
+    let needs_world =
+        args.sections.iter().any(|section| !matches!(section.as_str(), "floor" | "expansion" | "host"));
     let has = |name: &str| args.sections.iter().any(|section| section == name);
     if has("floor") {
         floor::measure(&device, &args.shape, &shape, args.quick, &mut output);
     }
     if has("expansion") {
         expansion::measure(&device, &args, &mut output);
+    }
+    if has("host") {
+        points::measure_host(&device, &shape, &args, &mut output);
+    }
+    if !needs_world {
+        return;
     }
     let world = world::World::new(&device, &args, &shape);
     if has("points") {

@@ -1,5 +1,10 @@
 //! Batches of requests that arrive together: latency of the whole batch.
 
+use std::sync::Arc;
+
+use beamline_model::checkpoint::config::Config;
+use beamline_model::cpu::pages::PAGE_SIZE;
+use beamline_model::cuda::device::Device;
 use serde_json::{Value, json};
 
 use crate::profile::Profile;
@@ -42,15 +47,9 @@ fn phases(world: &World, repetitions: usize, mut once: impl FnMut() -> f64) -> (
     all.swap_remove(all.len() / 2)
 }
 
-fn result(
-    world: &World,
-    args: &Args,
-    engine: &str,
-    (batch, beam, context): (usize, usize, usize),
-    times: &[f64],
-) -> Value {
+fn result(args: &Args, engine: &str, (batch, beam, context): (usize, usize, usize), times: &[f64]) -> Value {
     json!({
-        "engine": engine, "gpu": world.gpu, "shape": args.shape, "batch": batch, "beam": beam, "context": context,
+        "engine": engine, "shape": args.shape, "batch": batch, "beam": beam, "context": context,
         "levels": shapes::LEVELS, "items": args.items, "repetitions": times.len(),
         "median_ms": percentile(times, 0.5), "p90_ms": percentile(times, 0.9), "fastest_ms": times[0],
     })
@@ -85,7 +84,7 @@ pub(crate) fn measure(world: &World, args: &Args, output: &mut Output) {
             world.answer((0..batch).map(request).collect()).0
         };
         let (prefill, steps) = phases(world, args.repetitions.div_ceil(4), once);
-        let mut result = result(world, args, "beamline", (batch, beam, context), &times);
+        let mut result = result(args, "beamline", (batch, beam, context), &times);
         (result["prefill_ms"], result["step_ms"]) = (json!(prefill), json!(steps));
         output.put(&result);
     }
@@ -108,10 +107,31 @@ pub(crate) fn measure_reuse(world: &World, args: &Args, output: &mut Output) {
             cached = found;
             took
         });
-        let mut result = result(world, args, "beamline, context cached", (batch, beam, context), &times);
+        let mut result = result(args, "beamline, context cached", (batch, beam, context), &times);
         result["cached_tokens"] = json!(cached);
         output.put(&result);
     }
+}
+
+/// One user comes back whose context went to host memory, because another took its place.
+pub(crate) fn measure_host(device: &Arc<dyn Device>, config: &Config, args: &Args, output: &mut Output) {
+    let (beam, context, new): (usize, usize, usize) =
+        if args.shape == "tiny" { (4, 150, 12) } else { (256, 5000, 12) };
+    // Room for one of them and a half.
+    let pages = (context + 2 * beam).div_ceil(PAGE_SIZE) * 3 / 2;
+    let world = World::with_host(device, args, config, Some(pages), Some(16 << 30));
+    let mut cached = 0;
+    let times = times(args.repetitions, || {
+        let (tenant, tokens) = (fresh(), world.history(fresh(), context));
+        world.answer(vec![world.request(tokens[..context - new].to_vec(), beam, tenant)]);
+        world.answer(vec![world.request(world.history(fresh(), context), beam, fresh())]);
+        let (took, found) = world.answer(vec![world.request(tokens, beam, tenant)]);
+        cached = found;
+        took
+    });
+    let mut result = result(args, "beamline, context in host memory", (1, beam, context), &times);
+    (result["cached_tokens"], result["pages"]) = (json!(cached), json!(pages));
+    output.put(&result);
 }
 
 /// The widest beams.
@@ -122,7 +142,7 @@ pub(crate) fn measure_wide(world: &World, args: &Args, output: &mut Output) {
         let times = times(args.repetitions, || {
             world.answer(vec![world.request(world.history(fresh(), context), beam, fresh())]).0
         });
-        output.put(&result(world, args, "beamline", (1, beam, context), &times));
+        output.put(&result(args, "beamline", (1, beam, context), &times));
     }
 }
 

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use beamline_model::cuda::device::{Argument, Device, DeviceError, Launch, Product};
+use beamline_model::cuda::device::{
+    Argument, Device, DeviceError, Direction, HostCopy, Launch, Mark, Product, Queue,
+};
 
 #[derive(Debug)]
 pub(crate) struct Profile {
@@ -76,7 +78,35 @@ impl Device for Profile {
         self.inner.wait()
     }
 
-    fn keep_pace(&self) -> Result<(), DeviceError> {
+    fn pin(&self, bytes: usize) -> Result<u64, DeviceError> {
+        self.inner.pin(bytes)
+    }
+
+    fn unpin(&self, address: u64, bytes: usize) {
+        self.inner.unpin(address, bytes);
+    }
+
+    unsafe fn start_copies(&self, direction: Direction, copies: &[HostCopy]) -> Result<(), DeviceError> {
+        // SAFETY: the caller's.
+        self.timed(
+            || format!("pages {direction:?}"),
+            || unsafe { self.inner.start_copies(direction, copies) },
+        )
+    }
+
+    fn mark(&self, queue: Queue) -> Result<Mark, DeviceError> {
+        self.inner.mark(queue)
+    }
+
+    fn order(&self, before: Mark, queue: Queue) -> Result<(), DeviceError> {
+        self.inner.order(before, queue)
+    }
+
+    fn is_over(&self, mark: Mark) -> Result<bool, DeviceError> {
+        self.inner.is_over(mark)
+    }
+
+    fn keep_pace(&self) -> Result<Mark, DeviceError> {
         self.inner.keep_pace()
     }
 

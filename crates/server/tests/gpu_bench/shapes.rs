@@ -23,8 +23,13 @@ pub(crate) fn codes(config: &Config) -> u32 {
 /// A shape by name: Qwen3-0.6B, Qwen3-1.7B (OneRec-1.7B's), Qwen3-8B (OneRec-8B's), each with three levels of 8192 codes.
 /// Or that of any config.json, whose last tokens are taken for those of semantic IDs.
 pub(crate) fn config(name: &str) -> Config {
+    Config::parse(&config_json(name)).unwrap()
+}
+
+/// Its config.json.
+pub(crate) fn config_json(name: &str) -> String {
     if std::path::Path::new(name).extension().is_some_and(|extension| extension == "json") {
-        return Config::parse(&std::fs::read_to_string(name).unwrap()).unwrap();
+        return std::fs::read_to_string(name).unwrap();
     }
     let (hidden, layers, heads, kv_heads, dim, inner, vocab, tied) = match name {
         "qwen3-0.6b" => (1024, 28, 16, 8, 128, 3072, TEXT + LEVELS as u32 * CODES, true),
@@ -39,5 +44,5 @@ pub(crate) fn config(name: &str) -> Config {
         "vocab_size": vocab, "tie_word_embeddings": tied, "max_position_embeddings": 40960, "rms_norm_eps": 1e-6,
         "rope_theta": 1e6, "hidden_act": "silu", "attention_bias": false,
     });
-    Config::parse(&config.to_string()).unwrap()
+    config.to_string()
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use beamline_catalog::{Catalog, CatalogLimits, FilterSpec, ItemRecord, SidPart, SymbolTable};
-use beamline_kv_cache::{CacheConfig, Namespace, ReuseClass, SessionKey};
+use beamline_kv_cache::{CacheConfig, HostMemory, MokaTier, Namespace, ReuseClass, SessionKey};
 use beamline_model::checkpoint::config::Config;
 use beamline_model::cpu::pages::PAGE_SIZE;
 use beamline_model::cuda::device::Device;
@@ -29,8 +29,6 @@ pub(crate) struct World {
     pub(crate) engine: Engine<AnyJob, beamline_model::executor::any::Answer>,
     /// How long steps take.
     pub(crate) timed: Steps,
-    /// What it runs on.
-    pub(crate) gpu: String,
     steps: Arc<[Step]>,
     first_token: u32,
     codes: u32,
@@ -81,15 +79,32 @@ pub(crate) fn catalog(items: usize, levels: usize, codes: u32, first_token: u32)
 }
 
 impl World {
+    /// As many pages as fit, and no host tier.
     pub(crate) fn new(device: &Arc<dyn Device>, args: &Args, config: &Config) -> Self {
+        Self::with_host(device, args, config, None, None)
+    }
+
+    /// So many pages, or as many as fit, and perhaps a host tier of so many bytes.
+    pub(crate) fn with_host(
+        device: &Arc<dyn Device>,
+        args: &Args,
+        config: &Config,
+        pages: Option<usize>,
+        host: Option<usize>,
+    ) -> Self {
         let (first_token, codes) = (shapes::first_token(config), shapes::codes(config));
         let catalog = Arc::new(catalog(args.items, shapes::LEVELS, codes, first_token));
         let model = Arc::new(DeviceQwen::random(device, config, POSITIONS).unwrap());
         let page = DevicePages::bytes_per_page(config.layers, config.kv_heads, model.padded_dim());
-        let pages = match args.shape.as_str() {
+        let pages = pages.unwrap_or_else(|| match args.shape.as_str() {
             "tiny" => 256,
             _ => device.free_bytes().saturating_sub(RESERVED) / page,
-        };
+        });
+        let host = host.map(|bytes| HostMemory {
+            tier: Box::new(MokaTier::new(bytes, None)),
+            page_bytes: page,
+            window: pages / 2,
+        });
         let mut executor = DeviceExecutor::new(model, pages).unwrap();
         executor.prepare(&catalog).unwrap();
         let scheduler = SchedulerConfig {
@@ -114,10 +129,9 @@ impl World {
             device: Arc::clone(device),
             steps: Arc::clone(&timed),
         };
-        let engine = Engine::start_with(stepped, scheduler, cache, None).unwrap();
-        let gpu = device.name().to_owned();
+        let engine = Engine::start_with(stepped, scheduler, cache, host).unwrap();
         let steps = vec![Step::Level; shapes::LEVELS].into();
-        Self { catalog, engine, timed, gpu, steps, first_token, codes }
+        Self { catalog, engine, timed, steps, first_token, codes }
     }
 
     /// The history of a user: as many tokens as asked for, items of semantic IDs.

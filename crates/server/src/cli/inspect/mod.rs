@@ -62,6 +62,7 @@ impl Findings {
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut findings = Findings::default();
     let files = Files {
+        random_weights: None,
         checkpoint: args.checkpoint.clone(),
         catalog: args.catalog.clone(),
         convention: args.convention.clone(),
