@@ -278,9 +278,9 @@ fn a_filter_leaves_what_it_allows_in_the_same_order_however_it_is_kept() {
 #[test]
 fn pages_come_back_from_host_memory_bit_for_bit() {
     let Some(device) = device() else { return };
-    let mut pages = DevicePages::new(&device, 3, 2, 16, 4).unwrap();
+    let mut pages = DevicePages::new(&device, 3, 2, [16, 32], 4).unwrap();
     let bytes = pages.page_bytes();
-    assert_eq!(bytes, DevicePages::bytes_per_page(3, 2, 16));
+    assert_eq!(bytes, DevicePages::bytes_per_page(3, 2, [16, 32]));
     let contents = |seed: usize| (0..bytes).map(|at| (at * 31 + seed * 7) as u8).collect::<Vec<u8>>();
     for page in 0..4 {
         pages.import(&contents(page), PageId(page as u32)).unwrap();

@@ -94,7 +94,8 @@ impl DeviceExecutor {
     pub fn new(model: Arc<DeviceQwen>, pages: usize) -> Result<Self, DeviceError> {
         let device = Arc::clone(model.device());
         let config = model.config();
-        let pages = DevicePages::new(&device, config.layers, config.kv_heads, model.padded_dim(), pages)?;
+        let pages =
+            DevicePages::new(&device, config.layers, config.kv_heads, [model.padded_dim(); 2], pages)?;
         let scratch = || Scratch::new(&device, 1 << 16);
         let buffers = Buffers {
             arrays: scratch()?,

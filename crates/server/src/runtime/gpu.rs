@@ -58,7 +58,7 @@ pub(super) fn sizes(
     }
     let rotary = positions.saturating_mul(config.head_dim).saturating_mul(4);
     let weights = checkpoint.tensors().parameters().saturating_mul(2).saturating_add(rotary);
-    Ok((DevicePages::bytes_per_page(config.layers, config.kv_heads, padded), weights))
+    Ok((DevicePages::bytes_per_page(config.layers, config.kv_heads, [padded; 2]), weights))
 }
 
 /// Most of what is free beside the weights.
