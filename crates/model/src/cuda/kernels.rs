@@ -8,8 +8,10 @@
 
 use super::beams::Expansion;
 use super::device::{Argument, Device, DeviceError, Launch};
-use super::layout::{BranchItem, Layout, PrefillTile, Tiles};
+use super::layout::{Layout, PrefillTile};
 use super::qwen::StepArrays;
+use super::rows::{RowArrays, Rows};
+use super::tiles::Tiles;
 
 /// Queries up to which a tile is one of few.
 pub const FEW_QUERIES: usize = 32;
@@ -122,14 +124,9 @@ fn row_threads(width: usize) -> u32 {
     (width.div_ceil(256) * 32).min(1024) as u32
 }
 
-/// Fills in tokens, positions, places and lineages of branch rows.
-pub(super) fn branch_rows(
-    device: &dyn Device,
-    arrays: &StepArrays,
-    layout: &Layout,
-) -> Result<(), DeviceError> {
-    let widest = layout.requests.iter().map(|request| request.width).max().unwrap_or(0);
-    let grid = [blocks(widest, BRANCH_ROWS as u32), layout.requests.len() as u32];
+/// Fills in tokens, positions, places and lineages of rows of beams.
+pub(super) fn branch_rows(device: &dyn Device, arrays: &RowArrays, rows: &Rows) -> Result<(), DeviceError> {
+    let grid = [blocks(rows.widest(), BRANCH_ROWS as u32), rows.requests.len() as u32];
     let arguments = [
         arrays.requests.into(),
         arrays.tokens.into(),
@@ -315,8 +312,7 @@ pub(super) fn attend_context(
     addresses: [u64; 2],
 ) -> Result<(), DeviceError> {
     let names = [by_dim!("prefill_attention", a.padded_dim), by_dim!("prefill_attention_few", a.padded_dim)];
-    let counts = [tiles.many.len(), tiles.few.len()];
-    for (kind, (name, tiles)) in names.into_iter().zip(counts).enumerate() {
+    for (kind, (name, tiles)) in names.into_iter().zip(tiles.counts()).enumerate() {
         let arguments = [
             a.queries.into(),
             a.keys.into(),
@@ -344,9 +340,7 @@ pub(super) fn attend_branches(
     arrays: &StepArrays,
 ) -> Result<(), DeviceError> {
     let names = [by_dim!("branch_attention", a.padded_dim), by_dim!("branch_attention_few", a.padded_dim)];
-    let items: &Tiles<BranchItem> = &layout.branch;
-    let counts = [items.many.len(), items.few.len()];
-    for (kind, (name, items)) in names.into_iter().zip(counts).enumerate() {
+    for (kind, (name, items)) in names.into_iter().zip(layout.branch.counts()).enumerate() {
         let arguments = [
             a.queries.into(),
             a.keys.into(),
@@ -369,7 +363,7 @@ pub(super) fn attend_branches(
         a.values.into(),
         a.partial_out.into(),
         a.partial_state.into(),
-        arrays.merge.into(),
+        arrays.rows.merge.into(),
         a.lineage.into(),
         a.out.into(),
         count(a.heads),
@@ -377,7 +371,7 @@ pub(super) fn attend_branches(
         count(a.dim),
         a.scale(),
     ];
-    let grid = [layout.merge.len() as u32, a.heads.div_ceil(WARPS) as u32];
+    let grid = [layout.rows.merge.len() as u32, a.heads.div_ceil(WARPS) as u32];
     // SAFETY: see the module.
     unsafe { run(device, by_dim!("branch_merge", a.padded_dim), grid, ATTENTION_THREADS, 0, &arguments) }
 }

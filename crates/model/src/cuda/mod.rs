@@ -30,3 +30,8 @@ pub mod kernels;
 pub mod layout;
 pub mod pages;
 pub mod qwen;
+pub mod rows;
+pub mod searches;
+pub mod tiles;
+pub mod upload;
+mod weights;
