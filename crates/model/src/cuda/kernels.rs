@@ -16,11 +16,11 @@ use super::tiles::Tiles;
 /// Queries up to which a tile is one of few.
 pub const FEW_QUERIES: usize = 32;
 /// Warps of a block of attention.
-const WARPS: usize = 4;
+pub(super) const WARPS: usize = 4;
 /// Threads of a block of attention.
-const ATTENTION_THREADS: u32 = 32 * WARPS as u32;
+pub(super) const ATTENTION_THREADS: u32 = 32 * WARPS as u32;
 /// Threads of a block of most others.
-const THREADS: u32 = 256;
+pub(super) const THREADS: u32 = 256;
 /// Widths of heads that there are kernels for.
 const PADDED_DIMS: [usize; 5] = [16, 32, 64, 128, 256];
 /// Candidates that a block of an expansion sees to at a time.
@@ -90,11 +90,11 @@ macro_rules! by_dim {
     };
 }
 
-fn count(value: usize) -> Argument {
+pub(super) fn count(value: usize) -> Argument {
     Argument::U32(value as u32)
 }
 
-fn blocks(of: usize, each: u32) -> u32 {
+pub(super) fn blocks(of: usize, each: u32) -> u32 {
     of.div_ceil(each as usize) as u32
 }
 
@@ -103,7 +103,7 @@ fn blocks(of: usize, each: u32) -> u32 {
 /// # Safety
 ///
 /// As [`Device::launch`].
-unsafe fn run(
+pub(super) unsafe fn run(
     device: &dyn Device,
     kernel: &'static str,
     grid: [u32; 2],
@@ -120,7 +120,7 @@ unsafe fn run(
 }
 
 /// Threads of a block that has a row of the residual stream.
-fn row_threads(width: usize) -> u32 {
+pub(super) fn row_threads(width: usize) -> u32 {
     (width.div_ceil(256) * 32).min(1024) as u32
 }
 
