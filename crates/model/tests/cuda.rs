@@ -16,9 +16,9 @@ use beamline_model::cuda::executor::DeviceExecutor;
 use beamline_model::cuda::pages::DevicePages;
 use beamline_model::cuda::qwen::DeviceQwen;
 use beamline_model::decode::{Hypothesis, Normalization};
-use beamline_model::executor::{Found, Job};
-use beamline_model::step::{Plan, Progress, StepModel};
-use common::{CASES, Loaded, Running, cases, ids, numbers, run, strings};
+use beamline_model::executor::Job;
+use common::{CASES, Loaded, Queued, cases, ids, numbers, run, run_together, strings};
+use emulated::{device, on_gpu};
 use serde_json::Value;
 
 /// Scores are sums of three and more log-probabilities, from logits of up to 15, each rounded to one part in 256 in every layer: by so much
@@ -28,14 +28,6 @@ const SCORES: f64 = 0.5;
 const MEAN: f64 = 0.1;
 /// Paths of a beam of 50 that are the same.
 const OVERLAP: f64 = 0.95;
-
-fn device() -> Option<Arc<dyn Device>> {
-    #[cfg(feature = "cuda")]
-    if let Ok(ordinal) = std::env::var("BEAMLINE_GPU") {
-        return Some(beamline_model::cuda::gpu::Gpu::open(ordinal.parse().unwrap()).unwrap());
-    }
-    emulated::Emulated::open()
-}
 
 fn executor(device: &Arc<dyn Device>, loaded: &Loaded, pages: usize) -> DeviceExecutor {
     let model = DeviceQwen::load(device, &loaded.checkpoint, 2048).unwrap();
@@ -106,40 +98,6 @@ fn beams_are_those_of_hugging_face_to_the_tolerance_of_bf16() {
     }
 }
 
-/// Runs all jobs together, each at its own pace; returns what each found.
-fn run_together(executor: &mut DeviceExecutor, jobs: &[(Job, usize)], rows: usize) -> Vec<Vec<Hypothesis>> {
-    let mut next_page = 0;
-    let mut running: Vec<Running> = jobs
-        .iter()
-        .enumerate()
-        .map(|(index, (job, width))| Running::new(index as u32, job, *width, &mut next_page))
-        .collect();
-    for (request, (job, _)) in running.iter().zip(jobs) {
-        executor.open(request.slot, job.clone());
-    }
-    while running.iter().any(|request| request.found.is_none()) {
-        let (mut plan, mut outcomes) = (Plan::default(), Vec::<(_, Progress<Found>)>::new());
-        for request in running.iter_mut().filter(|request| request.found.is_none()) {
-            request.plan(rows, &mut plan);
-        }
-        executor.step(&plan, &mut outcomes).unwrap();
-        for (slot, progress) in outcomes {
-            match progress {
-                Progress::Finished(found) => running[slot.0 as usize].found = Some(found),
-                Progress::Failed(reason) => panic!("{reason}"),
-                Progress::Prefilled | Progress::Expanded { .. } => {}
-            }
-        }
-    }
-    running.iter().for_each(|request| executor.close(request.slot));
-    running.into_iter().map(|request| request.found.unwrap().hypotheses).collect()
-}
-
-/// Whether there is a graphics processor: its products round by the number of rows, those of the emulation do not.
-fn on_gpu() -> bool {
-    std::env::var_os("BEAMLINE_GPU").is_some()
-}
-
 /// Two answers to the same request are the same: every bit, or on a graphics processor to its tolerance.
 fn assert_same(found: &[Hypothesis], alone: &[Hypothesis], what: &str) {
     if !on_gpu() {
@@ -187,11 +145,11 @@ fn an_answer_does_not_depend_on_what_shares_its_steps_nor_on_chunks() {
                 let mut order: Vec<usize> = (0..jobs.len()).collect();
                 order.rotate_left(round % jobs.len());
                 order.truncate(jobs.len() - round % 3);
-                let mix: Vec<(Job, usize)> = order.iter().map(|&index| jobs[index].clone()).collect();
-                let found = run_together(&mut executor, &mix, rows);
+                let queued = |&index: &usize| Queued::of(jobs[index].0.clone(), jobs[index].1);
+                let found = run_together(&mut executor, order.iter().map(queued).collect(), rows);
                 for (found, &index) in found.iter().zip(&order) {
                     assert_same(
-                        found,
+                        &found.as_ref().unwrap().hypotheses,
                         &alone[index],
                         &format!("{case}: job {index}, round {round}, chunks of {rows}"),
                     );

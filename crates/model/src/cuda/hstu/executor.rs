@@ -21,7 +21,8 @@ use std::sync::Arc;
 
 use beamline_catalog::Catalog;
 
-use super::model::{DeviceHstu, Step, StepMemory};
+use super::model::DeviceHstu;
+use super::step::{Step, StepMemory};
 use crate::cpu::Cpu;
 use crate::cpu::pages::PAGE_SIZE;
 use crate::cuda::beams::{DeviceSearch, Logits, MOST_BEAMS};

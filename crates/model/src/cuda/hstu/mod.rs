@@ -7,6 +7,7 @@
 //! layout     plan -> arrays of rows and items       no device
 //! embedding  ids -> rows: tables on the device, or rows made on the host where small networks make them
 //! stack      weights of the layers, and the forward pass as a list of work
+//! step       the rows of a step, and the memory it is computed in
 //! model      all of it, and what makes answers of final states
 //! executor   plans -> work -> answers
 //! kernels    names, arguments and launch sizes
@@ -20,3 +21,4 @@ pub mod kernels;
 pub mod layout;
 pub mod model;
 pub mod stack;
+pub mod step;

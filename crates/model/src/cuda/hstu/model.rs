@@ -17,20 +17,19 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use half::bf16;
 
-use super::embedding::{DeviceEmbedder, Embedded};
+use super::embedding::DeviceEmbedder;
 use super::kernels::{self, Finish};
-use super::layout::HstuLayout;
-use super::stack::{DeviceStack, StackArrays, Workspace};
+use super::stack::DeviceStack;
+use super::step::{Step, StepMemory};
 use crate::checkpoint::Checkpoint;
 use crate::cpu::Cpu;
 use crate::cpu::linear::WeightFormat;
 use crate::cpu::vector::l2_normalize;
 use crate::cuda::beams::BranchRows;
-use crate::cuda::device::{Device, DeviceError, Memory, Product, Scratch, Written};
+use crate::cuda::device::{Device, DeviceError, Memory, Product, Written};
 use crate::cuda::kernels::branch_rows;
 use crate::cuda::pages::DevicePages;
-use crate::cuda::rows::{BranchChunk, ContextChunk, RowArrays};
-use crate::cuda::upload::Upload;
+use crate::cuda::rows::{BranchChunk, ContextChunk};
 use crate::cuda::weights::matrix;
 use crate::error::ModelError;
 use crate::families::hstu::batch::ContextOf;
@@ -62,52 +61,6 @@ enum Head {
     Tokens(Finish, Memory, usize),
     /// On the host.
     Ranking(Box<Ranking>),
-}
-
-/// The rows of a step. All vectors are reused.
-#[derive(Debug, Default)]
-pub struct Step {
-    /// Rows, cut into items.
-    pub layout: HstuLayout,
-    embedded: Embedded,
-}
-
-impl Step {
-    /// Makes it empty and keeps its memory.
-    pub fn clear(&mut self) {
-        self.layout.clear();
-        self.embedded.clear();
-    }
-}
-
-/// Device memory of a step, reused from step to step.
-#[derive(Debug)]
-pub struct StepMemory {
-    upload: Upload,
-    arrays: Scratch,
-    hidden: Scratch,
-    workspace: Workspace,
-    finished: Scratch,
-    bounds: Scratch,
-}
-
-impl StepMemory {
-    /// Nothing yet.
-    ///
-    /// # Errors
-    ///
-    /// When the device has no memory.
-    pub fn new(device: &Arc<dyn Device>) -> Result<Self, DeviceError> {
-        let scratch = || Scratch::new(device, 1 << 16);
-        Ok(Self {
-            upload: Upload::default(),
-            arrays: scratch()?,
-            hidden: scratch()?,
-            workspace: Workspace::new(device)?,
-            finished: scratch()?,
-            bounds: scratch()?,
-        })
-    }
 }
 
 /// Final states as they are compared with items or tokens.
@@ -297,28 +250,12 @@ impl DeviceHstu {
         memory: &mut StepMemory,
         beams: impl FnOnce(u64) -> Result<Vec<BranchRows>, E>,
     ) -> Result<u64, E> {
-        let (device, Step { layout, embedded }) = (&*self.device, step);
-        let upload = &mut memory.upload;
-        upload.clear();
-        let rows = layout.rows.upload(upload);
-        let items = [upload.push(&layout.items.many), upload.push(&layout.items.few)];
-        let final_items = [upload.push(&layout.final_items.many), upload.push(&layout.final_items.few)];
-        let times = upload.push(&layout.times);
-        let lineage = upload.push(&layout.lineage);
-        let actions = upload.push(&embedded.actions);
-        let fill = |base: u64| beams(base + rows.pages);
-        let (base, requests) = upload.send(device, &mut memory.arrays, layout.rows.requests.len(), fill)?;
-        let arrays = StackArrays {
-            rows: RowArrays { requests, lineage: base + lineage, ..rows.at(base) },
-            items: items.map(|at| base + at),
-            final_items: final_items.map(|at| base + at),
-            times: base + times,
-        };
-        branch_rows(device, &arrays.rows, &layout.rows)?;
-        let (count, width) = (layout.rows.count(), self.config.stack.model_dim);
-        let hidden = memory.hidden.at_least(4 * count * width)?;
-        self.embedder.put(device, embedded, &arrays.rows, base + actions, count, hidden)?;
-        Ok(self.stack.forward(layout, &arrays, hidden, pages, &mut memory.workspace)?)
+        let (arrays, actions) = memory.send(&*self.device, step, beams)?;
+        branch_rows(&*self.device, &arrays.rows, &step.layout.rows)?;
+        let (count, width) = (step.layout.rows.count(), self.config.stack.model_dim);
+        let hidden = memory.hidden(count * width)?;
+        self.embedder.put(&*self.device, &step.embedded, &arrays.rows, actions, count, hidden)?;
+        Ok(self.stack.forward(&step.layout, &arrays, hidden, pages, &mut memory.workspace)?)
     }
 
     /// Runs a step without beams and reads the final states of its wanted rows, `[wanted, model_dim]`.
