@@ -11,6 +11,7 @@
 //!
 //! What this must not know: plans, slots, searches in progress.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -33,7 +34,7 @@ use crate::cuda::rows::{BranchChunk, ContextChunk};
 use crate::cuda::weights::matrix;
 use crate::error::ModelError;
 use crate::families::hstu::batch::ContextOf;
-use crate::families::hstu::config::{HstuConfig, Normalization, ResearchHead, VariantConfig};
+use crate::families::hstu::config::{HstuConfig, Normalization, Purpose, ResearchHead, VariantConfig};
 use crate::families::hstu::embed::Embedder;
 use crate::families::hstu::inputs::{InputError, Prepared};
 use crate::families::hstu::ranking::Ranking;
@@ -138,6 +139,30 @@ impl DeviceHstu {
             }
         };
         Ok(Self { device: Arc::clone(device), config, embedder, stack, head })
+    }
+
+    /// Bytes that the weights take at most: on the device, and on the host.
+    pub fn bytes(config: &HstuConfig) -> [usize; 2] {
+        let (stack, variant) = (&config.stack, config.variant.variant());
+        let of = |(name, shape): (&String, &Vec<usize>), wide: usize| {
+            let values = shape.iter().fold(1_usize, |values, size| values.saturating_mul(*size));
+            // Matrices are bf16, vectors single precision, as tables are.
+            let bytes = if name.starts_with(variant.layer_prefix()) && shape.len() > 1 { 2 } else { wide };
+            values.saturating_mul(bytes)
+        };
+        let sum = |tensors: &BTreeMap<String, Vec<usize>>, wide: usize| {
+            tensors.iter().map(|tensor| of(tensor, wide)).fold(0_usize, usize::saturating_add)
+        };
+        let all = expected_tensors(config);
+        match config.purpose() {
+            // What is compared with final states lies beside the tables, in bf16.
+            Purpose::Retrieve | Purpose::Decode => [sum(&all, 6), 0],
+            Purpose::Rank => {
+                let layers = stack.expected_tensors(variant, variant.layer_prefix());
+                let beside = all.into_iter().filter(|(name, _)| !layers.contains_key(name)).collect();
+                [sum(&layers, 4), sum(&beside, 4)]
+            }
+        }
     }
 
     /// The device.
