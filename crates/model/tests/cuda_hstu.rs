@@ -17,6 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use beamline_kv_cache::PageId;
+use beamline_model::batch::ContextRows;
 use beamline_model::cpu::Cpu;
 use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::cuda::device::{Device, DeviceError, Memory};
@@ -24,7 +25,7 @@ use beamline_model::cuda::hstu::model::DeviceHstu;
 use beamline_model::cuda::hstu::stack::DeviceStack;
 use beamline_model::cuda::hstu::step::{Step, StepMemory};
 use beamline_model::cuda::pages::DevicePages;
-use beamline_model::cuda::rows::{BranchChunk, ContextChunk};
+use beamline_model::cuda::rows::BranchChunk;
 use beamline_model::families::hstu::batch::ContextOf;
 use beamline_model::families::hstu::config::Variant;
 use beamline_model::families::hstu::inputs::{Candidates, Prepared, Request};
@@ -206,7 +207,7 @@ fn the_layers_of_the_production_variant_are_the_reference_to_the_tolerance_of_bf
             let ids = vec![0; len];
             let mut step = Step::default();
             let whole = ContextOf { len: context, times: &[] };
-            let chunk = ContextChunk {
+            let chunk = ContextRows {
                 owner: 0,
                 tokens: &ids[..context],
                 first_position: 0,

@@ -21,9 +21,10 @@ use super::device::{Device, DeviceError, Scratch};
 use super::layout::Layout;
 use super::pages::DevicePages;
 use super::qwen::{DeviceQwen, StepArrays, Workspace};
-use super::rows::{BranchChunk, ContextChunk, RowArrays};
+use super::rows::{BranchChunk, RowArrays};
 use super::searches::{self, Searches};
 use super::upload::Upload;
+use crate::batch::ContextRows;
 use crate::executor::slots::Slots;
 use crate::executor::{Found, Job};
 use crate::step::{Plan, Progress, Slot, StepError, StepModel};
@@ -100,7 +101,7 @@ impl DeviceExecutor {
             let wanted = chunk.expand.filter(|_| request.job.search.is_some());
             self.layout.push_context(
                 shape,
-                ContextChunk {
+                ContextRows {
                     owner: chunk.slot.0,
                     tokens: tokens.ok_or_else(missing)?,
                     first_position: chunk.positions.start,

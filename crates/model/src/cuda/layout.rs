@@ -18,8 +18,9 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::rows::{BranchChunk, ContextChunk, Rows};
+use super::rows::{BranchChunk, Rows};
 use super::tiles::{Shape, Tiles};
+use crate::batch::ContextRows;
 use crate::cpu::pages::PAGE_SIZE;
 
 /// Keys of a context that a block looks at, at least.
@@ -84,7 +85,7 @@ impl Layout {
     }
 
     /// Adds context rows. All of them come before any branch step.
-    pub fn push_context(&mut self, shape: Shape, chunk: ContextChunk<'_>) {
+    pub fn push_context(&mut self, shape: Shape, chunk: ContextRows<'_>) {
         let placed = self.rows.push_context(&chunk);
         let (pages, len) = (placed.pages, chunk.tokens.len());
         let tile = |(start, rows): (usize, u32)| PrefillTile {
@@ -164,7 +165,7 @@ mod tests {
                 let tokens = vec![7; rows];
                 let pages = pages((first_position + rows).div_ceil(PAGE_SIZE), 3);
                 let cached = first_position;
-                layout.push_context(SHAPE, ContextChunk { owner: layout.rows.count() as u32, tokens: &tokens, first_position, cached, pages: &pages, wanted: usize::from(wanted) });
+                layout.push_context(SHAPE, ContextRows { owner: layout.rows.count() as u32, tokens: &tokens, first_position, cached, pages: &pages, wanted: usize::from(wanted) });
             }
             let context_rows = layout.rows.count();
             for &(width, ancestors, context_len) in &branches {

@@ -20,6 +20,7 @@ use beamline_kv_cache::PageId;
 use bytemuck::{Pod, Zeroable};
 
 use super::upload::Upload;
+use crate::batch::ContextRows;
 use crate::cpu::pages::PAGE_SIZE;
 
 /// What a branch row is merged from.
@@ -91,23 +92,6 @@ struct Use {
     owner: u32,
     read: Range<usize>,
     written: Range<usize>,
-}
-
-/// Consecutive context rows of one request.
-#[derive(Clone, Copy, Debug)]
-pub struct ContextChunk<'a> {
-    /// Who asks; only compared with the others of the step.
-    pub owner: u32,
-    /// Tokens of the rows.
-    pub tokens: &'a [u32],
-    /// Position of the first.
-    pub first_position: usize,
-    /// Positions below this one are in pages already.
-    pub cached: usize,
-    /// The context's pages.
-    pub pages: &'a [PageId],
-    /// How many of the last rows' final states are wanted.
-    pub wanted: usize,
 }
 
 /// A branch step of one request.
@@ -190,7 +174,7 @@ impl Rows {
     }
 
     /// Adds context rows. All of them come before any branch step.
-    pub fn push_context(&mut self, chunk: &ContextChunk<'_>) -> Placed {
+    pub fn push_context(&mut self, chunk: &ContextRows<'_>) -> Placed {
         assert!(self.merge.is_empty(), "context rows come first");
         let (first_row, end) = (self.count(), chunk.first_position + chunk.tokens.len());
         let pages = self.push_pages(&chunk.pages[..end.div_ceil(PAGE_SIZE)]);
@@ -341,7 +325,7 @@ mod tests {
                 let tokens = vec![7; 64 - cached.min(&63)];
                 let first_position = 64 - tokens.len();
                 let (owner, cached) = (*owner, *cached);
-                rows.push_context(&ContextChunk {
+                rows.push_context(&ContextRows {
                     owner,
                     tokens: &tokens,
                     first_position,

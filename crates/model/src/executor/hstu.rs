@@ -267,7 +267,7 @@ impl HstuExecutor {
                     let states = &self.workspace.hidden[row * width..][..candidates.len() * width];
                     let (end, job) = (candidates.end, &request.job.request);
                     let predictions = model.predict(&cpu, states, job, candidates);
-                    request.batches.take(predictions, end, job.candidates())
+                    request.batches.take(states, predictions, end, job.candidates())
                 }
                 Part::Decode => match expanded.next() {
                     None => Progress::Failed("nothing to decode".into()),

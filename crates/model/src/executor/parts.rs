@@ -72,16 +72,18 @@ impl MicroBatches {
         Ok(next)
     }
 
-    /// Takes the predictions of a micro-batch that ends before `end`.
+    /// Takes the predictions of a micro-batch that ends before `end`, made from these states. A network may hide that a state is not finite:
+    /// so both are looked at.
     pub(crate) fn take(
         &mut self,
+        states: &[f32],
         predictions: Option<Vec<f32>>,
         end: usize,
         candidates: usize,
     ) -> Progress<HstuAnswer> {
         match predictions {
             None => Progress::Failed("the model does not rank".into()),
-            Some(predictions) if predictions.iter().any(|x| !x.is_finite()) => {
+            Some(predictions) if states.iter().chain(&predictions).any(|x| !x.is_finite()) => {
                 Progress::Failed(NOT_FINITE.into())
             }
             Some(predictions) => {

@@ -102,40 +102,43 @@ impl HstuDeviceExecutor {
             return Err(StepError(format!("positions {:?} of a context of {context_len}", chunk.positions)));
         }
         let row = self.step.layout.rows.wanted.len();
-        let expands = chunk.expand.is_some() && !matches!(request.job.work, Work::Rank);
+        // What fails has no rows, so that those of the others are where they are looked for.
+        let (search, part) = match (&request.job.work, chunk.expand) {
+            (_, None) => (None, Part::Context),
+            (Work::Rank, Some(width)) => {
+                request.batches.begin(width);
+                (None, Part::Prefilled)
+            }
+            (Work::Retrieve(wanted), Some(_)) if self.model.retrieves() => {
+                let width = wanted.count.clamp(1, wanted.catalog.num_leaves().max(1));
+                (Some((one_level(wanted), width)), Part::Retrieve { row })
+            }
+            (Work::Decode(search), Some(width)) if self.model.vocab_size().is_some() => {
+                (Some((SearchRequest::clone(search), width)), Part::Decode)
+            }
+            (Work::Retrieve(_), Some(_)) => return Ok(Part::Failed("the model retrieves nothing".into())),
+            (Work::Decode(_), Some(_)) => return Ok(Part::Failed("nothing to decode".into())),
+            (Work::Warm, Some(_)) => {
+                return Ok(Part::Failed("a request that warms the cache expands nothing".into()));
+            }
+        };
+        if let Some((_, width)) = search.as_ref().filter(|(_, width)| *width > MOST_BEAMS) {
+            return Ok(Part::Failed(format!("{width} at once: at most {MOST_BEAMS} on CUDA")));
+        }
         let rows = PushContext {
             owner: chunk.slot.0,
             positions: chunk.positions.clone(),
             cached: chunk.cached,
             pages: &plan.pages[chunk.context_pages.clone()],
-            wanted: usize::from(expands),
+            wanted: usize::from(search.is_some()),
         };
         let pushed = self.model.push_context(&self.cpu, &mut self.step, &request.job.request, rows);
         if let Err(error) = pushed {
             return Ok(Part::Failed(error.to_string()));
         }
-        let (search, width, part) = match (&request.job.work, chunk.expand) {
-            (_, None) => return Ok(Part::Context),
-            (Work::Rank, Some(width)) => {
-                request.batches.begin(width);
-                return Ok(Part::Prefilled);
-            }
-            (Work::Retrieve(wanted), Some(_)) if !self.model.retrieves() => {
-                return Ok(Part::Failed(format!("the model retrieves nothing, not {}", wanted.count)));
-            }
-            (Work::Retrieve(wanted), Some(_)) => {
-                let most = wanted.catalog.num_leaves().max(1);
-                (one_level(wanted), wanted.count.clamp(1, most), Part::Retrieve { row })
-            }
-            (Work::Decode(search), Some(width)) => (SearchRequest::clone(search), width, Part::Decode),
-            (Work::Warm, Some(_)) => {
-                return Ok(Part::Failed("a request that warms the cache expands nothing".into()));
-            }
-        };
-        if width > MOST_BEAMS {
-            return Ok(Part::Failed(format!("{width} at once: at most {MOST_BEAMS} on CUDA")));
+        if let Some((search, width)) = search {
+            request.search = Some(self.searches.begin(search, width)?);
         }
-        request.search = Some(self.searches.begin(search, width)?);
         Ok(part)
     }
 
@@ -303,7 +306,7 @@ impl HstuDeviceExecutor {
                     let states = &read[row * width..][..candidates.len() * width];
                     let end = candidates.end;
                     let predictions = self.model.predict(&self.cpu, states, job, candidates);
-                    request.batches.take(predictions, end, job.candidates())
+                    request.batches.take(states, predictions, end, job.candidates())
                 }
                 Part::Decode => searches::outcome(&mut request.search)?.map(HstuAnswer::Found),
             };

@@ -17,8 +17,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::batch::ContextRows;
 use crate::cpu::mask::Mask;
-use crate::cuda::rows::{BranchChunk, ContextChunk, Placed, Rows, place};
+use crate::cuda::rows::{BranchChunk, Placed, Rows, place};
 use crate::cuda::tiles::{Shape, Tiles};
 use crate::families::hstu::batch::ContextOf;
 
@@ -82,7 +83,7 @@ impl HstuLayout {
         &mut self,
         shape: Shape,
         mask: Mask,
-        chunk: &ContextChunk<'_>,
+        chunk: &ContextRows<'_>,
         context: ContextOf<'_>,
     ) {
         let placed = self.rows.push_context(chunk);
@@ -201,7 +202,7 @@ mod tests {
             let mask = Mask { contextual, ..Mask::default() };
             for (owner, &(first_position, rows, wanted)) in chunks.iter().enumerate() {
                 let (tokens, len) = (vec![7; rows], first_position + rows);
-                let chunk = ContextChunk { owner: owner as u32, tokens: &tokens, first_position, cached: len, pages: &pages(3, len), wanted: wanted.min(rows) };
+                let chunk = ContextRows { owner: owner as u32, tokens: &tokens, first_position, cached: len, pages: &pages(3, len), wanted: wanted.min(rows) };
                 layout.push_context(SHAPE, mask, &chunk, ContextOf { len, times: &vec![1; len + 1] });
             }
             for (owner, &(width, context_len, beams)) in branches.iter().enumerate() {

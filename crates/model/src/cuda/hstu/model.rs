@@ -22,6 +22,7 @@ use super::embedding::DeviceEmbedder;
 use super::kernels::{self, Finish};
 use super::stack::DeviceStack;
 use super::step::{Step, StepMemory};
+use crate::batch::ContextRows;
 use crate::checkpoint::Checkpoint;
 use crate::cpu::Cpu;
 use crate::cpu::linear::WeightFormat;
@@ -30,15 +31,16 @@ use crate::cuda::beams::BranchRows;
 use crate::cuda::device::{Device, DeviceError, Memory, Product, Written};
 use crate::cuda::kernels::branch_rows;
 use crate::cuda::pages::DevicePages;
-use crate::cuda::rows::{BranchChunk, ContextChunk};
+use crate::cuda::rows::BranchChunk;
 use crate::cuda::weights::matrix;
 use crate::error::ModelError;
-use crate::families::hstu::batch::ContextOf;
 use crate::families::hstu::config::{HstuConfig, Normalization, Purpose, ResearchHead, VariantConfig};
 use crate::families::hstu::embed::Embedder;
 use crate::families::hstu::inputs::{InputError, Prepared};
 use crate::families::hstu::ranking::Ranking;
-use crate::families::hstu::{PushCandidates, PushContext, expected_tensors, optional_tensors, token_head};
+use crate::families::hstu::{
+    PushCandidates, PushContext, context_of, expected_tensors, optional_tensors, token_head,
+};
 
 /// Values of an item table that are made at a time.
 const CONVERTED: usize = 1 << 22;
@@ -94,10 +96,6 @@ fn unit_rows(device: &Arc<dyn Device>, cpu: &Cpu, rows: &Tensor, least: f64) -> 
         device.upload(bytemuck::cast_slice(&converted), memory.address() + (2 * first * width) as u64)?;
     }
     Ok(memory)
-}
-
-fn context_of(request: &Prepared) -> ContextOf<'_> {
-    ContextOf { len: request.context_len(), times: request.times() }
 }
 
 impl DeviceHstu {
@@ -208,7 +206,7 @@ impl DeviceHstu {
         let positions = rows.positions;
         self.config.check_chunk(request, &positions)?;
         self.embedder.context(cpu, request, positions.clone(), &mut step.embedded);
-        let chunk = ContextChunk {
+        let chunk = ContextRows {
             owner: rows.owner,
             tokens: request.ids(positions.clone()),
             first_position: positions.start,

@@ -390,7 +390,8 @@ impl Hstu {
     }
 }
 
-fn context_of(request: &Prepared) -> ContextOf<'_> {
+/// The context of a request, as the layers see it.
+pub(crate) fn context_of(request: &Prepared) -> ContextOf<'_> {
     ContextOf { len: request.context_len(), times: request.times() }
 }
 
