@@ -5,6 +5,7 @@
 //   per layer            hstu_residual_norm | product uvqk | hstu_split | pointwise_attention (| pointwise_merge) |
 //                        hstu_gate or hstu_gate_group | output product
 //   hstu_residual_norm   after the last layer without a norm, for the rows that are wanted
+//   hstu_finish          final states -> what is compared with items or tokens
 //
 // Place in the flow: all but pointwise_attention.cu that a layer of HSTU needs. The CPU counterparts are `families::hstu::stack` and
 // `families::hstu::embed`. Everything between reading and writing is single precision. Arrays begin at multiples of 16 bytes.
@@ -135,6 +136,46 @@ extern "C" __global__ void __launch_bounds__(rms_norm::MOST_THREADS)
     if (out == nullptr) return;
     hstu::normalize(values, weight, norm_bias, width, epsilon);
     rms_norm::store_row(out + row * width, width, values);
+}
+
+// What is compared with items or tokens: a final state over its length (kind 1: over `number`, if that is more), normed (kind 2, with
+// epsilon `number`), or as it is (kind 0). Rounded to bf16.
+//
+//   states  [rows][width] f32
+//   out     [rows][width] bf16
+//   bounds  [rows] f32, or null: the row's length before rounding times 1.0625, and a little. That is above any product of the row with a
+//           vector of unit length, both rounded to bf16; and not finite if the row, or its length, is not
+//
+// Grid: one block per row, `rms_norm.cuh` says of how many threads. Width at most 16384.
+extern "C" __global__ void __launch_bounds__(rms_norm::MOST_THREADS)
+    hstu_finish(const float *states, bf16 *out, float *bounds, int width, uint32_t kind, float number) {
+    SHARED_ARRAY(float, length_sums, 32);
+    const size_t row = blockIdx.x;
+    rms_norm::Row values;
+    rms_norm::load_row(states + row * width, width, values);
+    if (kind == 2) hstu::normalize(values, nullptr, nullptr, width, number);
+    float squares = 0.0f;
+#pragma unroll
+    for (int g = 0; g < hstu::GROUPS; ++g) {
+        if (rms_norm::first_column(g) >= width) continue;
+#pragma unroll
+        for (int i = 0; i < hstu::GROUP; ++i) {
+            if (rms_norm::first_column(g) + i < width) squares = __fmaf_rn(values.values[g][i], values.values[g][i], squares);
+        }
+    }
+    float length = sqrtf(hstu::block_sum(squares, length_sums));
+    if (kind == 1) {
+        // A length that is not a number stays one.
+        const float divisor = length < number ? number : length;
+#pragma unroll
+        for (int g = 0; g < hstu::GROUPS; ++g) {
+#pragma unroll
+            for (int i = 0; i < hstu::GROUP; ++i) values.values[g][i] = values.values[g][i] / divisor;
+        }
+        length = length / divisor;
+    }
+    rms_norm::store_row(out + row * width, width, values);
+    if (bounds != nullptr && threadIdx.x == 0) bounds[row] = __fmaf_rn(length, 1.0625f, 1e-30f);
 }
 
 // u | v | q | k of a row, with bias and SiLU, to where they are read.

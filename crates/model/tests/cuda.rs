@@ -20,9 +20,9 @@ use beamline_model::cuda::pages::DevicePages;
 use beamline_model::cuda::qwen::DeviceQwen;
 use beamline_model::cuda::transfers::PageTransfers;
 use beamline_model::decode::{Hypothesis, Normalization};
-use beamline_model::executor::{Found, Job};
-use beamline_model::step::{Plan, Progress, StepModel};
-use common::{CASES, Loaded, Running, cases, ids, numbers, run, strings};
+use beamline_model::executor::Job;
+use common::{CASES, Loaded, Queued, cases, ids, numbers, run, run_together, strings};
+use emulated::{device, on_gpu};
 use serde_json::Value;
 
 /// Scores are sums of three and more log-probabilities, from logits of up to 15, each rounded to one part in 256 in every layer: by so much
@@ -32,14 +32,6 @@ const SCORES: f64 = 0.5;
 const MEAN: f64 = 0.1;
 /// Paths of a beam of 50 that are the same.
 const OVERLAP: f64 = 0.95;
-
-fn device() -> Option<Arc<dyn Device>> {
-    #[cfg(feature = "cuda")]
-    if let Ok(ordinal) = std::env::var("BEAMLINE_GPU") {
-        return Some(beamline_model::cuda::gpu::Gpu::open(ordinal.parse().unwrap()).unwrap());
-    }
-    emulated::Emulated::open()
-}
 
 fn executor(device: &Arc<dyn Device>, loaded: &Loaded, pages: usize) -> DeviceExecutor {
     let model = DeviceQwen::load(device, &loaded.checkpoint, 2048).unwrap();
@@ -111,40 +103,6 @@ fn beams_are_those_of_hugging_face_to_the_tolerance_of_bf16() {
     }
 }
 
-/// Runs all jobs together, each at its own pace; returns what each found.
-fn run_together(executor: &mut DeviceExecutor, jobs: &[(Job, usize)], rows: usize) -> Vec<Vec<Hypothesis>> {
-    let mut next_page = 0;
-    let mut running: Vec<Running> = jobs
-        .iter()
-        .enumerate()
-        .map(|(index, (job, width))| Running::new(index as u32, job, *width, &mut next_page))
-        .collect();
-    for (request, (job, _)) in running.iter().zip(jobs) {
-        executor.open(request.slot, job.clone());
-    }
-    while running.iter().any(|request| request.found.is_none()) {
-        let (mut plan, mut outcomes) = (Plan::default(), Vec::<(_, Progress<Found>)>::new());
-        for request in running.iter_mut().filter(|request| request.found.is_none()) {
-            request.plan(rows, &mut plan);
-        }
-        executor.step(&plan, &mut outcomes).unwrap();
-        for (slot, progress) in outcomes {
-            match progress {
-                Progress::Finished(found) => running[slot.0 as usize].found = Some(found),
-                Progress::Failed(reason) => panic!("{reason}"),
-                Progress::Prefilled | Progress::Expanded { .. } => {}
-            }
-        }
-    }
-    running.iter().for_each(|request| executor.close(request.slot));
-    running.into_iter().map(|request| request.found.unwrap().hypotheses).collect()
-}
-
-/// Whether there is a graphics processor.
-fn on_gpu() -> bool {
-    std::env::var_os("BEAMLINE_GPU").is_some()
-}
-
 /// Whether products round the same whatever shares them. Those of a graphics processor do not: cuBLAS chooses by the number of
 /// rows. Those of the emulation do, and of the stand-in for a driver.
 fn is_exact(device: &dyn Device) -> bool {
@@ -198,12 +156,12 @@ fn an_answer_does_not_depend_on_what_shares_its_steps_nor_on_chunks() {
                 let mut order: Vec<usize> = (0..jobs.len()).collect();
                 order.rotate_left(round % jobs.len());
                 order.truncate(jobs.len() - round % 3);
-                let mix: Vec<(Job, usize)> = order.iter().map(|&index| jobs[index].clone()).collect();
-                let found = run_together(&mut executor, &mix, rows);
+                let queued = |&index: &usize| Queued::of(jobs[index].0.clone(), jobs[index].1);
+                let found = run_together(&mut executor, order.iter().map(queued).collect(), rows);
                 for (found, &index) in found.iter().zip(&order) {
                     assert_same(
                         &*device,
-                        found,
+                        &found.as_ref().unwrap().hypotheses,
                         &alone[index],
                         &format!("{case}: job {index}, round {round}, chunks of {rows}"),
                     );
@@ -294,7 +252,7 @@ fn a_context_that_was_moved_away_and_back_changes_no_bit() {
         let loaded = Loaded::open(case);
         let config = loaded.model.config();
         let padded_dim = kernels::padded_dim(config.head_dim).unwrap();
-        let page_bytes = DevicePages::bytes_per_page(config.layers, config.kv_heads, padded_dim);
+        let page_bytes = DevicePages::bytes_per_page(config.layers, config.kv_heads, [padded_dim; 2]);
         let [cold, warm] =
             moved::cold_and_brought_back(&loaded, page_bytes, |pages| executor(&device, &loaded, pages));
         assert_same(&*device, &warm.hypotheses, &cold.hypotheses, case);
@@ -303,7 +261,7 @@ fn a_context_that_was_moved_away_and_back_changes_no_bit() {
 
 /// A cache whose pages are to leave, their contents, which may still be on their way to the device, and the transfers.
 fn leaving_pages(device: &Arc<dyn Device>) -> (DevicePages, PageTransfers, KvCache, Vec<u32>, Vec<Transfer>) {
-    let pages = DevicePages::new(device, 3, 2, 16, moved::PAGES).unwrap();
+    let pages = DevicePages::new(device, 3, 2, [16, 32], moved::PAGES).unwrap();
     let mut transfers = PageTransfers::new(device, &pages);
     let mut cache = moved::cache(pages.page_bytes());
     let words: Vec<u32> = (0..4 * 32).collect();
@@ -335,7 +293,7 @@ fn namespace() -> Namespace {
 }
 
 fn contents(page: PageId) -> Vec<u8> {
-    (0..DevicePages::bytes_per_page(3, 2, 16)).map(|at| (at * 31 + page.0 as usize * 7) as u8).collect()
+    (0..DevicePages::bytes_per_page(3, 2, [16, 32])).map(|at| (at * 31 + page.0 as usize * 7) as u8).collect()
 }
 
 #[test]

@@ -44,7 +44,7 @@ using namespace log_sum_exp;
 const Entry entries[] = {
     BY_WIDTH(prefill_attention), BY_WIDTH(prefill_attention_few), BY_WIDTH(branch_attention), BY_WIDTH(branch_attention_few), BY_WIDTH(branch_merge),
     POINTWISE_BY_KEY(pointwise_attention), POINTWISE_BY_KEY(pointwise_attention_few), ENTRY(pointwise_merge),
-    ENTRY(hstu_embed), ENTRY(hstu_residual_norm), ENTRY(hstu_split), ENTRY(hstu_gate), ENTRY(hstu_gate_group),
+    ENTRY(hstu_embed), ENTRY(hstu_residual_norm), ENTRY(hstu_finish), ENTRY(hstu_split), ENTRY(hstu_gate), ENTRY(hstu_gate_group),
     ENTRY(branch_rows), ENTRY(embed_rms_norm), ENTRY(gather_rows), ENTRY(expand_begin), ENTRY(expand_normalize), ENTRY(expand_histogram),
     ENTRY(expand_refine), ENTRY(expand_collect), ENTRY(expand_finish), ENTRY(expand_small), ENTRY(fill_normal), ENTRY(silu_gate), ENTRY(log_sum_exp_f32),
     ENTRY(log_sum_exp_bf16), ENTRY(residual_rms_norm), ENTRY(rotary_store),

@@ -611,6 +611,50 @@ void residual_norms() {
     }
 }
 
+void finishes() {
+    for (int width : {1, 8, 31, 64, 256, 1000, 5120, 16384}) {
+        label = "finish of " + std::to_string(width);
+        const unsigned rows = 3;
+        std::vector<float> states = random_floats(std::size_t(rows) * width, 2);
+        // One row so short that it is not brought to unit length, and in the last launch one that is not a number.
+        for (int column = 0; column < width; ++column) states[width + column] *= 1e-9f;
+        for (unsigned kind : {0u, 1u, 2u, 3u}) {
+            const bool broken = kind == 3;
+            if (broken) states[std::size_t(2) * width + width / 2] = NAN, kind = 1;
+            const float number = kind == 1 ? 1e-6f : 0.1f;
+            std::vector<bf16> out(std::size_t(rows) * width, NOBODYS);
+            std::vector<float> bounds(rows, NAN);
+            run(rows, norm_threads(width), 0, hstu_finish, states.data(), out.data(), bounds.data(), width, kind, number);
+            for (unsigned row = 0; row < rows; ++row) {
+                const float *const from = &states[std::size_t(row) * width];
+                if (broken && row == 2) {
+                    check(!std::isfinite(bounds[row]), "the bound of a row that is not finite");
+                    continue;
+                }
+                double squares = 0;
+                for (int column = 0; column < width; ++column) squares += double(from[column]) * from[column];
+                const double divisor = kind == 1 ? std::max(std::sqrt(squares), double(number)) : 1;
+                std::vector<double> truth(from, from + width);
+                if (kind == 2) truth = normed(from, width, number);
+                double length = 0, rounded = 0;
+                for (int column = 0; column < width; ++column) {
+                    const bf16 is = out[std::size_t(row) * width + column];
+                    check(near_bf16(is, truth[column] / divisor, 2e-4 * std::fabs(truth[column] / divisor)), "the state");
+                    length += truth[column] / divisor * truth[column] / divisor;
+                    rounded += double(__bfloat162float(is)) * __bfloat162float(is);
+                }
+                // No item is longer than 1 + 2^-8 once it is rounded.
+                check(std::sqrt(rounded) * (1 + 1.0 / 256) < bounds[row], "no product is above the bound");
+                check(bounds[row] < 1.07 * std::sqrt(length) + 1e-29, "the bound is near");
+            }
+            std::vector<bf16> alone(width, NOBODYS);
+            run(1u, norm_threads(width), 0, hstu_finish, states.data() + width, alone.data(), static_cast<float *>(nullptr), width, kind, number);
+            check(std::memcmp(alone.data(), &out[width], width * sizeof(bf16)) == 0, "a row alone has the same bits");
+        }
+        states[std::size_t(2) * width + width / 2] = 1;
+    }
+}
+
 void splits() {
     struct Shape {
         int heads, key_dim, value_dim, padded_key, padded_value;
@@ -770,6 +814,7 @@ int main() {
         masks();
         attention();
         residual_norms();
+        finishes();
         splits();
         gates();
         embeddings();

@@ -192,6 +192,14 @@ impl TimeWeights {
         all
     }
 
+    /// As a kernel elsewhere reads them: thresholds, weights, buckets, one behind the other (`TimeTable` in `kernels/`).
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes: Vec<u8> = bytemuck::cast_slice(&self.thresholds).to_vec();
+        bytes.extend_from_slice(bytemuck::cast_slice(&self.weights));
+        bytes.extend_from_slice(&self.buckets);
+        bytes
+    }
+
     /// The weight of a difference.
     #[inline(always)]
     pub fn of(&self, difference: i64) -> f32 {

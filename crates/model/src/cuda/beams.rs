@@ -14,6 +14,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::catalog::{DeviceFilter, DeviceTrie, FilterAddresses};
 use super::device::{Device, DeviceError, Memory};
+use super::rows::BranchRequest;
 use crate::decode::{Hypothesis, Normalization, SearchRequest, Step};
 
 /// Candidates that are kept for the last selection, beyond twice the width of the beam: those of the bin that holds the last
@@ -265,25 +266,19 @@ impl DeviceSearch {
         self.request.normalization == Normalization::AllowedSet
     }
 
-    /// How the rows of the next branch step are filled in.
-    pub(super) fn branch_rows(
-        &self,
-        branch_pages: u64,
-        context_len: usize,
-        first_row: usize,
-        first_lineage: usize,
-    ) -> BranchRows {
+    /// How the rows of the next branch step are filled in, with page tables at `pages`.
+    pub(super) fn branch_rows(&self, pages: u64, request: &BranchRequest) -> BranchRows {
         let beams = self.places.beams[self.current];
         BranchRows {
             tokens: beams.tokens,
             lineage: beams.lineage,
             count: beams.count,
-            branch_pages,
+            branch_pages: pages + 4 * request.branch_pages as u64,
             width: self.width as u32,
             entries: self.steps_done as u32,
-            context_length: context_len as u32,
-            first_row: first_row as u32,
-            first_lineage: first_lineage as u64,
+            context_length: request.context_len as u32,
+            first_row: request.first_row as u32,
+            first_lineage: request.first_lineage as u64,
         }
     }
 

@@ -8,17 +8,19 @@
 
 use super::beams::Expansion;
 use super::device::{Argument, Device, DeviceError, Launch};
-use super::layout::{BranchItem, Layout, PrefillTile, Tiles};
+use super::layout::{Layout, PrefillTile};
 use super::qwen::StepArrays;
+use super::rows::{RowArrays, Rows};
+use super::tiles::Tiles;
 
 /// Queries up to which a tile is one of few.
 pub const FEW_QUERIES: usize = 32;
 /// Warps of a block of attention.
-const WARPS: usize = 4;
+pub(super) const WARPS: usize = 4;
 /// Threads of a block of attention.
-const ATTENTION_THREADS: u32 = 32 * WARPS as u32;
+pub(super) const ATTENTION_THREADS: u32 = 32 * WARPS as u32;
 /// Threads of a block of most others.
-const THREADS: u32 = 256;
+pub(super) const THREADS: u32 = 256;
 /// Widths of heads that there are kernels for.
 const PADDED_DIMS: [usize; 5] = [16, 32, 64, 128, 256];
 /// Candidates that a block of an expansion sees to at a time.
@@ -88,11 +90,11 @@ macro_rules! by_dim {
     };
 }
 
-fn count(value: usize) -> Argument {
+pub(super) fn count(value: usize) -> Argument {
     Argument::U32(value as u32)
 }
 
-fn blocks(of: usize, each: u32) -> u32 {
+pub(super) fn blocks(of: usize, each: u32) -> u32 {
     of.div_ceil(each as usize) as u32
 }
 
@@ -101,7 +103,7 @@ fn blocks(of: usize, each: u32) -> u32 {
 /// # Safety
 ///
 /// As [`Device::launch`].
-unsafe fn run(
+pub(super) unsafe fn run(
     device: &dyn Device,
     kernel: &'static str,
     grid: [u32; 2],
@@ -118,18 +120,13 @@ unsafe fn run(
 }
 
 /// Threads of a block that has a row of the residual stream.
-fn row_threads(width: usize) -> u32 {
+pub(super) fn row_threads(width: usize) -> u32 {
     (width.div_ceil(256) * 32).min(1024) as u32
 }
 
-/// Fills in tokens, positions, places and lineages of branch rows.
-pub(super) fn branch_rows(
-    device: &dyn Device,
-    arrays: &StepArrays,
-    layout: &Layout,
-) -> Result<(), DeviceError> {
-    let widest = layout.requests.iter().map(|request| request.width).max().unwrap_or(0);
-    let grid = [blocks(widest, BRANCH_ROWS as u32), layout.requests.len() as u32];
+/// Fills in tokens, positions, places and lineages of rows of beams.
+pub(super) fn branch_rows(device: &dyn Device, arrays: &RowArrays, rows: &Rows) -> Result<(), DeviceError> {
+    let grid = [blocks(rows.widest(), BRANCH_ROWS as u32), rows.requests.len() as u32];
     let arguments = [
         arrays.requests.into(),
         arrays.tokens.into(),
@@ -315,8 +312,7 @@ pub(super) fn attend_context(
     addresses: [u64; 2],
 ) -> Result<(), DeviceError> {
     let names = [by_dim!("prefill_attention", a.padded_dim), by_dim!("prefill_attention_few", a.padded_dim)];
-    let counts = [tiles.many.len(), tiles.few.len()];
-    for (kind, (name, tiles)) in names.into_iter().zip(counts).enumerate() {
+    for (kind, (name, tiles)) in names.into_iter().zip(tiles.counts()).enumerate() {
         let arguments = [
             a.queries.into(),
             a.keys.into(),
@@ -344,9 +340,7 @@ pub(super) fn attend_branches(
     arrays: &StepArrays,
 ) -> Result<(), DeviceError> {
     let names = [by_dim!("branch_attention", a.padded_dim), by_dim!("branch_attention_few", a.padded_dim)];
-    let items: &Tiles<BranchItem> = &layout.branch;
-    let counts = [items.many.len(), items.few.len()];
-    for (kind, (name, items)) in names.into_iter().zip(counts).enumerate() {
+    for (kind, (name, items)) in names.into_iter().zip(layout.branch.counts()).enumerate() {
         let arguments = [
             a.queries.into(),
             a.keys.into(),
@@ -369,7 +363,7 @@ pub(super) fn attend_branches(
         a.values.into(),
         a.partial_out.into(),
         a.partial_state.into(),
-        arrays.merge.into(),
+        arrays.rows.merge.into(),
         a.lineage.into(),
         a.out.into(),
         count(a.heads),
@@ -377,7 +371,7 @@ pub(super) fn attend_branches(
         count(a.dim),
         a.scale(),
     ];
-    let grid = [layout.merge.len() as u32, a.heads.div_ceil(WARPS) as u32];
+    let grid = [layout.rows.merge.len() as u32, a.heads.div_ceil(WARPS) as u32];
     // SAFETY: see the module.
     unsafe { run(device, by_dim!("branch_merge", a.padded_dim), grid, ATTENTION_THREADS, 0, &arguments) }
 }

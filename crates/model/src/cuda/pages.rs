@@ -1,9 +1,11 @@
 //! Keys and values of all pages in device memory.
 //!
 //! ```text
-//! one layer:  keys    [page][kv_head][32][head_dim rounded up]   bf16
-//!             values  the same
+//! one layer:  keys    [page][kv_head][32][width of a key, rounded up]   bf16
+//!             values  [page][kv_head][32][width of a value, rounded up]
 //! ```
+//!
+//! Both are equally wide in a decoder; in HSTU they need not be.
 //!
 //! Context pages and branch pages look alike here. Which page holds what is decided elsewhere; this is only the memory, all of
 //! it allocated at start-up. In host memory a page is its parts one after the other: keys and values of the first layer, of the second, ..
@@ -25,14 +27,18 @@ pub struct DevicePages {
     memory: Memory,
     layers: usize,
     pages: usize,
-    /// Bytes of the keys of one page in one layer.
-    part_bytes: usize,
+    /// Bytes of the keys, and of the values, of one page in one layer.
+    part_bytes: [usize; 2],
 }
 
 impl DevicePages {
-    /// Bytes that one page takes over all layers.
-    pub fn bytes_per_page(layers: usize, kv_heads: usize, padded_dim: usize) -> usize {
-        2 * layers * kv_heads * PAGE_SIZE * padded_dim * VALUE_BYTES
+    /// Bytes that one page takes over all layers, with keys and values of these padded widths.
+    pub fn bytes_per_page(layers: usize, kv_heads: usize, widths: [usize; 2]) -> usize {
+        layers * Self::part_bytes(kv_heads, widths).iter().sum::<usize>()
+    }
+
+    fn part_bytes(kv_heads: usize, widths: [usize; 2]) -> [usize; 2] {
+        widths.map(|width| kv_heads * PAGE_SIZE * width * VALUE_BYTES)
     }
 
     /// Allocates pages.
@@ -44,15 +50,14 @@ impl DevicePages {
         device: &Arc<dyn Device>,
         layers: usize,
         kv_heads: usize,
-        padded_dim: usize,
+        widths: [usize; 2],
         pages: usize,
     ) -> Result<Self, DeviceError> {
-        let bytes = Self::bytes_per_page(layers, kv_heads, padded_dim);
-        let all = bytes
+        let all = Self::bytes_per_page(layers, kv_heads, widths)
             .checked_mul(pages)
             .ok_or_else(|| DeviceError::new(format!("allocating {pages} KV pages"), "too many"))?;
         let memory = Memory::zeroed(device, all)?;
-        Ok(Self { memory, layers, pages, part_bytes: kv_heads * PAGE_SIZE * padded_dim * VALUE_BYTES })
+        Ok(Self { memory, layers, pages, part_bytes: Self::part_bytes(kv_heads, widths) })
     }
 
     /// Pages.
@@ -67,21 +72,21 @@ impl DevicePages {
 
     /// Bytes of the contents of one page.
     pub fn page_bytes(&self) -> usize {
-        2 * self.layers * self.part_bytes
+        self.layers * self.part_bytes.iter().sum::<usize>()
     }
 
     /// Where the keys and the values of a layer begin.
     pub fn layer(&self, layer: usize) -> [u64; 2] {
-        let part = (self.pages * self.part_bytes) as u64;
-        let keys = self.memory.address() + 2 * layer as u64 * part;
-        [keys, keys + part]
+        let [keys, values] = self.part_bytes.map(|bytes| (self.pages * bytes) as u64);
+        let first = self.memory.address() + layer as u64 * (keys + values);
+        [first, first + keys]
     }
 
     /// The parts of a page, each its address and bytes, in the order of its contents.
     pub fn parts(&self, page: PageId) -> Vec<(u64, usize)> {
-        let within = u64::from(page.0) * self.part_bytes as u64;
-        let addresses = (0..self.layers).flat_map(|layer| self.layer(layer)).map(|part| part + within);
-        addresses.map(|address| (address, self.part_bytes)).collect()
+        let part = |(address, bytes): (u64, usize)| (address + u64::from(page.0) * bytes as u64, bytes);
+        let layers = (0..self.layers).flat_map(|layer| self.layer(layer).into_iter().zip(self.part_bytes));
+        layers.map(part).collect()
     }
 
     /// Which of the parts are of a layer.

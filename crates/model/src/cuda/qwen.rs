@@ -11,21 +11,19 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use half::bf16;
-
 use super::device::{Device, DeviceError, Mark, Memory, Product, Queue, Scratch, Written};
 use super::kernels::{self, Attention, Embed, ResidualNorm};
-use super::layout::{Layout, Shape};
+use super::layout::Layout;
 use super::pages::DevicePages;
+use super::rows::RowArrays;
+use super::tiles::Shape;
+use super::weights::{matrix, vector};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::Config;
 use crate::checkpoint::tensors::Tensors;
 use crate::cpu::rotary::Rotary;
 use crate::error::ModelError;
 use crate::families::qwen::expected_tensors;
-
-/// Values that are converted to bf16 at a time.
-const CONVERTED: usize = 1 << 22;
 
 /// A decoder in device memory.
 #[derive(Debug)]
@@ -60,28 +58,14 @@ struct Layer {
 /// Where the arrays of a step lie.
 #[derive(Clone, Copy, Debug)]
 pub struct StepArrays {
-    /// Tokens of rows.
-    pub tokens: u64,
-    /// Positions of rows.
-    pub positions: u64,
-    /// Where keys and values of rows are stored.
-    pub places: u64,
-    /// Page tables.
-    pub pages: u64,
+    /// Of the rows.
+    pub rows: RowArrays,
     /// Tiles of many and of few queries.
     pub prefill: [u64; 2],
     /// The same of the last layer.
     pub final_prefill: [u64; 2],
     /// Items of many and of few queries.
     pub branch: [u64; 2],
-    /// What branch rows are merged from.
-    pub merge: u64,
-    /// Wanted rows.
-    pub wanted: u64,
-    /// How branch rows are filled in.
-    pub requests: u64,
-    /// Lineages of branch rows, filled in on the device.
-    pub lineage: u64,
 }
 
 /// Activations of a step, reused from step to step.
@@ -124,37 +108,6 @@ impl Workspace {
             partial_state: scratch()?,
         })
     }
-}
-
-impl From<DeviceError> for ModelError {
-    fn from(error: DeviceError) -> Self {
-        Self::Limit(error.to_string())
-    }
-}
-
-/// Copies matrices one below the other, in bf16.
-fn matrix(device: &Arc<dyn Device>, parts: &[candle_core::Tensor]) -> Result<Memory, ModelError> {
-    let values: usize = parts.iter().map(candle_core::Tensor::elem_count).sum();
-    let memory = Memory::zeroed(device, 2 * values)?;
-    let mut at = memory.address();
-    for part in parts {
-        let part: Vec<f32> = part.flatten_all()?.to_vec1()?;
-        for part in part.chunks(CONVERTED) {
-            let converted: Vec<bf16> = part.iter().map(|&x| bf16::from_f32(x)).collect();
-            let bytes: &[u8] = bytemuck::cast_slice(&converted);
-            device.upload(bytes, at)?;
-            at += bytes.len() as u64;
-        }
-    }
-    Ok(memory)
-}
-
-fn vector(device: &Arc<dyn Device>, parts: &[candle_core::Tensor]) -> Result<Memory, ModelError> {
-    let mut values: Vec<f32> = Vec::new();
-    for part in parts {
-        values.extend(part.flatten_all()?.to_vec1::<f32>()?);
-    }
-    Ok(Memory::of(device, &values)?)
 }
 
 impl Layer {
@@ -379,7 +332,7 @@ impl DeviceQwen {
         workspace: &mut Workspace,
     ) -> Result<u64, DeviceError> {
         let (device, config, w) = (&*self.device, &self.config, workspace);
-        let (rows, wanted) = (layout.rows(), layout.wanted.len());
+        let (rows, wanted) = (layout.rows.count(), layout.rows.wanted.len());
         let (width, inner, heads, dim) =
             (config.hidden_size, config.intermediate_size, config.heads, config.head_dim);
         let qkv_width = (heads + 2 * config.kv_heads) * dim;
@@ -393,12 +346,10 @@ impl DeviceQwen {
         let delta = w.delta.at_least(2 * rows * width)?;
         let gate_up = w.gate_up.at_least(4 * rows * inner)?;
         let gated = w.gated.at_least(2 * rows * inner)?;
-        let partial_out = w.partial_out.at_least(4 * layout.partial_rows * heads * self.padded_dim)?;
-        let partial_state = w.partial_state.at_least(8 * layout.partial_rows * heads)?;
+        let partial_out = w.partial_out.at_least(4 * layout.rows.partial_rows * heads * self.padded_dim)?;
+        let partial_state = w.partial_state.at_least(8 * layout.rows.partial_rows * heads)?;
 
-        if !layout.requests.is_empty() {
-            kernels::branch_rows(device, arrays, layout)?;
-        }
+        kernels::branch_rows(device, &arrays.rows, &layout.rows)?;
         let eps = config.rms_norm_eps;
         let bias = |bias: &Option<Memory>| bias.as_ref().map_or(0, Memory::address);
         // What the layer before computed is added with the norm of the next.
@@ -421,7 +372,7 @@ impl DeviceQwen {
                 None => kernels::embed(
                     device,
                     &Embed {
-                        tokens: arrays.tokens,
+                        tokens: arrays.rows.tokens,
                         table: self.embedding.address(),
                         norm,
                         hidden,
@@ -446,9 +397,9 @@ impl DeviceQwen {
                     bias: bias(&layer.qkv_bias),
                     norms: layer.qk_norm.as_ref().map_or([0, 0], |[q, k]| [q.address(), k.address()]),
                     eps,
-                    positions: arrays.positions,
+                    positions: arrays.rows.positions,
                     table: self.rotary.address(),
-                    places: arrays.places,
+                    places: arrays.rows.places,
                     queries,
                     keys,
                     values,
@@ -463,11 +414,11 @@ impl DeviceQwen {
                 queries,
                 keys,
                 values,
-                pages: arrays.pages,
+                pages: arrays.rows.pages,
                 out: attended,
                 partial_out,
                 partial_state,
-                lineage: arrays.lineage,
+                lineage: arrays.rows.lineage,
                 heads,
                 kv_heads: config.kv_heads,
                 dim,
@@ -486,10 +437,10 @@ impl DeviceQwen {
             let mut after = ResidualNorm { norm, bias: bias(&layer.output_bias), ..add };
             let mut attended = attended;
             if is_last {
-                kernels::gather(device, attended, arrays.wanted, wanted_attended, wanted, heads * dim)?;
+                kernels::gather(device, attended, arrays.rows.wanted, wanted_attended, wanted, heads * dim)?;
                 attended = wanted_attended;
                 after = ResidualNorm {
-                    rows_from: arrays.wanted,
+                    rows_from: arrays.rows.wanted,
                     hidden_out: wanted_hidden,
                     rows: wanted,
                     ..after

@@ -6,6 +6,7 @@
 use super::hstu::{HstuAnswer, HstuExecutor, HstuJob};
 use super::{Executor, Found, Job};
 use crate::cuda::executor::DeviceExecutor;
+use crate::cuda::hstu::executor::HstuDeviceExecutor;
 use crate::step::{Plan, Progress, Slot, StepError, StepModel};
 
 /// What a step did for the requests of one kind, before it is told; reused from step to step.
@@ -20,6 +21,8 @@ pub enum AnyExecutor {
     Hstu(Box<HstuExecutor>, Outcomes<HstuAnswer>),
     /// A decoder of semantic IDs on a graphics processor.
     Device(Box<DeviceExecutor>, Outcomes<Found>),
+    /// An HSTU model on a graphics processor.
+    HstuDevice(Box<HstuDeviceExecutor>, Outcomes<HstuAnswer>),
 }
 
 impl From<Executor> for AnyExecutor {
@@ -37,6 +40,12 @@ impl From<HstuExecutor> for AnyExecutor {
 impl From<DeviceExecutor> for AnyExecutor {
     fn from(executor: DeviceExecutor) -> Self {
         Self::Device(Box::new(executor), Vec::new())
+    }
+}
+
+impl From<HstuDeviceExecutor> for AnyExecutor {
+    fn from(executor: HstuDeviceExecutor) -> Self {
+        Self::HstuDevice(Box::new(executor), Vec::new())
     }
 }
 
@@ -58,6 +67,37 @@ pub enum Answer {
     Hstu(HstuAnswer),
 }
 
+impl From<Found> for Answer {
+    fn from(found: Found) -> Self {
+        Self::Found(found)
+    }
+}
+
+impl From<HstuAnswer> for Answer {
+    fn from(answer: HstuAnswer) -> Self {
+        match answer {
+            HstuAnswer::Found(found) => Self::Found(found),
+            other => Self::Hstu(other),
+        }
+    }
+}
+
+/// Carries out a plan, and tells what was done in the words of both kinds.
+fn step<M: StepModel>(
+    executor: &mut M,
+    done: &mut Outcomes<M::Answer>,
+    plan: &Plan,
+    outcomes: &mut Vec<(Slot, Progress<Answer>)>,
+) -> Result<(), StepError>
+where
+    Answer: From<M::Answer>,
+{
+    done.clear();
+    executor.step(plan, done)?;
+    outcomes.extend(done.drain(..).map(|(slot, done)| (slot, done.map(Answer::from))));
+    Ok(())
+}
+
 impl StepModel for AnyExecutor {
     type Payload = AnyJob;
     type Answer = Answer;
@@ -67,33 +107,18 @@ impl StepModel for AnyExecutor {
             (Self::Decoder(executor, _), AnyJob::Decoder(job)) => executor.open(slot, job),
             (Self::Hstu(executor, _), AnyJob::Hstu(job)) => executor.open(slot, job),
             (Self::Device(executor, _), AnyJob::Decoder(job)) => executor.open(slot, job),
+            (Self::HstuDevice(executor, _), AnyJob::Hstu(job)) => executor.open(slot, job),
             _ => {}
         }
     }
 
     fn step(&mut self, plan: &Plan, outcomes: &mut Vec<(Slot, Progress<Answer>)>) -> Result<(), StepError> {
         match self {
-            Self::Decoder(executor, done) => {
-                done.clear();
-                executor.step(plan, done)?;
-                outcomes.extend(done.drain(..).map(|(slot, done)| (slot, done.map(Answer::Found))));
-            }
-            Self::Device(executor, done) => {
-                done.clear();
-                executor.step(plan, done)?;
-                outcomes.extend(done.drain(..).map(|(slot, done)| (slot, done.map(Answer::Found))));
-            }
-            Self::Hstu(executor, done) => {
-                done.clear();
-                executor.step(plan, done)?;
-                let answer = |answer| match answer {
-                    HstuAnswer::Found(found) => Answer::Found(found),
-                    other => Answer::Hstu(other),
-                };
-                outcomes.extend(done.drain(..).map(|(slot, done)| (slot, done.map(answer))));
-            }
+            Self::Decoder(executor, done) => step(&mut **executor, done, plan, outcomes),
+            Self::Device(executor, done) => step(&mut **executor, done, plan, outcomes),
+            Self::Hstu(executor, done) => step(&mut **executor, done, plan, outcomes),
+            Self::HstuDevice(executor, done) => step(&mut **executor, done, plan, outcomes),
         }
-        Ok(())
     }
 
     fn close(&mut self, slot: Slot) {
@@ -101,6 +126,7 @@ impl StepModel for AnyExecutor {
             Self::Decoder(executor, _) => executor.close(slot),
             Self::Hstu(executor, _) => executor.close(slot),
             Self::Device(executor, _) => executor.close(slot),
+            Self::HstuDevice(executor, _) => executor.close(slot),
         }
     }
 }

@@ -13,12 +13,13 @@
 //! Invariant: what happens to one request in a step is independent of the others in it; a request whose states are not
 //! finite fails alone.
 
-use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
+
+use beamline_catalog::{Catalog, Filter};
 
 use super::Found;
 use super::expansion::{Expansion, Expansions};
+use super::parts::{MicroBatches, Part};
 use super::slots::Slots;
 use crate::cpu::Cpu;
 use crate::cpu::pages::{PAGE_SIZE, PageStore};
@@ -53,21 +54,22 @@ pub enum Work {
     Decode(Box<SearchRequest>),
 }
 
-/// Says which items may be found.
-pub type Allowed = dyn Fn(u32) -> bool + Send + Sync;
-
 /// Which items are wanted.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Retrieve {
     /// How many.
     pub count: usize,
-    /// Which rows of the item table may be among them.
-    pub allowed: Arc<Allowed>,
+    /// The items: semantic IDs of one level, whose symbol is a row of the item table.
+    pub catalog: Arc<Catalog>,
+    /// Which of them may be found.
+    pub filter: Filter,
 }
 
-impl fmt::Debug for Retrieve {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Retrieve").field("count", &self.count).finish_non_exhaustive()
+impl Retrieve {
+    /// Whether a row of the item table may be found.
+    pub fn allows(&self, row: u32) -> bool {
+        let trie = self.catalog.trie();
+        trie.walk(&[row]).is_some_and(|node| self.filter.allows_any(trie.leaves(node)))
     }
 }
 
@@ -102,32 +104,10 @@ pub struct HstuExecutor {
 struct InFlight {
     job: HstuJob,
     search: Option<Search>,
-    /// Candidates of a micro-batch.
-    at_a_time: usize,
-    /// Predictions so far.
-    predictions: Vec<f32>,
-    /// Candidates that have them.
-    ranked: usize,
+    batches: MicroBatches,
 }
 
 type Retrieved = Result<Vec<Scored>, UserNotFinite>;
-
-/// What the step does for one entry of the plan.
-#[derive(Debug)]
-enum Part {
-    /// Nothing more than its context rows.
-    Context,
-    /// The first micro-batch comes next.
-    Prefilled,
-    /// The state of this row, among the wanted ones, finds items.
-    Retrieve { row: usize },
-    /// The states from this row on predict these candidates.
-    Rank { row: usize, candidates: Range<usize> },
-    /// The next of the expansions.
-    Decode,
-    /// It cannot be computed.
-    Failed(String),
-}
 
 impl HstuExecutor {
     /// Allocates `pages` pages for a model.
@@ -179,7 +159,7 @@ impl HstuExecutor {
         let part = match (&request.job.work, chunk.expand) {
             (_, None) => Part::Context,
             (Work::Rank, Some(width)) => {
-                request.at_a_time = width.max(1);
+                request.batches.begin(width);
                 Part::Prefilled
             }
             (Work::Retrieve(_), Some(_)) => Part::Retrieve { row },
@@ -204,11 +184,7 @@ impl HstuExecutor {
         let (context_pages, branch_pages) =
             (&plan.pages[branch.context_pages.clone()], &plan.pages[branch.branch_pages.clone()]);
         if matches!(request.job.work, Work::Rank) {
-            let all = request.job.request.candidates();
-            let candidates = request.ranked..all.min(request.ranked + request.at_a_time);
-            if candidates.is_empty() || branch_pages.len() * PAGE_SIZE < candidates.len() {
-                return Err(StepError(format!("{} branch pages for {candidates:?}", branch_pages.len())));
-            }
+            let candidates = request.batches.next(request.job.request.candidates(), branch_pages.len())?;
             let rows = PushCandidates {
                 owner: slot.0,
                 candidates: candidates.clone(),
@@ -281,10 +257,7 @@ impl HstuExecutor {
             let progress = match part {
                 Part::Context => Progress::Prefilled,
                 Part::Failed(why) => Progress::Failed(why),
-                Part::Prefilled => match request.job.request.candidates().min(request.at_a_time) {
-                    0 => Progress::Failed("no candidates".into()),
-                    rows => Progress::Expanded { rows },
-                },
+                Part::Prefilled => request.batches.prefilled(request.job.request.candidates()),
                 Part::Retrieve { .. } => match retrieved.next() {
                     Some(Ok(items)) => Progress::Finished(HstuAnswer::Items(items)),
                     Some(Err(error)) => Progress::Failed(error.to_string()),
@@ -292,7 +265,9 @@ impl HstuExecutor {
                 },
                 Part::Rank { row, candidates } => {
                     let states = &self.workspace.hidden[row * width..][..candidates.len() * width];
-                    request.rank(&model, &cpu, states, candidates)
+                    let (end, job) = (candidates.end, &request.job.request);
+                    let predictions = model.predict(&cpu, states, job, candidates);
+                    request.batches.take(states, predictions, end, job.candidates())
                 }
                 Part::Decode => match expanded.next() {
                     None => Progress::Failed("nothing to decode".into()),
@@ -322,8 +297,10 @@ impl HstuExecutor {
                 return Err(StepError(format!("slot {} retrieves nothing", chunk.slot.0)));
             };
             self.users.extend_from_slice(&self.workspace.hidden[row * width..][..width]);
-            asked.push(TopItems { count: wanted.count, allowed: &*wanted.allowed });
+            asked.push((wanted.count, |item| wanted.allows(item)));
         }
+        let asked: Vec<TopItems<'_>> =
+            asked.iter().map(|(count, allowed)| TopItems { count: *count, allowed }).collect();
         if asked.is_empty() {
             return Ok(Vec::new());
         }
@@ -332,44 +309,12 @@ impl HstuExecutor {
     }
 }
 
-const NOT_FINITE: &str = "the model produced states that are not finite";
-
-impl InFlight {
-    /// Takes the predictions of a micro-batch.
-    fn rank(
-        &mut self,
-        model: &Hstu,
-        cpu: &Cpu,
-        states: &[f32],
-        candidates: Range<usize>,
-    ) -> Progress<HstuAnswer> {
-        let end = candidates.end;
-        match model.predict(cpu, states, &self.job.request, candidates) {
-            None => Progress::Failed("the model does not rank".into()),
-            Some(predictions) if predictions.iter().any(|x| !x.is_finite()) => {
-                Progress::Failed(NOT_FINITE.into())
-            }
-            Some(predictions) => {
-                self.predictions.extend(predictions);
-                self.ranked = end;
-                match (self.job.request.candidates() - end).min(self.at_a_time) {
-                    0 => Progress::Finished(HstuAnswer::Predictions(std::mem::take(&mut self.predictions))),
-                    rows => Progress::Expanded { rows },
-                }
-            }
-        }
-    }
-}
-
 impl StepModel for HstuExecutor {
     type Payload = HstuJob;
     type Answer = HstuAnswer;
 
     fn open(&mut self, slot: Slot, payload: HstuJob) {
-        self.slots.open(
-            slot,
-            InFlight { job: payload, search: None, at_a_time: 1, predictions: Vec::new(), ranked: 0 },
-        );
+        self.slots.open(slot, InFlight { job: payload, search: None, batches: MicroBatches::default() });
     }
 
     fn step(

@@ -8,6 +8,7 @@
 //! hstu        an HSTU model: retrieval, ranking, or decoding
 //! any         either of them, which is what a server holds
 //! expansion   the searches of a step
+//! parts       what a step of an HSTU model does for a request
 //! slots       the requests in flight
 //! ```
 //!
@@ -17,6 +18,7 @@
 pub mod any;
 mod expansion;
 pub mod hstu;
+pub(crate) mod parts;
 pub(crate) mod slots;
 
 use std::sync::Arc;

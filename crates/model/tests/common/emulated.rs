@@ -132,6 +132,20 @@ impl Transfers {
     }
 }
 
+/// The device of the tests: the CPU, unless the feature `cuda` is on and `BEAMLINE_GPU` names a graphics processor.
+pub fn device() -> Option<Arc<dyn Device>> {
+    #[cfg(feature = "cuda")]
+    if let Ok(ordinal) = std::env::var("BEAMLINE_GPU") {
+        return Some(beamline_model::cuda::gpu::Gpu::open(ordinal.parse().unwrap()).unwrap());
+    }
+    Emulated::open()
+}
+
+/// Whether there is a graphics processor: its products round by the number of rows, those of the emulation do not.
+pub fn on_gpu() -> bool {
+    std::env::var_os("BEAMLINE_GPU").is_some()
+}
+
 const ALIGNMENT: usize = 256;
 
 impl Device for Emulated {

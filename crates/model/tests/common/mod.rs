@@ -1,21 +1,23 @@
 //! What the tests share: fixtures, and the smallest possible driver of a step model.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test uses its own part")]
 
+pub mod running;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use beamline_catalog::{Catalog, CatalogLimits, FilterSpec, Node};
-use beamline_kv_cache::PageId;
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
 use beamline_model::cpu::Cpu;
 use beamline_model::cpu::linear::WeightFormat;
-use beamline_model::cpu::pages::PAGE_SIZE;
 use beamline_model::decode::{Normalization, SearchRequest, Step};
 use beamline_model::executor::{Executor, Found, Job};
 use beamline_model::families::qwen::Qwen;
-use beamline_model::step::{BranchStep, Chunk, Plan, Progress, Slot, StepModel};
+use beamline_model::step::StepModel;
+pub use running::{Queued, run_together};
+
 use serde_json::Value;
 
 pub const CASES: [&str; 5] =
@@ -109,65 +111,6 @@ impl Loaded {
     }
 }
 
-/// A request on its way through a [`Driver`].
-pub struct Running {
-    pub slot: Slot,
-    pub context_len: usize,
-    pub done: usize,
-    pub width: usize,
-    pub context_pages: Vec<PageId>,
-    pub branch_pages: Vec<PageId>,
-    pub decoding: bool,
-    pub found: Option<Found>,
-}
-
-impl Running {
-    pub fn new(slot: u32, job: &Job, width: usize, next_page: &mut u32) -> Self {
-        let mut take = |count: usize| -> Vec<PageId> {
-            let pages = (*next_page..*next_page + count as u32).map(PageId).collect();
-            *next_page += count as u32;
-            pages
-        };
-        let steps = job.search.as_ref().map_or(0, |search| search.steps.len());
-        Self {
-            slot: Slot(slot),
-            context_len: job.tokens.len(),
-            done: 0,
-            width,
-            context_pages: take(job.tokens.len().div_ceil(PAGE_SIZE)),
-            branch_pages: take((width * steps.saturating_sub(1)).div_ceil(PAGE_SIZE)),
-            decoding: false,
-            found: None,
-        }
-    }
-
-    /// Adds the next piece of work to a plan: at most `rows` context rows, or a branch step.
-    pub fn plan(&mut self, rows: usize, plan: &mut Plan) {
-        let mut pages = |table: &[PageId]| {
-            let start = plan.pages.len();
-            plan.pages.extend_from_slice(table);
-            start..plan.pages.len()
-        };
-        if self.decoding {
-            let (context_pages, branch_pages) = (pages(&self.context_pages), pages(&self.branch_pages));
-            plan.branches.push(BranchStep { slot: self.slot, context_pages, branch_pages });
-        } else {
-            let end = self.context_len.min(self.done + rows.max(1));
-            let last = end == self.context_len;
-            let context_pages = pages(&self.context_pages);
-            plan.chunks.push(Chunk {
-                slot: self.slot,
-                positions: self.done..end,
-                cached: 0,
-                context_pages,
-                expand: last.then_some(self.width),
-            });
-            self.done = end;
-            self.decoding = last;
-        }
-    }
-}
-
 /// Runs one request to its end, in chunks of `rows` rows.
 pub fn run(
     executor: &mut impl StepModel<Payload = Job, Answer = Found>,
@@ -175,20 +118,7 @@ pub fn run(
     width: usize,
     rows: usize,
 ) -> Result<Found, String> {
-    let mut running = Running::new(0, &job, width, &mut 0);
-    executor.open(running.slot, job);
-    let result = loop {
-        let (mut plan, mut outcomes) = (Plan::default(), Vec::new());
-        running.plan(rows, &mut plan);
-        executor.step(&plan, &mut outcomes).map_err(|error| error.to_string())?;
-        match outcomes.pop() {
-            Some((_, Progress::Finished(found))) => break Ok(found),
-            Some((_, Progress::Failed(reason))) => break Err(reason),
-            _ => {}
-        }
-    };
-    executor.close(running.slot);
-    result
+    run_together(executor, vec![Queued::of(job, width)], rows).remove(0)
 }
 
 pub fn strings(value: &Value) -> Vec<String> {
@@ -201,4 +131,22 @@ pub fn numbers(value: &Value) -> Vec<f64> {
 
 pub fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|item| item.as_u64().unwrap() as u32).collect()
+}
+
+/// A request of a decoder on its way.
+pub type Running = running::Running<Found>;
+
+impl Running {
+    pub fn new(slot: u32, job: &Job, width: usize, next_page: &mut u32) -> Self {
+        Self::of(slot, &Queued::of(job.clone(), width), next_page)
+    }
+}
+
+impl Queued<Job> {
+    /// A job of a decoder.
+    pub fn of(job: Job, width: usize) -> Self {
+        let steps = job.search.as_ref().map_or(0, |search| search.steps.len());
+        let branch_rows = width * steps.saturating_sub(1);
+        Self { context_len: job.tokens.len(), width, branch_rows, payload: job }
+    }
 }

@@ -6,15 +6,20 @@ use std::sync::Arc;
 
 use beamline_catalog::Catalog;
 use beamline_model::checkpoint::Checkpoint;
+use beamline_model::cpu::Cpu;
 use beamline_model::cuda::beams::MOST_BEAMS;
 use beamline_model::cuda::device::Device;
 use beamline_model::cuda::executor::DeviceExecutor;
+use beamline_model::cuda::hstu::executor::HstuDeviceExecutor;
+use beamline_model::cuda::hstu::model::DeviceHstu;
+use beamline_model::cuda::hstu::stack::DeviceStack;
 use beamline_model::cuda::kernels;
 use beamline_model::cuda::pages::DevicePages;
 use beamline_model::cuda::qwen::DeviceQwen;
 use beamline_model::error::ModelError;
+use beamline_model::families::hstu::config::{HstuConfig, Purpose};
 
-use super::{Files, LoadError, Scale};
+use super::{Bytes, Files, LoadError, Scale};
 use crate::settings::{ByteSize, DeviceChoice};
 
 /// Memory that is left to activations, logits, tries and the driver.
@@ -37,17 +42,22 @@ pub(super) fn open(device: DeviceChoice, _number: usize) -> Result<Arc<dyn Devic
     Err(LoadError::Device { device, why })
 }
 
+fn check_beams(beams: usize) -> Result<(), LoadError> {
+    match beams > MOST_BEAMS {
+        true => Err(LoadError::Limits(format!("max-beam-width is {beams}: at most {MOST_BEAMS} on CUDA"))),
+        false => Ok(()),
+    }
+}
+
 /// Bytes of a page, and at most of the weights; an error if the kernels cannot run this model.
 pub(super) fn sizes(
     checkpoint: &Checkpoint,
     positions: usize,
     steps: usize,
     beams: usize,
-) -> Result<(usize, usize), LoadError> {
+) -> Result<Bytes, LoadError> {
     let config = checkpoint.config();
-    if beams > MOST_BEAMS {
-        return Err(LoadError::Limits(format!("max-beam-width is {beams}: at most {MOST_BEAMS} on CUDA")));
-    }
+    check_beams(beams)?;
     let padded = kernels::padded_dim(config.head_dim)
         .ok_or_else(|| LoadError::Limits(format!("head_dim {}: not implemented on CUDA", config.head_dim)))?;
     if steps > kernels::MOST_ANCESTORS {
@@ -58,7 +68,24 @@ pub(super) fn sizes(
     }
     let rotary = positions.saturating_mul(config.head_dim).saturating_mul(4);
     let weights = checkpoint.tensors().parameters().saturating_mul(2).saturating_add(rotary);
-    Ok((DevicePages::bytes_per_page(config.layers, config.kv_heads, padded), weights))
+    let page = DevicePages::bytes_per_page(config.layers, config.kv_heads, [padded; 2]);
+    Ok(Bytes { page, weights, beside: 0 })
+}
+
+/// The same of an HSTU model. `beams` is also the most items of an answer.
+pub(super) fn hstu_sizes(
+    files: &Files,
+    checkpoint: &Checkpoint<HstuConfig>,
+    beams: usize,
+) -> Result<Bytes, LoadError> {
+    let config = checkpoint.config();
+    if config.purpose() != Purpose::Rank {
+        check_beams(beams)?;
+    }
+    let widths = DeviceStack::check(&config.stack).map_err(|source| files.blame(source))?;
+    let [weights, beside] = DeviceHstu::bytes(config);
+    let page = DevicePages::bytes_per_page(config.stack.layers, config.stack.heads, widths);
+    Ok(Bytes { page, weights, beside })
 }
 
 /// Most of what is free beside the weights.
@@ -85,5 +112,25 @@ pub(super) fn executor(
     let model = DeviceQwen::load(gpu, checkpoint, positions).map_err(blame)?;
     let mut executor = DeviceExecutor::new(Arc::new(model), pages).map_err(|error| blame(error.into()))?;
     executor.prepare(catalog).map_err(|error| blame(error.into()))?;
+    Ok(executor)
+}
+
+/// The same for an HSTU model. What of it is left to the host runs on `cpu`.
+pub(super) fn hstu_executor(
+    gpu: &Arc<dyn Device>,
+    files: &Files,
+    checkpoint: &Checkpoint<HstuConfig>,
+    cpu: &Arc<Cpu>,
+    pages: usize,
+    catalog: &Arc<Catalog>,
+) -> Result<HstuDeviceExecutor, LoadError> {
+    let blame = |source: ModelError| files.blame(source);
+    let model = Arc::new(DeviceHstu::load(gpu, checkpoint, cpu).map_err(blame)?);
+    let executor = HstuDeviceExecutor::new(model, Arc::clone(cpu), pages);
+    let mut executor = executor.map_err(|error| blame(error.into()))?;
+    // A model that ranks asks nothing of it.
+    if checkpoint.config().purpose() != Purpose::Rank {
+        executor.prepare(catalog).map_err(|error| blame(error.into()))?;
+    }
     Ok(executor)
 }

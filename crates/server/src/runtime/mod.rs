@@ -6,6 +6,7 @@
 //!                                      └── Qwen ── Executor ── Engine ── probe
 //! config.json, weights ── Checkpoint ── Hstu ── Catalog       an HSTU model: semantic IDs are item rows
 //!                                         └── HstuExecutor ── Engine ── probe
+//! On a graphics processor models and executors are those of `beamline_model::cuda`.
 //! ```
 //!
 //! [`budget`] holds what all versions of a process may take together; it is asked before weights and pages are allocated,
@@ -270,9 +271,7 @@ impl Opened {
         let plan = Plan::of(&files, &checkpoint, settings, scale, machine)?;
         let memory = plan.memory;
         let what = "the model's weights, KV pages and host memory";
-        // What lies in the memory of a graphics processor is not of this machine's.
-        let here = if machine.gpu.is_some() { memory.kv_host } else { memory.total() };
-        let reservation = machine.budget.reserve(what, here)?;
+        let reservation = machine.budget.reserve(what, plan.here)?;
 
         let built = match checkpoint {
             AnyCheckpoint::Decoder(checkpoint) => decoder(&files, &checkpoint, &plan, settings, machine)?,
@@ -374,8 +373,28 @@ struct Plan {
     pages: u32,
     words_per_position: usize,
     memory: Memory,
+    /// What of it is of this machine's memory.
+    here: usize,
     /// Of a decoder.
     format: Option<Format>,
+}
+
+/// How much memory a model takes, at most.
+#[derive(Clone, Copy, Debug)]
+struct Bytes {
+    /// Of a page.
+    page: usize,
+    /// Of the weights, where the model runs.
+    weights: usize,
+    /// Of weights in this machine's memory, beside those on a graphics processor.
+    beside: usize,
+}
+
+impl Bytes {
+    /// Of a model that runs on the CPU.
+    fn here(page: usize, weights: usize) -> Self {
+        Self { page, weights, beside: 0 }
+    }
 }
 
 impl Plan {
@@ -387,7 +406,7 @@ impl Plan {
         machine: &Machine,
     ) -> Result<Self, LoadError> {
         let weight_format = settings.engine.weight_format;
-        let (largest, generated_steps, page_bytes, words_per_position, weights, format) = match checkpoint {
+        let (largest, generated_steps, bytes, words_per_position, format) = match checkpoint {
             AnyCheckpoint::Decoder(checkpoint) => {
                 let config = checkpoint.config();
                 let format = files.format()?;
@@ -396,18 +415,14 @@ impl Plan {
                     sizing::context_limit(config.max_positions, steps, settings.engine.max_context)?;
                 let largest = LargestRequest { context, beams: settings.limits.max_beam_width, steps };
                 let positions = context.saturating_add(steps);
-                let (page_bytes, weights) = match &machine.gpu {
+                let bytes = match &machine.gpu {
                     Some(_) => gpu::sizes(checkpoint, positions, steps, largest.beams)?,
-                    None => (
+                    None => Bytes::here(
                         PageStore::bytes_per_page(config.layers, config.kv_heads, config.head_dim),
                         sizing::weights(checkpoint, positions, weight_format),
                     ),
                 };
-                (largest, steps, page_bytes, 1, weights, Some(format))
-            }
-            AnyCheckpoint::Hstu(_) if machine.gpu.is_some() => {
-                let why = "HSTU models run on the CPU only".into();
-                return Err(LoadError::Device { device: settings.engine.device, why });
+                (largest, steps, bytes, 1, Some(format))
             }
             AnyCheckpoint::Hstu(checkpoint) => {
                 let config = checkpoint.config();
@@ -424,24 +439,39 @@ impl Plan {
                         1 + MAX_CANDIDATES.div_ceil(MICRO_BATCH),
                     ),
                 };
-                let page_bytes =
-                    PageStore::bytes_per_page_of(stack.layers, stack.heads, stack.key_dim, stack.value_dim);
-                // Tables stay in single precision, and the items to retrieve from are packed beside theirs.
-                let weights = checkpoint.tensors().parameters().saturating_mul(8);
-                (largest, generated, page_bytes, config.words_per_position(), weights, None)
+                let bytes = match &machine.gpu {
+                    Some(_) => gpu::hstu_sizes(files, checkpoint, settings.limits.max_beam_width)?,
+                    None => Bytes::here(
+                        PageStore::bytes_per_page_of(
+                            stack.layers,
+                            stack.heads,
+                            stack.key_dim,
+                            stack.value_dim,
+                        ),
+                        // Tables stay in single precision, and the items to retrieve from are packed beside theirs.
+                        checkpoint.tensors().parameters().saturating_mul(8),
+                    ),
+                };
+                (largest, generated, bytes, config.words_per_position(), None)
             }
         };
         let kv_memory = match &machine.gpu {
-            Some(gpu) => settings.engine.kv_memory.or_else(|| gpu::kv_memory(&**gpu, weights, scale)),
+            Some(gpu) => settings.engine.kv_memory.or_else(|| gpu::kv_memory(&**gpu, bytes.weights, scale)),
             None => settings.engine.kv_memory,
         };
+        let page_bytes = bytes.page;
         let pages = sizing::pages(kv_memory, page_bytes, largest, scale)?;
         let memory = Memory {
-            weights,
+            weights: bytes.weights,
             kv: page_bytes.saturating_mul(pages as usize),
             kv_host: sizing::host_bytes(settings, page_bytes, largest, scale)?,
         };
-        Ok(Self { largest, generated_steps, page_bytes, pages, words_per_position, memory, format })
+        // What lies in the memory of a graphics processor is not of this machine's.
+        let here = match &machine.gpu {
+            Some(_) => memory.kv_host.saturating_add(bytes.beside),
+            None => memory.total(),
+        };
+        Ok(Self { largest, generated_steps, page_bytes, pages, words_per_position, memory, here, format })
     }
 }
 
@@ -507,11 +537,23 @@ fn hstu(
     let blame = |source| files.blame(source);
     let start = Instant::now();
     let weight_format = settings.engine.weight_format;
+    let family = HstuFamily::new(Arc::new(checkpoint.config().clone()));
+    let pages = plan.pages as usize;
+    if let Some(gpu) = &machine.gpu {
+        let (catalog, catalog_memory) = read_catalog(files, &family.symbols, machine)?;
+        let executor = gpu::hstu_executor(gpu, files, checkpoint, &machine.cpu, pages, &catalog)?;
+        info!(device = %settings.engine.device, name = gpu.name(), ms = ms(start), "copied weights and trie to the device");
+        return Ok(Built {
+            family: Family::Hstu(family),
+            catalog,
+            catalog_memory,
+            executor: executor.into(),
+        });
+    }
     let model = Arc::new(Hstu::load(checkpoint, &machine.cpu, weight_format).map_err(blame)?);
     info!(weights = %ByteSize(model.weight_bytes()), format = %weight_format, ms = ms(start), "loaded the weights");
-    let family = HstuFamily::new(Arc::clone(&model));
     let (catalog, catalog_memory) = read_catalog(files, &family.symbols, machine)?;
-    let executor = HstuExecutor::new(model, Arc::clone(&machine.cpu), plan.pages as usize).map_err(blame)?;
+    let executor = HstuExecutor::new(model, Arc::clone(&machine.cpu), pages).map_err(blame)?;
     Ok(Built { family: Family::Hstu(family), catalog, catalog_memory, executor: executor.into() })
 }
 

@@ -98,7 +98,7 @@ pub(super) fn build(served: &Served, request: &RecommendRequest, cut: HistoryCut
             let events::Input { request, seen, unknown, dropped } =
                 events::input(served, family, &given, cut)?;
             let prepared = events::prepare(family, request)?;
-            let input = Input::Events(Arc::new(prepared), family.model.reuse());
+            let input = Input::Events(Arc::new(prepared), family.config.reuse());
             Ok(Context { input, start: forced.node, steps: forced.steps, seen, unknown, dropped })
         }
     }

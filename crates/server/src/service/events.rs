@@ -180,7 +180,7 @@ fn action_number(index: usize, action: Option<&str>) -> Result<u32, Error> {
 
 /// Checks an input against the model.
 pub(super) fn prepare(family: &HstuFamily, request: Request) -> Result<Prepared, Error> {
-    family.model.prepare(request).map_err(|error| {
+    family.config.prepare(request).map_err(|error| {
         let message = error.to_string();
         match error {
             InputError::NoEvents => Error::EmptyHistory,

@@ -9,8 +9,9 @@ use beamline_catalog::{SidPart, SymbolTable};
 use beamline_model::checkpoint::config::Config;
 use beamline_model::convention::Convention;
 use beamline_model::decode::Step;
-use beamline_model::families::hstu::config::{HstuConfig, SemanticIdLevel, TableConfig, VariantConfig};
-use beamline_model::families::hstu::{Hstu, Task};
+use beamline_model::families::hstu::config::{
+    HstuConfig, Purpose, SemanticIdLevel, TableConfig, VariantConfig,
+};
 
 use super::PromptLayout;
 
@@ -37,8 +38,8 @@ pub struct Decoder {
 /// An HSTU model.
 #[derive(Clone, Debug)]
 pub struct HstuFamily {
-    /// The model: requests are checked by it before they go to the engine.
-    pub model: Arc<Hstu>,
+    /// Constants of the model: requests are checked by them before they go to the engine.
+    pub config: Arc<HstuConfig>,
     /// What the semantic IDs of its catalog are.
     pub symbols: HstuSymbols,
     /// What is generated for an item, by a model that decodes; nothing by others.
@@ -123,35 +124,35 @@ impl ItemRows {
 }
 
 impl HstuFamily {
-    /// Of a loaded model.
-    pub fn new(model: Arc<Hstu>) -> Self {
-        let symbols = HstuSymbols::of(model.config());
+    /// Of a model.
+    pub fn new(config: Arc<HstuConfig>) -> Self {
+        let symbols = HstuSymbols::of(&config);
         let levels = match &symbols {
             HstuSymbols::Levels(levels) => levels.len(),
             HstuSymbols::Rows(_) => 0,
         };
-        Self { model, symbols, steps: vec![Step::Level; levels].into() }
+        Self { config, symbols, steps: vec![Step::Level; levels].into() }
     }
 
     /// What it answers.
     pub fn tasks_of(&self) -> &'static [&'static str] {
-        match self.model.task() {
-            Task::Retrieval(_) => &["recommend"],
-            Task::Ranking(_) => &["rank"],
-            Task::Tokens(_) => &["recommend", "rank"],
+        match self.config.purpose() {
+            Purpose::Retrieve => &["recommend"],
+            Purpose::Rank => &["rank"],
+            Purpose::Decode => &["recommend", "rank"],
         }
     }
 
     /// Most items of a history, before `more` tokens.
     pub fn max_items(&self, more: usize) -> usize {
-        let config = self.model.config();
+        let config = &self.config;
         config.max_events().saturating_sub(more) / config.rows_per_event()
     }
 
     /// Whether it reads times: of events, and of the query.
     pub fn reads_times(&self) -> bool {
-        match &self.model.config().variant {
-            VariantConfig::Research(..) => self.model.config().stack.relative_bias.is_some(),
+        match &self.config.variant {
+            VariantConfig::Research(..) => self.config.stack.relative_bias.is_some(),
             VariantConfig::Dlrm(..) => true,
             VariantConfig::Nvidia(..) => false,
         }
@@ -159,7 +160,7 @@ impl HstuFamily {
 
     /// Whether it reads actions.
     pub fn reads_actions(&self) -> bool {
-        match &self.model.config().variant {
+        match &self.config.variant {
             VariantConfig::Research(input, _) => input.actions.is_some(),
             VariantConfig::Dlrm(..) => true,
             VariantConfig::Nvidia(input, _) => input.action_table.is_some(),
@@ -168,7 +169,7 @@ impl HstuFamily {
 
     /// The action of rows that are generated.
     pub fn generated_action(&self) -> Option<u32> {
-        match &self.model.config().variant {
+        match &self.config.variant {
             VariantConfig::Research(input, _) => input.actions.map(|actions| actions.generated),
             VariantConfig::Dlrm(..) | VariantConfig::Nvidia(..) => None,
         }
@@ -176,7 +177,7 @@ impl HstuFamily {
 
     /// Names of the features of events and candidates beside the item.
     pub fn item_features(&self) -> Vec<&str> {
-        match &self.model.config().variant {
+        match &self.config.variant {
             VariantConfig::Dlrm(input, _) => input.features[1..].iter().map(|f| f.name.as_str()).collect(),
             VariantConfig::Research(..) | VariantConfig::Nvidia(..) => Vec::new(),
         }
@@ -184,7 +185,7 @@ impl HstuFamily {
 
     /// Names of the features of users.
     pub fn user_features(&self) -> Vec<&str> {
-        let contextual = match &self.model.config().variant {
+        let contextual = match &self.config.variant {
             VariantConfig::Dlrm(input, _) => &input.contextual,
             VariantConfig::Nvidia(input, _) => &input.contextual,
             VariantConfig::Research(..) => return Vec::new(),
@@ -206,7 +207,7 @@ impl Family {
     pub fn architecture(&self) -> String {
         match self {
             Self::Decoder(decoder) => decoder.config.architecture.name().to_owned(),
-            Self::Hstu(hstu) => format!("hstu_{:?}", hstu.model.config().variant.variant()).to_lowercase(),
+            Self::Hstu(hstu) => format!("hstu_{:?}", hstu.config.variant.variant()).to_lowercase(),
         }
     }
 
@@ -237,7 +238,7 @@ impl Family {
     /// The model, if it finds items by inner product instead of searching for semantic IDs.
     pub fn retrieves(&self) -> Option<&HstuFamily> {
         match self {
-            Self::Hstu(hstu) if matches!(hstu.model.task(), Task::Retrieval(_)) => Some(hstu),
+            Self::Hstu(hstu) if hstu.config.purpose() == Purpose::Retrieve => Some(hstu),
             Self::Hstu(_) | Self::Decoder(_) => None,
         }
     }
@@ -245,7 +246,7 @@ impl Family {
     /// The model, if it predicts by task instead of scoring semantic IDs.
     pub fn predicts(&self) -> Option<&HstuFamily> {
         match self {
-            Self::Hstu(hstu) if matches!(hstu.model.task(), Task::Ranking(_)) => Some(hstu),
+            Self::Hstu(hstu) if hstu.config.purpose() == Purpose::Rank => Some(hstu),
             Self::Hstu(_) | Self::Decoder(_) => None,
         }
     }

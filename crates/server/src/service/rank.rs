@@ -15,7 +15,6 @@ use beamline_catalog::{FilterSpec, ItemIndex, Leaf};
 use beamline_model::decode::SearchRequest;
 use beamline_model::executor::any::Answer;
 use beamline_model::executor::hstu::{HstuAnswer, HstuJob, Work};
-use beamline_model::families::hstu::Task;
 use beamline_model::families::hstu::inputs::Candidates;
 use beamline_scheduler::{Micros, Usage};
 
@@ -91,9 +90,6 @@ impl Service {
         known: &[(usize, ItemIndex)],
         deadline: Option<Micros>,
     ) -> Result<Ranked, Error> {
-        let Task::Ranking(ranking) = family.model.task() else {
-            return Err(Error::TaskNotSupported(served.family.tasks()));
-        };
         let none = BTreeMap::new();
         let given = Given {
             history: &request.history,
@@ -126,7 +122,7 @@ impl Service {
             return Err(Error::internal("a ranking without predictions"));
         };
         Ok(Ranked {
-            names: ranking.names().to_vec(),
+            names: family.config.prediction_names(),
             predictions: predictions.iter().map(|&x| f64::from(x)).collect(),
             unknown_items: input.unknown,
             dropped: input.dropped,

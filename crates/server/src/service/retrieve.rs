@@ -57,14 +57,8 @@ impl Service {
             answer.reason = Some(api::Reason::FiltersLeaveNothing);
             return Ok(answer);
         }
-        let allowed = {
-            let (catalog, filter) = (Arc::clone(catalog), filter.clone());
-            move |row: u32| {
-                let trie = catalog.trie();
-                trie.walk(&[row]).is_some_and(|node| filter.allows_any(trie.leaves(node)))
-            }
-        };
-        let wanted = Retrieve { count: asked.num_items, allowed: Arc::new(allowed) };
+        let wanted =
+            Retrieve { count: asked.num_items, catalog: Arc::clone(catalog), filter: filter.clone() };
         let job = HstuJob { request: prepared, work: Work::Retrieve(wanted) };
         let (user, tenant) = (request.user_id.as_deref(), request.tenant.as_deref());
         let done = self.run(served.hstu_request(family, job, user, tenant, 1, 1, deadline), deadline).await?;

@@ -120,7 +120,7 @@ impl Served {
             session: user.map(|user| SessionKey::new(&namespace, user)),
             words: job.request.words().into(),
             context_len: job.request.context_len(),
-            reuse: family.model.reuse(),
+            reuse: family.config.reuse(),
             beam_width: width,
             min_beam_width: width,
             keeps_branches: false,

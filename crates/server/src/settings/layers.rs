@@ -66,8 +66,8 @@ layer! {
         /// Threads of the forward pass [default: all cores].
         #[arg(long, value_name = "N", env = "BEAMLINE_THREADS")]
         pub threads: usize,
-        /// Where the model runs: `cpu`, `cuda` or `cuda:1`. CUDA needs a binary built with `--features cuda`, and serves decoders of
-        /// semantic IDs, in bf16 [default: cpu].
+        /// Where the model runs: `cpu`, `cuda` or `cuda:1`. CUDA needs a binary built with `--features cuda`, and keeps
+        /// weights in bf16 [default: cpu].
         #[arg(long, value_name = "DEVICE", env = "BEAMLINE_DEVICE")]
         pub device: DeviceChoice,
         /// How weights are kept: `f32` as they are; `bf16` half the memory; `q8_0` 8-bit integers, the fastest, whose

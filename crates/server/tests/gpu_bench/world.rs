@@ -95,7 +95,7 @@ impl World {
         let (first_token, codes) = (shapes::first_token(config), shapes::codes(config));
         let catalog = Arc::new(catalog(args.items, shapes::LEVELS, codes, first_token));
         let model = Arc::new(DeviceQwen::random(device, config, POSITIONS).unwrap());
-        let page = DevicePages::bytes_per_page(config.layers, config.kv_heads, model.padded_dim());
+        let page = DevicePages::bytes_per_page(config.layers, config.kv_heads, [model.padded_dim(); 2]);
         let pages = pages.unwrap_or_else(|| match args.shape.as_str() {
             "tiny" => 256,
             _ => device.free_bytes().saturating_sub(RESERVED) / page,

@@ -18,8 +18,8 @@ use super::config::{
     Combine, DlrmInput, HstuConfig, NvidiaInput, ResearchInput, StackConfig, TimeClamp, VariantConfig,
 };
 use super::inputs::Prepared;
+use super::layer_tensors::out_in;
 use super::mlp::{Swish, SwishShape, apply};
-use super::stack::out_in;
 use crate::checkpoint::tensors::Tensors;
 use crate::cpu::Cpu;
 use crate::cpu::linear::{Linear, Rows, WeightFormat};
@@ -40,20 +40,20 @@ const NVIDIA_POSITIONS: &str = "_hstu_block._preprocessor._positional_encoder._p
 
 /// A table of rows.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(crate) struct Table {
     width: usize,
     values: Vec<f32>,
 }
 
 impl Table {
-    pub(super) fn load(tensors: &Tensors, name: &str) -> Result<Self, ModelError> {
+    pub(crate) fn load(tensors: &Tensors, name: &str) -> Result<Self, ModelError> {
         let tensor = tensors.load(name)?;
         let (_, width) = tensor.dims2()?;
         Ok(Self { width, values: tensor.flatten_all()?.to_vec1()? })
     }
 
     #[inline]
-    pub(super) fn row(&self, id: usize) -> &[f32] {
+    pub(crate) fn row(&self, id: usize) -> &[f32] {
         &self.values[id * self.width..][..self.width]
     }
 
@@ -64,7 +64,7 @@ impl Table {
 
 /// What turns a request into rows.
 #[derive(Debug)]
-pub(super) enum Embedder {
+pub(crate) enum Embedder {
     Research(Research),
     Dlrm(Box<Dlrm>),
     Nvidia(Nvidia),
@@ -72,7 +72,7 @@ pub(super) enum Embedder {
 
 impl Embedder {
     /// Names and shapes of the tensors it needs.
-    pub(super) fn expect(config: &HstuConfig, expected: &mut BTreeMap<String, Vec<usize>>) {
+    pub(crate) fn expect(config: &HstuConfig, expected: &mut BTreeMap<String, Vec<usize>>) {
         match &config.variant {
             VariantConfig::Research(input, _) => Research::expect(input, &config.stack, expected),
             VariantConfig::Dlrm(input, _) => Dlrm::expect(input, &config.stack, expected),
@@ -80,7 +80,7 @@ impl Embedder {
         }
     }
 
-    pub(super) fn load(
+    pub(crate) fn load(
         config: &HstuConfig,
         tensors: &Tensors,
         format: WeightFormat,
@@ -97,7 +97,7 @@ impl Embedder {
     }
 
     /// Appends the rows of some positions of a context.
-    pub(super) fn context(&self, cpu: &Cpu, request: &Prepared, positions: Range<usize>, out: &mut Vec<f32>) {
+    pub(crate) fn context(&self, cpu: &Cpu, request: &Prepared, positions: Range<usize>, out: &mut Vec<f32>) {
         match self {
             Self::Research(research) => {
                 each_row(cpu, positions.len(), research.positions.width, out, |index, out| {
@@ -114,7 +114,7 @@ impl Embedder {
     }
 
     /// Appends the rows of some candidates.
-    pub(super) fn candidates(
+    pub(crate) fn candidates(
         &self,
         cpu: &Cpu,
         request: &Prepared,
@@ -135,7 +135,7 @@ impl Embedder {
     }
 
     /// Appends the rows of generated tokens, all at one position.
-    pub(super) fn tokens(&self, tokens: &[u32], position: usize, out: &mut Vec<f32>) {
+    pub(crate) fn tokens(&self, tokens: &[u32], position: usize, out: &mut Vec<f32>) {
         match self {
             Self::Research(research) => {
                 let (start, width) = (out.len(), research.positions.width);
@@ -148,7 +148,7 @@ impl Embedder {
         }
     }
 
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Research(research) => {
                 research.items.bytes()
@@ -168,12 +168,12 @@ impl Embedder {
     }
 
     /// The item table of the research variant.
-    pub(super) fn items_name() -> &'static str {
+    pub(crate) fn items_name() -> &'static str {
         ITEMS
     }
 
     /// Embeddings of a feature of a candidate, `dlrm` only.
-    pub(super) fn dlrm(&self) -> Option<&Dlrm> {
+    pub(crate) fn dlrm(&self) -> Option<&Dlrm> {
         match self {
             Self::Dlrm(dlrm) => Some(dlrm),
             _ => None,
@@ -209,7 +209,7 @@ fn positioned<'a>(row: impl Iterator<Item = &'a f32>, scale: f32, position: &[f3
 }
 
 #[derive(Debug)]
-pub(super) struct Research {
+pub(crate) struct Research {
     items: Table,
     actions: Option<(Table, Combine)>,
     generated: u32,
@@ -222,25 +222,29 @@ impl Research {
     fn expect(input: &ResearchInput, stack: &StackConfig, expected: &mut BTreeMap<String, Vec<usize>>) {
         expected.insert(ITEMS.into(), vec![input.num_items + 1, input.item_dim(stack)]);
         expected.insert(POSITIONS.into(), vec![input.position.rows, stack.model_dim]);
-        if let Some(actions) = input.actions {
-            let name = if actions.combine == Combine::Add { ACTIONS } else { RATINGS };
+        if let (Some(actions), (_, Some(name), _)) = (input.actions, Self::tables(input)) {
             expected.insert(name.into(), vec![actions.count, actions.dim]);
         }
     }
 
+    /// What its tables are called: items, actions, positions.
+    pub(crate) fn tables(input: &ResearchInput) -> (&'static str, Option<&'static str>, &'static str) {
+        let actions = input.actions.map(|actions| match actions.combine {
+            Combine::Add => ACTIONS,
+            Combine::Concat => RATINGS,
+        });
+        (ITEMS, actions, POSITIONS)
+    }
+
     fn load(input: &ResearchInput, stack: &StackConfig, tensors: &Tensors) -> Result<Self, ModelError> {
-        let actions = match input.actions {
-            None => None,
-            Some(actions) => {
-                let name = if actions.combine == Combine::Add { ACTIONS } else { RATINGS };
-                Some((Table::load(tensors, name)?, actions.combine))
-            }
-        };
+        let (items, actions, positions) = Self::tables(input);
+        let combine = input.actions.map(|actions| actions.combine);
+        let actions = actions.map(|name| Table::load(tensors, name)).transpose()?;
         Ok(Self {
-            items: Table::load(tensors, ITEMS)?,
-            actions,
+            items: Table::load(tensors, items)?,
+            actions: actions.zip(combine),
             generated: input.actions.map_or(0, |actions| actions.generated),
-            positions: Table::load(tensors, POSITIONS)?,
+            positions: Table::load(tensors, positions)?,
             padding: input.padding_id,
             scale: input.position.scale.value(stack),
         })
@@ -277,7 +281,7 @@ impl Research {
 }
 
 #[derive(Debug)]
-pub(super) struct Dlrm {
+pub(crate) struct Dlrm {
     config: DlrmInput,
     width: usize,
     tables: BTreeMap<String, Table>,
@@ -341,7 +345,7 @@ impl Dlrm {
     }
 
     /// The buffer of the action bits, which the configuration holds too.
-    pub(super) const ACTION_WEIGHTS: &str =
+    pub(crate) const ACTION_WEIGHTS: &str =
         "_hstu_transducer._input_preprocessor._action_encoder._combined_action_weights";
 
     fn load(
@@ -398,7 +402,7 @@ impl Dlrm {
     }
 
     /// The table that a feature's ids are rows of.
-    pub(super) fn feature(&self, name: &str) -> Option<(usize, &Table)> {
+    pub(crate) fn feature(&self, name: &str) -> Option<(usize, &Table)> {
         let index = self.config.features.iter().position(|feature| feature.name == name)?;
         Some((index, self.tables.get(&self.config.features[index].table)?))
     }
@@ -492,7 +496,7 @@ fn add(x: &mut [f32], y: &[f32]) {
 }
 
 #[derive(Debug)]
-pub(super) struct Nvidia {
+pub(crate) struct Nvidia {
     config: NvidiaInput,
     tables: BTreeMap<String, Table>,
     positions: Table,

@@ -139,7 +139,7 @@ pub enum InputError {
 /// A checked request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prepared {
-    pub(super) request: Request,
+    pub(crate) request: Request,
     context_len: usize,
     /// Contextual values of `nvidia`, `(feature, id)`, in front of the history.
     pub(super) contextual_rows: Vec<(u32, u32)>,
@@ -167,12 +167,12 @@ impl Prepared {
     }
 
     /// Times of all positions and of the query; empty where the layers have no relative bias.
-    pub(super) fn times(&self) -> &[i64] {
+    pub(crate) fn times(&self) -> &[i64] {
         &self.times
     }
 
     /// An id for each row, for people to look at.
-    pub(super) fn ids(&self, positions: Range<usize>) -> &[u32] {
+    pub(crate) fn ids(&self, positions: Range<usize>) -> &[u32] {
         &self.ids[positions]
     }
 }
@@ -288,7 +288,7 @@ impl HstuConfig {
     }
 
     /// Positions that context and generated rows may take; unlimited where positions end in a shared one.
-    pub(super) fn positions(&self) -> usize {
+    fn positions(&self) -> usize {
         match &self.variant {
             VariantConfig::Research(input, _) => {
                 self.stack.relative_bias.map_or(usize::MAX, |bias| bias.positions).min(input.position.rows)
@@ -297,7 +297,38 @@ impl HstuConfig {
         }
     }
 
-    pub(super) fn prepare(&self, request: Request) -> Result<Prepared, InputError> {
+    /// Whether these positions of a context can be computed without the others.
+    ///
+    /// # Errors
+    ///
+    /// When the mask shows rows what is not computed yet.
+    pub(crate) fn check_chunk(&self, request: &Prepared, positions: &Range<usize>) -> Result<(), InputError> {
+        match self.stack.mask.contextual_len > 0 && *positions != (0..request.context_len()) {
+            true => Err(InputError::NeedsWholeContext),
+            false => Ok(()),
+        }
+    }
+
+    /// Where the token stands that has so many ancestors, itself included.
+    ///
+    /// # Errors
+    ///
+    /// When it lies beyond the model's positions.
+    pub(crate) fn generated_position(
+        &self,
+        request: &Prepared,
+        ancestors: usize,
+    ) -> Result<usize, InputError> {
+        let (position, most) = (request.context_len() + ancestors - 1, self.positions());
+        if position >= most { Err(InputError::TooDeep { position, most }) } else { Ok(position) }
+    }
+
+    /// Checks a request.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub fn prepare(&self, request: Request) -> Result<Prepared, InputError> {
         let (events, most) = (request.events.items.len(), self.max_events());
         if events > most {
             return Err(InputError::TooManyEvents { events, most });

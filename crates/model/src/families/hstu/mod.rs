@@ -5,6 +5,7 @@
 //! inputs     what a request brings, checked; the words its context is addressed by
 //! embed      ids, actions, times -> rows
 //! batch      rows of a step, with their blocks, pages and times
+//! layer_tensors  names and shapes of the tensors of a layer
 //! stack      the layers: one implementation, told apart by constants
 //! retrieval  final states -> best items, or logits of tokens
 //! sieve      which items cannot be among the best, told from a smaller copy
@@ -44,8 +45,9 @@
 pub mod batch;
 mod best;
 pub mod config;
-mod embed;
+pub(crate) mod embed;
 pub mod inputs;
+pub(crate) mod layer_tensors;
 mod mlp;
 pub mod ranking;
 pub mod retrieval;
@@ -56,16 +58,18 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use beamline_kv_cache::{PageId, ReuseClass};
+use candle_core::Tensor;
 
 use self::batch::{ContextOf, HstuBatch};
 use self::config::{Direction, HstuConfig, ResearchHead, StackConfig, VariantConfig};
 use self::embed::{Dlrm, Embedder};
 use self::inputs::{InputError, Prepared, Request};
-use self::ranking::{Kind, Ranking};
+use self::ranking::Ranking;
 use self::retrieval::{ItemTable, Retrieval, TokenHead};
 use self::stack::{Stack, Workspace};
 use crate::batch::{BranchRows, ContextRows};
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::tensors::Tensors;
 use crate::cpu::Cpu;
 use crate::cpu::linear::{Linear, WeightFormat};
 use crate::cpu::mask::Mask;
@@ -168,6 +172,18 @@ pub fn optional_tensors(config: &HstuConfig) -> Vec<&'static str> {
     }
 }
 
+/// What scores tokens, `[vocab_size, model_dim]`, the factor of the logits in it.
+pub(crate) fn token_head(
+    tensors: &Tensors,
+    vocab_size: usize,
+    tied: bool,
+    logit_scale: f64,
+) -> Result<Tensor, ModelError> {
+    let name = if tied { Embedder::items_name() } else { TOKEN_HEAD };
+    let head = tensors.load(name)?.narrow(0, 0, vocab_size)?.contiguous()?;
+    Ok((head * logit_scale)?)
+}
+
 impl Hstu {
     /// Opens the directory of a checkpoint of this family.
     ///
@@ -202,24 +218,21 @@ impl Hstu {
                     ResearchHead::Items { eps } => {
                         let rows: Vec<f32> =
                             tensors.load(Embedder::items_name())?.flatten_all()?.to_vec1()?;
-                        // Padding is no item: it is the first row, or there is none.
-                        let first = input.padding_id.map_or(0, |id| id as usize + 1);
-                        let items = ItemTable::new(cpu, &rows, width, eps, first, format)?;
+                        let items = ItemTable::new(cpu, &rows, width, eps, input.first_item(), format)?;
                         Task::Retrieval(Retrieval { normalization, items })
                     }
                     ResearchHead::Tokens { vocab_size, tied, logit_scale, .. } => {
-                        let name = if tied { Embedder::items_name() } else { TOKEN_HEAD };
-                        let head = tensors.load(name)?.narrow(0, 0, vocab_size)?.contiguous()?;
-                        let head = Linear::pack(&[(head * logit_scale)?], None, format)?;
+                        let head = token_head(tensors, vocab_size, tied, logit_scale)?;
+                        let head = Linear::pack(&[head], None, format)?;
                         Task::Tokens(TokenHead { normalization, head })
                     }
                 }
             }
-            VariantConfig::Dlrm(input, output) => {
-                Task::Ranking(Ranking::dlrm(input, output, &config.stack, tensors, format)?)
-            }
-            VariantConfig::Nvidia(_, output) => {
-                Task::Ranking(Ranking::nvidia(output, width, tensors, format)?)
+            VariantConfig::Dlrm(..) | VariantConfig::Nvidia(..) => {
+                match Ranking::load(&config, tensors, format)? {
+                    Some(ranking) => Task::Ranking(ranking),
+                    None => unreachable!("these variants rank"),
+                }
             }
         };
         Ok(Self { config, embedder, stack, task })
@@ -291,9 +304,7 @@ impl Hstu {
         rows: PushContext<'_>,
     ) -> Result<(), InputError> {
         let positions = rows.positions.clone();
-        if self.stack.mask().contextual > 0 && positions != (0..request.context_len()) {
-            return Err(InputError::NeedsWholeContext);
-        }
+        self.config.check_chunk(request, &positions)?;
         self.embedder.context(cpu, request, positions.clone(), &mut batch.embedded);
         let layout = ContextRows {
             owner: rows.owner,
@@ -340,11 +351,7 @@ impl Hstu {
         request: &Prepared,
         rows: PushTokens<'_>,
     ) -> Result<(), InputError> {
-        let position = request.context_len() + rows.ancestors - 1;
-        let most = self.config.positions();
-        if position >= most {
-            return Err(InputError::TooDeep { position, most });
-        }
+        let position = self.config.generated_position(request, rows.ancestors)?;
         self.embedder.tokens(rows.tokens, position, &mut batch.embedded);
         let layout = BranchRows {
             owner: rows.owner,
@@ -380,14 +387,12 @@ impl Hstu {
         candidates: Range<usize>,
     ) -> Option<Vec<f32>> {
         let Task::Ranking(ranking) = &self.task else { return None };
-        match &ranking.kind {
-            Kind::Dlrm(dlrm) => Some(dlrm.predict(cpu, self.embedder.dlrm()?, states, request, candidates)),
-            Kind::Nvidia(nvidia) => Some(nvidia.predict(cpu, states)),
-        }
+        ranking.predict(cpu, &self.embedder, states, request, candidates)
     }
 }
 
-fn context_of(request: &Prepared) -> ContextOf<'_> {
+/// The context of a request, as the layers see it.
+pub(crate) fn context_of(request: &Prepared) -> ContextOf<'_> {
     ContextOf { len: request.context_len(), times: request.times() }
 }
 

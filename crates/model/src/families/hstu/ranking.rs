@@ -11,9 +11,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::config::{
-    DlrmInput, DlrmOutput, Normalization, NvidiaOutput, Postprocessor, Prediction, StackConfig, TaskKind,
+    DlrmInput, DlrmOutput, HstuConfig, Normalization, NvidiaOutput, Postprocessor, Prediction, StackConfig,
+    TaskKind, VariantConfig,
 };
-use super::embed::Dlrm;
+use super::embed::{Dlrm, Embedder};
 use super::inputs::Prepared;
 use super::mlp::{Plain, Swish, SwishShape, apply};
 use super::retrieval::normalize;
@@ -33,11 +34,11 @@ const NVIDIA_HEAD: &str = "_mlp._mlp";
 #[derive(Debug)]
 pub struct Ranking {
     names: Vec<String>,
-    pub(super) kind: Kind,
+    kind: Kind,
 }
 
 #[derive(Debug)]
-pub(super) enum Kind {
+enum Kind {
     Dlrm(Box<DlrmRanking>),
     Nvidia(NvidiaRanking),
 }
@@ -61,35 +62,66 @@ impl Ranking {
         }
     }
 
-    pub(super) fn dlrm(
-        input: &DlrmInput,
-        output: &DlrmOutput,
-        stack: &StackConfig,
+    /// The head of a model of one of the ranking variants; nothing for others.
+    ///
+    /// # Errors
+    ///
+    /// When a tensor cannot be loaded, or a buffer contradicts the configuration.
+    pub(crate) fn load(
+        config: &HstuConfig,
         tensors: &Tensors,
         format: WeightFormat,
-    ) -> Result<Self, ModelError> {
-        let names = output.tasks.iter().map(|task| task.name.clone()).collect();
-        Ok(Self {
-            names,
-            kind: Kind::Dlrm(Box::new(DlrmRanking::load(input, output, stack, tensors, format)?)),
-        })
+    ) -> Result<Option<Self>, ModelError> {
+        let kind = match &config.variant {
+            VariantConfig::Research(..) => return Ok(None),
+            VariantConfig::Dlrm(input, output) => {
+                let dlrm = DlrmRanking::load(input, output, &config.stack, tensors, format)?;
+                Kind::Dlrm(Box::new(dlrm))
+            }
+            VariantConfig::Nvidia(_, output) => {
+                let (layers, bias) = (output.head.len(), output.head_bias);
+                Kind::Nvidia(NvidiaRanking {
+                    width: config.stack.model_dim,
+                    normalization: output.normalization,
+                    head: Plain::load(tensors, NVIDIA_HEAD, layers, bias, output.activation, format)?,
+                    prediction: output.prediction,
+                })
+            }
+        };
+        Ok(Some(Self { names: config.prediction_names(), kind }))
     }
 
-    pub(super) fn nvidia(
-        output: &NvidiaOutput,
-        width: usize,
-        tensors: &Tensors,
-        format: WeightFormat,
-    ) -> Result<Self, ModelError> {
-        let classes = output.head.last().copied().unwrap_or_default();
-        let names = match output.prediction {
-            Prediction::Sigmoid => output.tasks.clone(),
-            Prediction::Softmax => (0..classes).map(|class| format!("{}.{class}", output.tasks[0])).collect(),
-        };
-        let layers = output.head.len();
-        let head = Plain::load(tensors, NVIDIA_HEAD, layers, output.head_bias, output.activation, format)?;
-        let (normalization, prediction) = (output.normalization, output.prediction);
-        Ok(Self { names, kind: Kind::Nvidia(NvidiaRanking { width, normalization, head, prediction }) })
+    /// Predictions of candidates, `[candidates, names]`, from their final states.
+    pub(crate) fn predict(
+        &self,
+        cpu: &Cpu,
+        embedder: &Embedder,
+        states: &[f32],
+        request: &Prepared,
+        candidates: Range<usize>,
+    ) -> Option<Vec<f32>> {
+        match &self.kind {
+            Kind::Dlrm(dlrm) => Some(dlrm.predict(cpu, embedder.dlrm()?, states, request, candidates)),
+            Kind::Nvidia(nvidia) => Some(nvidia.predict(cpu, states)),
+        }
+    }
+}
+
+impl HstuConfig {
+    /// Names of the predictions of a candidate: its tasks, or `task.class` for the classes of a single one. None where the model does
+    /// not rank.
+    pub fn prediction_names(&self) -> Vec<String> {
+        match &self.variant {
+            VariantConfig::Research(..) => Vec::new(),
+            VariantConfig::Dlrm(_, output) => output.tasks.iter().map(|task| task.name.clone()).collect(),
+            VariantConfig::Nvidia(_, output) => match output.prediction {
+                Prediction::Sigmoid => output.tasks.clone(),
+                Prediction::Softmax => {
+                    let classes = output.head.last().copied().unwrap_or_default();
+                    (0..classes).map(|class| format!("{}.{class}", output.tasks[0])).collect()
+                }
+            },
+        }
     }
 }
 

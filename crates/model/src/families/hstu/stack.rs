@@ -12,13 +12,13 @@
 //! What must not be here: where the rows come from, what becomes of the final states.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use candle_core::Tensor;
 
 use super::batch::HstuBatch;
-use super::config::{Layout, NormKind, OutputParts, SiluScope, StackConfig, Variant};
+use super::config::{NormKind, OutputParts, SiluScope, StackConfig, Variant};
+use super::layer_tensors::LayerTensors;
 use crate::checkpoint::tensors::Tensors;
 use crate::cpu::attention::{Block, Tables};
 use crate::cpu::linear::{Linear, Output, Rows, WeightFormat};
@@ -74,110 +74,6 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Names of the tensors of a layer.
-struct Names {
-    uvqk: &'static str,
-    uvqk_bias: &'static str,
-    input_norm: [&'static str; 2],
-    output_norm: [&'static str; 2],
-    output: &'static str,
-    output_bias: &'static str,
-    time_weights: &'static str,
-    position_weights: &'static str,
-}
-
-impl Variant {
-    /// What the names of a layer's tensors begin with, up to its number.
-    pub fn layer_prefix(self) -> &'static str {
-        match self {
-            Self::Research => "_hstu._attention_layers.",
-            Self::Dlrm => "_hstu_transducer._stu_module._stu_layers.",
-            Self::Nvidia => "_hstu_block._attention_layers.",
-        }
-    }
-
-    /// Names that a variant has no tensor for are empty: configurations that need them are refused.
-    fn names(self, layout: Layout) -> Names {
-        let none = Names {
-            uvqk: "",
-            uvqk_bias: "",
-            input_norm: ["", ""],
-            output_norm: ["", ""],
-            output: "",
-            output_bias: "",
-            time_weights: "",
-            position_weights: "",
-        };
-        match (self, layout) {
-            (Self::Research, _) => Names {
-                uvqk: "_uvqk",
-                output: "_o.weight",
-                output_bias: "_o.bias",
-                time_weights: "_rel_attn_bias._ts_w",
-                position_weights: "_rel_attn_bias._pos_w",
-                ..none
-            },
-            (Self::Dlrm, _) => Names {
-                uvqk: "_uvqk_weight",
-                uvqk_bias: "_uvqk_beta",
-                input_norm: ["_input_norm_weight", "_input_norm_bias"],
-                output_norm: ["_output_norm_weight", "_output_norm_bias"],
-                output: "_output_weight",
-                ..none
-            },
-            (Self::Nvidia, layout) => Names {
-                uvqk: if layout == Layout::InOut { "_linear_uvqk_weight" } else { "_linear_uvqk.weight" },
-                uvqk_bias: if layout == Layout::InOut { "_linear_uvqk_bias" } else { "_linear_uvqk.bias" },
-                input_norm: ["_input_layernorm_weight", "_input_layernorm_bias"],
-                output_norm: ["_output_layernorm_weight", "_output_layernorm_bias"],
-                output: if layout == Layout::InOut { "_linear_proj_weight" } else { "_linear_proj.weight" },
-                ..none
-            },
-        }
-    }
-}
-
-impl StackConfig {
-    /// Names and shapes of the tensors of all layers.
-    pub fn expected_tensors(&self, variant: Variant, prefix: &str) -> BTreeMap<String, Vec<usize>> {
-        let names = variant.names(self.uvqk_layout);
-        let mut expected = BTreeMap::new();
-        let matrix = |layout: Layout, inputs: usize, outputs: usize| match layout {
-            Layout::InOut => vec![inputs, outputs],
-            Layout::OutIn => vec![outputs, inputs],
-        };
-        for layer in 0..self.layers {
-            let mut add = |name: &str, shape: Vec<usize>| {
-                expected.insert(format!("{prefix}{layer}.{name}"), shape);
-            };
-            add(names.uvqk, matrix(self.uvqk_layout, self.model_dim, self.uvqk()));
-            if self.uvqk_bias {
-                add(names.uvqk_bias, vec![self.uvqk()]);
-            }
-            let inputs = self.output_parts.count() * self.values();
-            add(names.output, matrix(self.output_layout, inputs, self.model_dim));
-            if self.output_bias {
-                add(names.output_bias, vec![self.model_dim]);
-            }
-            if self.input_norm.affine {
-                names.input_norm.iter().for_each(|name| add(name, vec![self.model_dim]));
-            }
-            if self.output_norm.affine {
-                let width = match self.output_norm.kind {
-                    NormKind::Layer => self.values(),
-                    NormKind::Group => self.heads,
-                };
-                names.output_norm.iter().for_each(|name| add(name, vec![width]));
-            }
-            if let Some(bias) = self.relative_bias {
-                add(names.time_weights, vec![bias.time_buckets + 1]);
-                add(names.position_weights, vec![2 * bias.positions - 1]);
-            }
-        }
-        expected
-    }
-}
-
 impl Stack {
     /// Packs the layers; their tensors were checked.
     ///
@@ -191,9 +87,8 @@ impl Stack {
         tensors: &Tensors,
         format: WeightFormat,
     ) -> Result<Self, ModelError> {
-        let layers = (0..config.layers)
-            .map(|layer| Layer::load(config, variant, &format!("{prefix}{layer}."), tensors, format))
-            .collect::<Result<_, _>>()?;
+        let load = |layer| Layer::pack(LayerTensors::load(config, variant, prefix, layer, tensors)?, format);
+        let layers = (0..config.layers).map(load).collect::<Result<_, _>>()?;
         let shape = Shape {
             heads: config.heads,
             key_dim: config.key_dim,
@@ -467,50 +362,25 @@ fn compact(blocks: &[Block]) -> Vec<Block> {
     blocks.iter().map(compact).collect()
 }
 
-/// A matrix as `[outputs, inputs]`, however it lies in the file.
-pub(super) fn out_in(matrix: Tensor, layout: Layout) -> Result<Tensor, ModelError> {
-    Ok(match layout {
-        Layout::OutIn => matrix,
-        Layout::InOut => matrix.t()?.contiguous()?,
-    })
-}
-
 impl Layer {
-    fn load(
-        config: &StackConfig,
-        variant: Variant,
-        prefix: &str,
-        tensors: &Tensors,
-        format: WeightFormat,
-    ) -> Result<Self, ModelError> {
-        let names = variant.names(config.uvqk_layout);
-        let load = |name: &str| tensors.load(&format!("{prefix}{name}"));
-        let vector = |name: &str| -> Result<Vec<f32>, ModelError> { Ok(load(name)?.to_vec1()?) };
-        let norm = |there: bool, [weight, bias]: [&str; 2]| -> Result<Option<Affine>, ModelError> {
-            Ok(if there { Some((vector(weight)?, vector(bias)?)) } else { None })
+    fn pack(tensors: LayerTensors, format: WeightFormat) -> Result<Self, ModelError> {
+        let vector = |tensor: &Tensor| -> Result<Vec<f32>, ModelError> { Ok(tensor.to_vec1()?) };
+        let norm = |norm: Option<[Tensor; 2]>| -> Result<Option<Affine>, ModelError> {
+            norm.map(|[weight, bias]| Ok((vector(&weight)?, vector(&bias)?))).transpose()
         };
-        let (values, keys) = (config.values(), config.keys());
         // u, v, q, k to u, q, v, k.
-        let reorder = |outputs: Tensor| -> Result<[Tensor; 4], ModelError> {
-            let part = |start, len| outputs.narrow(0, start, len);
-            let (v, q) = (part(values, values)?, part(2 * values, keys)?);
-            Ok([part(0, values)?, q, v, part(2 * values + keys, keys)?])
-        };
-        let uvqk = reorder(out_in(load(names.uvqk)?, config.uvqk_layout)?)?;
-        let uvqk_bias = if config.uvqk_bias { Some(reorder(load(names.uvqk_bias)?)?) } else { None };
-        let output_bias = if config.output_bias { Some([load(names.output_bias)?]) } else { None };
-        let output = out_in(load(names.output)?, config.output_layout)?;
+        let reorder = |[u, v, q, k]: [Tensor; 4]| [u, q, v, k];
+        let uvqk_bias = tensors.uvqk_bias.map(reorder);
+        let output_bias = tensors.output_bias.map(|bias| [bias]);
+        let bias = tensors.relative_bias.map(|[positions, times]| -> Result<_, ModelError> {
+            Ok(RelativeBias::new(&vector(&positions)?, &vector(&times)?))
+        });
         Ok(Self {
-            input_norm: norm(config.input_norm.affine, names.input_norm)?,
-            uvqk: Linear::pack(&uvqk, uvqk_bias.as_ref().map(|bias| &bias[..]), format)?,
-            bias: match config.relative_bias {
-                Some(_) => {
-                    Some(RelativeBias::new(&vector(names.position_weights)?, &vector(names.time_weights)?))
-                }
-                None => None,
-            },
-            output_norm: norm(config.output_norm.affine, names.output_norm)?,
-            output: Linear::pack(&[output], output_bias.as_ref().map(|bias| &bias[..]), format)?,
+            input_norm: norm(tensors.input_norm)?,
+            uvqk: Linear::pack(&reorder(tensors.uvqk), uvqk_bias.as_ref().map(|bias| &bias[..]), format)?,
+            bias: bias.transpose()?,
+            output_norm: norm(tensors.output_norm)?,
+            output: Linear::pack(&[tensors.output], output_bias.as_ref().map(|bias| &bias[..]), format)?,
         })
     }
 }

@@ -197,7 +197,29 @@ fn part<T: DeserializeOwned>(name: &str, value: Value) -> Result<T, ModelError> 
     })
 }
 
+/// What a model is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// It finds items among all.
+    Retrieve,
+    /// It scores the next token.
+    Decode,
+    /// It scores candidates.
+    Rank,
+}
+
 impl HstuConfig {
+    /// What the model is for.
+    pub fn purpose(&self) -> Purpose {
+        match &self.variant {
+            VariantConfig::Research(_, output) => match output.head {
+                ResearchHead::Items { .. } => Purpose::Retrieve,
+                ResearchHead::Tokens { .. } => Purpose::Decode,
+            },
+            VariantConfig::Dlrm(..) | VariantConfig::Nvidia(..) => Purpose::Rank,
+        }
+    }
+
     /// Whether a config.json is of this family.
     pub fn is_hstu(json: &str) -> bool {
         serde_json::from_str::<Value>(json).is_ok_and(|value| value["model_type"] == "hstu")

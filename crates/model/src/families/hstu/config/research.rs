@@ -98,6 +98,11 @@ impl SemanticIdLevel {
 }
 
 impl ResearchInput {
+    /// The first row of the item table that is an item: padding is the first row, or there is none.
+    pub fn first_item(&self) -> usize {
+        self.padding_id.map_or(0, |id| id as usize + 1)
+    }
+
     /// Width of the item table.
     pub fn item_dim(&self, stack: &StackConfig) -> usize {
         match self.actions {

@@ -1,0 +1,24 @@
+//! HSTU on an NVIDIA graphics processor.
+//!
+//! Place in the flow: [`HstuDeviceExecutor`](executor::HstuDeviceExecutor) is a [`StepModel`](crate::step::StepModel), as the CPU's executor
+//! of the family is, for all variants.
+//!
+//! ```text
+//! layout     plan -> arrays of rows and items       no device
+//! embedding  ids -> rows: tables on the device, or rows made on the host where small networks make them
+//! stack      weights of the layers, and the forward pass as a list of work
+//! step       the rows of a step, and the memory it is computed in
+//! model      all of it, and what makes answers of final states
+//! executor   plans -> work -> answers
+//! kernels    names, arguments and launch sizes
+//! ```
+//!
+//! Weights are bf16, tables of embeddings and the residual stream single precision. What rounds is what goes into a product.
+
+pub mod embedding;
+pub mod executor;
+pub mod kernels;
+pub mod layout;
+pub mod model;
+pub mod stack;
+pub mod step;

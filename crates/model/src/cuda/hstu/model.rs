@@ -1,0 +1,379 @@
+//! An HSTU model in device memory: rows in, final states through the layers, and what makes answers of them.
+//!
+//! Place in the flow: the executor pushes the rows of a plan into a [`Step`] and runs it. The words are those of
+//! [`families::hstu`](crate::families::hstu), whose host parts (checks, tables, ranking heads) are used as they are.
+//!
+//! ```text
+//! retrieval   final state | finish | product with the items of a catalog      -> scores, single precision
+//! tokens      final state | finish | product with the head                    -> logits, single precision
+//! ranking     final states are read back, and the heads run on the host
+//! ```
+//!
+//! What this must not know: plans, slots, searches in progress.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use half::bf16;
+
+use super::embedding::DeviceEmbedder;
+use super::kernels::{self, Finish};
+use super::stack::DeviceStack;
+use super::step::{Step, StepMemory};
+use crate::batch::ContextRows;
+use crate::checkpoint::Checkpoint;
+use crate::cpu::Cpu;
+use crate::cpu::linear::WeightFormat;
+use crate::cpu::vector::l2_normalize;
+use crate::cuda::beams::BranchRows;
+use crate::cuda::device::{Device, DeviceError, Mark, Memory, Product, Written};
+use crate::cuda::kernels::branch_rows;
+use crate::cuda::pages::DevicePages;
+use crate::cuda::rows::BranchChunk;
+use crate::cuda::weights::matrix;
+use crate::error::ModelError;
+use crate::families::hstu::config::{HstuConfig, Normalization, Purpose, ResearchHead, VariantConfig};
+use crate::families::hstu::embed::Embedder;
+use crate::families::hstu::inputs::{InputError, Prepared};
+use crate::families::hstu::ranking::Ranking;
+use crate::families::hstu::{
+    PushCandidates, PushContext, context_of, expected_tensors, optional_tensors, token_head,
+};
+
+/// Values of an item table that are made at a time.
+const CONVERTED: usize = 1 << 22;
+
+/// A model in device memory.
+#[derive(Debug)]
+pub struct DeviceHstu {
+    device: Arc<dyn Device>,
+    config: HstuConfig,
+    embedder: DeviceEmbedder,
+    stack: DeviceStack,
+    head: Head,
+}
+
+/// What makes answers of final states.
+#[derive(Debug)]
+enum Head {
+    /// bf16 `[items, model_dim]`, each of unit length.
+    Items(Finish, Memory),
+    /// bf16 `[vocab, model_dim]`.
+    Tokens(Finish, Memory, usize),
+    /// On the host.
+    Ranking(Box<Ranking>),
+}
+
+/// Final states as they are compared with items or tokens.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cuda) struct Finished {
+    /// bf16 `[rows, model_dim]`.
+    states: u64,
+    /// f32 `[rows]`: no product with a vector of unit length is more.
+    pub(in crate::cuda) bounds: u64,
+}
+
+fn finish_of(normalization: Normalization) -> Finish {
+    match normalization {
+        Normalization::None {} => Finish::Nothing,
+        Normalization::L2 { eps } => Finish::L2(eps as f32),
+        Normalization::LayerNorm { eps } => Finish::LayerNorm(eps as f32),
+    }
+}
+
+/// Copies items, each divided by its length, or by `least` if that is more, in bf16.
+fn unit_rows(device: &Arc<dyn Device>, cpu: &Cpu, rows: &Tensor, least: f64) -> Result<Memory, ModelError> {
+    let (items, width) = rows.dims2()?;
+    let memory = Memory::zeroed(device, 2 * items * width)?;
+    let at_a_time = (CONVERTED / width).max(1);
+    for first in (0..items).step_by(at_a_time) {
+        let part = rows.narrow(0, first, at_a_time.min(items - first))?;
+        let mut part: Vec<f32> = part.flatten_all()?.to_vec1()?;
+        part.chunks_exact_mut(width).for_each(|row| l2_normalize(cpu.isa(), row, least as f32));
+        let converted: Vec<bf16> = part.iter().map(|&x| bf16::from_f32(x)).collect();
+        device.upload(bytemuck::cast_slice(&converted), memory.address() + (2 * first * width) as u64)?;
+    }
+    Ok(memory)
+}
+
+impl DeviceHstu {
+    /// Checks every tensor of the checkpoint and copies the weights.
+    ///
+    /// # Errors
+    ///
+    /// When tensors are missing, unknown, of the wrong shape or type, hold values that are not finite, or do not fit; or when the
+    /// configuration has what the kernels have not.
+    pub fn load(
+        device: &Arc<dyn Device>,
+        checkpoint: &Checkpoint<HstuConfig>,
+        cpu: &Cpu,
+    ) -> Result<Self, ModelError> {
+        let (config, tensors) = (checkpoint.config().clone(), checkpoint.tensors());
+        let variant = config.variant.variant();
+        // Refused before anything large is read.
+        DeviceStack::check(&config.stack)?;
+        tensors.check(&expected_tensors(&config), &optional_tensors(&config))?;
+        let embedder = DeviceEmbedder::load(device, &config, tensors)?;
+        let stack = DeviceStack::load(device, &config.stack, variant, variant.layer_prefix(), tensors)?;
+        let head = match (&config.variant, Ranking::load(&config, tensors, WeightFormat::Bf16)?) {
+            (_, Some(ranking)) => Head::Ranking(Box::new(ranking)),
+            (VariantConfig::Research(_, output), None) => {
+                let finish = finish_of(output.normalization);
+                match output.head {
+                    ResearchHead::Items { eps } => {
+                        let rows = tensors.load(Embedder::items_name())?;
+                        Head::Items(finish, unit_rows(device, cpu, &rows, eps)?)
+                    }
+                    ResearchHead::Tokens { vocab_size, tied, logit_scale, .. } => {
+                        let head = token_head(tensors, vocab_size, tied, logit_scale)?;
+                        Head::Tokens(finish, matrix(device, &[head])?, vocab_size)
+                    }
+                }
+            }
+            (VariantConfig::Dlrm(..) | VariantConfig::Nvidia(..), None) => {
+                unreachable!("these variants rank")
+            }
+        };
+        Ok(Self { device: Arc::clone(device), config, embedder, stack, head })
+    }
+
+    /// Bytes that the weights take at most: on the device, and on the host.
+    pub fn bytes(config: &HstuConfig) -> [usize; 2] {
+        let (stack, variant) = (&config.stack, config.variant.variant());
+        let of = |(name, shape): (&String, &Vec<usize>), wide: usize| {
+            let values = shape.iter().fold(1_usize, |values, size| values.saturating_mul(*size));
+            // Matrices are bf16, vectors single precision, as tables are.
+            let bytes = if name.starts_with(variant.layer_prefix()) && shape.len() > 1 { 2 } else { wide };
+            values.saturating_mul(bytes)
+        };
+        let sum = |tensors: &BTreeMap<String, Vec<usize>>, wide: usize| {
+            tensors.iter().map(|tensor| of(tensor, wide)).fold(0_usize, usize::saturating_add)
+        };
+        let all = expected_tensors(config);
+        match config.purpose() {
+            // What is compared with final states lies beside the tables, in bf16.
+            Purpose::Retrieve | Purpose::Decode => [sum(&all, 6), 0],
+            Purpose::Rank => {
+                let layers = stack.expected_tensors(variant, variant.layer_prefix());
+                let beside = all.into_iter().filter(|(name, _)| !layers.contains_key(name)).collect();
+                [sum(&layers, 4), sum(&beside, 4)]
+            }
+        }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &HstuConfig {
+        &self.config
+    }
+
+    /// The layers.
+    pub fn stack(&self) -> &DeviceStack {
+        &self.stack
+    }
+
+    /// Tokens of the vocabulary; nothing where the model decodes none.
+    pub fn vocab_size(&self) -> Option<usize> {
+        match &self.head {
+            Head::Tokens(_, _, vocab) => Some(*vocab),
+            Head::Items(..) | Head::Ranking(_) => None,
+        }
+    }
+
+    /// Whether the model retrieves.
+    pub fn retrieves(&self) -> bool {
+        matches!(self.head, Head::Items(..))
+    }
+
+    /// Adds rows of a request's context to a step.
+    ///
+    /// # Errors
+    ///
+    /// When the mask shows rows what is not computed yet.
+    pub fn push_context(
+        &self,
+        cpu: &Cpu,
+        step: &mut Step,
+        request: &Prepared,
+        rows: PushContext<'_>,
+    ) -> Result<(), InputError> {
+        let positions = rows.positions;
+        self.config.check_chunk(request, &positions)?;
+        self.embedder.context(cpu, request, positions.clone(), &mut step.embedded);
+        let chunk = ContextRows {
+            owner: rows.owner,
+            tokens: request.ids(positions.clone()),
+            first_position: positions.start,
+            cached: rows.cached,
+            pages: rows.pages,
+            wanted: rows.wanted,
+        };
+        let mask = self.config.stack.mask.into();
+        step.layout.push_context(self.stack.shape(), mask, &chunk, context_of(request));
+        Ok(())
+    }
+
+    /// Adds candidates of a request whose context is in pages, or in the same step. Says whether the model ranks.
+    pub fn push_candidates(
+        &self,
+        cpu: &Cpu,
+        step: &mut Step,
+        request: &Prepared,
+        rows: PushCandidates<'_>,
+    ) -> bool {
+        if !self.embedder.candidates(cpu, request, rows.candidates.clone(), &mut step.embedded) {
+            return false;
+        }
+        let chunk = BranchChunk {
+            owner: rows.owner,
+            width: rows.candidates.len(),
+            ancestors: 1,
+            context_len: request.context_len(),
+            context_pages: rows.context_pages,
+            branch_pages: rows.branch_pages,
+        };
+        step.layout.push_candidates(self.stack.shape(), &chunk, context_of(request));
+        true
+    }
+
+    /// Adds generated tokens of a request, which are filled in on the device.
+    ///
+    /// # Errors
+    ///
+    /// When they lie beyond the model's positions.
+    pub fn push_beams(
+        &self,
+        step: &mut Step,
+        request: &Prepared,
+        rows: &BranchChunk<'_>,
+    ) -> Result<(), InputError> {
+        self.config.generated_position(request, rows.ancestors)?;
+        self.embedder.generated(rows.width, &mut step.embedded);
+        step.layout.push_beams(self.stack.shape(), rows, context_of(request));
+        Ok(())
+    }
+
+    /// Runs a step that is finished: fills in rows of beams, writes keys and values of all rows. `beams` says how rows of beams are filled
+    /// in, given the address of the page tables. Returns where the final states of the wanted rows lie, single precision
+    /// `[wanted, model_dim]`. `arrivals` is nothing, or for each layer what its attention must wait for.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails, or `beams` does.
+    pub(in crate::cuda) fn forward<E: From<DeviceError>>(
+        &self,
+        step: &Step,
+        pages: &DevicePages,
+        arrivals: &[Mark],
+        memory: &mut StepMemory,
+        beams: impl FnOnce(u64) -> Result<Vec<BranchRows>, E>,
+    ) -> Result<u64, E> {
+        let (arrays, actions) = memory.send(&*self.device, step, beams)?;
+        branch_rows(&*self.device, &arrays.rows, &step.layout.rows)?;
+        let (count, width) = (step.layout.rows.count(), self.config.stack.model_dim);
+        let hidden = memory.hidden(count * width)?;
+        self.embedder.put(&*self.device, &step.embedded, &arrays.rows, actions, count, hidden)?;
+        Ok(self.stack.forward(&step.layout, &arrays, hidden, pages, arrivals, &mut memory.workspace)?)
+    }
+
+    /// Runs a step without beams and reads the final states of its wanted rows, `[wanted, model_dim]`.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub fn states(
+        &self,
+        step: &Step,
+        pages: &DevicePages,
+        memory: &mut StepMemory,
+    ) -> Result<Vec<f32>, DeviceError> {
+        let none = |_| Ok::<_, DeviceError>(Vec::new());
+        let states = self.forward(step, pages, &[], memory, none)?;
+        self.read(states, 0..step.layout.rows.wanted.len())
+    }
+
+    /// Reads final states.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub(in crate::cuda) fn read(&self, states: u64, rows: Range<usize>) -> Result<Vec<f32>, DeviceError> {
+        let width = self.config.stack.model_dim;
+        let mut read = vec![0.0_f32; rows.len() * width];
+        let from = states + (4 * rows.start * width) as u64;
+        self.device.download(from, bytemuck::cast_slice_mut(&mut read))?;
+        Ok(read)
+    }
+
+    /// Makes final states ready to be compared with items or tokens.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub(in crate::cuda) fn finish(
+        &self,
+        states: u64,
+        rows: usize,
+        memory: &mut StepMemory,
+    ) -> Result<Finished, DeviceError> {
+        let width = self.config.stack.model_dim;
+        let finish = match &self.head {
+            Head::Items(finish, _) | Head::Tokens(finish, ..) => *finish,
+            Head::Ranking(_) => Finish::Nothing,
+        };
+        let finished = Finished {
+            states: memory.finished.at_least(2 * rows * width)?,
+            bounds: memory.bounds.at_least(4 * rows)?,
+        };
+        kernels::finish(&*self.device, states, finished.states, finished.bounds, [rows, width], finish)?;
+        Ok(finished)
+    }
+
+    /// Logits of tokens for some of the rows, or scores of items: single precision `[rows, columns]`.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub(in crate::cuda) fn scores(
+        &self,
+        finished: Finished,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        out: u64,
+    ) -> Result<(), DeviceError> {
+        let width = self.config.stack.model_dim;
+        let (Head::Items(_, table) | Head::Tokens(_, table, _)) = &self.head else { return Ok(()) };
+        if 2 * width * columns.end > table.bytes() {
+            return Err(DeviceError::new(format!("scoring {columns:?}"), "there are not so many"));
+        }
+        let product = Product {
+            x: finished.states + (2 * rows.start * width) as u64,
+            weight: table.address() + (2 * columns.start * width) as u64,
+            out,
+            rows: rows.len(),
+            inputs: width,
+            outputs: columns.len(),
+            written: Written::F32,
+        };
+        // SAFETY: the states are those of `finish`, the columns are in the table, and the caller's memory holds so many scores.
+        unsafe { self.device.multiply(product) }
+    }
+
+    /// Predictions of candidates, `[candidates, names]`, from their final states. Nothing for a model that does not rank.
+    pub fn predict(
+        &self,
+        cpu: &Cpu,
+        states: &[f32],
+        request: &Prepared,
+        candidates: Range<usize>,
+    ) -> Option<Vec<f32>> {
+        let Head::Ranking(ranking) = &self.head else { return None };
+        ranking.predict(cpu, self.embedder.host()?, states, request, candidates)
+    }
+}
