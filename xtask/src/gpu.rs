@@ -21,7 +21,8 @@ const MOST_BYTES: u64 = 30_000_000;
 const EXECUTABLES: [&str; 3] = ["cuda", "gpu_bench", "beamline"];
 
 /// Sources of the stand-in, beside the kernels.
-const STAND_IN_SOURCES: [&str; 5] = ["memory.cpp", "streams.cpp", "driver.cpp", "cublas.cpp", "others.cpp"];
+const STAND_IN_SOURCES: [&str; 6] =
+    ["memory.cpp", "streams.cpp", "driver.cpp", "queues.cpp", "cublas.cpp", "others.cpp"];
 /// What it takes the place of.
 const STAND_IN_FOR: [&str; 6] = [
     "libcuda.so.1",

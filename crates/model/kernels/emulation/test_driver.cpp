@@ -5,6 +5,7 @@
 #include "driver/cublas.cpp"
 #include "driver/driver.cpp"
 #include "driver/memory.cpp"
+#include "driver/queues.cpp"
 #include "driver/streams.cpp"
 
 #include <sys/wait.h>

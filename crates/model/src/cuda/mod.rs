@@ -27,7 +27,8 @@
 //! hstu       the same three for HSTU
 //! ```
 //!
-//! Everything but `gpu` is compiled and tested without CUDA: the tests run the same kernel sources on the CPU.
+//! Everything but `gpu` is compiled and tested without CUDA: the tests run the same kernel sources on the CPU. `gpu` runs there on a stand-in for the
+//! driver, in a rehearsal (docs/CUDA.md).
 //!
 //! Answers agree with the CPU's to the tolerance of bf16; see docs/CUDA.md.
 

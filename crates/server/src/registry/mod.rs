@@ -100,7 +100,7 @@ impl Registry {
             retired: Mutex::default(),
             settings,
         };
-        if registry.settings.model.checkpoint.is_some() {
+        if registry.settings.model.checkpoint().is_ok() {
             let model = &registry.settings.model;
             if !name::is_name(&model.name) {
                 let message = format!(

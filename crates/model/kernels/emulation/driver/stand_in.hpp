@@ -5,7 +5,8 @@
 //
 //   memory.cpp    what was given out, and whether an address may be touched
 //   streams.cpp   queues of work, events, and the order in which work is carried out
-//   driver.cpp    the functions of the driver
+//   driver.cpp    the functions of the driver: device, context, modules, launches
+//   queues.cpp    those for memory, copies, streams and events
 //   cublas.cpp    those of cuBLAS
 //   others.cpp    those of cuRAND and the CUDA runtime, which are linked and hardly used
 //
@@ -35,8 +36,8 @@ inline void require(bool holds, const char *call, const char *why) {
     if (!holds) fail(call, why);
 }
 
-// What every function returns that did what it was asked.
-constexpr int SUCCESS = 0;
+// What functions of the driver return; 0 is what every function returns that did what it was asked.
+constexpr int SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_READY = 600;
 
 // One call at a time.
 extern std::mutex one_at_a_time;
@@ -92,6 +93,9 @@ struct Operation {
     const unsigned char *pinned = nullptr;
     std::size_t pinned_bytes = 0;
 };
+
+// Work on device memory that must be there when it is carried out.
+inline Operation work(const std::string &call, std::function<void()> carry_out) { return {call, std::move(carry_out), nullptr, nullptr}; }
 
 struct Stream {
     std::deque<Operation> queue;
