@@ -2,6 +2,7 @@
 //! (tests/hstu_conformance.rs), and against itself. The device is the CPU unless the feature `cuda` is on and `BEAMLINE_GPU` names a
 //! graphics processor.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+#![allow(clippy::print_stdout, reason = "figures are what docs/CUDA.md quotes")]
 
 #[path = "common/emulated.rs"]
 mod emulated;
@@ -308,6 +309,7 @@ fn states_are_the_cpus_to_the_tolerance_of_bf16_and_depend_on_nothing_else_of_a_
     for (name, config) in made() {
         let mut both = Both::open(&device, &config, &random_tensors(&config, 23));
         let whole = config["stack"]["mask"]["contextual_len"] != 0;
+        let width = both.host.config().stack.model_dim;
         let mut errors = Errors::default();
         let prepared: Vec<Prepared> = [45, 1, 9]
             .iter()
@@ -329,7 +331,6 @@ fn states_are_the_cpus_to_the_tolerance_of_bf16_and_depend_on_nothing_else_of_a_
                 // In chunks; with what is cached of it; the last row again.
                 let chunked = both.context(request, &table(8, n), 0..n, 0, 26);
                 same(&chunked, &found, "in chunks");
-                let width = found.len() / n;
                 let cached = n / 2;
                 let rest = both.context(request, &table(8, n), cached..n, cached, 23);
                 same(&rest, &found[cached * width..], "behind what is cached");
@@ -337,7 +338,6 @@ fn states_are_the_cpus_to_the_tolerance_of_bf16_and_depend_on_nothing_else_of_a_
                 same(&last, &found[(n - 1) * width..], "the last row again");
             }
             if m > 0 {
-                let width = of_candidates.len() / m;
                 let some = both.candidates(request, &table(0, n), 7..18);
                 same(&some, &of_candidates[7 * width..18 * width], "some of the candidates");
             }
