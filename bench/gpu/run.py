@@ -6,7 +6,8 @@ Place in the flow: `cargo xtask gpu` packs binaries, fixtures, baselines and thi
 fails, nothing is timed. Needs a driver, the CUDA 13 libraries and python3; for floor and baselines, PyTorch (they are
 skipped, and said to be, without).
 
-    correctness   every conformance case on the GPU, answers in mixed batches (BEAMLINE_ROUNDS, 1000), pages to the host and back
+    correctness   every conformance case on the GPU, answers in mixed batches (BEAMLINE_ROUNDS, 1000), pages to the host and back;
+                  HSTU's fixtures, and its requests against the CPU's
     sanitizer     the same under compute-sanitizer, memcheck and racecheck, if it is installed
     serve         the real binary answers a file of requests, and requests over HTTP, on the GPU as on the CPU
     bench         gpu_bench: floor, points, reuse, host, profile, beams, load, expansion; the server on random weights over HTTP
@@ -36,6 +37,8 @@ STEPS = ["correctness", "sanitizer", "serve", "bench", "baselines", "report"]
 # What a rehearsal takes: of the beams of the conformance cases every so manieth, and the sizes of gpu_bench.
 REHEARSED_BEAMS = 29
 REHEARSED_BENCH = ["--shape", "tiny", "--items", "300", "--repetitions", "2", "--quick"]
+# What is checked before anything is timed.
+CHECKS = {"correctness": "cuda", "correctness, HSTU": "cuda_hstu", "correctness, requests of HSTU": "cuda_hstu_requests"}
 REHEARSAL = "a rehearsal: a stand-in took the place of driver and GPU, and no time here means anything"
 LIBRARIES = ["libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10", "libnvrtc.so.13"]
 
@@ -78,7 +81,7 @@ class Runner:
         if left < 5:
             self.note(step, status="skipped", why="no time left")
             return False
-        start, log = time.time(), os.path.join(self.out, step.replace(" ", "-") + ".log")
+        start, log = time.time(), os.path.join(self.out, step.replace(",", "").replace(" ", "-") + ".log")
         try:
             with open(log, "wb") as file, open(output or os.devnull, "wb") as results:
                 done = subprocess.run(command, stdout=results if output else file, stderr=subprocess.STDOUT if not output else file,
@@ -102,8 +105,9 @@ class Runner:
 def correctness(runner, rounds):
     fixtures = os.path.join(runner.folder, "fixtures")
     few = {"BEAMLINE_EVERY": str(REHEARSED_BEAMS)} if runner.rehearses else {}
-    return runner.run("correctness", [runner.binary("cuda"), "--test-threads", "1", "--nocapture"], BEAMLINE_GPU="0",
-                      BEAMLINE_FIXTURES=fixtures, BEAMLINE_ROUNDS=str(rounds), **few)
+    passed = [runner.run(step, [runner.binary(binary), "--test-threads", "1", "--nocapture"], BEAMLINE_GPU="0",
+                         BEAMLINE_FIXTURES=fixtures, BEAMLINE_ROUNDS=str(rounds), **few) for step, binary in CHECKS.items()]
+    return all(passed)
 
 
 def sanitizer(runner):
@@ -113,8 +117,10 @@ def sanitizer(runner):
         return
     fixtures = os.path.join(runner.folder, "fixtures")
     for kind in ("memcheck", "racecheck"):
-        runner.run(f"sanitizer {kind}", [tool, "--tool", kind, "--error-exitcode", "9", runner.binary("cuda"), "--test-threads", "1"],
-                   BEAMLINE_GPU="0", BEAMLINE_FIXTURES=fixtures, BEAMLINE_ROUNDS="1")
+        for step, binary in CHECKS.items():
+            runner.run(step.replace("correctness", f"sanitizer {kind}"),
+                       [tool, "--tool", kind, "--error-exitcode", "9", runner.binary(binary), "--test-threads", "1"],
+                       BEAMLINE_GPU="0", BEAMLINE_FIXTURES=fixtures, BEAMLINE_ROUNDS="1")
 
 
 def bench(runner, quick, shape):

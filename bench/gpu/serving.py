@@ -32,24 +32,24 @@ def items_of(answer):
     return [item["item_id"] for item in answer["items"]]
 
 
-def batch(runner, checkpoint, items):
-    requests, answers = os.path.join(runner.out, "requests.jsonl"), os.path.join(runner.out, "answers.jsonl")
+def batch(runner, step, checkpoint, bodies):
+    """A file of requests."""
+    requests, answers = (os.path.join(runner.out, f"{step.replace(' ', '-')}-{what}.jsonl") for what in ("requests", "answers"))
     with open(requests, "w", encoding="utf-8") as file:
-        for length in range(1, 12):
-            history = [{"item_id": item} for item in items[:length]]
-            file.write(json.dumps({"id": str(length), "history": history, "num_items": 10, "beam_width": 50}) + "\n")
+        for index, body in enumerate(bodies):
+            file.write(json.dumps({"id": str(index), **body}) + "\n")
     for path in (answers, answers + ".cpu"):
         if os.path.exists(path):
             os.remove(path)
     command = [runner.binary("beamline"), "batch", "--checkpoint", checkpoint]
-    if not (runner.run("serve", command + ["--device", "cuda:0", requests, answers]) and
-            runner.run("serve on the CPU", command + [requests, answers + ".cpu"])):
+    if not (runner.run(step, command + ["--device", "cuda:0", requests, answers]) and
+            runner.run(f"{step} on the CPU", command + [requests, answers + ".cpu"])):
         return
     lists = []
     for path in (answers, answers + ".cpu"):
         with open(path, encoding="utf-8") as file:
             lists.append([items_of(json.loads(line)) for line in file])
-    compare(runner, "serve compared", *lists)
+    compare(runner, f"{step} compared", *lists)
 
 
 class Server:
@@ -156,8 +156,12 @@ def timed(runner, shape, items, context):
 
 
 def check(runner):
-    checkpoint = os.path.join(runner.folder, "fixtures", "qwen3-untied")
+    checkpoint = os.path.join(runner.folder, "fixtures", "hf", "qwen3-untied")
     with open(os.path.join(checkpoint, "catalog.jsonl"), encoding="utf-8") as file:
         items = [json.loads(line)["item_id"] for line in file]
-    batch(runner, checkpoint, items)
+    histories = [[{"item_id": item} for item in items[:length]] for length in range(1, 12)]
+    batch(runner, "serve", checkpoint, [{"history": history, "num_items": 10, "beam_width": 50} for history in histories])
+    hstu = os.path.join(runner.folder, "fixtures", "served", "hstu-semantic-ids")
+    with open(os.path.join(hstu, "reference.json"), encoding="utf-8") as file:
+        batch(runner, "serve HSTU", hstu, [case["body"] for case in json.load(file)["recommend"]])
     http(runner, checkpoint, items)

@@ -18,7 +18,7 @@ use crate::{cargo, root, run};
 /// Most bytes of a bundle.
 const MOST_BYTES: u64 = 30_000_000;
 /// Targets whose executables go along.
-const EXECUTABLES: [&str; 3] = ["cuda", "gpu_bench", "beamline"];
+const EXECUTABLES: [&str; 5] = ["cuda", "cuda_hstu", "cuda_hstu_requests", "gpu_bench", "beamline"];
 
 /// Sources of the stand-in, beside the kernels.
 const STAND_IN_SOURCES: [&str; 6] =
@@ -62,7 +62,9 @@ pub(crate) fn bundle(args: &Args) -> Result<()> {
         run(Command::new("strip").arg("-o").arg(&to).arg(executable))
             .context("strip comes with the compiler")?;
     }
-    copy(&root().join("fixtures/hf"), &staging.join("fixtures"))?;
+    copy(&root().join("fixtures/hf"), &staging.join("fixtures/hf"))?;
+    copy(&root().join("fixtures/hstu"), &staging.join("fixtures/hstu"))?;
+    copy(&root().join("crates/server/tests/fixtures"), &staging.join("fixtures/served"))?;
     copy(&root().join("bench/gpu"), &staging.join("bench"))?;
     let script = root().join("bench/gpu/run.py");
     let archive = args.out.join("bundle.tar.xz");
@@ -132,6 +134,10 @@ fn build() -> Result<Vec<(String, PathBuf)>> {
         "json-render-diagnostics",
         "--test",
         "cuda",
+        "--test",
+        "cuda_hstu",
+        "--test",
+        "cuda_hstu_requests",
         "--test",
         "gpu_bench",
     ]);

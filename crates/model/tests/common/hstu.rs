@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use beamline_kv_cache::PageId;
 use beamline_model::cpu::Cpu;
@@ -21,10 +21,16 @@ use serde_json::{Value, json};
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// A file of `fixtures/hstu`; tensors of truth values are left out.
+/// A file of `fixtures/hstu`: of the checkout's, or where `BEAMLINE_FIXTURES` says.
+fn fixture_file(file: &str) -> Vec<u8> {
+    let of_checkout = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
+    let folder = std::env::var_os("BEAMLINE_FIXTURES").map_or_else(of_checkout, PathBuf::from);
+    std::fs::read(folder.join("hstu").join(file)).unwrap()
+}
+
+/// Its tensors; those of truth values are left out.
 pub fn fixture(file: &str) -> HashMap<String, Tensor> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/hstu").join(file);
-    let bytes = std::fs::read(path).unwrap();
+    let bytes = fixture_file(file);
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let numbers = file.iter().filter(|(_, view)| view.dtype() != safetensors::Dtype::BOOL);
     let tensor = |view: safetensors::tensor::TensorView<'_>| {
@@ -35,8 +41,7 @@ pub fn fixture(file: &str) -> HashMap<String, Tensor> {
 }
 
 pub fn fixture_json(file: &str) -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/hstu").join(file);
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    serde_json::from_slice(&fixture_file(file)).unwrap()
 }
 
 /// Values of a tensor of any type.

@@ -23,12 +23,10 @@ use serde_json::Value;
 pub const CASES: [&str; 5] =
     ["qwen3-untied", "qwen3-tied-bf16-sharded", "qwen2-minionerec", "llama-lcrec", "qwen3-collisions"];
 
-/// The fixtures of the checkout, or where `BEAMLINE_FIXTURES` says: on another machine there is no checkout.
+/// A decoder of the fixtures: of those of the checkout, or where `BEAMLINE_FIXTURES` says, as on another machine there is no checkout.
 pub fn fixture(name: &str) -> PathBuf {
-    match std::env::var_os("BEAMLINE_FIXTURES") {
-        Some(folder) => PathBuf::from(folder).join(name),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/hf").join(name),
-    }
+    let of_checkout = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
+    std::env::var_os("BEAMLINE_FIXTURES").map_or_else(of_checkout, PathBuf::from).join("hf").join(name)
 }
 
 pub fn cases(name: &str) -> Value {
