@@ -34,10 +34,11 @@ import torch
 
 from cases import ranking, retrieval
 from checkpoint import write_checkpoint
+from floors import rate
 from model import Torch, compiled
 from report import commit, machine, table
 from server import Server
-from shapes import CANDIDATES, HEAD, HEADS, HISTORIES, ITEMS, LAYERS, NEW_EVENTS, RATE, TARGETS, WIDTH, say
+from shapes import CANDIDATES, HEAD, HEADS, HISTORIES, ITEMS, LAYERS, NEW_EVENTS, TARGETS, WIDTH, say
 
 
 def main():
@@ -51,12 +52,13 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    options.gflops = round(rate(), 1)
 
     results = {
         "command": "python bench/hstu " + " ".join(argument for argument in (
             f"--repetitions {options.repetitions}", "--no-compile" if options.no_compile else "") if argument),
         "commit": commit(), "machine": machine(), "threads": options.threads, "repetitions": options.repetitions,
-        "floor_gflops": RATE, "model": {"width": WIDTH, "layers": LAYERS, "heads": HEADS, "head": HEAD, "items": ITEMS},
+        "floor_gflops": options.gflops, "model": {"width": WIDTH, "layers": LAYERS, "heads": HEADS, "head": HEAD, "items": ITEMS},
         "targets": TARGETS, "cases": {},
     }
     with contextlib.ExitStack() as stack, torch.inference_mode():

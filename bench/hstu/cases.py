@@ -81,7 +81,7 @@ def retrieval(server, models, events, options):
     cached_ways = {name.replace("torch", "torch cached,"): cached(model)
                    for name, (model, way) in ways_of(*models).items() if way == "tuned"}
     interleave(case, visit, compare, lambda: measure_torch(case, ways, cached_ways, options), options)
-    return summary(case, worst, floors_retrieval(events), None)
+    return summary(case, worst, floors_retrieval(events, options.gflops), None)
 
 
 def ranking(server, models, candidates, options):
@@ -145,4 +145,4 @@ def ranking(server, models, candidates, options):
     cached_ways = {name.replace("torch", "torch cached,"): cached(model)
                    for name, (model, way) in ways_of(*models).items() if way == "tuned"}
     interleave(case, visit, compare, lambda: measure_torch(case, ways, cached_ways, options), options)
-    return summary(case, worst, floors_ranking(candidates), candidates)
+    return summary(case, worst, floors_ranking(candidates, options.gflops), candidates)

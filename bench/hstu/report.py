@@ -71,7 +71,7 @@ def table(results):
         f"{results['machine']['torch']}. Medians of {results['repetitions']}, ms. Cold and warm visits have the same history; "
         "warm, all but its last 5 events were seen in an earlier visit. Beamline's times are a client's, HTTP included; "
         "PyTorch's are the model's alone. \"Best\" is the fastest of its ways that recompute everything; \"cached\" keeps "
-        f"keys and values of one user. Floors count the work of the model at {results['floor_gflops']:.0f} GFLOP/s.",
+        f"keys and values of one user. Floors count the work of the model at {results['floor_gflops']:.0f} GFLOP/s, what a large product reached in this run.",
     ]
     lines += rows(["ms", "beamline cold", "beamline warm", "PyTorch plain", "tuned", "compiled", "cached", "floor cold", "floor warm"],
                   times)

@@ -1,7 +1,5 @@
 """The shapes that are measured, and what both sides are held to."""
 import dataclasses
-import json
-import pathlib
 import sys
 import time
 
@@ -42,12 +40,3 @@ TARGETS = {"warm": 5.0, "cold": 2.0}
 
 def say(text):
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
-
-
-def rate():
-    """GFLOP/s of a large product in single precision on the machine of floor.json."""
-    found = json.loads((pathlib.Path(__file__).parents[1] / "results" / "floor.json").read_text())
-    return found["large_gflops"]["f32"]["gflops"]
-
-
-RATE = rate()
