@@ -9,7 +9,7 @@
 use beamline_kv_cache::PageId;
 
 use crate::cpu::attention::{Block, Sees};
-use crate::cpu::page_writes::Destinations;
+use crate::cpu::destinations::Destinations;
 use crate::cpu::pages::{Destination, PAGE_SIZE};
 
 /// Rows of a step. All vectors are reused.

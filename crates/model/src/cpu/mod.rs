@@ -7,18 +7,20 @@
 //! in the call, the number of threads, or the instruction set.
 
 pub mod attention;
+pub mod destinations;
 pub mod isa;
 pub mod linear;
 pub mod mask;
 mod memory;
 mod page_contents;
-pub mod page_writes;
+mod page_writes;
 pub mod pages;
 pub(crate) mod parallel;
 pub mod pointwise;
 pub mod rotary;
 pub mod tile;
 pub mod time_buckets;
+mod turn;
 pub mod vector;
 
 use std::sync::atomic::{AtomicBool, Ordering};

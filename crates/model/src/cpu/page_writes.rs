@@ -8,89 +8,16 @@
 //!
 //! What must not be here: who may write which page.
 
-use std::ops::{Deref, Range};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::Cpu;
-use super::isa::{Isa, Level};
+use super::destinations::Destinations;
+use super::isa::Isa;
 use super::pages::{Destination, PAGE_SIZE};
 use super::parallel::Split;
 use super::tile::SharedMatrix;
-
-/// Rows and columns that are turned around at a time.
-const SQUARE: usize = 16;
-
-/// Where the rows of a step go.
-///
-/// Invariant: when it is said to be distinct, no place is there twice. All writing without asking each other rests on it.
-#[derive(Debug, Default)]
-pub struct Destinations {
-    list: Vec<Destination>,
-    is_distinct: bool,
-    /// Per page: what was seen of it in a check.
-    seen: Vec<Seen>,
-    checks: u64,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Seen {
-    check: u64,
-    /// A bit for each row of the page.
-    rows: u32,
-    is_branch: bool,
-}
-
-impl Destinations {
-    /// Makes it empty and keeps its memory.
-    pub fn clear(&mut self) {
-        self.list.clear();
-        self.is_distinct = false;
-    }
-
-    /// Adds a row's.
-    pub fn push(&mut self, destination: Destination) {
-        self.list.push(destination);
-        self.is_distinct = false;
-    }
-
-    /// Checks that no place is there twice, and no page both as a context page and as a branch page, which lie differently.
-    ///
-    /// # Errors
-    ///
-    /// Which place is.
-    pub fn check(&mut self) -> Result<(), String> {
-        self.checks += 1;
-        for destination in &self.list {
-            let (page, offset, is_branch) = match *destination {
-                Destination::Cached => continue,
-                Destination::Context { page, offset } => (page, offset, false),
-                Destination::Branch { page, offset } => (page, offset, true),
-            };
-            let index = page.0 as usize;
-            if self.seen.len() <= index {
-                self.seen.resize(index + 1, Seen::default());
-            }
-            let seen = &mut self.seen[index];
-            if seen.check != self.checks {
-                *seen = Seen { check: self.checks, rows: 0, is_branch };
-            }
-            if offset >= PAGE_SIZE || seen.rows >> offset & 1 == 1 || seen.is_branch != is_branch {
-                return Err(format!("row {offset} of page {index} is written twice"));
-            }
-            seen.rows |= 1 << offset;
-        }
-        self.is_distinct = true;
-        Ok(())
-    }
-}
-
-impl Deref for Destinations {
-    type Target = [Destination];
-
-    fn deref(&self) -> &[Destination] {
-        &self.list
-    }
-}
+use super::turn::{SQUARE, turn};
 
 /// New rows of a layer, with their keys and values among other columns.
 #[derive(Clone, Copy, Debug)]
@@ -142,7 +69,7 @@ impl<'a> Split for PageWritesInParts<'a> {
 
 impl<'a> PageWrites<'a> {
     pub(super) fn new(heads: Vec<HeadWriter<'a>>, destinations: &'a Destinations) -> Self {
-        assert!(destinations.is_distinct, "destinations are checked before anything is written");
+        assert!(destinations.is_distinct(), "destinations are checked before anything is written");
         Self { heads: heads.into(), destinations }
     }
 
@@ -259,94 +186,14 @@ unsafe fn write_across(
     }
 }
 
-/// Makes rows columns.
-fn turn(isa: Isa, square: &mut [[f32; SQUARE]; SQUARE]) {
-    #[cfg(target_arch = "x86_64")]
-    if isa.level() >= Level::Avx512 {
-        // SAFETY: an `Isa` of this level exists only if the machine was found to have its features.
-        return unsafe { wide::turn(square) };
-    }
-    let _ = isa;
-    for row in 0..SQUARE {
-        for column in 0..row {
-            let (above, below) = square.split_at_mut(row);
-            std::mem::swap(&mut above[column][row], &mut below[0][column]);
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod wide {
-    //! Spelled out: left to itself, the compiler takes the values one by one.
-
-    use std::arch::x86_64::{
-        __m512, _mm512_castpd_ps, _mm512_castps_pd, _mm512_loadu_ps, _mm512_shuffle_f32x4, _mm512_storeu_ps,
-        _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
-    };
-
-    use super::SQUARE;
-
-    /// Squares of 4 by 4 are turned within each quarter of the registers, then quarters change places.
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn turn(square: &mut [[f32; SQUARE]; SQUARE]) {
-        // SAFETY: 16 values are read from 16 values; no alignment is asked for.
-        let mut rows: [__m512; SQUARE] =
-            std::array::from_fn(|row| unsafe { _mm512_loadu_ps(square[row].as_ptr()) });
-        for four in rows.as_chunks_mut::<4>().0 {
-            let [a, b, c, d] = *four;
-            let pairs = [
-                [_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d)],
-                [_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d)],
-            ];
-            for (half, [ab, cd]) in pairs.into_iter().enumerate() {
-                let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-                four[2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
-                four[2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
-            }
-        }
-        for within in 0..4 {
-            let [a, b, c, d] = [0, 1, 2, 3].map(|four| rows[4 * four + within]);
-            // Quarters 0 and 2, and quarters 1 and 3, of two registers each.
-            let even = [_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(c, d)];
-            let odd = [_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(c, d)];
-            let turned = [
-                _mm512_shuffle_f32x4::<0x88>(even[0], even[1]),
-                _mm512_shuffle_f32x4::<0x88>(odd[0], odd[1]),
-                _mm512_shuffle_f32x4::<0xdd>(even[0], even[1]),
-                _mm512_shuffle_f32x4::<0xdd>(odd[0], odd[1]),
-            ];
-            for (quarter, turned) in turned.into_iter().enumerate() {
-                // SAFETY: 16 values are written to 16 values; no alignment is asked for.
-                unsafe { _mm512_storeu_ps(square[4 * quarter + within].as_mut_ptr(), turned) };
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use beamline_kv_cache::PageId;
 
     use super::*;
+    use crate::cpu::destinations::tests::{branch, checked, context};
     use crate::cpu::pages::PageStore;
     use crate::cpu::parallel::read;
-
-    fn context(positions: Range<usize>, pages: &[u32]) -> impl Iterator<Item = Destination> {
-        positions.map(|position| Destination::Context {
-            page: PageId(pages[position / PAGE_SIZE]),
-            offset: position % PAGE_SIZE,
-        })
-    }
-
-    fn branch(page: u32, offset: usize) -> Destination {
-        Destination::Branch { page: PageId(page), offset }
-    }
-
-    fn checked(all: impl IntoIterator<Item = Destination>) -> Result<Destinations, String> {
-        let mut destinations = Destinations::default();
-        all.into_iter().for_each(|destination| destinations.push(destination));
-        destinations.check().map(|()| destinations)
-    }
 
     #[test]
     fn rows_go_where_they_would_go_one_by_one() {
@@ -376,27 +223,6 @@ mod tests {
                     assert_eq!(written.values(page), expected.values(page));
                 }
             }
-        }
-    }
-
-    #[test]
-    fn a_square_is_turned_with_every_instruction_set() {
-        for isa in Isa::all() {
-            let mut square =
-                std::array::from_fn(|row| std::array::from_fn(|column| (16 * row + column) as f32));
-            turn(isa, &mut square);
-            for (row, values) in square.iter().enumerate() {
-                assert_eq!(*values, std::array::from_fn(|column| (16 * column + row) as f32));
-            }
-        }
-    }
-
-    #[test]
-    fn a_place_is_written_once() {
-        assert!(checked(context(0..40, &[1, 2]).chain([branch(0, 0), branch(0, 31)])).is_ok());
-        for twice in [context(39..40, &[1, 2]).next().unwrap(), branch(0, 31), branch(1, 31), branch(0, 32)] {
-            let all = context(0..40, &[1, 2]).chain([branch(0, 0), branch(0, 31), twice]);
-            assert!(checked(all).is_err(), "{twice:?}");
         }
     }
 

@@ -14,8 +14,9 @@
 
 use beamline_kv_cache::PageId;
 
+use super::destinations::Destinations;
 use super::memory::Memory;
-use super::page_writes::{Destinations, HeadWriter, PageWrites};
+use super::page_writes::{HeadWriter, PageWrites};
 use super::tile::{PANEL, SharedMatrix};
 use crate::error::ModelError;
 
