@@ -328,6 +328,29 @@ fn pages_come_back_into_other_places_bit_for_bit() {
 }
 
 #[test]
+fn a_page_leaves_after_the_last_step_that_used_it() {
+    if on_gpu() {
+        return;
+    }
+    let Some(emulated) = emulated::Emulated::new() else { return };
+    let device: Arc<dyn Device> = emulated.clone();
+    let (pages, mut transfers, _cache, _, leaving) = leaving_pages(&device);
+    let later = device.mark(Queue::Compute).unwrap();
+    transfers.begin(&pages, &[]).unwrap();
+    assert_eq!(emulated.transfers_come_after(), 0, "nothing leaves");
+    transfers.begin(&pages, &leaving[..1]).unwrap();
+    assert_eq!(
+        emulated.transfers_come_after(),
+        later.number + 1,
+        "the step before began and has not ended: it may have used any page"
+    );
+    let (pages, mut transfers, _cache, _, leaving) = leaving_pages(&device);
+    let later = device.mark(Queue::Compute).unwrap();
+    transfers.begin(&pages, &leaving).unwrap();
+    assert_eq!(emulated.transfers_come_after(), later.number - 1, "the end of the step that wrote them");
+}
+
+#[test]
 fn a_page_is_believed_when_its_copy_is_known_to_have_succeeded() {
     if on_gpu() {
         return;

@@ -87,6 +87,8 @@ struct Transfers {
     asked: u64,
     /// Copies fail from now on.
     fails: bool,
+    /// The last mark of computing that copies wait for.
+    after: u64,
 }
 
 impl Emulated {
@@ -103,6 +105,12 @@ impl Emulated {
     /// From now on, copies in the transfer queue fail when they are carried out.
     pub fn fail_transfers(&self) {
         self.transfers().fails = true;
+    }
+
+    /// The number of the last mark of computing that copies, asked for from now on, come after. Here that is so in any case, as
+    /// computing is over when it was asked for; on a graphics processor it is not.
+    pub fn transfers_come_after(&self) -> u64 {
+        self.transfers().after
     }
 
     fn transfers(&self) -> std::sync::MutexGuard<'_, Transfers> {
@@ -206,7 +214,11 @@ impl Device for Emulated {
     fn order(&self, before: Mark, queue: Queue) -> Result<(), DeviceError> {
         match (before.queue, queue) {
             (Queue::Transfer, Queue::Compute) => self.transfers().carry_out(before.number),
-            // Computing is over when it was asked for.
+            (Queue::Compute, Queue::Transfer) => {
+                let mut transfers = self.transfers();
+                transfers.after = transfers.after.max(before.number);
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
