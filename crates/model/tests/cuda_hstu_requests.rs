@@ -20,6 +20,8 @@ use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::cuda::device::Device;
 use beamline_model::cuda::hstu::executor::HstuDeviceExecutor;
 use beamline_model::cuda::hstu::model::DeviceHstu;
+use beamline_model::cuda::hstu::stack::DeviceStack;
+use beamline_model::cuda::pages::DevicePages;
 use beamline_model::decode::{Normalization, SearchRequest, Step};
 use beamline_model::executor::hstu::{HstuAnswer, HstuExecutor, HstuJob, Retrieve, Work};
 use beamline_model::families::hstu::Hstu;
@@ -27,7 +29,7 @@ use beamline_model::families::hstu::config::HstuConfig;
 use beamline_model::families::hstu::inputs::{Candidates, Request};
 use emulated::{device, on_gpu};
 use hstu::*;
-use running::{Queued, run_together};
+use running::{Queued, brought_back, run_together};
 use serde_json::{Value, json};
 
 /// The item whose row is so large that no state behind it is finite.
@@ -319,6 +321,38 @@ fn answers_are_the_cpus_to_the_tolerance_of_bf16_and_the_same_in_company() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_context_that_was_moved_away_and_back_changes_no_bit() {
+    let Some(device) = device() else { return };
+    let models = [research(&sizes()), decoding("concat", false), nvidia("in_out", true, "sigmoid", true)];
+    for json in models {
+        let mut both = Both::open(&device, &json);
+        let stack = &both.config.stack;
+        let widths = DeviceStack::check(stack).unwrap();
+        let page_bytes = DevicePages::bytes_per_page(stack.layers, stack.heads, widths);
+        let asked = asked(&both.config, &json);
+        let (visit, other) = (&asked[0], &asked[asked.len() - 2]);
+        let cold = run_together(&mut both.device, vec![visit.queued()], 1000).remove(0).unwrap();
+        let words: Vec<u32> = (0..visit.queued().context_len as u32).collect();
+        let visits = [visit, visit, other].map(Asked::queued);
+        let warm = brought_back(&mut both.device, page_bytes, visits, [&words, &words]);
+        if on_gpu() {
+            // Products of fewer rows may round otherwise.
+            assert_eq!(scored_len(&warm), scored_len(&cold));
+        } else {
+            assert_eq!(warm, cold);
+        }
+    }
+}
+
+fn scored_len(answer: &HstuAnswer) -> usize {
+    match answer {
+        HstuAnswer::Items(items) => items.len(),
+        HstuAnswer::Found(found) => found.hypotheses.len(),
+        HstuAnswer::Predictions(all) => all.len(),
     }
 }
 
