@@ -21,7 +21,7 @@ use beamline_model::cuda::qwen::DeviceQwen;
 use beamline_model::cuda::transfers::PageTransfers;
 use beamline_model::decode::{Hypothesis, Normalization};
 use beamline_model::executor::Job;
-use common::{CASES, Loaded, Queued, cases, ids, numbers, run, run_together, strings};
+use common::{CASES, Loaded, Queued, cases, ids, numbers, run, run_together, running, strings};
 use emulated::{device, on_gpu};
 use serde_json::Value;
 
@@ -261,9 +261,9 @@ fn a_context_that_was_moved_away_and_back_changes_no_bit() {
 
 /// A cache whose pages are to leave, their contents, which may still be on their way to the device, and the transfers.
 fn leaving_pages(device: &Arc<dyn Device>) -> (DevicePages, PageTransfers, KvCache, Vec<u32>, Vec<Transfer>) {
-    let pages = DevicePages::new(device, 3, 2, [16, 32], moved::PAGES).unwrap();
+    let pages = DevicePages::new(device, 3, 2, [16, 32], running::PAGES).unwrap();
     let mut transfers = PageTransfers::new(device, &pages);
-    let mut cache = moved::cache(pages.page_bytes());
+    let mut cache = running::cache(pages.page_bytes());
     let words: Vec<u32> = (0..4 * 32).collect();
     let (mut table, mut taken, mut leaving) = (Vec::new(), Vec::new(), Vec::new());
     transfers.begin(&pages, &[]).unwrap();
@@ -281,7 +281,7 @@ fn leaving_pages(device: &Arc<dyn Device>) -> (DevicePages, PageTransfers, KvCac
     }
     let used: Vec<u32> = table.iter().map(|page| page.0).collect();
     transfers.end(device.keep_pace().unwrap(), &used);
-    cache.allocate(moved::PAGES, &mut taken).unwrap();
+    cache.allocate(running::PAGES, &mut taken).unwrap();
     cache.take_transfers(&mut leaving);
     cache.release_chain(&taken);
     assert_eq!(leaving.len(), 4);
@@ -302,7 +302,7 @@ fn pages_come_back_into_other_places_bit_for_bit() {
     let (pages, mut transfers, _cache, _, leaving) = leaving_pages(&device);
     transfers.begin(&pages, &leaving).unwrap();
     transfers.end(device.keep_pace().unwrap(), &[]);
-    moved::wait_for_arrival(&leaving);
+    running::wait_for_arrival(&leaving);
     let places = |transfer: &Transfer| (transfer.page(), PageId(transfer.page().0 + 20));
     let back: Vec<Transfer> = leaving
         .iter()

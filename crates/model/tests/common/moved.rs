@@ -5,7 +5,7 @@ use beamline_model::decode::Normalization;
 use beamline_model::executor::{Found, Job};
 use beamline_model::step::StepModel;
 
-pub use crate::common::running::{PAGES, brought_back, cache, wait_for_arrival};
+use crate::common::running::{PAGES, brought_back};
 use crate::common::{Loaded, Queued, run};
 
 const WIDTH: usize = 20;
