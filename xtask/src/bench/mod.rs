@@ -70,8 +70,8 @@ pub(crate) struct Args {
     /// Measure the other engines on the same prompts, in the same run.
     #[arg(long)]
     peers: bool,
-    /// Only peers whose names contain one of these: ctranslate2-int8, ctranslate2-float32, hf-bfloat16,
-    /// vllm-bfloat16, vllm-float32, and hf-float32, which is slow and runs only when named.
+    /// Only peers whose names contain one of these: ctranslate2-int8, ctranslate2-float32, openvino-genai-f32,
+    /// openvino-genai-int8, hf-bfloat16, vllm-bfloat16, vllm-float32, and hf-float32, which is slow and runs only when named.
     #[arg(long, value_delimiter = ',')]
     only_peers: Vec<String>,
     /// Longest time that one peer may take, in seconds.
@@ -83,7 +83,10 @@ pub(crate) struct Args {
     /// A Python with vLLM; without it vLLM is left out.
     #[arg(long)]
     vllm_python: Option<PathBuf>,
-    /// Directory of make_checkpoint.py, make_prompts.py and the peers' scripts.
+    /// A Python with openvino, openvino-genai and optimum-intel; without it OpenVINO is left out.
+    #[arg(long)]
+    openvino_python: Option<PathBuf>,
+    /// Directory of make_checkpoint.py, make_prompts.py and the peers' scripts, if not `bench/peers`.
     #[arg(long)]
     scripts: Option<PathBuf>,
     /// Beam widths of section `visits`.
@@ -140,12 +143,7 @@ struct Bench<'a> {
 pub(crate) fn run(args: Args) -> Result<()> {
     let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
     let work = args.work.as_ref().map_or_else(|| root().join("target/bench"), absolute);
-    let scripts = match &args.scripts {
-        Some(scripts) => absolute(scripts),
-        None => std::env::var_os("BEAMLINE_SHARED")
-            .map_or_else(|| root().join("../shared"), PathBuf::from)
-            .join("peers"),
-    };
+    let scripts = args.scripts.as_ref().map_or_else(|| root().join("bench/peers"), absolute);
     ensure!(
         scripts.join("make_checkpoint.py").exists(),
         "no make_checkpoint.py in {}: give --scripts",
@@ -170,6 +168,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         },
         peers: Peers {
             vllm: args.vllm_python.clone(),
+            openvino: args.openvino_python.clone(),
             threads: args.threads,
             only: args.only_peers.clone(),
             patience: Duration::from_secs(args.peer_seconds),
@@ -185,6 +184,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if args.peers {
         pythons.push(&args.python);
         pythons.extend(args.vllm_python.as_deref());
+        pythons.extend(args.openvino_python.as_deref());
     }
     let run = Run {
         command: command_line(),

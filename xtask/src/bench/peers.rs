@@ -1,7 +1,7 @@
 //! Other engines on the same checkpoint and the same prompts, each by its script, in turn, with the same threads.
 //!
-//! An engine that is not installed is left out, loudly. HF searches the same trie; CTranslate2 and vLLM search without
-//! one, which is less work.
+//! An engine that is not installed is left out, loudly. Hugging Face searches the same trie; CTranslate2, OpenVINO and vLLM
+//! search without one, which is less work.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -20,7 +20,33 @@ use super::workload::{Tools, Workload};
 enum Peer {
     HuggingFace { dtype: &'static str },
     CTranslate2 { compute: &'static str },
+    OpenVino { weights: Weights },
     Vllm { dtype: &'static str },
+}
+
+/// The weights of an OpenVINO export. Activations are in single precision with both.
+#[derive(Clone, Copy, Debug)]
+enum Weights {
+    F32,
+    Int8,
+}
+
+impl Weights {
+    /// As the results call it.
+    fn label(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Int8 => "int8",
+        }
+    }
+
+    /// As `optimum-cli` calls it.
+    fn exported(self) -> &'static str {
+        match self {
+            Self::F32 => "fp32",
+            Self::Int8 => "int8",
+        }
+    }
 }
 
 /// Which peers there are to compare with.
@@ -28,6 +54,8 @@ enum Peer {
 pub(super) struct Peers {
     /// The Python with vLLM, if there is one.
     pub(super) vllm: Option<PathBuf>,
+    /// The Python with OpenVINO GenAI and optimum-intel, if there is one.
+    pub(super) openvino: Option<PathBuf>,
     pub(super) threads: usize,
     /// Only peers whose name contains one of these.
     pub(super) only: Vec<String>,
@@ -55,6 +83,8 @@ impl Peers {
         let all = [
             Peer::CTranslate2 { compute: "int8" },
             Peer::CTranslate2 { compute: "float32" },
+            Peer::OpenVino { weights: Weights::F32 },
+            Peer::OpenVino { weights: Weights::Int8 },
             Peer::HuggingFace { dtype: "bfloat16" },
             Peer::HuggingFace { dtype: "float32" },
             Peer::Vllm { dtype: "bfloat16" },
@@ -86,17 +116,21 @@ impl Peers {
         let (python, script) = match peer {
             Peer::HuggingFace { .. } => (&tools.python, "peer_hf.py"),
             Peer::CTranslate2 { .. } => (&tools.python, "peer_ctranslate2.py"),
+            Peer::OpenVino { .. } => (self.openvino()?, "peer_openvino.py"),
             Peer::Vllm { .. } => (self.vllm.as_ref().context("give --vllm-python")?, "peer_vllm.py"),
         };
         let mut command = Command::new(python);
-        command.arg("-B").arg(script).arg(&workload.checkpoint).current_dir(&tools.scripts);
-        if let Peer::CTranslate2 { .. } = peer {
-            command.arg(converted(tools, workload)?);
-        }
+        command.arg("-B").arg(script).current_dir(&tools.scripts);
+        match peer {
+            Peer::HuggingFace { .. } | Peer::Vllm { .. } => command.arg(&workload.checkpoint),
+            Peer::CTranslate2 { .. } => command.arg(&workload.checkpoint).arg(converted(tools, workload)?),
+            Peer::OpenVino { weights } => command.arg(self.exported(tools, workload, weights)?),
+        };
         command.arg(&workload.prompt_file).args(["--beams", &beams]);
         match peer {
             Peer::HuggingFace { dtype } => command.args(["--threads", &threads, "--dtype", dtype]),
             Peer::CTranslate2 { compute } => command.args(["--threads", &threads, "--compute", compute]),
+            Peer::OpenVino { weights } => command.args(["--threads", &threads, "--label", weights.label()]),
             Peer::Vllm { dtype } => {
                 let cores = format!("0-{}", self.threads.saturating_sub(1));
                 command.env("OMP_NUM_THREADS", &threads).env("VLLM_CPU_OMP_THREADS_BIND", cores);
@@ -147,6 +181,7 @@ impl Peer {
         match self {
             Self::HuggingFace { dtype } => format!("hf-{dtype}"),
             Self::CTranslate2 { compute } => format!("ctranslate2-{compute}"),
+            Self::OpenVino { weights } => format!("openvino-genai-{}", weights.label()),
             Self::Vllm { dtype } => format!("vllm-{dtype}"),
         }
     }
@@ -156,16 +191,45 @@ impl Peer {
 fn converted(tools: &Tools, workload: &Workload) -> Result<PathBuf> {
     let target = std::path::absolute(tools.work.join(format!("{}-ctranslate2", workload.shape.name)))?;
     if !target.join("model.bin").exists() {
-        let converter = tools.python.parent().unwrap_or(Path::new("")).join("ct2-transformers-converter");
-        let mut command = Command::new(&converter);
+        let mut command = beside(&tools.python, "ct2-transformers-converter");
         command.arg("--force").arg("--model").arg(&workload.checkpoint).arg("--output_dir").arg(&target);
-        eprintln!("$ {command:?}");
-        let done = command.output().with_context(|| format!("cannot start {}", converter.display()))?;
-        if !done.status.success() {
-            bail!("{}: {}", converter.display(), String::from_utf8_lossy(&done.stderr));
-        }
+        convert(command)?;
     }
     Ok(target)
+}
+
+impl Peers {
+    fn openvino(&self) -> Result<&PathBuf> {
+        self.openvino.as_ref().context("give --openvino-python")
+    }
+
+    /// The checkpoint in OpenVINO's own format.
+    fn exported(&self, tools: &Tools, workload: &Workload, weights: Weights) -> Result<PathBuf> {
+        let name = format!("{}-openvino-{}", workload.shape.name, weights.label());
+        let target = std::path::absolute(tools.work.join(name))?;
+        if !target.join("openvino_model.bin").exists() {
+            let mut command = beside(self.openvino()?, "optimum-cli");
+            command.args(["export", "openvino", "--task", "text-generation-with-past"]);
+            command.args(["--weight-format", weights.exported()]);
+            command.arg("--model").arg(&workload.checkpoint).arg(&target);
+            convert(command)?;
+        }
+        Ok(target)
+    }
+}
+
+/// A program of the environment that this Python belongs to.
+fn beside(python: &Path, program: &str) -> Command {
+    Command::new(python.parent().unwrap_or(Path::new("")).join(program))
+}
+
+fn convert(mut command: Command) -> Result<()> {
+    eprintln!("$ {command:?}");
+    let done = command.output().with_context(|| format!("cannot start {command:?}"))?;
+    if !done.status.success() {
+        bail!("{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+    Ok(())
 }
 
 impl Line {
