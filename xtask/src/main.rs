@@ -4,6 +4,7 @@
 
 mod bench;
 mod gpu;
+mod python;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,8 +16,12 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask")]
 enum Chore {
-    /// Run every test: the workspace's, and those of the Python tools (standard library only).
-    Test,
+    /// Run every test: the workspace's, those of the Python tools, and those of other projects' clients.
+    Test {
+        /// Only the Python tests, on the release binary as it was last built.
+        #[arg(long)]
+        python: bool,
+    },
     /// Simulate millions of requests against the scheduler and the cache; or with --swaps, swap checkpoints and
     /// catalogs of a real server under load.
     Soak {
@@ -39,7 +44,7 @@ enum Chore {
 
 fn main() -> Result<()> {
     match Chore::parse() {
-        Chore::Test => test(),
+        Chore::Test { python } => test(python),
         Chore::Soak { swaps: Some(swaps), .. } => {
             let server = [
                 "test",
@@ -67,18 +72,12 @@ fn main() -> Result<()> {
     }
 }
 
-fn test() -> Result<()> {
-    // One invocation and one profile, so that nothing is built twice.
-    run(&mut cargo(&["test", "--release", "--workspace"]))?;
-    let system = PathBuf::from("python3");
-    run(&mut python(&system, "weights/tests")).context("the Python tools need python3, without packages")?;
-    // The evaluation package's own dependencies, where they can be had; without them its tests skip what needs them
-    // and say so.
-    let own = evaluation_python().unwrap_or_else(|error| {
-        eprintln!("warning: the evaluation package is tested without its dependencies: {error:#}");
-        system
-    });
-    run(&mut python(&own, "eval/tests"))
+fn test(only_python: bool) -> Result<()> {
+    if !only_python {
+        // One invocation and one profile, so that nothing is built twice.
+        run(&mut cargo(&["test", "--release", "--workspace"]))?;
+    }
+    python::test(&root().join("target/release/beamline"))
 }
 
 fn history_cuts() -> Result<()> {
@@ -88,25 +87,6 @@ fn history_cuts() -> Result<()> {
     let path = root().join("bench/results/history-cuts.json");
     let file = std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     run(cargo(&example).args(checkpoint).stdout(file))
-}
-
-fn python(python: &Path, tests: &str) -> Command {
-    let mut command = Command::new(python);
-    command.args(["-m", "unittest", "discover", "-s", tests]).current_dir(root());
-    command
-}
-
-/// A virtual environment under `target` with what `eval/pyproject.toml` declares.
-fn evaluation_python() -> Result<PathBuf> {
-    let home = root().join("target/eval-python");
-    let python = home.join("bin/python");
-    if !python.exists() {
-        run(Command::new("python3").args(["-m", "venv"]).arg(&home))?;
-    }
-    run(Command::new(&python)
-        .args(["-m", "pip", "install", "--quiet", "--editable", "./eval"])
-        .current_dir(root()))?;
-    Ok(python)
 }
 
 fn cargo(arguments: &[&str]) -> Command {

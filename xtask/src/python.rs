@@ -1,0 +1,56 @@
+//! The Python tests: the tools' own, the evaluation package's, and those of foreign clients against the server.
+//!
+//! What they import lives in a virtual environment under `target/`. Where it cannot be made (no network, no pip), the
+//! tests run on the system's Python, and each one that lacks a package is skipped and says so.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{root, run};
+
+const REQUIREMENTS: &str = "xtask/requirements.txt";
+/// Tests of the server by clients that others wrote.
+const CLIENTS: &str = "crates/server/tests/clients";
+
+/// Runs every Python test. `beamline` is the binary that the tests of clients start.
+pub(crate) fn test(beamline: &Path) -> Result<()> {
+    let system = PathBuf::from("python3");
+    run(&mut unittest(&system, "weights/tests"))
+        .context("the Python tools need python3, without packages")?;
+    let python = environment().unwrap_or_else(|error| {
+        eprintln!(
+            "SKIPPED: {REQUIREMENTS} cannot be installed, so tests that need a package are skipped: {error:#}"
+        );
+        system
+    });
+    run(unittest(&python, "eval/tests").env("BEAMLINE", beamline))?;
+    run(unittest(&python, CLIENTS).env("BEAMLINE", beamline))
+}
+
+/// The Python of `target/venv`, which has what `xtask/requirements.txt` names.
+///
+/// The requirements are copied into the environment after they were installed, so that a second run needs no network.
+fn environment() -> Result<PathBuf> {
+    let home = root().join("target/venv");
+    let python = home.join("bin/python");
+    let wanted = std::fs::read_to_string(root().join(REQUIREMENTS))?;
+    let installed = home.join("installed.txt");
+    if python.exists() && std::fs::read_to_string(&installed).is_ok_and(|text| text == wanted) {
+        return Ok(python);
+    }
+    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home))?;
+    ensure!(python.exists(), "python3 -m venv made no {}", python.display());
+    let install =
+        ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement", REQUIREMENTS];
+    run(Command::new(&python).args(install).current_dir(root()))?;
+    std::fs::write(&installed, wanted)?;
+    Ok(python)
+}
+
+fn unittest(python: &Path, tests: &str) -> Command {
+    let mut command = Command::new(python);
+    command.args(["-m", "unittest", "discover", "-s", tests, "-t", tests]).current_dir(root());
+    command
+}
