@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use beamline_wording::bytes;
 use serde::Serialize;
 
 use crate::trie::{Leaf, Node};
@@ -139,23 +140,10 @@ impl fmt::Display for CatalogReport {
         for LevelReport { level, codes, nodes, branching: Branching { min, mean, max } } in &self.levels {
             writeln!(f, "  {level:>5} {codes:>9} {nodes:>11} {min:>15} {mean:>9.2} {max:>9}")?;
         }
-        writeln!(f, "  memory: {}", Size(self.memory_bytes))?;
+        writeln!(f, "  memory: {}", bytes(self.memory_bytes as u64))?;
         for part in self.memory.iter().filter(|part| part.bytes > 0) {
-            writeln!(f, "    {:<26} {:>10}", part.name, Size(part.bytes).to_string())?;
+            writeln!(f, "    {:<26} {:>10}", part.name, bytes(part.bytes as u64))?;
         }
         Ok(())
-    }
-}
-
-/// A number of bytes for people, in decimal units.
-struct Size(usize);
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            bytes @ 0..1_000 => write!(f, "{bytes} B"),
-            bytes @ 1_000..1_000_000 => write!(f, "{:.1} kB", bytes as f64 / 1e3),
-            bytes => write!(f, "{:.1} MB", bytes as f64 / 1e6),
-        }
     }
 }

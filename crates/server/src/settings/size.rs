@@ -11,18 +11,22 @@ pub struct ByteSize(pub usize);
 
 /// The text is not a size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a size; write a whole number with B, kB, MB, GB, KiB, MiB or GiB")]
+#[error(
+    "{0:?} is not a size: write a whole number and a unit (B, kB, MB, GB, TB, KiB, MiB, GiB, TiB), such as 512MiB"
+)]
 pub struct BadSize(String);
 
-const UNITS: [(&str, usize); 8] = [
+const UNITS: [(&str, usize); 10] = [
     ("", 1),
     ("b", 1),
     ("kb", 1_000),
     ("mb", 1_000_000),
     ("gb", 1_000_000_000),
+    ("tb", 1_000_000_000_000),
     ("kib", 1 << 10),
     ("mib", 1 << 20),
     ("gib", 1 << 30),
+    ("tib", 1 << 40),
 ];
 
 impl FromStr for ByteSize {
@@ -42,12 +46,7 @@ impl FromStr for ByteSize {
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            bytes @ 0..1_024 => write!(f, "{bytes} B"),
-            bytes @ 1_024..1_048_576 => write!(f, "{:.1} KiB", bytes as f64 / 1024.0),
-            bytes @ 1_048_576..1_073_741_824 => write!(f, "{:.1} MiB", bytes as f64 / 1_048_576.0),
-            bytes => write!(f, "{:.2} GiB", bytes as f64 / 1_073_741_824.0),
-        }
+        f.write_str(&beamline_wording::bytes(self.0 as u64))
     }
 }
 
@@ -88,6 +87,7 @@ mod tests {
         assert_eq!(size("512MiB"), Ok(512 << 20));
         assert_eq!(size(" 2 gb "), Ok(2_000_000_000));
         assert_eq!(size("1KiB"), Ok(1024));
+        assert_eq!((size("8TiB"), size("2tb")), (Ok(8 << 40), Ok(2_000_000_000_000)));
         for bad in
             ["", "MiB", "1.5GiB", "-1", "10 parsecs", "99999999999999999999", "18446744073709551615GiB"]
         {
