@@ -24,7 +24,7 @@ import urllib.parse
 def read_sequences(path, item_offset=0):
     """[(user, [item ids])]. `item_offset` is added to every item number to get the catalog's item id."""
     users = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             user, *items = line.split() or [""]
             if not items:

@@ -1,6 +1,8 @@
 """The command line: one sub-command a module, and errors without tracebacks."""
 
 import argparse
+import os
+import signal
 import sys
 
 from beamline_eval import __version__, baselines, compare, demo, evaluate, prepare, replay, report
@@ -28,11 +30,21 @@ def parser():
     return top
 
 
+def reader_left():
+    """Who reads the output has seen enough (`| head`). What is still buffered has nowhere to go."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
+
+
 def main(arguments=None):
     arguments = parser().parse_args(arguments)
     try:
         # A command may have more to say than done: `replay` returns 1 when answers differ.
-        return arguments.action(arguments) or 0
+        status = arguments.action(arguments) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        return reader_left()
     except EvalError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

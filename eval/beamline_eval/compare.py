@@ -31,13 +31,14 @@ def add_arguments(parser):
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--sample", type=int, help="only N users, evenly spaced over the qrels")
     parser.add_argument("--answered-only", action="store_true", help="only users that both runs answer (for a run over a sample); stated in the result")
-    parser.add_argument("--engine", choices=["ir-measures", "plain"], default="ir-measures", help="who computes (default %(default)s)")
+    parser.add_argument("--engine", choices=["ir-measures", "plain"], help=measures.ENGINE_HELP)
     parser.add_argument("--out", help="write everything as JSON")
 
 
 def compare(data, a, b, cut_offs=(5, 10), names=("HR", "NDCG", "MRR"), resamples=2000, permutations=10000, seed=20, sample=None,
-            answered_only=False, engine="ir-measures"):
+            answered_only=False, engine=None):
     """The whole comparison as one JSON-able object."""
+    engine = measures.engine(engine)
     if resamples < 2000:
         raise EvalError("--resamples: at least 2000, or the interval's ends are themselves noise")
     unknown = set(names) - set(measures.NAMES)

@@ -9,7 +9,6 @@ shoppers), baselines counted on training shoppers. With --data it takes a folder
 """
 
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -45,7 +44,7 @@ def add_arguments(parser):
     parser.add_argument("--price-per-hour", type=float, help="of the machine: adds cost per million requests")
     parser.add_argument("--currency", default="USD")
     parser.add_argument("--hf-sample", type=int, default=0, help="also Hugging Face generate on N users (needs torch and transformers; slow)")
-    parser.add_argument("--engine", choices=["ir-measures", "plain"], help="who computes the metrics (default: ir-measures if installed, else plain; the report says which)")
+    parser.add_argument("--engine", choices=["ir-measures", "plain"], help=measures.ENGINE_HELP)
 
 
 def demo_world(folder, users, train_users):
@@ -87,9 +86,7 @@ def timed_run(program, checkpoint, prepared, out, label, beam_width, num_items, 
 def main(arguments):
     begun = time.monotonic()
     out, cut_offs = arguments.out, parse_cut_offs(arguments.cut_offs)
-    computed_by = arguments.engine or ("ir-measures" if measures.installed() else "plain")
-    if computed_by == "plain":
-        say("metrics are computed by this package's own definitions (--engine plain, or ir-measures is not installed)")
+    computed_by = measures.engine(arguments.engine)
     program = engine.binary(arguments.beamline)
     checkpoint = arguments.checkpoint or os.path.join(engine.ROOT, DEMO)
     if arguments.data:
@@ -145,8 +142,8 @@ def main(arguments):
     for number, comparison in enumerate(comparisons):
         write_json(os.path.join(out, f"comparison-{number + 1}.json"), comparison)
     title = "Offline evaluation" if arguments.data else "Demo world"
-    command = shlex.join(["beamline-eval", *sys.argv[1:]])
-    page = report.page(results, comparisons, frontier, arguments.price_per_hour, arguments.currency, title, [command, timing["command"]])
+    commands = [report.typed(), timing["command"]]
+    page = report.page(results, comparisons, frontier, arguments.price_per_hour, arguments.currency, title, commands)
     report.write(os.path.join(out, "report.html"), page)
     say(f"{time.monotonic() - begun:.0f} s")
     print(os.path.join(out, "report.html"))

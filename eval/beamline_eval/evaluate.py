@@ -31,7 +31,7 @@ def add_arguments(parser):
     parser.add_argument("--sample", type=int, help="only N users, evenly spaced over the qrels")
     parser.add_argument("--users-of", metavar="RUN", help="only users that this other run has: to judge two systems on the sample that the slower one did")
     parser.add_argument("--timing", help="timing.json of the run, to go into the result")
-    parser.add_argument("--engine", choices=["ir-measures", "plain"], default="ir-measures", help="who computes (default %(default)s); `plain` needs nothing installed")
+    parser.add_argument("--engine", choices=["ir-measures", "plain"], help=measures.ENGINE_HELP)
 
 
 def parse_buckets(text):
@@ -67,8 +67,9 @@ def semantic_id_measures(targets, slates, sids, cut_offs):
     return measures.mean(values, [f"{name}@{k}" for k in cut_offs for name in ("HR", "NDCG")])
 
 
-def evaluate(data, run_path, catalog=None, name=None, cut_offs=(1, 5, 10, 20, 50), buckets=BUCKETS, sample=None, timing=None, engine="ir-measures", users_of=None):
+def evaluate(data, run_path, catalog=None, name=None, cut_offs=(1, 5, 10, 20, 50), buckets=BUCKETS, sample=None, timing=None, engine=None, users_of=None):
     """The whole result as one JSON-able object."""
+    engine = measures.engine(engine)
     prepared = data if isinstance(data, Prepared) else Prepared(data)
     catalog = Catalog(catalog) if isinstance(catalog, str) else catalog
     users = runs.sample(prepared.targets, sample)
@@ -155,15 +156,16 @@ def table(result):
 def main(arguments):
     result = evaluate(arguments.data, arguments.run, arguments.catalog, arguments.name, parse_cut_offs(arguments.cut_offs), arguments.buckets,
                       arguments.sample, arguments.timing, arguments.engine, arguments.users_of)
-    for key in ("users_without_answer",):
-        if result[key]:
-            say(f"{result[key]} users have no answer and count as misses")
+    if result["users_without_answer"]:
+        say(f"{result['users_without_answer']} users have no answer and count as misses")
     if result["run_notes"].get("errors"):
         say(f"{result['run_notes']['errors']} answers are errors and count as misses: {json.dumps(result['run_notes'].get('error_types', {}))}")
     if result["run_notes"].get("repeated_items"):
         say(f"{result['run_notes']['repeated_items']} repeated items in slates were dropped")
     if result["run_notes"].get("rank_score_conflicts"):
         say(f"{result['run_notes']['rank_score_conflicts']} users have scores that contradict their ranks; ranks were used")
+    if result["run_notes"].get("users_ordered_by_score"):
+        say(f"{result['run_notes']['users_ordered_by_score']} users have items of equal rank; their scores were used")
     print(table(result))
     if arguments.out:
         write_json(arguments.out, result)

@@ -15,15 +15,22 @@ def unreadable(path, error):
     return f"{path}: not JSON: {error}" if isinstance(error, json.JSONDecodeError) else f"{path}: not UTF-8 text: {error}"
 
 
-def lines(path):
-    """(line number, text) of the non-blank lines."""
+@contextlib.contextmanager
+def opened(path):
+    """A text file to read, without the byte order mark that some programs write first. Line ends are left as they are."""
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            yield file
     except (OSError, UnicodeDecodeError) as error:
         raise EvalError(unreadable(path, error)) from error
+
+
+def lines(path):
+    """(line number, text) of the non-blank lines."""
+    with opened(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line
 
 
 def json_lines(path):
@@ -40,9 +47,9 @@ def json_lines(path):
 
 def read_json(path):
     try:
-        with open(path, encoding="utf-8") as file:
+        with opened(path) as file:
             return json.load(file)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except json.JSONDecodeError as error:
         raise EvalError(unreadable(path, error)) from error
 
 
@@ -75,8 +82,13 @@ def write_json(path, value):
         file.write("\n")
 
 
+def short(path):
+    """The last two parts of a path: results and reports name no machine."""
+    return "/".join(os.path.abspath(path).split(os.sep)[-2:])
+
+
 def digest(path):
-    """{"file", "sha256"}: what an input was. Of a path only the last two parts are kept, so that results do not name machines."""
+    """{"file", "sha256"}: what an input was."""
     found = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -84,5 +96,4 @@ def digest(path):
                 found.update(block)
     except OSError as error:
         raise EvalError(unreadable(path, error)) from error
-    parts = os.path.abspath(path).split(os.sep)
-    return {"file": "/".join(parts[-2:]), "sha256": found.hexdigest()}
+    return {"file": short(path), "sha256": found.hexdigest()}

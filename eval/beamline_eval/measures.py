@@ -8,8 +8,10 @@ slate scores 0, so dropping users cannot raise a mean.
 import math
 
 from beamline_eval.errors import EvalError
+from beamline_eval.progress import say
 
 NAMES = ("HR", "Recall", "NDCG", "MRR")
+ENGINE_HELP = "who computes the metrics (default: ir-measures if it is installed, else plain, the package's own definitions; results say which)"
 
 
 def keys(cut_offs):
@@ -41,13 +43,20 @@ def installed():
     return True
 
 
+def engine(wanted=None):
+    """Who computes: what was asked for, else ir-measures if it is installed, else the definitions here, and says so."""
+    if wanted is None and not installed():
+        say("ir-measures is not installed: metrics are computed by this package's own definitions, as --engine plain does")
+    return wanted or ("ir-measures" if installed() else "plain")
+
+
 def by_library(targets, slates, cut_offs):
     """The same through ir-measures."""
-    try:
-        import ir_measures
-        from ir_measures import RR, R, Success, nDCG
-    except ImportError as error:
-        raise EvalError("ir-measures is not installed: pip install ./eval, or say --engine plain to use this package's own definitions") from error
+    if not installed():
+        raise EvalError("ir-measures is not installed: pip install ./eval, or leave --engine out to use this package's own definitions")
+    import ir_measures
+    from ir_measures import RR, R, Success, nDCG
+
     measures = {}
     for k in cut_offs:
         measures |= {Success @ k: f"HR@{k}", R @ k: f"Recall@{k}", nDCG @ k: f"NDCG@{k}", RR @ k: f"MRR@{k}"}

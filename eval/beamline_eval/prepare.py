@@ -8,6 +8,7 @@ Writes into --out:
   train.jsonl      {"items": [...]}: the training part, oldest first, for the co-occurrence baseline
   prepare.json     the protocol: every choice made here, with digests of the sources
 
+  beamline-eval prepare events.csv --out data
   beamline-eval prepare sequences.txt --item-offset -1 --out data
   beamline-eval prepare ml.inter --split temporal --cut 90% --out data
   beamline-eval prepare test.jsonl --split given --train train.jsonl --out data
@@ -25,7 +26,7 @@ HELP = "interaction log -> requests, right answers, training counts"
 
 
 def add_arguments(parser):
-    parser.add_argument("source", help="the log: S3-Rec/SASRec sequences (.txt), MiniOneRec rows (.jsonl), RecBole (.inter), Parquet")
+    parser.add_argument("source", help="the log: events as CSV, JSON lines or Parquet; S3-Rec/SASRec sequences (.txt); RecBole, LC-Rec (.inter, .inter.json); MiniOneRec (.csv, .jsonl)")
     parser.add_argument("--out", required=True, help="folder for the prepared files")
     parser.add_argument("--format", choices=sources.FORMATS, help="default: by the file's name")
     parser.add_argument("--split", choices=["leave-one-out", "temporal", "given"], help="default: given for rows with targets, else leave-one-out")
@@ -34,8 +35,8 @@ def add_arguments(parser):
     parser.add_argument("--targets", choices=["next", "all"], default="next", help="temporal: what after the cut is right (default %(default)s)")
     parser.add_argument("--train", action="append", default=[], help="training sequences in a file of their own (repeatable); default: from the source")
     parser.add_argument("--item-offset", type=int, default=0, help="added to item numbers to get the catalog's item ids")
-    parser.add_argument("--columns", default="user_id,item_id,ts", help="Parquet: user, item and time column (default %(default)s)")
-    parser.add_argument("--min-rating", type=float, help="RecBole: keep ratings of at least this")
+    parser.add_argument("--columns", help="events: names of the user, item and time column (default: user_id, item_id, and timestamp, ts or time); two names if the file's order is the order of events")
+    parser.add_argument("--min-rating", type=float, help="events: keep ratings of at least this")
     parser.add_argument("--exclude-seen", action="store_true", help="ask for items that are not in the history; stated in every result")
     parser.add_argument("--num-items", type=int, default=50, help="length of a slate (default %(default)s)")
     parser.add_argument("--beam-width", type=int, default=50, help="(default %(default)s)")
@@ -62,15 +63,12 @@ def write_requests(path, cases, **settings):
     write_json_lines(path, (request(case, **settings) for case in track(cases, "requests")))
 
 
-def prepare(source, out, form=None, split=None, part="test", cut="80%", targets="next", train=(), offset=0, columns="user_id,item_id,ts",
+def prepare(source, out, form=None, split=None, part="test", cut="80%", targets="next", train=(), offset=0, columns=None,
             min_rating=None, exclude_seen=False, num_items=50, beam_width=50, normalization="full_vocab", max_history=None, sample=None):
     """All of it; returns the protocol that prepare.json holds."""
     if num_items < 1 or beam_width < num_items:
         raise EvalError(f"--beam-width {beam_width} must be at least --num-items {num_items}, and that at least 1")
-    columns = tuple(columns.split(","))
-    if len(columns) != 3:
-        raise EvalError("--columns takes three names: user,item,time")
-    read = {"offset": offset, "columns": columns, "min_rating": min_rating}
+    read = {"offset": offset, "columns": sources.Columns.given(columns), "min_rating": min_rating}
     users = sources.read(source, form, **read)
     split = split or ("given" if users and users[0].target is not None else "leave-one-out")
     if split == "given":

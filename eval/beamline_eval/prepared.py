@@ -5,6 +5,7 @@ import os
 from beamline_eval import trec
 from beamline_eval.errors import EvalError
 from beamline_eval.files import digest, json_lines, read_json
+from beamline_eval.values import identifier
 
 
 class Prepared:
@@ -46,9 +47,7 @@ class Catalog:
     def __init__(self, path):
         self.path, self.sids = path, {}
         for number, record in json_lines(path):
-            if "item_id" not in record:
-                raise EvalError(f"{path}:{number}: no item_id")
-            self.sids[str(record["item_id"])] = tuple(record.get("sid", ()))
+            self.sids[identifier(record.get("item_id"), f"{path}:{number}, item_id")] = tuple(record.get("sid", ()))
 
     def __len__(self):
         return len(self.sids)

@@ -7,12 +7,13 @@ beam widths that `run` writes.
 """
 
 import html
+import os
 import shlex
 import sys
 
 from beamline_eval import __version__, svg
 from beamline_eval.errors import EvalError
-from beamline_eval.files import read_json, writing
+from beamline_eval.files import read_json, short, writing
 from beamline_eval.replay import FORMAT as REPLAY
 from beamline_eval.replay import PASSED_OVER, describe
 
@@ -23,12 +24,12 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--bg:#15171a;--fg:#e8e6e1;--dim:#a0a4ab;--line:#363a40;--card:#1c1f23;--s0:#6ea8f0;--s1:#e79a4b;--s2:#6cc28f;--s3:#c493de;--s4:#ec8297;--s5:#9aa7b3}}
 *{box-sizing:border-box}body{margin:0 auto;max-width:64rem;padding:2rem 1.25rem 4rem;background:var(--bg);color:var(--fg);font:16px/1.55 system-ui,sans-serif}
 h1{font-size:1.7rem;line-height:1.2;margin:0 0 .4rem}h2{font-size:1.2rem;margin:2.6rem 0 .6rem}p{max-width:46rem}.dim,.legend,figcaption{color:var(--dim)}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums;width:100%}caption{text-align:left;color:var(--dim);padding-bottom:.4rem}
+.scroll{overflow-x:auto}.caption{color:var(--dim);margin:1rem 0 .4rem}code{overflow-wrap:anywhere}table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums;width:100%}
 th,td{padding:.35rem .5rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}thead th{white-space:normal;vertical-align:bottom}th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--bg)}thead th{font-weight:600}
-tr.subject td{font-weight:650}.warning{border-left:4px solid var(--s4);background:var(--card);padding:.7rem 1rem;margin:1rem 0;max-width:46rem}.warning ul{margin:.3rem 0 0;padding-left:1.2rem}figure{margin:1rem 0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:1rem;overflow-x:auto}svg{width:100%;min-width:32rem;height:auto;display:block}
+tr.subject td{font-weight:650}.warning{border-left:4px solid var(--s4);background:var(--card);padding:.7rem 1rem;margin:1rem 0;max-width:46rem}.warning ul{margin:.3rem 0 0;padding-left:1.2rem}figure{margin:1rem 0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:1rem;overflow-x:auto}svg{width:100%;min-width:26rem;height:auto;display:block}
 svg text{fill:var(--dim);paint-order:stroke;stroke:var(--card);stroke-width:4px;font:12px system-ui,sans-serif}.grid{stroke:var(--line)}.curve{fill:none;stroke:var(--s0);stroke-width:2}.dot{fill:var(--s0)}
 .s0{fill:var(--s0);background:var(--s0)}.s1{fill:var(--s1);background:var(--s1)}.s2{fill:var(--s2);background:var(--s2)}.s3{fill:var(--s3);background:var(--s3)}.s4{fill:var(--s4);background:var(--s4)}.s5{fill:var(--s5);background:var(--s5)}
-.legend{margin:.6rem 0 0}.legend span{display:inline-block;margin-right:1.2rem;white-space:nowrap}.legend i{display:inline-block;width:.8em;height:.8em;margin-right:.4em;border-radius:2px}
+.legend{margin:.6rem 0 0}.legend span{display:inline-block;margin-right:1.2rem}.legend i{display:inline-block;width:.8em;height:.8em;margin-right:.4em;border-radius:2px}
 pre,code{font:13px/1.5 ui-monospace,monospace}pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.8rem 1rem;overflow-x:auto}
 .head{display:flex;flex-wrap:wrap;gap:.6rem 2.4rem;margin:1.2rem 0}.head div b{display:block;font-size:1.5rem;line-height:1.2}
 """
@@ -58,7 +59,9 @@ def table(head, rows, caption="", subject=None):
     body = "".join(f'<tr{" class=subject" if place == subject else ""}>' + "".join(f"<td>{cell(value)}</td>" for value in row) + "</tr>"
                    for place, row in enumerate(rows))
     titles = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in head)
-    return f"<div class=scroll><table><caption>{html.escape(caption)}</caption><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
+    # Above the table and not a caption of it: a wide table scrolls, and its description must not.
+    above = f"<p class=caption>{html.escape(caption)}</p>" if caption else ""
+    return f"{above}<div class=scroll><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def deepest(result, wanted=10):
@@ -76,11 +79,22 @@ def protocol_sentence(result):
             f"history. Users without an answer count as misses.{sampled}")
 
 
+# What each measure says, for the line above its table.
+MEANINGS = {
+    "HR": "HR, the share of users whose target is among the first places",
+    "NDCG": "NDCG, which counts a hit more the higher it stands",
+    "MRR": "MRR, the mean of 1 / rank of the target",
+}
+
+
 def quality(results):
     cuts = [k for k in results[0]["cut_offs"] if all(k in other["cut_offs"] for other in results)] or [min(results[0]["cut_offs"])]
-    keys = [f"{name}@{k}" for k in cuts for name in ("HR", "NDCG")] + [f"MRR@{max(cuts)}"]
-    rows = [[r["name"], *[r["metrics"].get(key) for key in keys]] for r in results]
-    return unanswered(results) + table(["", *keys], rows, "Means over users", 0)
+    parts = [unanswered(results)]
+    # A table a measure, so that each fits on a phone and none hides behind a scroll bar.
+    for name, meaning in MEANINGS.items():
+        rows = [[r["name"], *[r["metrics"].get(f"{name}@{k}") for k in cuts]] for r in results]
+        parts.append(table(["", *[f"{name}@{k}" for k in cuts]], rows, f"{meaning}: means over users", 0))
+    return "".join(parts)
 
 
 def unanswered(results):
@@ -163,6 +177,22 @@ def frontier_part(points, price, currency):
             + table(["beam", "users", f"HR@{k}", key, "p50 ms", "p99 ms", "requests/s", "CPU ms/request", cost], rows) + busy(points))
 
 
+AGREEMENT = {
+    "overlap": "{:.1%} of the first {} places hold items of both",
+    "rbo_0.9": "rank-biased overlap of the first {1} is {0:.3f} (p = 0.9; 1: the same order)",
+    "identical_slates": "{:.1%} of users see the same first {}",
+}
+
+
+def alike(agreement):
+    """The agreement of two runs in words."""
+    parts = []
+    for key, value in agreement.items():
+        name, _, depth = key.partition("@")
+        parts.append(AGREEMENT[name].format(value, depth) if name in AGREEMENT else f"{key} {value:.3f}")
+    return "; ".join(parts)
+
+
 def comparison_part(found):
     if not found:
         return ""
@@ -172,8 +202,7 @@ def comparison_part(found):
         rows = [[r["measure"], r["a"], r["b"], f"{r['difference']:+.4f}", f"[{r['interval_95'][0]:+.4f}, {r['interval_95'][1]:+.4f}]", r["p"], r["p_holm"], r["users_won"], r["users_lost"]]
                 for r in c["measures"]]
         parts.append(table(["", "a", "b", "b − a", "95 % interval", "p", "p (Holm)", "users won", "users lost"], rows, f"a = {c['a']}, b = {c['b']}, {c['users']:,} users"))
-        parts.append("<p class=dim>Agreement of slates: " + ", ".join(f"{html.escape(key)} {value:.3f}" for key, value in c["agreement"].items())
-                     + f". {c['resamples']:,} resamples, {c['permutations']:,} permutations, seed {c['seed']}.</p>")
+        parts.append(f"<p class=dim>How alike the slates are: {html.escape(alike(c['agreement']))}. {c['resamples']:,} resamples, {c['permutations']:,} permutations, seed {c['seed']}.</p>")
     return "".join(parts)
 
 
@@ -229,6 +258,17 @@ def page(results, comparisons=(), frontier=(), price=None, currency="USD", title
             f"{comparison_part(comparisons)}{replay_part(replays)}{made(results, commands, replays)}</body></html>\n")
 
 
+def typed():
+    """The command of this process as one would type it, without the places of this machine."""
+    return shlex.join(["beamline-eval", *map(without_machine, sys.argv[1:])])
+
+
+def without_machine(argument):
+    """An argument whose absolute path, alone or after `--flag=`, has only its last two parts."""
+    flag, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    return f"{flag}{equals}{short(value)}" if os.path.isabs(value) else argument
+
+
 def write(path, text):
     with writing(path) as file:
         file.write(text)
@@ -244,6 +284,5 @@ def main(arguments):
             if not isinstance(result, dict) or not str(result.get("format", "")).startswith(kind):
                 raise EvalError(f"{path}: not a result of `beamline-eval {command}`")
     frontier = read_json(arguments.frontier) if arguments.frontier else []
-    command = shlex.join(["beamline-eval", *sys.argv[1:]])
-    write(arguments.out, page(results, comparisons, frontier, arguments.price_per_hour, arguments.currency, arguments.title, [command], replays))
+    write(arguments.out, page(results, comparisons, frontier, arguments.price_per_hour, arguments.currency, arguments.title, [typed()], replays))
     print(arguments.out)

@@ -21,7 +21,7 @@ def nice_ticks(low, high, count=5):
     return ticks
 
 
-def text(x, y, what, anchor="middle", extra=""):
+def text(x, y, what="", anchor="middle", extra=""):
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{extra}>{escape(str(what))}</text>'
 
 
@@ -54,10 +54,23 @@ def curve(points, x_label, y_label, title):
 
     parts = frame(x_ticks, y_ticks, x_at, y_at, x_label, y_label)
     parts.append('<polyline class="curve" fill="none" stroke="#1c5cab" points="' + " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y, *_ in points) + '"/>')
-    for x, y, label, hover in points:
+    for place, (x, y, label, hover) in enumerate(points):
         parts.append(f'<circle class="dot" fill="#1c5cab" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="4.5"><title>{escape(hover)}</title></circle>')
-        parts.append(text(x_at(x), y_at(y) - 10 if y_at(y) > TOP + 14 else y_at(y) + 18, label))
+        parts.append(text(*beside([(x_at(one[0]), y_at(one[1])) for one in points], place), what=label))
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+
+
+def beside(points, place):
+    """Where the label of a point is off the curve: (x, y). Coordinates grow to the right and downwards.
+
+    Above the point, unless a neighbour stands steeply above it: then the curve goes through there, and the label goes below.
+    """
+    x, y = points[place]
+    near = [points[other] for other in (place - 1, place + 1) if 0 <= other < len(points)]
+    steep = any(y - other_y > abs(other_x - x) for other_x, other_y in near)
+    below = (steep or y <= TOP + 14) and y + 18 < HEIGHT - BOTTOM - 2
+    half = 26
+    return min(max(x, LEFT + half), WIDTH - RIGHT - half), y + 18 if below else y - 10
 
 
 def bars(groups, series, x_label, y_label, title):

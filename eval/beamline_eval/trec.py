@@ -3,6 +3,8 @@
 Fields are separated by blanks, so ids with blanks in them cannot be written; that is an error here and not a broken file later.
 """
 
+import math
+
 from beamline_eval.errors import EvalError
 from beamline_eval.files import lines, writing
 
@@ -54,10 +56,11 @@ def write_run(path, slates, tag):
 
 
 def read_run(path):
-    """({user: [items best first]}, notes). Order is that of the rank column.
+    """({user: [items best first]}, notes). Order is that of the rank column, or of the scores where ranks say nothing.
 
     Tools that sort by score break ties by document id (trec_eval) or by input order (ranx), and trec_eval reads scores as
-    32-bit floats; ranks say what the system showed. Users whose scores contradict their ranks are counted.
+    32-bit floats; ranks say what the system showed. Users whose scores contradict their ranks are counted. Some toolkits write
+    rank 0 on every line: where two items of a user share a rank, his scores decide, and such users are counted too.
     """
     rows = {}
     for number, line in lines(path):
@@ -65,15 +68,26 @@ def read_run(path):
         if len(parts) != 6:
             raise EvalError(f"{path}:{number}: a run line is `user Q0 item rank score tag`")
         try:
-            rows.setdefault(parts[0], []).append((int(parts[3]), float(parts[4]), parts[2]))
+            rows.setdefault(parts[0], []).append((int(parts[3]), score(parts[4]), parts[2]))
         except ValueError as error:
             raise EvalError(f"{path}:{number}: {error}") from error
-    slates, conflicts = {}, 0
+    slates, conflicts, unranked = {}, 0, 0
     for user, found in rows.items():
-        ranks = sorted(rank for rank, _, _ in found)
-        if len(set(ranks)) != len(ranks):
-            raise EvalError(f"{path}: user {user} has two items at one rank; the order is undefined")
-        found.sort(key=lambda row: row[0])
-        conflicts += any(one[1] < other[1] for one, other in zip(found, found[1:]))
+        if len({rank for rank, _, _ in found}) == len(found):
+            found.sort(key=lambda row: row[0])
+            conflicts += any(one[1] < other[1] for one, other in zip(found, found[1:]))
+        elif len({value for _, value, _ in found}) == len(found):
+            found.sort(key=lambda row: -row[1])
+            unranked += 1
+        else:
+            raise EvalError(f"{path}: two items of user {user} share a rank, and two share a score: the order is undefined; write ranks 1, 2, 3, ...")
         slates[user] = [item for _, _, item in found]
-    return slates, {"rank_score_conflicts": conflicts}
+    return slates, {"rank_score_conflicts": conflicts, "users_ordered_by_score": unranked}
+
+
+def score(text):
+    """A score of a run; it may be infinite, but it must compare."""
+    value = float(text)
+    if math.isnan(value):
+        raise ValueError("the score is not a number")
+    return value

@@ -4,11 +4,14 @@ import contextlib
 import html.parser
 import io
 import os
+import subprocess
+import sys
 import unittest
+from unittest import mock
 
 from helpers import Folder, needs
 
-from beamline_eval import agreement, baselines, cli, engine, evaluate, hf, report, runs, statistics
+from beamline_eval import agreement, baselines, cli, engine, evaluate, hf, report, runs, statistics, svg
 from beamline_eval.errors import EvalError
 from beamline_eval.files import digest, writing
 from beamline_eval.prepare import prepare
@@ -173,12 +176,40 @@ class Page(Small):
         self.assertIn("10.00", page)
         self.assertNotIn("no slate", page)
 
+    def test_a_phone_shows_it_whole(self):
+        page = report.page(self.results())
+        # Descriptions stand outside of what scrolls, every measure has a table of its own, digests break.
+        self.assertNotIn("<caption", page)
+        self.assertIn("<p class=caption>", page)
+        for head in ("HR@1</th><th scope=col>HR@3", "NDCG@1</th><th scope=col>NDCG@3", "MRR@1</th><th scope=col>MRR@3"):
+            self.assertIn(head, page)
+        self.assertIn("overflow-wrap:anywhere", page)
+
+    def test_words_and_no_internal_names(self):
+        said = report.alike({"overlap@10": 0.416, "rbo_0.9@10": 0.5, "identical_slates@10": 0.25})
+        self.assertEqual(said, "41.6% of the first 10 places hold items of both; rank-biased overlap of the first 10 is 0.500 (p = 0.9; 1: the same order); "
+                               "25.0% of users see the same first 10")
+
+    def test_commands_name_no_machine(self):
+        given = ["report", "/home/me/work/m.json", "--out=/home/me/work/report.html", "--cut-offs", "1,5", "data/x.json", "--title", "a=/b"]
+        with mock.patch("sys.argv", ["beamline-eval", *given]):
+            self.assertEqual(report.typed(), "beamline-eval report work/m.json --out=work/report.html --cut-offs 1,5 data/x.json --title a=/b")
+
+    def test_labels_are_off_the_curve(self):
+        # A steep rise to the right: the curve passes above the first point, so its label goes below.
+        points = [(100.0, 150.0), (110.0, 60.0), (300.0, 55.0)]
+        self.assertGreater(svg.beside(points, 0)[1], 150)
+        self.assertLess(svg.beside(points, 2)[1], 55)
+        for place in range(3):
+            x, y = svg.beside([(64.0, 16.0), (616.0, 250.0), (616.0, 16.0)], place)
+            self.assertTrue(svg.LEFT <= x - 26 and x + 26 <= svg.WIDTH and 0 < y < svg.HEIGHT - svg.BOTTOM)
+
     def test_errors_are_said_before_the_means_they_pull_down(self):
         results = self.results()
         results[1]["run_notes"] = {"errors": 3, "error_types": {"deadline_exceeded": 3}}
         page = report.page(results)
         self.assertIn("&lt;repeat-last&gt;: 0 users without an answer, 3 errors (3 deadline_exceeded)", page)
-        self.assertLess(page.index("3 deadline_exceeded"), page.index("Means over users"))
+        self.assertLess(page.index("3 deadline_exceeded"), page.index("means over users"))
 
     def test_different_protocols_do_not_share_a_table(self):
         results = self.results()
@@ -212,6 +243,15 @@ class CommandLine(Small):
                 self.assertEqual(cli.main(["evaluate", self.at("data"), self.at(f"runs/{name}.run"), "--engine", "plain", "--out", self.at(f"{name}.json")]), 0)
             self.assertEqual(cli.main(["report", self.at("co-occurrence.json"), self.at("popularity.json"), "--out", self.at("r.html")]), 0)
         self.assertTrue(os.path.isfile(self.at("r.html")))
+
+    def test_a_closed_pipe_ends_it_quietly(self):
+        package = os.path.dirname(os.path.dirname(os.path.abspath(cli.__file__)))
+        command = [sys.executable, "-m", "beamline_eval", "evaluate", self.at("data"), self.put("x.run", "1 Q0 d 1 1 t\n"), "--engine", "plain"]
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=package)
+        os.close(write)
+        self.assertEqual((done.returncode, "Traceback" in done.stderr, "Broken" in done.stderr), (141, False, False), done.stderr)
 
     def test_errors_are_one_line(self):
         err = io.StringIO()

@@ -1,8 +1,11 @@
 """The metrics: against values computed by hand, and against ir-measures on random runs."""
 
+import contextlib
+import io
 import math
 import random
 import unittest
+from unittest import mock
 
 from helpers import Folder, needs
 
@@ -96,8 +99,16 @@ class Runs(Folder):
         run = runs.read(path)
         self.assertEqual(run.slates, {"u": ["a", "b"], "v": ["c", "d"]})
         self.assertEqual(run.notes["rank_score_conflicts"], 1)
-        with self.assertRaisesRegex(EvalError, "one rank"):
-            runs.read(self.put("r.run", "u Q0 b 1 0.5 t\nu Q0 a 1 0.4 t\n"))
+
+    def test_where_ranks_say_nothing_scores_decide(self):
+        # BEIR writes rank 0 on every line.
+        run = runs.read(self.put("r.run", "u Q0 a 0 2.5 beir\nu Q0 c 0 3.5 beir\nu Q0 b 0 -1 beir\nv Q0 a 1 0.1 x\nv Q0 b 2 0 x\n"))
+        self.assertEqual(run.slates, {"u": ["c", "a", "b"], "v": ["a", "b"]})
+        self.assertEqual((run.notes["users_ordered_by_score"], run.notes["rank_score_conflicts"]), (1, 0))
+        with self.assertRaisesRegex(EvalError, "share a rank.*share a score.*write ranks"):
+            runs.read(self.put("r.run", "u Q0 b 0 0.5 t\nu Q0 a 0 0.5 t\n"))
+        with self.assertRaisesRegex(EvalError, r"r\.run:1: the score is not a number"):
+            runs.read(self.put("r.run", "u Q0 b 1 nan t\n"))
 
     def test_written_and_read_again(self):
         slates = {"u": ["b", "a"], "v": ["c"]}
@@ -127,6 +138,20 @@ class Runs(Folder):
             self.assertLess(22363 - chosen[-1], 22363 / count + 1)
         self.assertEqual(runs.sample(range(3), None), [0, 1, 2])
         self.assertEqual(runs.sample(range(3), 9), [0, 1, 2])
+
+
+class Engine(unittest.TestCase):
+    def test_without_the_library_every_command_falls_back_and_says_so(self):
+        with mock.patch.object(measures, "installed", lambda: False):
+            err = io.StringIO()
+            with contextlib.redirect_stderr(err):
+                self.assertEqual(measures.engine(), "plain")
+            self.assertIn("ir-measures is not installed", err.getvalue())
+            self.assertEqual(measures.engine("plain"), "plain")
+            with self.assertRaisesRegex(EvalError, "pip install"):
+                measures.per_user({"u": ["a"]}, {}, [1], measures.engine("ir-measures"))
+        with mock.patch.object(measures, "installed", lambda: True):
+            self.assertEqual(measures.engine(), "ir-measures")
 
 
 class Beyond(unittest.TestCase):
@@ -175,6 +200,11 @@ class Evaluate(Folder):
         self.put_lines("a.jsonl", [{"id": "1", "items": [{"item_id": "d"}]}])
         result = evaluate.evaluate(self.at("data"), self.at("a.jsonl"), cut_offs=(1,), sample=1, engine="plain")
         self.assertEqual((result["users"], result["metrics"]["HR@1"], result["sampled"]), (1, 1.0, True))
+
+    def test_without_the_library_it_falls_back(self):
+        with mock.patch.object(measures, "installed", lambda: False), contextlib.redirect_stderr(io.StringIO()):
+            result = evaluate.evaluate(self.at("data"), self.put("x.run", "1 Q0 d 1 1 t\n"), cut_offs=(1,))
+        self.assertEqual((result["computed_by"], result["metrics"]["HR@1"]), ("plain", 1 / 3))
 
     def test_a_run_of_nothing_keeps_its_cut_offs(self):
         result = evaluate.evaluate(self.at("data"), self.put("x.run", ""), cut_offs=(1, 2, 50), engine="plain")

@@ -1,52 +1,14 @@
-"""Sources, splits and prepared folders."""
+"""Splits and prepared folders."""
 
 import json
 import unittest
 
-from helpers import Folder, needs
+from helpers import Folder
 
 from beamline_eval import sources, splits
 from beamline_eval.errors import EvalError
 from beamline_eval.prepare import prepare
 from beamline_eval.prepared import Prepared
-
-
-class Sources(Folder):
-    def test_sequences_with_offset(self):
-        path = self.put("s.txt", "7 1 2 3\n\n8 4\n9\n")
-        self.assertEqual([(u.id, u.items) for u in sources.sequences(path, -1)], [("7", ["0", "1", "2"]), ("8", ["3"])])
-
-    def test_offset_on_names_is_an_error_with_its_line(self):
-        with self.assertRaisesRegex(EvalError, r"s\.txt:2"):
-            sources.sequences(self.put("s.txt", "7 1 2\n8 shoe\n"), 1)
-
-    def test_recbole_sorts_by_time_and_keeps_the_order_of_equal_times(self):
-        path = self.put("m.inter", "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\tb\t5\t20\n1\ta\t2\t10\n2\tz\t5\t1\n1\td\t5\t20\n")
-        self.assertEqual([(u.id, u.items) for u in sources.recbole(path)], [("1", ["a", "b", "d"]), ("2", ["z"])])
-        self.assertEqual([(u.id, u.items) for u in sources.recbole(path, min_rating=3)], [("1", ["b", "d"]), ("2", ["z"])])
-
-    def test_recbole_without_times_is_refused(self):
-        with self.assertRaisesRegex(EvalError, "timestamp"):
-            sources.recbole(self.put("m.inter", "user_id:token\titem_id:token\n1\t2\n"))
-
-    def test_rows_of_both_kinds(self):
-        path = self.put_lines("r.jsonl", [{"user_id": "A", "history": ["1", "2"], "target": "3"}])
-        self.assertEqual((sources.rows(path)[0].items, sources.rows(path)[0].target), (["1", "2"], "3"))
-        path = self.put_lines("w.jsonl", [{"user_id": "A", "items": ["1", "2"]}])
-        self.assertIsNone(sources.rows(path)[0].target)
-
-    @needs("pyarrow")
-    def test_parquet(self):
-        import pyarrow
-        import pyarrow.parquet
-
-        table = pyarrow.table({"who": [1, 1, 2], "what": ["b", "a", "c"], "when": pyarrow.array([20, 10, 5], pyarrow.timestamp("ms", "UTC"))})
-        pyarrow.parquet.write_table(table, self.at("e.parquet"))
-        users = sources.parquet(self.at("e.parquet"), columns=("who", "what", "when"))
-        self.assertEqual([(u.id, u.items) for u in users], [("1", ["a", "b"]), ("2", ["c"])])
-        self.assertEqual(users[0].times, [10_000, 20_000])
-        with self.assertRaises(EvalError):
-            sources.parquet(self.at("e.parquet"))
 
 
 class Splits(unittest.TestCase):
