@@ -1,39 +1,46 @@
 //! What can go wrong in this crate, in words for the person who brought the checkpoint.
+//!
+//! Invariant: a message prints no control character, whatever the names in a file hold.
 
+use std::fmt::{self, Display, Write};
 use std::path::PathBuf;
+
+use crate::escaped::Escaping;
 
 /// Problems that a message names.
 const NAMED: usize = 8;
 
 /// Why a checkpoint cannot be served.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 pub enum ModelError {
     /// A file is missing or unreadable.
-    #[error("cannot read {path}: {source}")]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
     },
+    /// The directory holds the wrong files.
+    Directory(String),
     /// config.json cannot be understood or asks for something this build cannot do.
-    #[error("config.json: {0}")]
     Config(String),
     /// A safetensors file or its index is damaged.
-    #[error("{file}: {reason}")]
     Tensors {
         /// File name within the checkpoint.
         file: String,
         /// What is wrong with it.
         reason: String,
     },
+    /// A file is another one than when it was opened.
+    Changed {
+        /// File name within the checkpoint.
+        file: String,
+        /// How that was noticed.
+        reason: String,
+    },
     /// The tensors do not fit the configuration. Holds every tensor that is wrong; the message names the first few.
-    #[error("the tensors do not fit config.json: {}", first_few(.0))]
     Mismatch(Vec<String>),
     /// A weight is NaN or infinite.
-    #[error(
-        "tensor {name} holds NaN or infinity: {count} of its values are not finite, the first at index {first}"
-    )]
     NotFinite {
         /// Tensor.
         name: String,
@@ -42,19 +49,54 @@ pub enum ModelError {
         /// Flat index of the first one.
         first: usize,
     },
+    /// Weights hold nothing but zeros, though a trained model has none such. Names them.
+    Zeros(Vec<String>),
     /// tokenizer.json is damaged.
-    #[error("tokenizer.json: {0}")]
     Tokenizer(String),
     /// The convention is malformed or does not fit the tokenizer.
-    #[error("convention: {0}")]
     Convention(String),
     /// The page pool or a workspace cannot be had.
-    #[error("limits: {0}")]
     Limit(String),
     /// A tensor operation failed that validation should have made impossible.
-    #[error("internal: {0}. This is a bug.")]
     Internal(String),
 }
+
+impl Display for ModelError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = Escaping(formatter);
+        match self {
+            Self::Read { path, source } => write!(out, "cannot read {}: {source}", path.display()),
+            Self::Directory(reason) => write!(out, "{reason}"),
+            Self::Config(reason) => write!(out, "config.json: {reason}"),
+            Self::Tensors { file, reason } => write!(out, "{file}: {reason}"),
+            Self::Changed { file, reason } => {
+                write!(
+                    out,
+                    "{file} changed while it was loaded: {reason}; write a checkpoint beside the old one and load it when it is whole"
+                )
+            }
+            Self::Mismatch(problems) => {
+                write!(out, "the tensors do not fit config.json: {}", first_few(problems))
+            }
+            Self::NotFinite { name, count, first } => write!(
+                out,
+                "tensor {name} holds NaN or infinity: {count} of its values are not finite, the first at index {first}"
+            ),
+            Self::Zeros(names) => write!(
+                out,
+                "tensors hold nothing but zeros, as after a copy that was interrupted: {}; copy the weights again",
+                first_few(names)
+            ),
+            Self::Tokenizer(reason) => write!(out, "tokenizer.json: {reason}"),
+            Self::Convention(reason) => write!(out, "convention: {reason}"),
+            Self::Limit(reason) => write!(out, "limits: {reason}"),
+            Self::Internal(reason) => write!(out, "internal: {reason}. This is a bug."),
+        }
+    }
+}
+
+/// The message of the system is part of the text: whoever prints a chain of causes would print it twice.
+impl std::error::Error for ModelError {}
 
 /// One wrong size in config.json makes every tensor wrong; a message of all of them hides what it says.
 fn first_few(problems: &[String]) -> String {

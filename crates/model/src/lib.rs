@@ -25,6 +25,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod decode;
 pub mod error;
+pub mod escaped;
 pub mod executor;
 pub mod families;
 pub mod step;

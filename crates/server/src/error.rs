@@ -333,8 +333,10 @@ impl Error {
         let why = match error {
             LoadError::Model { source, .. } => match source {
                 ModelError::Read { .. } => Refused::Unreadable,
-                ModelError::Tensors { .. } => Refused::Damaged,
-                ModelError::Config(_) => Refused::Unsupported,
+                ModelError::Tensors { .. } | ModelError::Changed { .. } | ModelError::Zeros(_) => {
+                    Refused::Damaged
+                }
+                ModelError::Config(_) | ModelError::Directory(_) => Refused::Unsupported,
                 ModelError::Mismatch(_) => Refused::Mismatch,
                 ModelError::NotFinite { .. } => Refused::NotFinite,
                 ModelError::Tokenizer(_) | ModelError::Convention(_) => Refused::Convention,

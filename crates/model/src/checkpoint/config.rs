@@ -6,7 +6,10 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::note::Note;
+use super::{Described, Expected};
 use crate::error::ModelError;
+use crate::families::qwen::expected_tensors;
 
 /// Largest value accepted for any size, so that products of sizes cannot overflow.
 const MAX_SIZE: usize = 1 << 24;
@@ -142,6 +145,17 @@ struct Raw {
     #[serde(default)]
     layer_types: Option<Vec<String>>,
     quantization_config: Option<Value>,
+}
+
+impl Described for Config {
+    fn read(json: &str, _notes: &mut Vec<Note>) -> Result<Self, ModelError> {
+        Self::parse(json)
+    }
+
+    fn expected(&self) -> Expected {
+        let optional = if self.tied_head { vec!["lm_head.weight"] } else { Vec::new() };
+        Expected { shapes: expected_tensors(self), optional }
+    }
 }
 
 impl Config {

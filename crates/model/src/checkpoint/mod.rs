@@ -16,11 +16,14 @@
 
 pub mod config;
 pub mod digest;
+pub mod note;
 pub mod tensors;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use config::Config;
+use note::Note;
 use tensors::Tensors;
 
 use crate::error::ModelError;
@@ -28,6 +31,44 @@ use crate::families::qwen::expected_tensors;
 
 /// Most bytes of a JSON file of a checkpoint; the largest real tokenizers are a tenth of this.
 const MAX_JSON_BYTES: u64 = 256 << 20;
+
+/// What a family makes of its config.json.
+pub trait Described: Sized {
+    /// Reads config.json, and notes what its author should know.
+    ///
+    /// # Errors
+    ///
+    /// When a field is missing, contradictory or unknown, or asks for what is not implemented; the message names all.
+    fn read(json: &str, notes: &mut Vec<Note>) -> Result<Self, ModelError>;
+
+    /// The tensors that a checkpoint must and may have.
+    fn expected(&self) -> Expected;
+}
+
+/// The tensors of a checkpoint.
+#[derive(Clone, Debug, Default)]
+pub struct Expected {
+    /// Names and shapes of those it must have.
+    pub shapes: BTreeMap<String, Vec<usize>>,
+    /// Names of those it may have.
+    pub optional: Vec<&'static str>,
+}
+
+/// All that was found in a checkpoint's directory: what could be read of it, what is wrong with it, and what is
+/// noteworthy. `serve` needs that nothing is wrong; `inspect` prints all.
+#[derive(Debug)]
+pub struct Examined<C = Config> {
+    /// The parsed config.json.
+    pub config: Option<C>,
+    /// The weights.
+    pub tensors: Option<Tensors>,
+    /// sha256 in hexadecimal over config.json, tokenizer.json and every weight file.
+    pub digest: Option<String>,
+    /// Why it cannot be served.
+    pub problems: Vec<ModelError>,
+    /// What its author should know.
+    pub notes: Vec<Note>,
+}
 
 /// An opened checkpoint: parsed, checked for damage, not yet built. The type of its configuration is that of its
 /// family; a decoder's unless another is named.
@@ -37,6 +78,7 @@ pub struct Checkpoint<C = Config> {
     config: C,
     tensors: Tensors,
     digest: String,
+    notes: Vec<Note>,
 }
 
 impl Checkpoint {
@@ -46,7 +88,7 @@ impl Checkpoint {
     ///
     /// When a file is missing, damaged, or config.json names an architecture this build does not know.
     pub fn open(directory: &Path) -> Result<Self, ModelError> {
-        Self::open_as(directory, Config::parse)
+        Self::open_as(directory)
     }
 
     /// A decoder of this config.json without weights: whoever runs it makes them up. For timing a shape whose checkpoint is not at
@@ -59,9 +101,10 @@ impl Checkpoint {
         let directory = config.parent().unwrap_or(Path::new(""));
         let name = config.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let digest = digest::of_files(directory, &[name])?;
-        let config = Config::parse(&read_json(config)?)?;
+        let mut notes = Vec::new();
+        let config = Config::read(&read_json(config)?, &mut notes)?;
         let tensors = Tensors::shapes_only(expected_tensors(&config));
-        Ok(Self { directory: directory.to_owned(), config, tensors, digest })
+        Ok(Self { directory: directory.to_owned(), config, tensors, digest, notes })
     }
 
     /// Whether there are weights.
@@ -70,24 +113,45 @@ impl Checkpoint {
     }
 }
 
-impl<C> Checkpoint<C> {
-    /// Opens a directory whose config.json `parse` understands.
+impl<C: Described> Checkpoint<C> {
+    /// Looks at all of a directory, and goes on after a problem with what does not depend on it.
+    pub fn examine(directory: &Path) -> Examined<C> {
+        let (mut problems, mut notes) = (Vec::new(), Vec::new());
+        let text = read_json(&directory.join("config.json"));
+        let config = text.and_then(|text| C::read(&text, &mut notes));
+        let config = config.map_err(|error| problems.push(error)).ok();
+        let tensors = Tensors::open(directory).map_err(|error| problems.push(error)).ok();
+        if let (Some(config), Some(tensors)) = (&config, &tensors) {
+            let Expected { shapes, optional } = config.expected();
+            problems.extend(tensors.check(&shapes, &optional).err());
+        }
+        let digest = tensors.as_ref().and_then(|tensors| {
+            let mut files = vec!["config.json".to_owned(), "tokenizer.json".to_owned()];
+            files.extend(tensors.files().iter().cloned());
+            digest::of_files(directory, &files).map_err(|error| problems.push(error)).ok()
+        });
+        Examined { config, tensors, digest, problems, notes }
+    }
+
+    /// Opens a directory whose config.json is of this family.
     ///
     /// # Errors
     ///
-    /// When a file is missing or damaged, or what `parse` says of config.json.
-    pub fn open_as(
-        directory: &Path,
-        parse: impl FnOnce(&str) -> Result<C, ModelError>,
-    ) -> Result<Self, ModelError> {
-        let config = parse(&read_json(&directory.join("config.json"))?)?;
-        let tensors = Tensors::open(directory)?;
-        let mut files = vec!["config.json".to_owned(), "tokenizer.json".to_owned()];
-        files.extend(tensors.files().iter().cloned());
-        let digest = digest::of_files(directory, &files)?;
-        Ok(Self { directory: directory.to_owned(), config, tensors, digest })
+    /// The first of what is wrong with it.
+    pub fn open_as(directory: &Path) -> Result<Self, ModelError> {
+        let Examined { config, tensors, digest, problems, notes } = Self::examine(directory);
+        match (config, tensors, digest, problems.into_iter().next()) {
+            (Some(config), Some(tensors), Some(digest), None) => {
+                Ok(Self { directory: directory.to_owned(), config, tensors, digest, notes })
+            }
+            (.., problem) => Err(problem.unwrap_or_else(|| {
+                ModelError::Internal("a checkpoint without a problem has no parts".into())
+            })),
+        }
     }
+}
 
+impl<C> Checkpoint<C> {
     /// The directory it was opened from.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -106,6 +170,11 @@ impl<C> Checkpoint<C> {
     /// sha256 in hexadecimal over config.json, tokenizer.json and every weight file.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// What its author should know.
+    pub fn notes(&self) -> &[Note] {
+        &self.notes
     }
 }
 

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use beamline_catalog::{SidPart, SymbolTable};
 use tokenizers::Tokenizer;
 
+use crate::checkpoint::note::Note;
 use crate::checkpoint::read_json;
 use crate::decode::Step;
 use crate::error::ModelError;
@@ -33,6 +34,7 @@ pub struct Convention {
     end: Option<u32>,
     steps: Arc<[Step]>,
     parts: Option<Parts>,
+    notes: Vec<Note>,
 }
 
 #[derive(Debug)]
@@ -94,7 +96,16 @@ impl Convention {
         }
         let levels = (0..format.levels).map(|level| bind_level(&format, &tokenizer, level, vocab_size));
         let levels = levels.collect::<Result<Vec<_>, _>>()?;
-        let mut convention = Self { format, tokenizer, levels, begin, end, steps: steps.into(), parts: None };
+        let mut convention = Self {
+            format,
+            tokenizer,
+            levels,
+            begin,
+            end,
+            steps: steps.into(),
+            parts: None,
+            notes: Vec::new(),
+        };
         convention.parts = convention.find_parts()?;
         Ok(convention)
     }
@@ -102,6 +113,11 @@ impl Convention {
     /// The format it was bound from.
     pub fn format(&self) -> &Format {
         &self.format
+    }
+
+    /// What its author should know.
+    pub fn notes(&self) -> &[Note] {
+        &self.notes
     }
 
     /// What is generated for one item.

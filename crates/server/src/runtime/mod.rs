@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 
 use beamline_catalog::{Catalog, CatalogError, CatalogLimits, SymbolTable};
 use beamline_model::checkpoint::Checkpoint;
+use beamline_model::checkpoint::note::Note;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
 use beamline_model::cpu::Cpu;
@@ -237,6 +238,7 @@ impl Opened {
         if files.random_weights.is_some() {
             warn!("the weights are made up: times are to be believed, answers are not");
         }
+        checkpoint.notes().iter().for_each(|note| warn!("{note}"));
         info!(
             architecture = checkpoint.architecture(),
             parameters = checkpoint.parameters(),
@@ -352,6 +354,13 @@ impl AnyCheckpoint {
         match self {
             Self::Decoder(checkpoint) => checkpoint.tensors().parameters(),
             Self::Hstu(checkpoint) => checkpoint.tensors().parameters(),
+        }
+    }
+
+    fn notes(&self) -> &[Note] {
+        match self {
+            Self::Decoder(checkpoint) => checkpoint.notes(),
+            Self::Hstu(checkpoint) => checkpoint.notes(),
         }
     }
 
@@ -498,6 +507,7 @@ fn decoder(
     };
     let start = Instant::now();
     let convention = Convention::bind(format, &files.checkpoint, config.vocab_size).map_err(blame)?;
+    convention.notes().iter().for_each(|note| warn!("{note}"));
     info!(
         levels = convention.format().levels,
         generated_steps = steps,

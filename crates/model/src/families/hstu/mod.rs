@@ -69,7 +69,9 @@ use self::retrieval::{ItemTable, Retrieval, TokenHead};
 use self::stack::{Stack, Workspace};
 use crate::batch::{BranchRows, ContextRows};
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::note::Note;
 use crate::checkpoint::tensors::Tensors;
+use crate::checkpoint::{Described, Expected};
 use crate::cpu::Cpu;
 use crate::cpu::linear::{Linear, WeightFormat};
 use crate::cpu::mask::Mask;
@@ -191,7 +193,7 @@ impl Hstu {
     ///
     /// As [`Checkpoint::open_as`] and [`HstuConfig::parse`].
     pub fn open(directory: &std::path::Path) -> Result<Checkpoint<HstuConfig>, ModelError> {
-        Checkpoint::open_as(directory, HstuConfig::parse)
+        Checkpoint::open_as(directory)
     }
 
     /// Checks every tensor of the checkpoint and packs the weights. Embedding tables stay in single precision in every format;
@@ -394,6 +396,16 @@ impl Hstu {
 /// The context of a request, as the layers see it.
 pub(crate) fn context_of(request: &Prepared) -> ContextOf<'_> {
     ContextOf { len: request.context_len(), times: request.times() }
+}
+
+impl Described for HstuConfig {
+    fn read(json: &str, _notes: &mut Vec<Note>) -> Result<Self, ModelError> {
+        Self::parse(json)
+    }
+
+    fn expected(&self) -> Expected {
+        Expected { shapes: expected_tensors(self), optional: optional_tensors(self) }
+    }
 }
 
 impl HstuConfig {

@@ -75,7 +75,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if text.as_deref().is_some_and(HstuConfig::is_hstu) {
         let config = text.and_then(|text| hstu::config(&text, &mut findings));
         weights(&files, config.as_ref().map(hstu::tensors), args.tensors, &mut findings);
-        let digest = Checkpoint::open_as(&files.checkpoint, HstuConfig::parse);
+        let digest = Checkpoint::<HstuConfig>::open_as(&files.checkpoint);
         sha256(digest.as_ref().ok().map(Checkpoint::digest), &mut findings);
         let symbols = config.as_ref().map(crate::service::HstuSymbols::of);
         catalog(&files, symbols.as_ref().map(|symbols| symbols as &dyn SymbolTable), &mut findings);
