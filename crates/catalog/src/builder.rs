@@ -66,7 +66,9 @@ impl<'a> CatalogBuilder<'a> {
         }
         if let Err(problem) = record.and_then(|record| self.add(place, &record)) {
             if self.bad.len() < self.limits.max_listed_problems {
-                self.bad.push(BadRecord { place, problem });
+                self.bad.push(BadRecord { place, problem, alike: 0 });
+            } else if let Some(same) = self.bad.iter_mut().find(|bad| bad.problem == problem) {
+                same.alike += 1;
             } else {
                 self.num_bad_unlisted += 1;
             }

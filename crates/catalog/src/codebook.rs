@@ -74,7 +74,8 @@ impl LevelBuilder {
             return Ok(symbol);
         }
         let Some(symbol) = table.symbol(level, part) else {
-            return Err(RecordProblem::UnknownCode { level, part: part.clone() });
+            let advice = table.advice(level, part);
+            return Err(RecordProblem::UnknownCode { level, part: part.clone(), advice });
         };
         if let Some(other) = self.parts.get(&symbol) {
             return Err(RecordProblem::AmbiguousCode {

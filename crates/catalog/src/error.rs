@@ -21,9 +21,23 @@ pub enum CatalogError {
         /// What the operating system said.
         source: io::Error,
     },
-    /// The file name does not end in `.jsonl` or `.parquet`.
-    #[error("{}: not a known catalog format; name the file .jsonl or .parquet", .0.display())]
+    /// The file name does not end in a known way.
+    #[error(
+        "{}: not a known catalog format. Name the file .jsonl (an object per line), .parquet, or .json (one object from \
+         item id to list of codes). Write a CSV table as .parquet, or as an object per line", .0.display()
+    )]
     UnknownFormat(PathBuf),
+    /// The text is in another encoding.
+    #[error("{}this is UTF-16 text; save it as UTF-8", named(.0))]
+    Utf16(PathBuf),
+    /// The object of items and codes is no JSON, or no object.
+    #[error("{}: {message}", path.display())]
+    Index {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
     /// The Parquet file is damaged or uses an unsupported feature.
     #[error("{}: cannot decode Parquet after {rows_read} rows: {message}", path.display())]
     Parquet {
@@ -71,6 +85,8 @@ pub struct BadRecord {
     pub place: Place,
     /// What is wrong with it.
     pub problem: RecordProblem,
+    /// How many records with the very same problem are not listed.
+    pub alike: u64,
 }
 
 /// What is wrong with one record.
@@ -89,6 +105,12 @@ pub enum RecordProblem {
     /// A required field is absent or null.
     #[error("field `{0}` is missing")]
     MissingField(&'static str),
+    /// The item id is of a type that no id has.
+    #[error("`item_id`: {got}")]
+    BadItemId {
+        /// What it is.
+        got: String,
+    },
     /// A field holds a value of the wrong type.
     #[error("field `{field}` must be {expected}, got {got}")]
     WrongType {
@@ -150,12 +172,14 @@ pub enum RecordProblem {
         expected: &'static str,
     },
     /// The symbol table does not know the part.
-    #[error("`sid` level {level}: unknown code {part}")]
+    #[error("`sid` level {level}: unknown code {part}{}", advise(advice))]
     UnknownCode {
         /// The level, counted from 0.
         level: usize,
         /// The part.
         part: SidPart,
+        /// What to write instead, if the symbol table can tell.
+        advice: Option<String>,
     },
     /// The symbol table gives two different parts of a level the same symbol, so their items would be confused.
     #[error("`sid` level {level}: {part} and {other} mean the same symbol {symbol}")]
@@ -190,12 +214,7 @@ pub struct Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = match self.unit {
-            RecordUnit::Line => "line",
-            RecordUnit::Row => "row",
-            RecordUnit::Record => "record",
-        };
-        write!(f, "{unit} {}", self.number)
+        write!(f, "{} {}", self.unit.name(), self.number)
     }
 }
 
@@ -206,21 +225,70 @@ pub enum RecordUnit {
     Line,
     /// Rows of a Parquet file.
     Row,
-    /// Elements of a sequence in memory.
+    /// Elements of a sequence in memory, or entries of an object.
     Record,
 }
 
+impl RecordUnit {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Line => "line",
+            Self::Row => "row",
+            Self::Record => "record",
+        }
+    }
+}
+
+/// Numbers of records with the same problem that a message names.
+const NAMED: usize = 5;
+
+/// All problems, each once, with the places where it was found.
 fn describe(listed: &[BadRecord], omitted: u64) -> String {
     use fmt::Write;
 
-    let total = listed.len() as u64 + omitted;
+    let alike: u64 = listed.iter().map(|bad| bad.alike).sum();
+    let total = listed.len() as u64 + alike + omitted;
     let mut text = format!("{total} bad record{}", if total == 1 { "" } else { "s" });
-    for BadRecord { place, problem } in listed {
+    let mut groups: Vec<(&RecordProblem, Vec<Place>, u64)> = Vec::new();
+    for BadRecord { place, problem, alike } in listed {
+        match groups.iter_mut().find(|(known, ..)| *known == problem) {
+            Some((_, places, more)) => {
+                places.push(*place);
+                *more += alike;
+            }
+            None => groups.push((problem, vec![*place], *alike)),
+        }
+    }
+    for (problem, places, more) in groups {
         // Writing to a String cannot fail.
-        let _ = write!(text, "\n  {place}: {problem}");
+        let _ = write!(text, "\n  {}: {problem}", describe_places(&places, more));
     }
     if omitted > 0 {
-        let _ = write!(text, "\n  and {omitted} more");
+        let _ = write!(text, "\n  and {omitted} more with other problems");
     }
     text
+}
+
+/// `line 7`, or `lines 7, 8, 9, 10, 11 and 195 more`.
+fn describe_places(places: &[Place], more: u64) -> String {
+    let [first, rest @ ..] = places else { return String::new() };
+    if rest.is_empty() && more == 0 {
+        return first.to_string();
+    }
+    let numbers: Vec<String> = places.iter().take(NAMED).map(|place| place.number.to_string()).collect();
+    let unnamed = places.len().saturating_sub(NAMED) as u64 + more;
+    let unit = first.unit.name();
+    match unnamed {
+        0 => format!("{unit}s {}", numbers.join(", ")),
+        _ => format!("{unit}s {} and {unnamed} more", numbers.join(", ")),
+    }
+}
+
+fn advise(advice: &Option<String>) -> String {
+    advice.as_ref().map(|advice| format!("; {advice}")).unwrap_or_default()
+}
+
+/// A path before a message; nothing for a text that is in memory.
+fn named(path: &std::path::Path) -> String {
+    if path.as_os_str().is_empty() { String::new() } else { format!("{}: ", path.display()) }
 }

@@ -22,7 +22,8 @@ pub struct CatalogLimits {
     /// How many bad records an error lists before it only counts them. Default 20.
     pub max_listed_problems: usize,
     /// Memory for remembered combinations of tag requirements, see [`Catalog::filter`](crate::Catalog::filter).
-    /// One combination takes about `(items + leaves) / 8` bytes; the newest is kept whatever its size. Default 64 MiB.
+    /// One combination takes about `(items + leaves) / 8` bytes; one that is larger than all of this is computed for every
+    /// request. Default 64 MiB.
     pub tag_filter_cache_bytes: usize,
 }
 

@@ -21,6 +21,13 @@ pub trait SymbolTable {
 
     /// The symbol of `part` at `level` (counted from 0), or `None` if the level has no such part.
     fn symbol(&self, level: usize, part: &SidPart) -> Option<u32>;
+
+    /// What to write instead of a part that the level does not have, as the end of an error message.
+    fn advice(&self, level: usize, part: &SidPart) -> Option<String> {
+        let _ = level;
+        let SidPart::Token(text) = part else { return None };
+        text.parse::<u32>().ok().map(|code| format!("it is text: write the code as an integer, {code}"))
+    }
 }
 
 /// Symbols taken from the catalog itself: a code is its own symbol; the token strings of a level are numbered in

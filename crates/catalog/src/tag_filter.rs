@@ -1,17 +1,20 @@
 //! Items and leaves that meet a combination of tag requirements, remembered between requests.
 //!
 //! A combination is computed by one pass over the items (tens of milliseconds for 20 million), and a deployment uses
-//! few: "in stock in this country". The results are kept in a list ordered by last use, bounded by memory, and handed
-//! out by reference count, so that dropping one never disturbs a request.
+//! few: "in stock in this country". The results are kept by last use, bounded by memory, and handed out by reference
+//! count, so that dropping one never disturbs a request.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
 
 use crate::rank_bits::{BitsBuilder, RankBits};
 use crate::tags::TagTable;
 use crate::trie::Leaf;
 
 /// A combination of tag requirements: tag numbers, sorted, without repetitions.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TagRule {
     require: Vec<u32>,
     forbid: Vec<u32>,
@@ -28,6 +31,10 @@ impl TagRule {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.require.is_empty() && self.forbid.is_empty()
+    }
+
+    fn memory_bytes(&self) -> usize {
+        (self.require.len() + self.forbid.len()) * size_of::<u32>()
     }
 }
 
@@ -56,23 +63,28 @@ impl TagSelection {
     }
 }
 
-/// Selections by rule, the most recently used first.
+/// Selections by rule, bounded by their memory.
 #[derive(Debug)]
 pub(crate) struct TagFilterCache {
-    entries: Mutex<Vec<(TagRule, Arc<TagSelection>)>>,
-    capacity_bytes: usize,
+    selections: Cache<TagRule, Arc<TagSelection>>,
 }
-
-/// Keeps a search of the cache short even when selections are tiny.
-const MAX_ENTRIES: usize = 64;
 
 impl TagFilterCache {
     pub(crate) fn new(capacity_bytes: usize) -> Self {
-        Self { entries: Mutex::new(Vec::new()), capacity_bytes }
+        let bytes = |rule: &TagRule, selection: &Arc<TagSelection>| {
+            u32::try_from(rule.memory_bytes() + selection.memory_bytes()).unwrap_or(u32::MAX)
+        };
+        let selections = Cache::builder()
+            .max_capacity(capacity_bytes as u64)
+            .weigher(bytes)
+            // Plain LRU: a rule that is asked for the first time is kept, however popular the others are.
+            .eviction_policy(EvictionPolicy::lru())
+            .build();
+        Self { selections }
     }
 
-    /// What meets `rule`, computed unless remembered. Nothing waits for the computation: two requests that bring the
-    /// same new rule at once may both compute it.
+    /// What meets `rule`, computed unless remembered. Requests that bring the same new rule at once wait for one
+    /// computation; nothing else waits for it.
     pub(crate) fn get(
         &self,
         rule: TagRule,
@@ -80,76 +92,103 @@ impl TagFilterCache {
         leaf_of: &[Leaf],
         num_leaves: u32,
     ) -> Arc<TagSelection> {
-        if let Some(known) = self.recall(&rule) {
+        let compute = |rule: &TagRule| Arc::new(TagSelection::compute(rule, tags, leaf_of, num_leaves));
+        if let Some(known) = self.selections.get(&rule) {
             return known;
         }
-        let selection = Arc::new(TagSelection::compute(&rule, tags, leaf_of, num_leaves));
-        self.remember(rule, Arc::clone(&selection));
-        selection
-    }
-
-    fn recall(&self, rule: &TagRule) -> Option<Arc<TagSelection>> {
-        let mut entries = self.lock();
-        let position = entries.iter().position(|(known, _)| known == rule)?;
-        entries[..=position].rotate_right(1);
-        Some(Arc::clone(&entries[0].1))
-    }
-
-    fn remember(&self, rule: TagRule, selection: Arc<TagSelection>) {
-        let mut entries = self.lock();
-        entries.retain(|(known, _)| *known != rule);
-        entries.insert(0, (rule, selection));
-        let mut bytes = 0;
-        let fitting = entries.iter().take_while(|(_, selection)| {
-            bytes += selection.memory_bytes();
-            bytes <= self.capacity_bytes
-        });
-        let keep = fitting.count().clamp(1, MAX_ENTRIES);
-        entries.truncate(keep);
+        self.selections.get_with_by_ref(&rule, || compute(&rule))
     }
 
     /// Bytes of the selections remembered now.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.lock().iter().map(|(_, selection)| selection.memory_bytes()).sum()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(TagRule, Arc<TagSelection>)>> {
-        // No operation leaves the list half changed, so a panic elsewhere does not spoil it.
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.selections.run_pending_tasks();
+        usize::try_from(self.selections.weighted_size()).unwrap_or(usize::MAX)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+
     use super::*;
     use crate::tags::TagTableBuilder;
 
+    /// Six items, each with a tag of its own, on three leaves.
+    struct World {
+        tags: TagTable,
+        leaf_of: Vec<Leaf>,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let names: Vec<String> = (0..6).map(|i| format!("tag {i}")).collect();
+            let mut builder = TagTableBuilder::default();
+            names.iter().for_each(|name| builder.push(&[name]));
+            Self { tags: builder.finish(), leaf_of: (0..6).map(|i| Leaf(i / 2)).collect() }
+        }
+
+        fn get(&self, cache: &TagFilterCache, tag: u32) -> Arc<TagSelection> {
+            let selection = cache.get(TagRule::new(vec![tag, tag], vec![]), &self.tags, &self.leaf_of, 3);
+            cache.selections.run_pending_tasks();
+            selection
+        }
+
+        fn bytes_of_one(&self) -> usize {
+            let cache = TagFilterCache::new(usize::MAX);
+            self.get(&cache, 0);
+            cache.memory_bytes()
+        }
+    }
+
     #[test]
-    fn remembers_the_recently_used_within_its_memory() {
-        let names: Vec<String> = (0..6).map(|i| format!("tag {i}")).collect();
-        let mut builder = TagTableBuilder::default();
-        names.iter().for_each(|name| builder.push(&[name]));
-        let tags = builder.finish();
-        let leaf_of: Vec<Leaf> = (0..6).map(|i| Leaf(i / 2)).collect();
-        let rule = |tag| TagRule::new(vec![tag, tag], vec![]);
-
-        let cache = TagFilterCache::new(usize::MAX);
-        let get = |cache: &TagFilterCache, tag| cache.get(rule(tag), &tags, &leaf_of, 3);
-        let first = get(&cache, 3);
+    fn a_rule_is_computed_once_and_right() {
+        let (world, cache) = (World::new(), TagFilterCache::new(usize::MAX));
+        let first = world.get(&cache, 3);
         assert!(first.items.iter().eq([3]) && first.leaves.iter().eq([1]));
-        assert!(Arc::ptr_eq(&first, &get(&cache, 3)));
+        assert!(Arc::ptr_eq(&first, &world.get(&cache, 3)));
+    }
 
-        let two = TagFilterCache::new(first.memory_bytes() * 2);
-        let a = get(&two, 0);
-        get(&two, 1);
-        assert!(Arc::ptr_eq(&a, &get(&two, 0)), "used again, so the other goes first");
-        get(&two, 2);
-        assert!(Arc::ptr_eq(&a, &get(&two, 0)));
-        assert_eq!(two.lock().len(), 2);
+    #[test]
+    fn memory_is_bounded_and_the_recently_used_stay() {
+        let world = World::new();
+        let two = TagFilterCache::new(world.bytes_of_one() * 2);
+        let a = world.get(&two, 0);
+        world.get(&two, 1);
+        assert!(Arc::ptr_eq(&a, &world.get(&two, 0)), "used again, so the other goes first");
+        world.get(&two, 2);
+        assert!(Arc::ptr_eq(&a, &world.get(&two, 0)));
+        assert_eq!(two.memory_bytes(), world.bytes_of_one() * 2);
+    }
 
-        let none = TagFilterCache::new(0);
-        get(&none, 0);
-        get(&none, 1);
-        assert_eq!(none.lock().len(), 1, "the newest is always kept");
+    #[test]
+    fn what_does_not_fit_is_answered_and_not_kept() {
+        let (world, none) = (World::new(), TagFilterCache::new(0));
+        assert!(world.get(&none, 5).items.iter().eq([5]));
+        assert!(world.get(&none, 5).items.iter().eq([5]));
+        assert_eq!(none.memory_bytes(), 0);
+    }
+
+    #[test]
+    fn a_selection_that_was_dropped_still_serves_its_request() {
+        let world = World::new();
+        let one = TagFilterCache::new(world.bytes_of_one());
+        let held = world.get(&one, 0);
+        world.get(&one, 1);
+        assert!(!Arc::ptr_eq(&held, &world.get(&one, 0)), "it was dropped and computed again");
+        assert!(held.items.iter().eq([0]));
+    }
+
+    #[test]
+    fn requests_that_bring_the_same_new_rule_at_once_share_one_computation() {
+        let (world, cache, together) = (World::new(), TagFilterCache::new(usize::MAX), Barrier::new(8));
+        let ask = || {
+            together.wait();
+            cache.get(TagRule::new(vec![2], vec![4]), &world.tags, &world.leaf_of, 3)
+        };
+        let answers: Vec<_> = std::thread::scope(|scope| {
+            let asked: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
+            asked.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(answers.iter().all(|answer| Arc::ptr_eq(answer, &answers[0])));
     }
 }

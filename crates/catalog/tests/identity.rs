@@ -93,7 +93,7 @@ fn a_table_that_confuses_codes_is_refused() {
     assert_eq!(problem(&[coded("a", &[1])]), RecordProblem::WrongDepth { expected: 2, got: 1 });
     assert_eq!(
         problem(&[coded("a", &[1, 10])]),
-        RecordProblem::UnknownCode { level: 1, part: SidPart::Code(10) }
+        RecordProblem::UnknownCode { level: 1, part: SidPart::Code(10), advice: None }
     );
 }
 
@@ -108,7 +108,7 @@ proptest! {
         let error = Catalog::from_records(records, &Reversed, &CatalogLimits::default());
         let Err(CatalogError::BadRecords { listed, omitted: 0 }) = error else { panic!("{error:?}") };
         let problem = RecordProblem::DuplicateItemId { item_id: first.to_string(), first: place(first) };
-        prop_assert_eq!(listed, [BadRecord { place: place(second), problem }]);
+        prop_assert_eq!(listed, [BadRecord { place: place(second), problem, alike: 0 }]);
     }
 }
 

@@ -87,7 +87,8 @@ fn says_what_is_wrong_with_a_line() {
     for (line, expected) in [
         (r#"{"item_id": "a", "sid": [1, 2]"#, "EOF while parsing an object (column 30)"),
         (r#"["a", [1, 2], [], null]"#, "expected a JSON object"),
-        (r#"{"item_id": 5, "sid": [1, 2]}"#, "invalid type: integer `5`, expected `item_id` to be a string"),
+        (r#"{"item_id": 5.0, "sid": [1, 2]}"#, "5.0 is a float, expected an id: text, or an integer"),
+        (r#"{"item_id": true, "sid": [1, 2]}"#, "invalid type: boolean `true`, expected an id"),
         (r#"{"item_id": "a", "sid": [1, 2.5]}"#, "invalid type: floating point `2.5`, expected a SID part"),
         (r#"{"item_id": "a", "sid": [1, -2]}"#, "invalid value: integer `-2`, expected a SID part"),
         (r#"{"item_id": "a", "sid": 7}"#, "invalid type: integer `7`, expected a sequence"),
@@ -118,6 +119,63 @@ fn unknown_codes_are_named_with_their_level() {
     let error =
         Catalog::read_path(&file.path, &WrittenSymbols::codes(), &CatalogLimits::default()).unwrap_err();
     assert_eq!(error.to_string(), "1 bad record\n  line 1: `sid` level 0: unknown code \"<a_1>\"");
+}
+
+#[test]
+fn a_code_in_quotation_marks_is_told_what_it_should_be() {
+    let file = file("catalog.jsonl", "{\"item_id\": \"a\", \"sid\": [\"6\"]}\n");
+    let error =
+        Catalog::read_path(&file.path, &WrittenSymbols::codes(), &CatalogLimits::default()).unwrap_err();
+    assert!(error.to_string().ends_with("it is text: write the code as an integer, 6"), "{error}");
+}
+
+#[test]
+fn an_integer_id_is_its_decimal_text() {
+    let catalog = read("{\"item_id\": 5, \"sid\": [1]}\n{\"item_id\": -7, \"sid\": [1]}\n").unwrap();
+    assert_eq!((catalog.item("5"), catalog.item("-7")), (Some(ItemIndex(0)), Some(ItemIndex(1))));
+    let twice = problems("{\"item_id\": 5, \"sid\": [1]}\n{\"item_id\": \"5\", \"sid\": [1]}\n");
+    assert!(matches!(&twice[..], [(2, RecordProblem::DuplicateItemId { .. })]), "{twice:?}");
+}
+
+#[test]
+fn utf_16_is_named() {
+    let text: Vec<u8> = "\u{feff}{}\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let error = read(text).unwrap_err();
+    assert!(matches!(error, CatalogError::Utf16(_)));
+    assert!(error.to_string().ends_with("save it as UTF-8"), "{error}");
+}
+
+fn read_index(text: &str) -> Result<Catalog, CatalogError> {
+    let (file, limits) = (file("items.index.json", text), CatalogLimits::default());
+    let symbols = WrittenSymbols::scan_path(&file.path, &limits)?;
+    Catalog::read_path(&file.path, &symbols, &limits)
+}
+
+#[test]
+fn an_object_of_items_and_codes_is_a_catalog() {
+    let catalog = read_index(concat!(
+        "\u{feff}{\"0\": [\"<a_9>\", \"<b_2>\"],\r\n",
+        "\"1\": [\"<a_15>\", \"<b_11>\"], \"2\": [\"<a_15>\", \"<b_11>\"]}\n",
+    ))
+    .unwrap();
+    assert_eq!((catalog.num_items(), catalog.num_leaves(), catalog.depth()), (3, 2, 2));
+    let sid = catalog.sid_parts(catalog.leaf_of(catalog.item("0").unwrap()));
+    assert_eq!(sid, [SidPart::from("<a_9>"), SidPart::from("<b_2>")]);
+    assert_eq!(read_index("{\"7\": [3, 0], \"8\": [0, 1]}").unwrap().num_leaves(), 2);
+}
+
+#[test]
+fn an_object_says_which_entries_are_wrong() {
+    let error = read_index("{\"a\": [1, 2], \"b\": 7, \"c\": [1], \"a\": [1, 2]}").unwrap_err().to_string();
+    assert!(error.starts_with("3 bad records\n  record 2: codes of item \"b\": "), "{error}");
+    assert!(error.contains("\n  record 3: `sid` has 1 levels, expected 2\n"), "{error}");
+    assert!(error.contains("record 4: `item_id` \"a\" is already used by record 1"), "{error}");
+    for text in ["", "{\"a\": [1]", "{\"a\": [1]} {}", "nonsense"] {
+        assert!(matches!(read_index(text), Err(CatalogError::Index { .. })), "{text}");
+    }
+    let list = read_index("[{\"item_id\": \"a\", \"sid\": [1]}]").unwrap_err().to_string();
+    assert!(list.contains("write a list of items as .jsonl, one per line"), "{list}");
+    assert!(matches!(read_index("{}"), Err(CatalogError::Empty)));
 }
 
 #[test]
@@ -207,14 +265,14 @@ fn many_bad_lines_become_one_error() {
     match read(&text) {
         Err(error @ CatalogError::BadRecords { .. }) => {
             let message = error.to_string();
-            assert!(
-                message.starts_with("30 bad records\n  line 1: field `sid` is missing\n  line 2:"),
-                "{message}"
-            );
-            assert!(message.ends_with("line 20: field `sid` is missing\n  and 10 more"), "{message}");
+            let expected = "30 bad records\n  lines 1, 2, 3, 4, 5 and 25 more: field `sid` is missing";
+            assert_eq!(message, expected);
         }
         other => panic!("{other:?}"),
     }
+    let other = format!("{text}{}\n", r#"{"item_id": "x", "sid": []}"#);
+    let message = read(other).unwrap_err().to_string();
+    assert!(message.ends_with("and 1 more with other problems"), "{message}");
     let none_listed = CatalogLimits { max_listed_problems: 0, ..CatalogLimits::default() };
     let error = read_with(&text, &none_listed).unwrap_err();
     assert!(

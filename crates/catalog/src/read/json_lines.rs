@@ -1,19 +1,17 @@
 //! JSON lines: one object per line, `{"item_id": "..", "sid": [..], "tags": [..], "title": ".."}`.
 //!
-//! `tags` and `title` may be absent or null; other fields are ignored. Blank lines, CRLF line ends and a UTF-8 byte
-//! order mark at the start are fine. Memory is bounded by the limit on line length.
+//! `item_id` may be an integer, which stands for its decimal text. `tags` and `title` may be absent or null; other
+//! fields are ignored. Blank lines, CRLF line ends and a UTF-8 byte order mark at the start are fine. Memory is bounded by the limit on line length.
 
-use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
-use serde::de::{self, Deserialize, Deserializer, Visitor};
-
 use super::Sink;
-use crate::{CatalogError, CatalogLimits, ItemRecord, Place, RecordProblem, RecordUnit, SidPart};
+use crate::{
+    CatalogError, CatalogLimits, ItemId, ItemRecord, Place, RecordProblem, RecordUnit, SidPart, text,
+};
 
-const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 const BUFFER_BYTES: usize = 256 << 10;
 
 pub(super) fn read(path: &Path, limits: &CatalogLimits, sink: Sink<'_>) -> Result<(), CatalogError> {
@@ -35,8 +33,8 @@ pub(super) fn read_from(
             Some(fits) => fits,
             None => break,
         };
-        let text = match line.strip_prefix(BYTE_ORDER_MARK) {
-            Some(rest) if number == 1 => rest,
+        let text = match number {
+            1 => text::skip_mark(&line).map_err(|_| CatalogError::Utf16(path.to_owned()))?,
             _ => &line,
         };
         let place = Place { unit: RecordUnit::Line, number };
@@ -105,27 +103,4 @@ fn explain(error: &serde_json::Error) -> String {
         None => (message, ""),
     };
     format!("{message}{dots} (column {})", error.column())
-}
-
-/// A string, with an error that names the field: ids that are numbers are a common slip.
-struct ItemId(String);
-
-impl<'de> Deserialize<'de> for ItemId {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ItemIdVisitor;
-
-        impl Visitor<'_> for ItemIdVisitor {
-            type Value = ItemId;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("`item_id` to be a string")
-            }
-
-            fn visit_str<E: de::Error>(self, id: &str) -> Result<ItemId, E> {
-                Ok(ItemId(id.to_owned()))
-            }
-        }
-
-        deserializer.deserialize_str(ItemIdVisitor)
-    }
 }

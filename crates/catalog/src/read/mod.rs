@@ -1,6 +1,7 @@
 //! Readers of catalog files. A reader turns a file into records one by one and says where each was found; it holds
 //! one record at a time and judges nothing but their form.
 
+mod index;
 mod json_lines;
 mod parquet;
 
@@ -26,6 +27,7 @@ pub(crate) fn for_each_record(
 ) -> Result<(), CatalogError> {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some(extension) if extension.eq_ignore_ascii_case("jsonl") => json_lines::read(path, limits, sink),
+        Some(extension) if extension.eq_ignore_ascii_case("json") => index::read(path, limits, sink),
         Some(extension) if extension.eq_ignore_ascii_case("parquet") => parquet::read(path, sink),
         _ => Err(CatalogError::UnknownFormat(path.to_owned())),
     }

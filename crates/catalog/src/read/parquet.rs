@@ -14,7 +14,8 @@ use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
 
 use super::Sink;
-use crate::{CatalogError, ItemRecord, Place, RecordProblem, RecordUnit, SidPart};
+use crate::item_id::integer;
+use crate::{CatalogError, ItemId, ItemRecord, Place, RecordProblem, RecordUnit, SidPart};
 
 const REQUIRED: [&str; 2] = ["item_id", "sid"];
 const OPTIONAL: [&str; 2] = ["tags", "title"];
@@ -67,7 +68,7 @@ fn record(row: Row) -> Result<ItemRecord, RecordProblem> {
     for (name, field) in row.into_columns() {
         match (name.as_str(), field) {
             (_, Field::Null) => {}
-            ("item_id", field) => item_id = Some(id(field)?),
+            ("item_id", field) => item_id = Some(id(&field)?),
             ("sid", field) => sid = Some(list("sid", SID_EXPECTED, &field, part)?),
             ("tags", field) => tags = list("tags", "a list of strings", &field, text)?,
             ("title", field) => {
@@ -86,12 +87,9 @@ fn record(row: Row) -> Result<ItemRecord, RecordProblem> {
 
 const SID_EXPECTED: &str = "a list of integer codes from 0 to 4294967295 or of token strings";
 
-fn id(field: Field) -> Result<String, RecordProblem> {
-    match (text(&field), integer(&field)) {
-        (Some(text), _) => Ok(text),
-        (None, Some(integer)) => Ok(integer.to_string()),
-        (None, None) => Err(wrong_type("item_id", "a string or an integer", &field)),
-    }
+fn id(field: &Field) -> Result<String, RecordProblem> {
+    let id = ItemId::from_parquet(field).map_err(|got| RecordProblem::BadItemId { got })?;
+    Ok(id.0)
 }
 
 fn list<T>(
@@ -119,20 +117,6 @@ fn text(field: &Field) -> Option<String> {
         Field::Str(text) => Some(text.clone()),
         // Some writers leave out the annotation that says a column is text.
         Field::Bytes(bytes) => std::str::from_utf8(bytes.data()).ok().map(str::to_owned),
-        _ => None,
-    }
-}
-
-fn integer(field: &Field) -> Option<i128> {
-    match *field {
-        Field::Byte(n) => Some(n.into()),
-        Field::Short(n) => Some(n.into()),
-        Field::Int(n) => Some(n.into()),
-        Field::Long(n) => Some(n.into()),
-        Field::UByte(n) => Some(n.into()),
-        Field::UShort(n) => Some(n.into()),
-        Field::UInt(n) => Some(n.into()),
-        Field::ULong(n) => Some(n.into()),
         _ => None,
     }
 }
