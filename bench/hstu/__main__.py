@@ -2,7 +2,7 @@
 
     python bench/hstu --binary target/release/beamline --out bench/results/hstu
 
-Needs PyTorch, numpy and safetensors. Makes two random checkpoints, starts `beamline serve` on each, and measures
+Needs PyTorch, numpy and safetensors; with openvino in the same Python, OpenVINO is measured as well. Makes two random checkpoints, starts `beamline serve` on each, and measures
 
 - retrieval (research variant): a user of 200 or 2,000 events, and the same user's next visit with 5 new events;
 - ranking (NVIDIA's variant): 256, 1,024 or 4,096 candidates after 1,024 events, and the next visit with 5 new events.
@@ -19,6 +19,7 @@ fastest of each case counts:
 - `tuned`: causal attention in blocks of rows that stop at the diagonal, candidates in micro-batches against the keys and
   values of the history, the last layer only for rows that are asked for.
 - `compiled`: `tuned`, with what lies between the products fused by `torch.compile`.
+- `openvino`: the plain way, converted by OpenVINO for the shape of the case, where the package is installed.
 - `cached`: as the best of the last two, with keys and values of the returning user kept in tensors of this one user.
 """
 import argparse
@@ -36,6 +37,7 @@ from cases import ranking, retrieval
 from checkpoint import write_checkpoint
 from floors import rate
 from model import Torch, compiled
+from openvino_model import available
 from report import commit, machine, table
 from server import Server
 from shapes import CANDIDATES, HEAD, HEADS, HISTORIES, ITEMS, LAYERS, NEW_EVENTS, TARGETS, WIDTH, say
@@ -48,10 +50,14 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, help="writes OUT.json and OUT.md (default: the table on stdout)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--no-openvino", action="store_true", help="leave OpenVINO out")
     parser.add_argument("--no-compile", action="store_true", help="do not try torch.compile")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    options.openvino = available() and not options.no_openvino
+    if not options.openvino:
+        say("OpenVINO is left out")
     options.gflops = round(rate(), 1)
 
     results = {

@@ -2,7 +2,8 @@
 import torch
 
 from floors import floors_ranking, floors_retrieval
-from measuring import Case, interleave, measure_torch
+from measuring import Case, interleave, measure_peers
+from openvino_model import converted
 from report import summary
 from shapes import NEW_EVENTS, PAGE, RANK_HISTORY, TASKS, TOLERANCE
 from users import User
@@ -21,6 +22,14 @@ def ways_of(model_eager, model_compiled):
     if model_compiled is not None:
         ways["torch compiled"] = (model_compiled, "tuned")
     return ways
+
+
+def prepared(run, inputs):
+    """What is to be timed for a user: `run` on inputs that were made before."""
+    def prepare(number):
+        given = inputs(number)
+        return lambda: run(*given)
+    return prepare
 
 
 def retrieval(server, models, events, options):
@@ -78,9 +87,16 @@ def retrieval(server, models, events, options):
             raise SystemExit(f"{name} finds other items")
         worst = max(worst, (scores - expected[0]).abs().max().item(), (kept - expected[0]).abs().max().item())
     ways = {name: whole(model, way) for name, (model, way) in ways_of(*models).items()}
+    if options.openvino:
+        run = converted(lambda items, times: models[0].retrieve(items, times, "plain"), given, options.threads)
+        scores, items = run(*given)
+        if items.tolist() != expected[1].tolist():
+            raise SystemExit("OpenVINO finds other items")
+        worst = max(worst, (scores - expected[0]).abs().max().item())
+        ways["openvino"] = prepared(run, lambda number: inputs(number, events + NEW_EVENTS))
     cached_ways = {name.replace("torch", "torch cached,"): cached(model)
                    for name, (model, way) in ways_of(*models).items() if way == "tuned"}
-    interleave(case, visit, compare, lambda: measure_torch(case, ways, cached_ways, options), options)
+    interleave(case, visit, compare, lambda: measure_peers(case, ways, cached_ways, options), options)
     return summary(case, worst, floors_retrieval(events, options.gflops), None)
 
 
@@ -139,10 +155,14 @@ def ranking(server, models, candidates, options):
     for model, way in ways_of(*models).values():
         worst = max(worst, (model.rank(*given, way) - plain).abs().max().item())
         worst = max(worst, (cached(model)(0)() - plain).abs().max().item())
-    if worst > TOLERANCE:
-        raise SystemExit(f"predictions of PyTorch's ways differ by {worst}")
     ways = {name: whole(model, way) for name, (model, way) in ways_of(*models).items()}
+    if options.openvino:
+        run = converted(lambda *rows: models[0].rank(*rows, "plain"), tuple(given), options.threads)
+        worst = max(worst, (run(*given)[0] - plain).abs().max().item())
+        ways["openvino"] = prepared(run, lambda number: inputs(number, RANK_HISTORY + NEW_EVENTS))
+    if worst > TOLERANCE:
+        raise SystemExit(f"predictions of the peers' ways differ by {worst}")
     cached_ways = {name.replace("torch", "torch cached,"): cached(model)
                    for name, (model, way) in ways_of(*models).items() if way == "tuned"}
-    interleave(case, visit, compare, lambda: measure_torch(case, ways, cached_ways, options), options)
+    interleave(case, visit, compare, lambda: measure_peers(case, ways, cached_ways, options), options)
     return summary(case, worst, floors_ranking(candidates, options.gflops), candidates)

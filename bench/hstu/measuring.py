@@ -35,7 +35,7 @@ def timed(call):
     return 1e3 * (time.perf_counter() - start), result
 
 
-def measure_torch(case, ways, cached_ways, options):
+def measure_peers(case, ways, cached_ways, options):
     """Times every way; each is a function of the number of a user that returns what is to be timed."""
     for name, prepare in {**ways, **cached_ways}.items():
         # A slow way that is far from the best need not be waited for so often.
@@ -44,7 +44,7 @@ def measure_torch(case, ways, cached_ways, options):
         for number in range(options.repetitions):
             case.add(name, timed(prepare(number))[0])
     medians = {name: median(case.times[name]) for name in {**ways, **cached_ways}}
-    say("   PyTorch, ms: " + ", ".join(f"{name} {took:.1f}" for name, took in medians.items()))
+    say("   peers, ms: " + ", ".join(f"{name} {took:.1f}" for name, took in medians.items()))
 
 
 def measure_server(case, visit, compare, numbers, warm_up):
@@ -62,13 +62,13 @@ def measure_server(case, visit, compare, numbers, warm_up):
         compare(*answer)
 
 
-def interleave(case, visit, compare, torch_part, options):
-    """The server before and after PyTorch, so that neither has the machine's better half minute."""
+def interleave(case, visit, compare, peers, options):
+    """The server before and after the peers, so that neither has the machine's better half minute."""
     total, warm_up = options.repetitions + 3, 3
     half = warm_up + (options.repetitions + 1) // 2
     measure_server(case, visit, compare, range(half), warm_up)
     time.sleep(0.3)
-    torch_part()
+    peers()
     time.sleep(0.3)
     # Three visits that do not count wake the server up again.
     measure_server(case, visit, compare, range(1000, 1003), 2000)
