@@ -17,6 +17,17 @@ use beamline_kv_cache::{PageId, Transfer};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u32);
 
+/// Whether the rows of a context may be computed in several steps: a property of the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ContextShape {
+    /// A row depends on the rows before it only, so a context may be cut anywhere.
+    #[default]
+    Causal,
+    /// Some row depends on rows after it, so the whole context goes through the model in one step. No part of it serves
+    /// another request.
+    Whole,
+}
+
 /// One pass through the model: context rows and branch rows of any mix of requests.
 ///
 /// The vectors are reused from step to step; page tables are ranges of one arena so that a plan can be
@@ -27,7 +38,7 @@ pub struct Plan {
     /// this step or a later one, and into pages that are read.
     /// A step that fails may have carried them out or not.
     pub transfers: Vec<Transfer>,
-    /// Context rows to compute, at most one chunk per request.
+    /// Context rows to compute, at most one chunk per request. A context of [`ContextShape::Whole`] is in one chunk.
     pub chunks: Vec<Chunk>,
     /// Requests whose beams take one more step, at most one entry per request and never together with a chunk
     /// of the same request.

@@ -27,6 +27,7 @@ use beamline_model::executor::hstu::{HstuAnswer, HstuExecutor, HstuJob, Retrieve
 use beamline_model::families::hstu::Hstu;
 use beamline_model::families::hstu::config::HstuConfig;
 use beamline_model::families::hstu::inputs::{Candidates, Request};
+use beamline_model::step::ContextShape;
 use emulated::{device, on_gpu};
 use hstu::*;
 use running::{Queued, brought_back, run_together};
@@ -246,6 +247,8 @@ fn models() -> Vec<(&'static str, Value, f64)> {
     windowed["stack"]["mask"]["max_attention_len"] = 21.into();
     let mut plain = research(&sizes());
     plain["output"]["normalization"] = json!({"kind": "layer_norm", "eps": 1e-6});
+    let mut contextual = dlrm("rows");
+    contextual["stack"]["mask"]["contextual_len"] = 3.into();
     vec![
         ("retrieval", research(&sizes()), ITEM_SCORES),
         // States are longer than items here: by the root of their width.
@@ -255,6 +258,7 @@ fn models() -> Vec<(&'static str, Value, f64)> {
         ("ranking of nvidia", nvidia("in_out", true, "sigmoid", true), PREDICTIONS),
         ("ranking of classes", nvidia("out_in", false, "softmax", false), PREDICTIONS),
         ("ranking of dlrm", dlrm("rows"), PREDICTIONS),
+        ("ranking with contextual rows", contextual, PREDICTIONS),
     ]
 }
 
@@ -312,7 +316,21 @@ fn answers_are_the_cpus_to_the_tolerance_of_bf16_and_the_same_in_company() {
         );
         // In company, in chunks: the same bits, but for a graphics processor, whose products round by the number of rows.
         let queued = || asked.iter().map(Asked::queued).collect();
-        for rows in [1000, 13] {
+        if both.config.context_shape() == ContextShape::Whole {
+            let cut = run_together(&mut both.device, queued(), 13);
+            // A scheduler never cuts such a context. If one did, the request would fail, and nobody else.
+            for (asked, found) in
+                asked.iter().zip(&cut).filter(|(asked, _)| asked.job.request.context_len() > 13)
+            {
+                let what = asked.job.request.context_len();
+                assert!(found.as_ref().is_err_and(|why| why.contains("in parts")), "{name}: {what} rows");
+            }
+        }
+        let sizes: &[usize] = match both.config.context_shape() {
+            ContextShape::Causal => &[1000, 13],
+            ContextShape::Whole => &[1000],
+        };
+        for &rows in sizes {
             let together = run_together(&mut both.device, queued(), rows);
             for (index, (found, alone)) in together.into_iter().zip(&alone).enumerate() {
                 let (found, what) = (found.unwrap(), format!("{name}, request {index}, chunks of {rows}"));

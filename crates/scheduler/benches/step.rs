@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use beamline_kv_cache::{CacheConfig, Namespace, ReuseClass, SessionKey};
-use beamline_model::step::{Plan, Progress, Slot};
+use beamline_model::step::{ContextShape, Plan, Progress, Slot};
 use beamline_scheduler::{Event, Micros, Request, RequestId, Scheduler, SchedulerConfig};
 use criterion::{Criterion, criterion_group, criterion_main};
 
@@ -30,6 +30,7 @@ fn request(id: u64, user: u32) -> Request<()> {
         words,
         context_len: CONTEXT,
         reuse: ReuseClass::CrossRequest,
+        shape: ContextShape::Causal,
         beam_width: BEAMS,
         min_beam_width: BEAMS,
         keeps_branches: true,

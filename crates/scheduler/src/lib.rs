@@ -35,6 +35,7 @@ mod request;
 mod scheduler;
 mod time;
 
+pub use beamline_model::step::ContextShape;
 pub use engine::{Completed, Engine, EngineDied, EngineHandle, EngineStats, StartError, Ticket, Unserved};
 pub use event::{Degraded, Ended, Ending, Event, Failure, Timings, Usage};
 pub use limits::{ConfigError, Limits, SchedulerConfig};

@@ -4,6 +4,7 @@
 //! queue is never stuck.
 
 use beamline_kv_cache::CacheConfig;
+use beamline_model::step::ContextShape;
 
 use crate::request::{Refusal, Request};
 
@@ -174,8 +175,11 @@ impl Limits {
             return Err(Refusal::TooManySteps { steps, limit: config.max_generated_steps });
         }
 
-        let shared_pages = request.reuse.reusable_positions(len).min(len) / self.page_size;
+        let shared_pages = request.reusable_positions() / self.page_size;
         let target = if request.is_warm() { shared_pages * self.page_size } else { len };
+        if request.shape == ContextShape::Whole && target > config.max_step_tokens {
+            return Err(Refusal::NeverInOneStep { len, limit: config.max_step_tokens });
+        }
         let context_pages = target.div_ceil(self.page_size);
         let kept_steps = steps.saturating_sub(1).min(if request.keeps_branches { usize::MAX } else { 1 });
         let branch_pages = width.saturating_mul(kept_steps).div_ceil(self.page_size);

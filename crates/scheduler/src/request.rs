@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use beamline_kv_cache::{Namespace, ReuseClass, SessionKey};
+use beamline_model::step::ContextShape;
 
 use crate::time::Micros;
 
@@ -28,6 +29,8 @@ pub struct Request<P> {
     pub context_len: usize,
     /// Which positions another request may reuse.
     pub reuse: ReuseClass,
+    /// Whether the context may be computed in parts.
+    pub shape: ContextShape,
     /// Beams wanted.
     pub beam_width: usize,
     /// The fewest beams that are still an answer: `beam_width` when it may not be degraded.
@@ -49,6 +52,15 @@ impl<P> Request<P> {
     #[must_use]
     pub fn is_warm(&self) -> bool {
         self.generated_steps == 0
+    }
+
+    /// Leading context positions that may come from, or go to, another request. None of a context that is computed
+    /// whole: a part of it is of no use.
+    pub(crate) fn reusable_positions(&self) -> usize {
+        match self.shape {
+            ContextShape::Causal => self.reuse.reusable_positions(self.context_len).min(self.context_len),
+            ContextShape::Whole => 0,
+        }
     }
 
     /// Whether the deadline has come.
@@ -84,6 +96,14 @@ pub enum Refusal {
         /// Positions asked for.
         len: usize,
         /// [`SchedulerConfig::max_context`](crate::SchedulerConfig::max_context).
+        limit: usize,
+    },
+    /// The context cannot be cut, and no step takes so many rows.
+    #[error("the context has {len} positions and is computed in one step, which takes at most {limit}")]
+    NeverInOneStep {
+        /// Positions asked for.
+        len: usize,
+        /// [`SchedulerConfig::max_step_tokens`](crate::SchedulerConfig::max_step_tokens).
         limit: usize,
     },
     /// Words and positions disagree.

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use beamline_kv_cache::{CacheConfig, Namespace, ReuseClass, SessionKey};
-use beamline_model::step::{Plan, Progress, Slot};
+use beamline_model::step::{ContextShape, Plan, Progress, Slot};
 use beamline_scheduler::{
     ConfigError, Degraded, Ended, Ending, Event, Failure, Micros, Refusal, Request, RequestId, Scheduler,
     SchedulerConfig, Usage,
@@ -106,6 +106,7 @@ fn request(id: u64, len: usize, beam_width: usize) -> Request<()> {
         words: (0..len).map(|position| (id * 1000) as u32 + position as u32).collect(),
         context_len: len,
         reuse: ReuseClass::CrossRequest,
+        shape: ContextShape::Causal,
         beam_width,
         min_beam_width: beam_width,
         keeps_branches: true,
@@ -416,6 +417,66 @@ fn a_decode_that_tries_again_starts_at_its_last_context_row() {
     assert_eq!(bench.finish().len(), 2);
 }
 
+/// A request whose context cannot be cut.
+fn whole(id: u64, len: usize) -> Request<()> {
+    Request { shape: ContextShape::Whole, ..request(id, len, 2) }
+}
+
+#[test]
+fn a_whole_context_is_in_one_chunk_however_many_wait() {
+    let mut bench = Bench::new(CONFIG);
+    for (id, len) in [(0, 20), (1, 20), (2, 12), (3, 32)] {
+        bench.submit(whole(id, len));
+    }
+    bench.plan();
+    assert_eq!(bench.chunks(), [(0, 0..20), (2, 0..12)], "whoever fits beside the oldest");
+    bench.commit();
+    bench.plan();
+    assert_eq!(bench.chunks(), [(1, 0..20)]);
+    bench.commit();
+    bench.plan();
+    assert_eq!(bench.chunks(), [(3, 0..32)], "a step of its own");
+    bench.commit();
+    assert_eq!(bench.finish().len(), 4);
+}
+
+#[test]
+fn a_whole_context_does_not_starve_beside_contexts_that_are_cut() {
+    let mut bench = Bench::new(CONFIG);
+    bench.submit(request(0, 60, 2));
+    bench.submit(whole(1, 32));
+    let mut served = Vec::new();
+    for id in 2..40 {
+        bench.submit(request(id, 4, 1));
+        bench.plan();
+        served.extend(bench.chunks());
+        bench.commit();
+    }
+    assert!(served.contains(&(1, 0..32)), "{served:?}");
+}
+
+#[test]
+fn a_whole_context_is_never_shared_and_starts_over_after_a_failed_step() {
+    let mut bench = Bench::new(CONFIG);
+    let first = whole(0, 16);
+    bench.submit(first.clone());
+    bench.submit(whole(1, 12));
+    bench.step();
+    assert_eq!(bench.scheduler.cache().stats().published, 0);
+    bench.plan();
+    assert_eq!(bench.branches(), [0, 1]);
+    bench.fail();
+    bench.plan();
+    assert_eq!(bench.chunks(), [(0, 0..16)], "not just its last row");
+    assert_eq!(bench.plan.chunks[0].cached, 0);
+    bench.commit();
+    bench.finish();
+    bench.submit(again(2, &first));
+    bench.plan();
+    let chunk = &bench.plan.chunks[0];
+    assert_eq!((chunk.positions.clone(), chunk.cached), (0..16, 0), "nothing of it was cached");
+}
+
 #[test]
 fn an_outcome_that_means_nothing_fails_its_request() {
     for nonsense in [Progress::Prefilled, Progress::Expanded { rows: 3 }, Progress::Expanded { rows: 0 }] {
@@ -451,6 +512,10 @@ fn every_refusal_has_its_reason() {
             Refusal::TooExpensive { cost: 170, limit: 100 },
         ),
         (Request { deadline: Some(Micros(0)), ..good() }, Refusal::DeadlinePassed),
+        (
+            Request { shape: ContextShape::Whole, ..request(1, 33, 2) },
+            Refusal::NeverInOneStep { len: 33, limit: 32 },
+        ),
     ];
     let count = refusals.len() as u64;
     for (request, refusal) in refusals {

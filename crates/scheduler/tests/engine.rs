@@ -16,7 +16,7 @@ use std::{
 };
 
 use beamline_kv_cache::{CacheConfig, Namespace, ReuseClass};
-use beamline_model::step::{Plan, Progress, Slot, StepError, StepModel};
+use beamline_model::step::{ContextShape, Plan, Progress, Slot, StepError, StepModel};
 use beamline_scheduler::{
     Engine, EngineDied, EngineHandle, Failure, Micros, Refusal, Request, RequestId, SchedulerConfig, Ticket,
     Unserved,
@@ -142,6 +142,7 @@ fn request(payload: Do, beam_width: usize) -> Request<Do> {
         context_len: words.len(),
         words: words.into(),
         reuse: ReuseClass::CrossRequest,
+        shape: ContextShape::Causal,
         beam_width,
         min_beam_width: beam_width,
         keeps_branches: true,

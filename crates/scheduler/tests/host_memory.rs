@@ -8,7 +8,7 @@ use std::sync::Arc;
 use beamline_kv_cache::{
     CacheConfig, HostMemory, LruTier, Namespace, PageContents, PageId, ReuseClass, Transfer, TransferError,
 };
-use beamline_model::step::{Plan, Progress};
+use beamline_model::step::{ContextShape, Plan, Progress};
 use beamline_scheduler::{
     Ended, Ending, Event, Failure, Micros, Request, RequestId, Scheduler, SchedulerConfig,
 };
@@ -118,6 +118,7 @@ fn request(user: u32, len: usize) -> Request<()> {
         words: (0..len as u32).map(|position| user * 1000 + position).collect(),
         context_len: len,
         reuse: ReuseClass::CrossRequest,
+        shape: ContextShape::Causal,
         beam_width: 1,
         min_beam_width: 1,
         keeps_branches: true,

@@ -73,6 +73,17 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// More rows than a step takes, of a model that cannot cut a context.
+    #[error(
+        "this model computes a context in one step: it has {len} rows, and a step takes at most {limit}. Send a shorter \
+         history, or start the server with a higher --max-step-tokens"
+    )]
+    NeverInOneStep {
+        /// Rows asked for.
+        len: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// Nothing to compute from.
     #[error("the context is empty: this model has no prompt around a history, so send at least one token")]
     EmptyContext,
@@ -255,7 +266,7 @@ impl Error {
             Self::NoKnownItems(_) => ("no_known_items", 422),
             Self::UnknownItems(_) => ("unknown_items", 422),
             Self::TokenOutOfRange { .. } => ("token_out_of_range", 422),
-            Self::ContextTooLong { .. } => ("context_too_long", 422),
+            Self::ContextTooLong { .. } | Self::NeverInOneStep { .. } => ("context_too_long", 422),
             Self::EmptyContext => ("empty_context", 422),
             Self::EmptyHistory => ("empty_history", 422),
             Self::NoKnownCandidates(_) => ("no_known_candidates", 422),
@@ -372,6 +383,7 @@ impl From<Refusal> for Error {
             Refusal::DeadlinePassed => Self::DeadlineExceeded,
             Refusal::EmptyContext => Self::EmptyContext,
             Refusal::ContextTooLong { len, limit } => Self::ContextTooLong { len, limit },
+            Refusal::NeverInOneStep { len, limit } => Self::NeverInOneStep { len, limit },
             Refusal::BeamTooWide { width, limit } => Self::LimitExceeded {
                 param: "beam_width",
                 value: width as u64,

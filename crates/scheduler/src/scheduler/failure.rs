@@ -4,7 +4,7 @@
 //! it is opened anew and served alone from then on, so that the one that brings every step down brings down only its
 //! own. The others wait meanwhile; that is the price of never failing a request for what its neighbour did.
 
-use beamline_model::step::Slot;
+use beamline_model::step::{ContextShape, Slot};
 
 use super::{Scheduler, seat::Stage};
 use crate::{
@@ -32,7 +32,8 @@ impl<P: Clone> Scheduler<P> {
     }
 
     /// Starts the request over, alone. What earlier steps wrote into its context pages stays good; what the model
-    /// kept of its beams is gone, so a decode starts again at the last context row.
+    /// kept of its beams is gone, so a decode starts again at the last context row; or at the first, where the context is
+    /// computed whole.
     fn suspect<A>(&mut self, slot: Slot, events: &mut Vec<Event<P, A>>) {
         assert!(!self.suspects.contains(&slot), "a suspect is never in a step with others");
         for list in [&mut self.prefilling, &mut self.decoding] {
@@ -42,6 +43,9 @@ impl<P: Clone> Scheduler<P> {
         self.stats.retried += 1;
         let running = self.seat(slot).running_mut();
         running.stage = Stage::Prefill;
+        if running.request.shape == ContextShape::Whole {
+            running.computed = 0;
+        }
         let (id, payload) = (running.request.id, running.request.payload.clone());
         events.push(Event::Closed(slot));
         events.push(Event::Opened { id, slot, payload });

@@ -6,9 +6,11 @@
 //! - Branch steps are given in turns: whoever is passed over comes first in the next step, and nobody overtakes.
 //! - Context rows go to the oldest first. In a first round each gets at most `max_chunk`, so that a long context does
 //!   not keep short ones waiting; what is left goes to the oldest again.
+//! - A context that cannot be cut gets all of its rows or none. The oldest request finds the whole budget, which such a
+//!   context never exceeds, so it waits only for those that were admitted before it.
 //! - Whoever waits for pages out of host memory gets no rows before the last of them is ordered, see `restoring`.
 
-use beamline_model::step::{BranchStep, Chunk, Plan, Slot};
+use beamline_model::step::{BranchStep, Chunk, ContextShape, Plan, Slot};
 
 use super::{
     Scheduler,
@@ -81,21 +83,29 @@ impl<P: Clone> Scheduler<P> {
         let mut takes = std::mem::take(&mut self.takes);
         takes.clear();
         for slot in &self.prefilling {
-            let left = self.rows_ready(*slot);
-            let take = left.min(config.max_chunk).min(budget);
+            let take = self.share(*slot, config.max_chunk, budget);
             budget -= take;
             takes.push(take);
         }
         for (slot, take) in self.prefilling.iter().zip(&mut takes) {
-            let left = self.rows_ready(*slot);
-            let more = (left - *take).min(budget);
-            budget -= more;
-            *take += more;
+            let share = self.share(*slot, usize::MAX, *take + budget);
+            budget -= share - *take;
+            *take = share;
         }
         for (index, &take) in takes.iter().enumerate().filter(|(_, take)| **take > 0) {
             self.push_chunk(self.prefilling[index], take, plan);
         }
         self.takes = takes;
+    }
+
+    /// Rows that a request gets when at most `budget` are left: no more than `chunk`, where its context may be cut.
+    fn share(&self, slot: Slot, chunk: usize, budget: usize) -> usize {
+        let rows = self.rows_ready(slot);
+        match self.seats[slot.0 as usize].running().request.shape {
+            ContextShape::Causal => rows.min(chunk).min(budget),
+            ContextShape::Whole if rows <= budget => rows,
+            ContextShape::Whole => 0,
+        }
     }
 
     /// Rows of a request that this step could compute: none before all that comes back is ordered.

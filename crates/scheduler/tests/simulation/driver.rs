@@ -9,8 +9,10 @@ use std::{
 };
 
 use beamline_kv_cache::Transfer;
-use beamline_model::step::{Plan, Progress, Slot, StepModel};
-use beamline_scheduler::{Ended, Ending, Event, Failure, Micros, Refusal, Request, RequestId, Scheduler};
+use beamline_model::step::{ContextShape, Plan, Progress, Slot, StepModel};
+use beamline_scheduler::{
+    Ended, Ending, Event, Failure, Micros, Refusal, Request, RequestId, Scheduler, SchedulerConfig,
+};
 
 use crate::{
     model::SimModel,
@@ -150,8 +152,15 @@ impl<'a> Driver<'a> {
         let full = self.waiting == self.scenario.config.max_queued;
         let result = self.scheduler.submit(self.now, request);
         self.tell(|| format!("submit {story:?} {deadline:?}: {result:?}"));
-        let limit = self.scenario.config.max_queued;
-        assert_eq!(result, if full { Err(Refusal::QueueFull { limit }) } else { Ok(()) });
+        let SchedulerConfig { max_queued, max_step_tokens, .. } = self.scenario.config;
+        let expected = match story.shape {
+            ContextShape::Whole if !story.is_warm() && story.context_len > max_step_tokens => {
+                Err(Refusal::NeverInOneStep { len: story.context_len, limit: max_step_tokens })
+            }
+            _ if full => Err(Refusal::QueueFull { limit: max_queued }),
+            _ => Ok(()),
+        };
+        assert_eq!(result, expected);
         if result.is_ok() {
             self.waiting += 1;
             self.live.insert(id.0, Live { story, deadline, due: None, cancelled: false });
@@ -284,12 +293,16 @@ impl<'a> Driver<'a> {
         let config = &self.scenario.config;
         let older: usize = self.open.values().map(|id| self.live[id].story.context_len).sum();
         let own = story.context_len;
+        let chunks_of_longest = config.max_context.div_ceil(config.max_chunk.min(config.max_step_tokens)) + 1;
         let filled = (older + own) / config.max_step_tokens + 1;
         let chunks = own.div_ceil(config.max_chunk.min(config.max_step_tokens)) + 1;
         let branches = story.generated_steps.saturating_sub(1) * config.max_running;
         // At least one page comes back per step, for the oldest that waits for pages.
         let imports = if self.scenario.host.is_some() { older + own } else { 0 };
-        (filled + chunks + branches + imports) as u64
+        // A step that has no room for a whole context may end less than full; then an older request got rows in it.
+        let cut_short =
+            if story.shape == ContextShape::Whole { self.open.len() * chunks_of_longest } else { 0 };
+        (filled + chunks + branches + imports + cut_short) as u64
     }
 
     fn ended(&mut self, ended: Ended<u64>) {

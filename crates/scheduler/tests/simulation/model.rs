@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 
 use beamline_kv_cache::{PageContents, PageId, Transfer, TransferError};
-use beamline_model::step::{BranchStep, Chunk, Plan, Progress, Slot, StepError, StepModel};
+use beamline_model::step::{BranchStep, Chunk, ContextShape, Plan, Progress, Slot, StepError, StepModel};
 
 use crate::{
     rng::{Rng, mix},
@@ -98,6 +98,10 @@ impl SimModel {
                 assert!(chunk.cached <= shared || self.suspects.contains(&open.story.id), "reused too much");
             }
             Some(computed) => assert_eq!(computed, chunk.cached, "positions are consecutive"),
+        }
+        if open.story.shape == ContextShape::Whole && (start, end) != (0, len) {
+            self.slots[chunk.slot.0 as usize] = Some(open);
+            return Progress::Failed("the context was cut".into());
         }
         for position in 0..start.max(chunk.cached) {
             let cell = self.cells[self.cell(table, position)];

@@ -3,6 +3,7 @@
 use std::sync::{Arc, atomic::AtomicU64};
 
 use beamline_kv_cache::{CacheConfig, HostMemory, HostPage, LruTier, Namespace, ReuseClass, SessionKey};
+use beamline_model::step::ContextShape;
 use beamline_scheduler::{Micros, Request, RequestId, SchedulerConfig};
 
 use crate::{
@@ -22,6 +23,8 @@ pub(crate) struct Scenario {
     pub(crate) users: usize,
     pub(crate) tenants: usize,
     pub(crate) reuse: Vec<ReuseClass>,
+    /// Shapes of the tenants' models.
+    pub(crate) shapes: Vec<ContextShape>,
     pub(crate) max_steps: usize,
     /// Requests that arrive together, at most, between two steps.
     pub(crate) burst: usize,
@@ -73,6 +76,11 @@ impl Scenario {
             time_to_live: rng.permille(500).then(|| rng.within(1, 200_000) as u64),
             window: rng.within(0, pages),
         });
+        let shapes = match rng.within(0, 3) {
+            0 => vec![ContextShape::Whole],
+            1 => vec![ContextShape::Whole, ContextShape::Causal],
+            _ => vec![ContextShape::Causal],
+        };
         let reuse = if rng.permille(500) { vec![ReuseClass::CrossRequest] } else { classes.to_vec() };
         Self {
             seed,
@@ -95,6 +103,7 @@ impl Scenario {
             users: rng.within(1, 40),
             tenants: rng.within(1, 3),
             reuse,
+            shapes,
             max_steps,
             burst: rng.within(1, 8),
             quiet: *rng.pick(&[0, 500, 800, 900]),
@@ -172,6 +181,7 @@ impl Traffic {
             if rng.permille(scenario.may_degrade) { rng.within(1, beam_width) } else { beam_width };
         // The class is a property of the model: of the tenant, here.
         let reuse = scenario.reuse[tenant % scenario.reuse.len()];
+        let shape = scenario.shapes[tenant % scenario.shapes.len()];
         let fault = match (rng.permille(scenario.faulty), rng.within(0, 2), rng.within(0, generated_steps)) {
             (false, ..) => Fault::None,
             (true, 0, at) => Fault::Fails(at),
@@ -191,6 +201,7 @@ impl Traffic {
             words: words.clone(),
             context_len,
             reuse,
+            shape,
             beam_width,
             min_beam_width,
             keeps_branches: true,
@@ -201,7 +212,9 @@ impl Traffic {
                 tenant: tenant as u64,
                 words,
                 context_len,
-                reuse,
+                // Whatever the request says, nothing of such a context serves another.
+                reuse: if shape == ContextShape::Whole { ReuseClass::WithinRequest } else { reuse },
+                shape,
                 beam_width,
                 min_beam_width,
                 generated_steps,

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use beamline_kv_cache::ReuseClass;
+use beamline_model::step::ContextShape;
 
 use crate::rng::mix;
 
@@ -19,6 +20,8 @@ pub(crate) struct Story {
     pub(crate) words: Arc<[u32]>,
     pub(crate) context_len: usize,
     pub(crate) reuse: ReuseClass,
+    /// The model refuses a part of a context of shape `Whole`.
+    pub(crate) shape: ContextShape,
     pub(crate) beam_width: usize,
     pub(crate) min_beam_width: usize,
     pub(crate) generated_steps: usize,

@@ -10,6 +10,7 @@ use beamline_model::executor::Job;
 use beamline_model::executor::any::AnyJob;
 use beamline_model::executor::hstu::{HstuJob, Work};
 use beamline_model::families::hstu::inputs::Prepared;
+use beamline_model::step::ContextShape;
 
 use super::events::{self, Given};
 use super::family::{Decoder, Family};
@@ -39,8 +40,8 @@ pub(super) struct Context {
 pub(super) enum Input {
     /// Tokens of a decoder.
     Tokens(Arc<[u32]>),
-    /// Events of an HSTU model, and which of their rows another request may reuse.
-    Events(Arc<Prepared>, ReuseClass),
+    /// Events of an HSTU model, which of their rows another request may reuse, and whether they may be cut.
+    Events(Arc<Prepared>, ReuseClass, ContextShape),
 }
 
 impl Input {
@@ -48,7 +49,7 @@ impl Input {
     pub(super) fn len(&self) -> usize {
         match self {
             Self::Tokens(tokens) => tokens.len(),
-            Self::Events(events, _) => events.context_len(),
+            Self::Events(events, ..) => events.context_len(),
         }
     }
 
@@ -56,7 +57,7 @@ impl Input {
     pub(super) fn words(&self) -> Arc<[u32]> {
         match self {
             Self::Tokens(tokens) => Arc::clone(tokens),
-            Self::Events(events, _) => events.words().into(),
+            Self::Events(events, ..) => events.words().into(),
         }
     }
 
@@ -64,7 +65,15 @@ impl Input {
     pub(super) fn reuse(&self) -> ReuseClass {
         match self {
             Self::Tokens(_) => ReuseClass::CrossRequest,
-            Self::Events(_, reuse) => *reuse,
+            Self::Events(_, reuse, _) => *reuse,
+        }
+    }
+
+    /// Whether it may be computed in parts.
+    pub(super) fn shape(&self) -> ContextShape {
+        match self {
+            Self::Tokens(_) => ContextShape::Causal,
+            Self::Events(.., shape) => *shape,
         }
     }
 
@@ -72,7 +81,7 @@ impl Input {
     pub(super) fn job(&self, search: Option<SearchRequest>) -> AnyJob {
         match self {
             Self::Tokens(tokens) => AnyJob::Decoder(Job { tokens: Arc::clone(tokens), search }),
-            Self::Events(events, _) => {
+            Self::Events(events, ..) => {
                 let work = search.map_or(Work::Warm, |search| Work::Decode(Box::new(search)));
                 AnyJob::Hstu(HstuJob { request: Arc::clone(events), work })
             }
@@ -98,7 +107,8 @@ pub(super) fn build(served: &Served, request: &RecommendRequest, cut: HistoryCut
             let events::Input { request, seen, unknown, dropped } =
                 events::input(served, family, &given, cut)?;
             let prepared = events::prepare(family, request)?;
-            let input = Input::Events(Arc::new(prepared), family.config.reuse());
+            let input =
+                Input::Events(Arc::new(prepared), family.config.reuse(), family.config.context_shape());
             Ok(Context { input, start: forced.node, steps: forced.steps, seen, unknown, dropped })
         }
     }

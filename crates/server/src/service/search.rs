@@ -138,6 +138,7 @@ pub(super) fn engine_request(
         words: input.words(),
         context_len: input.len(),
         reuse: input.reuse(),
+        shape: input.shape(),
         beam_width: width,
         min_beam_width: least,
         keeps_branches: true,

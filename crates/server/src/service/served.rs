@@ -121,6 +121,7 @@ impl Served {
             words: job.request.words().into(),
             context_len: job.request.context_len(),
             reuse: family.config.reuse(),
+            shape: family.config.context_shape(),
             beam_width: width,
             min_beam_width: width,
             keeps_branches: false,

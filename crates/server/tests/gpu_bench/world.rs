@@ -162,6 +162,7 @@ impl World {
             words: Arc::clone(&tokens),
             context_len: tokens.len(),
             reuse: ReuseClass::CrossRequest,
+            shape: beamline_scheduler::ContextShape::Causal,
             beam_width: beams,
             min_beam_width: beams,
             keeps_branches: true,

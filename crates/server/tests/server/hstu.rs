@@ -244,6 +244,47 @@ fn candidates_in_several_micro_batches_are_predicted_as_alone() {
 }
 
 #[test]
+fn a_model_with_contextual_rows_answers_under_load_as_alone() {
+    let mut config = dlrm("rows");
+    config["stack"]["mask"]["contextual_len"] = json!(3);
+    config["input"]["max_history"] = json!(5000);
+    let directory = checkpoint(&config, &random_tensors(&config, 3));
+    catalog(directory.path(), 0..50);
+    let server = Server::start_at(directory.path(), &["--kv-memory", "64MiB"]);
+    let rank = |user: usize, events: usize| {
+        let event = |at: usize| {
+            let item = (at * 7 + user) % 49;
+            json!({"item_id": format!("i{item}"), "action": "1", "timestamp": 1_700_000_000 + at, "features": {"owner_id": item % 20}})
+        };
+        let candidates: Vec<Value> =
+            (0..5).map(|at| json!({"item_id": format!("i{at}"), "features": {"owner_id": at}})).collect();
+        server.post(
+            "/v1/rank",
+            &json!({
+                "history": (0..events).map(event).collect::<Vec<_>>(), "query_time": 1_700_009_000, "timeout_ms": 60_000,
+                "features": {"user_id": [user], "country": [2]}, "candidates": candidates,
+            }),
+        )
+    };
+    let alone: Vec<Value> = (0..8).map(|user| rank(user, 1500).ok()["candidates"].clone()).collect();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|user| {
+                let rank = &rank;
+                scope.spawn(move || rank(user, 1500).ok()["candidates"].clone())
+            })
+            .collect();
+        for (thread, alone) in threads.into_iter().zip(&alone) {
+            assert_eq!(thread.join().unwrap(), *alone);
+        }
+    });
+    // More than a step takes: refused by name, with what to do, and nobody else is harmed.
+    let error = rank(0, 4200).fails(422, "context_too_long");
+    assert!(error["message"].as_str().unwrap().contains("--max-step-tokens"), "{error}");
+    assert_eq!(rank(0, 1500).ok()["candidates"], alone[0]);
+}
+
+#[test]
 fn a_decoder_ranks_by_exact_log_probability() {
     let server = Server::start("qwen3-untied", &["--max-beam-width", "64"]);
     for normalization in ["full_vocab", "allowed_set"] {

@@ -22,6 +22,7 @@ use super::config::{
     DlrmInput, HstuConfig, NvidiaInput, ResearchHead, ResearchInput, ResearchOutput, SemanticIdLevel,
     TableConfig, UnknownIds, VariantConfig,
 };
+use crate::step::ContextShape;
 
 /// Times must lie within this of zero, so that differences cannot overflow.
 const TIME_LIMIT: i64 = 1 << 61;
@@ -303,9 +304,11 @@ impl HstuConfig {
     ///
     /// When the mask shows rows what is not computed yet.
     pub(crate) fn check_chunk(&self, request: &Prepared, positions: &Range<usize>) -> Result<(), InputError> {
-        match self.stack.mask.contextual_len > 0 && *positions != (0..request.context_len()) {
-            true => Err(InputError::NeedsWholeContext),
-            false => Ok(()),
+        match self.context_shape() {
+            ContextShape::Whole if *positions != (0..request.context_len()) => {
+                Err(InputError::NeedsWholeContext)
+            }
+            ContextShape::Whole | ContextShape::Causal => Ok(()),
         }
     }
 

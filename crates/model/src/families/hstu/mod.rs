@@ -77,6 +77,7 @@ use crate::cpu::linear::{Linear, WeightFormat};
 use crate::cpu::mask::Mask;
 use crate::cpu::pages::PageStore;
 use crate::error::ModelError;
+use crate::step::ContextShape;
 
 const TOKEN_HEAD: &str = "_token_head.weight";
 /// A buffer of research checkpoints that the configuration implies.
@@ -417,6 +418,11 @@ impl HstuConfig {
             VariantConfig::Nvidia(input, _) => input.position.direction,
         } == Direction::Backward;
         if backward { ReuseClass::WithinRequest } else { self.stack.reuse() }
+    }
+
+    /// Whether a context may be computed in parts. Contextual rows see the rows after them, so theirs may not.
+    pub fn context_shape(&self) -> ContextShape {
+        if self.stack.mask.contextual_len > 0 { ContextShape::Whole } else { ContextShape::Causal }
     }
 }
 
