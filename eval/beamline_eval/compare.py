@@ -38,7 +38,6 @@ def add_arguments(parser):
 def compare(data, a, b, cut_offs=(5, 10), names=("HR", "NDCG", "MRR"), resamples=2000, permutations=10000, seed=20, sample=None,
             answered_only=False, engine=None):
     """The whole comparison as one JSON-able object."""
-    engine = measures.engine(engine)
     if resamples < 2000:
         raise EvalError("--resamples: at least 2000, or the interval's ends are themselves noise")
     unknown = set(names) - set(measures.NAMES)
@@ -53,6 +52,7 @@ def compare(data, a, b, cut_offs=(5, 10), names=("HR", "NDCG", "MRR"), resamples
         raise EvalError("no user is in both runs")
     targets = {user: prepared.targets[user] for user in users}
     keys = [f"{name}@{k}" for k in cut_offs for name in names]
+    engine = measures.engine(engine)
     left = measures.per_user(targets, one.slates, cut_offs, engine)
     right = measures.per_user(targets, other.slates, cut_offs, engine)
     np = numpy()

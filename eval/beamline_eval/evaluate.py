@@ -69,7 +69,6 @@ def semantic_id_measures(targets, slates, sids, cut_offs):
 
 def evaluate(data, run_path, catalog=None, name=None, cut_offs=(1, 5, 10, 20, 50), buckets=BUCKETS, sample=None, timing=None, engine=None, users_of=None):
     """The whole result as one JSON-able object."""
-    engine = measures.engine(engine)
     prepared = data if isinstance(data, Prepared) else Prepared(data)
     catalog = Catalog(catalog) if isinstance(catalog, str) else catalog
     users = runs.sample(prepared.targets, sample)
@@ -88,6 +87,7 @@ def evaluate(data, run_path, catalog=None, name=None, cut_offs=(1, 5, 10, 20, 50
     asked = int(prepared.protocol.get("num_items", deepest))
     # By what was asked for and not by what came: a run of empty slates must stand in the same table, with zeros.
     kept = [k for k in cut_offs if k <= asked] or [min(cut_offs)]
+    engine = measures.engine(engine)
     values = measures.per_user(targets, run.slates, kept, engine)
     names = measures.keys(kept)
     counts, histories = prepared.counts(), prepared.histories()

@@ -25,6 +25,19 @@ FIELDS = {
 }
 
 
+class Tokenizer:
+    """A byte-level one: the newline has another name."""
+
+    def get_vocab(self):
+        return {"<|b|>": 1, "<|e|>": 2, "\u010a": 9}
+
+    def __call__(self, text, add_special_tokens):
+        return {"input_ids": [9] if text == "\n" else [5, 6]}
+
+    def decode(self, ids):
+        return "\n" if ids == [9] else "two words"
+
+
 class PromptTest(unittest.TestCase):
     def convention(self, **changes):
         with tempfile.TemporaryDirectory() as folder:
@@ -36,12 +49,42 @@ class PromptTest(unittest.TestCase):
         convention = self.convention()
         self.assertEqual(convention.prompt([[3, 1], ["<a_0>", "<b_7>"]]), "Seen: <|b|><a_3><b_1><|e|>, <|b|><a_0><b_7><|e|>\nNext: <|b|>")
         self.assertEqual(convention.prompt([]), "Seen: \nNext: <|b|>")
-        self.assertEqual((convention.steps, convention.tail), (3, [2]))
+        self.assertEqual((convention.steps, convention.fixed("tail", Tokenizer())), (3, [2]))
 
     def test_absent_tokens(self):
         convention = self.convention(item_begin_token=None, item_end_token=None, generation_begin=None, item_separator="", tail_tokens=[])
         self.assertEqual(convention.prompt([[3, 1], [0, 7]]), "Seen: <a_3><b_1><a_0><b_7>\nNext: ")
         self.assertEqual(convention.steps, 2)
+
+    def test_a_preset_is_a_whole_convention(self):
+        for fields in ({"preset": "minionerec"}, {"preset": "minionerec", "prompt_prefix": "Seen: "}):
+            with tempfile.TemporaryDirectory() as folder:
+                with open(os.path.join(folder, "convention.json"), "w", encoding="utf-8-sig") as file:
+                    json.dump(fields, file)
+                convention = tool.Convention(folder)
+            self.assertEqual((convention.fields["model"], convention.steps, convention.fields["levels"]), ("decoder", 5, 3))
+            self.assertEqual(convention.newest(list(range(12))), list(range(2, 12)))
+        self.assertEqual(convention.prompt([[3, 1, 2], [4, 5, 6]]), "Seen: <a_3><b_1><c_2>, <a_4><b_5><c_6>\n\n### Response:\n")
+        self.assertEqual(tool.Convention(folder, "onerec-think").steps, 1 + 4 + 1)
+
+    def test_an_unknown_preset_names_the_known_ones(self):
+        with self.assertRaisesRegex(SystemExit, "unknown preset 'minionrec'; known are openonerec, .*minionerec"):
+            self.convention(preset="minionrec")
+
+    def test_few_fields_are_enough(self):
+        with tempfile.TemporaryDirectory() as folder:
+            with open(os.path.join(folder, "convention.json"), "w", encoding="utf-8") as file:
+                json.dump({"levels": 1, "level_token_patterns": ["<a_{}>"], "level_code_counts": [4]}, file)
+            self.assertEqual(tool.Convention(folder).prompt([[3], [1]]), "<a_3><a_1>")
+
+    def test_tokens_by_text_or_by_text_and_id(self):
+        self.assertEqual([tool.token_id(token, Tokenizer()) for token in ("<|e|>", {"text": "<|e|>", "id": 2}, {"text": "<|b|>"}, "\n")], [2, 2, 1, 9])
+        for wrong in ({"text": "<|e|>", "id": 3}, "two words"):
+            with self.assertRaises(SystemExit):
+                tool.token_id(wrong, Tokenizer())
+
+    def test_ids_are_text(self):
+        self.assertEqual([tool.item_id(value) for value in ("7", 7)], ["7", "7"])
 
     def test_encoder_decoder_is_refused(self):
         with self.assertRaises(SystemExit):

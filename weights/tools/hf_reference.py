@@ -11,9 +11,11 @@ status is 1 if any user differs by more than the tolerance:
 
     hf_reference.py DIR --requests requests.jsonl --out answers.jsonl --server http://127.0.0.1:8080
 
-Requests, one a line: {"user_id", "history": [item ids, or {"item_id": ...} objects, oldest first]}; other fields are ignored.
-Answers, one a line: {"user_id", "context_tokens", "truncated", "unknown_items", "paths", "scores", "items", "wall_s"}: paths are token
-strings best first (tail tokens included), scores are sums of full-vocabulary log-probabilities, items lists per path the item ids
+The convention is that of convention.json, presets and defaults included, or what --convention names, as for the server.
+
+Requests, one a line: {"id", "user_id", "history": [item ids, or {"item_id": ...} objects, oldest first]}; other fields are ignored.
+Answers, one a line: {"id", "user_id", "context_tokens", "truncated", "unknown_items", "paths", "scores", "items", "wall_s"}: paths are token
+strings best first (lead and tail tokens included), scores are sums of full-vocabulary log-probabilities, items lists per path the item ids
 that share it, in catalog order. Decoder-only checkpoints.
 
 What has to be switched off for `generate` to be an exact constrained beam search, and is switched off here:
@@ -33,35 +35,88 @@ import time
 import urllib.request
 
 
+PRESETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "crates", "model", "src", "convention", "presets.json")
+# What the server takes where convention.json says nothing.
+DEFAULTS = {
+    "model": "decoder", "item_begin_token": None, "item_end_token": None, "item_separator": "", "prompt_prefix": "", "prompt_suffix": "",
+    "generation_begin": None, "add_special_tokens": False, "lead_tokens": [], "tail_tokens": [], "max_history_items": None,
+}
+
+
 def read_lines(path):
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         return [json.loads(line) for line in file if line.strip()]
 
 
+def item_id(value):
+    """An id is text; a whole number is its digits."""
+    return str(value) if isinstance(value, int) else value
+
+
 def text_of(token):
-    return token["text"] if token else ""
+    """A token is its text, or {"text", "id"}."""
+    return token["text"] if isinstance(token, dict) else token or ""
+
+
+def convention_fields(directory, named=None):
+    """The fields of a convention, a preset's and the defaults filled in. `named`: a file or a preset instead of convention.json."""
+    presets = {}
+    if os.path.isfile(PRESETS):
+        with open(PRESETS, encoding="utf-8") as file:
+            presets = json.load(file)
+    if named in presets:
+        fields = {"preset": named}
+    else:
+        with open(named or os.path.join(directory, "convention.json"), encoding="utf-8-sig") as file:
+            fields = json.load(file)
+    name = fields.pop("preset", None)
+    if name is not None and name not in presets:
+        known = ", ".join(presets) or f"none: {os.path.normpath(PRESETS)} is not there; run the tool from a clone"
+        raise SystemExit(f"unknown preset {name!r}; known are {known}")
+    return {**DEFAULTS, **presets.get(name, {}), **fields}
 
 
 class Convention:
     """convention.json applied: items as text, prompts as text."""
 
-    def __init__(self, directory):
-        with open(os.path.join(directory, "convention.json"), encoding="utf-8") as file:
-            self.fields = json.load(file)
+    def __init__(self, directory, named=None):
+        self.fields = convention_fields(directory, named)
         if self.fields["model"] != "decoder":
             raise SystemExit("decoder-only checkpoints only")
-        self.tail = [token["id"] for token in self.fields["tail_tokens"]]
-        self.steps = self.fields["levels"] + len(self.tail)
+        self.steps = len(self.fields["lead_tokens"]) + self.fields["levels"] + len(self.fields["tail_tokens"])
 
     def sid_tokens(self, sid):
         if all(isinstance(code, str) for code in sid):
             return list(sid)
         return [pattern.format(code) for pattern, code in zip(self.fields["level_token_patterns"], sid)]
 
+    def fixed(self, kind, tokenizer):
+        """Ids of the lead or tail tokens."""
+        return [token_id(token, tokenizer) for token in self.fields[f"{kind}_tokens"]]
+
+    def newest(self, items):
+        """The items that the model was trained to look at."""
+        most = self.fields["max_history_items"]
+        return items[-most:] if most else items
+
     def prompt(self, sids):
         f = self.fields
         items = [text_of(f["item_begin_token"]) + "".join(self.sid_tokens(sid)) + text_of(f["item_end_token"]) for sid in sids]
         return f["prompt_prefix"] + f["item_separator"].join(items) + f["prompt_suffix"] + text_of(f["generation_begin"])
+
+
+def token_id(token, tokenizer):
+    """The id of a single token. A newline has another name in byte-level tokenizers, so what it is tokenised to counts."""
+    text = text_of(token)
+    found = tokenizer.get_vocab().get(text)
+    if found is None:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        found = ids[0] if len(ids) == 1 and tokenizer.decode(ids) == text else None
+    if found is None:
+        raise SystemExit(f"{text!r} is not a single token of the tokenizer")
+    if isinstance(token, dict) and token.get("id", found) != found:
+        raise SystemExit(f"{text!r} has id {found} in the tokenizer, not {token['id']}")
+    return found
 
 
 def exact_trie(paths):
@@ -74,7 +129,7 @@ def exact_trie(paths):
 
 
 class Reference:
-    def __init__(self, directory, beam_width, threads):
+    def __init__(self, directory, beam_width, threads, convention=None):
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -82,7 +137,7 @@ class Reference:
         torch.set_grad_enabled(False)
         self.torch = torch
         self.width = beam_width
-        self.convention = Convention(directory)
+        self.convention = Convention(directory, convention)
         self.tokenizer = AutoTokenizer.from_pretrained(directory)
         self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
         neutral = {"eos_token_id": None, "bos_token_id": None, "pad_token_id": 0}
@@ -98,14 +153,15 @@ class Reference:
             output_scores=True,
             **neutral,
         )
+        lead, tail = (self.convention.fixed(kind, self.tokenizer) for kind in ("lead", "tail"))
         self.sid_of, self.items_of = {}, {}
         for item in read_lines(os.path.join(directory, "catalog.jsonl")):
-            tokens = self.convention.sid_tokens(item["sid"])
+            name, tokens = item_id(item["item_id"]), self.convention.sid_tokens(item["sid"])
             ids = self.tokenizer.convert_tokens_to_ids(tokens)
             if None in ids or self.tokenizer.unk_token_id in ids:
-                raise SystemExit(f"{item['item_id']}: the tokenizer lacks one of {tokens}")
-            self.sid_of[item["item_id"]] = item["sid"]
-            self.items_of.setdefault(tuple(ids + self.convention.tail), []).append(item["item_id"])
+                raise SystemExit(f"{name}: the tokenizer lacks one of {tokens}")
+            self.sid_of[name] = item["sid"]
+            self.items_of.setdefault(tuple(lead + ids + tail), []).append(name)
         self.allowed = exact_trie(self.items_of)
 
     def prompt_ids(self, history):
@@ -113,10 +169,10 @@ class Reference:
         return self.tokenizer(text, add_special_tokens=self.convention.fields["add_special_tokens"])["input_ids"]
 
     def answer(self, request):
-        history = [event["item_id"] if isinstance(event, dict) else event for event in request["history"]]
+        history = [item_id(event["item_id"] if isinstance(event, dict) else event) for event in request["history"]]
         known = [item for item in history if item in self.sid_of]
         room = self.model.config.max_position_embeddings - self.convention.steps
-        kept = known
+        kept = self.convention.newest(known)
         while len(ids := self.prompt_ids(kept)) > room:
             kept = kept[1:]
         length = len(ids)
@@ -140,6 +196,7 @@ class Reference:
                 found.append((tuple(path), score))
         assert len({path for path, _ in found}) == len(found)
         return {
+            "id": request.get("id"),
             "user_id": request.get("user_id"),
             "context_tokens": length,
             "truncated": len(kept) < len(known),
@@ -154,7 +211,7 @@ class Reference:
 def ask_server(url, request, beam_width):
     body = {
         "user_id": request.get("user_id"),
-        "history": [{"item_id": event} if isinstance(event, str) else event for event in request["history"]],
+        "history": [event if isinstance(event, dict) else {"item_id": item_id(event)} for event in request["history"]],
         "num_items": beam_width,
         "beam_width": beam_width,
         "normalization": "full_vocab",
@@ -198,6 +255,7 @@ def main():
     parser.add_argument("checkpoint")
     parser.add_argument("--requests", required=True)
     parser.add_argument("--out", required=True)
+    parser.add_argument("--convention", help="a file or a preset (default: convention.json of the checkpoint)")
     parser.add_argument("--beam-width", type=int, default=50)
     parser.add_argument("--limit", type=int, help="first requests of the file only")
     parser.add_argument("--threads", type=int, default=1)
@@ -205,7 +263,7 @@ def main():
     parser.add_argument("--tolerance", type=float, default=2e-4, help="of a score, for a server computing in float32 (default %(default)s)")
     args = parser.parse_args()
 
-    reference = Reference(args.checkpoint, args.beam_width, args.threads)
+    reference = Reference(args.checkpoint, args.beam_width, args.threads, args.convention)
     requests = read_lines(args.requests)[: args.limit]
     differing, walls = 0, []
     with open(args.out, "w", encoding="utf-8") as out:
@@ -217,7 +275,7 @@ def main():
                 answer["complaints"] = complaints
                 differing += bool(complaints)
                 for complaint in complaints[:3]:
-                    print(f"{answer['user_id']}: {complaint}")
+                    print(f"{answer['user_id'] or answer['id']}: {complaint}")
             out.write(json.dumps(answer, ensure_ascii=False) + "\n")
     walls.sort()
     print(f"{len(requests)} requests, generate took {walls[len(walls) // 2] * 1000:.0f} ms at the median")
@@ -227,4 +285,9 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BrokenPipeError:
+        # Who reads the output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
