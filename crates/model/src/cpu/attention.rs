@@ -1,13 +1,14 @@
 //! Softmax attention over pages, for context rows and for branch rows.
 //!
-//! The keys a row sees are taken page by page in the order of absolute positions, with a running maximum and sum
-//! (online softmax, Milakov and Gimelshein 2018). A branch row then merges its few ancestors the same way, which
-//! is the log-sum-exp merge of two attention parts. Pages always begin at a multiple of [`PAGE_SIZE`], so a row
-//! meets the same tiles in the same order whether its context was cached, cut into chunks, or computed at once:
-//! this is why cached and uncached answers are equal bit for bit.
+//! The keys a row sees are taken page by page in the order of absolute positions, with a running
+//! maximum and sum (online softmax, Milakov and Gimelshein 2018). A branch row then merges its few
+//! ancestors the same way, which is the log-sum-exp merge of two attention parts. Pages always
+//! begin at a multiple of [`PAGE_SIZE`], so a row meets the same tiles in the same order whether
+//! its context was cached, cut into chunks, or computed at once: this is why cached and uncached
+//! answers are equal bit for bit.
 //!
-//! Work is cut into tasks, one per [`Block`] of rows and key-value head. All query heads that share the key-value
-//! head are rows of the same tile product.
+//! Work is cut into tasks, one per [`Block`] of rows and key-value head. All query heads that share
+//! the key-value head are rows of the same tile product.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -17,13 +18,14 @@ use beamline_kv_cache::PageId;
 use super::Cpu;
 use super::isa::{Isa, per_isa};
 use super::pages::{HeadPages, PAGE_SIZE, VALUE_BLOCK};
-use super::tile::{PANEL, SharedMatrix, TALLEST, multiply_rows};
+use super::tile::{COLUMNS, MOST_ROWS, Product, SharedMatrix, Strided, rows_at_once};
 use super::vector::{LANES, dot, exp, fold_lanes, larger};
 
 /// Most ancestors a branch row can have, itself included.
 pub const MAX_ANCESTORS: usize = PAGE_SIZE;
 
-/// Consecutive rows of one request that attend together, at most a page of them (`pointwise` joins several).
+/// Consecutive rows of one request that attend together, at most a page of them (`pointwise` joins
+/// several).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
     /// Rows of the batch.
@@ -37,8 +39,8 @@ pub struct Block {
 /// What the rows of a block see.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sees {
-    /// Context rows at consecutive positions from this one on, all in one page: each sees the positions up to its
-    /// own.
+    /// Context rows at consecutive positions from this one on, all in one page: each sees the
+    /// positions up to its own.
     Causal {
         /// Position of the first row.
         first_position: usize,
@@ -83,8 +85,9 @@ impl Heads {
     }
 }
 
-/// Attends with all blocks. `qkv` is `[rows, qkv_width]` with queries rotated; keys and values are read from
-/// `pages`, where the rows' own were written before. `out` is `[rows, query heads * dim]`.
+/// Attends with all blocks. `qkv` is `[rows, qkv_width]` with queries rotated; keys and values are
+/// read from `pages`, where the rows' own were written before. `out` is `[rows, query heads *
+/// dim]`.
 pub fn attend(
     cpu: &Cpu,
     heads: Heads,
@@ -188,7 +191,8 @@ fn attend_block_body<const R: usize>(
     }
 
     for (index, row) in block.rows.clone().enumerate() {
-        // SAFETY: a task writes the columns of its own head in its own rows, and no two tasks share both.
+        // SAFETY: a task writes the columns of its own head in its own rows, and no two tasks share
+        // both.
         let out = unsafe { out.row_segment(row, head * group * dim, group * dim) };
         for (member, out) in out.chunks_exact_mut(dim).enumerate() {
             let query = index * group + member;
@@ -209,8 +213,8 @@ fn attend_block_body<const R: usize>(
     }
 }
 
-/// A range of queries sees the first keys of a context page, each as many as `visible` says, which never falls from one
-/// query to the next.
+/// A range of queries sees the first keys of a context page, each as many as `visible` says, which
+/// never falls from one query to the next.
 #[inline(always)]
 fn see_page(
     isa: Isa,
@@ -222,40 +226,35 @@ fn see_page(
     scratch: &mut Scratch,
 ) {
     let (keys, values) = (pages.context_keys(page), pages.values(page));
-    for first in queries.clone().step_by(TALLEST) {
-        let height = TALLEST.min(queries.end - first);
-        let mut logits = [[0.0; PAGE_SIZE]; TALLEST];
+    let (tallest, value_width) = (rows_at_once(isa), pages.value_width());
+    for first in queries.clone().step_by(tallest) {
+        let height = tallest.min(queries.end - first);
+        let mut logits = [[0.0; PAGE_SIZE]; MOST_ROWS];
         let logits = &mut logits[..height];
-        multiply_rows(
-            isa,
-            &scratch.queries[first * dim..],
-            dim,
-            dim,
-            keys,
-            PAGE_SIZE,
-            PAGE_SIZE,
-            logits.as_flattened_mut(),
-            PAGE_SIZE,
-        );
-        weigh::<PAGE_SIZE>(logits, |member| visible(first + member), first, pages.value_width(), scratch);
-        // Only values that some query sees are touched: what lies behind them may belong to nobody. Those that a query
-        // does not see add zero. The last query sees the most.
-        let visible = visible(first + height - 1);
-        let value_width = pages.value_width();
-        for column in (0..value_width).step_by(PANEL) {
-            let columns = PANEL.min(value_width - column);
-            multiply_rows(
-                isa,
-                logits.as_flattened(),
-                PAGE_SIZE,
-                visible,
-                &values[column..],
-                value_width,
-                columns,
-                &mut scratch.sums[first * value_width + column..][..(height - 1) * value_width + columns],
-                value_width,
-            );
+        // Only values that some query sees are touched: what lies behind them may belong to nobody.
+        // Those that a query does not see add zero. The last query sees the most.
+        let seen = visible(first + height - 1);
+        let products = Product {
+            rows: Strided { values: &scratch.queries[first * dim..], stride: dim },
+            panel: Strided { values: keys, stride: PAGE_SIZE },
+            height,
+            inner: dim,
+            columns: seen.next_multiple_of(COLUMNS),
+        };
+        products.add_to(isa, logits.as_flattened_mut(), PAGE_SIZE);
+        if seen <= LANES {
+            weigh::<LANES>(logits, |member| visible(first + member), first, value_width, scratch);
+        } else {
+            weigh::<PAGE_SIZE>(logits, |member| visible(first + member), first, value_width, scratch);
         }
+        let weighted = Product {
+            rows: Strided { values: logits.as_flattened(), stride: PAGE_SIZE },
+            panel: Strided { values, stride: value_width },
+            height,
+            inner: seen,
+            columns: value_width,
+        };
+        weighted.add_to(isa, &mut scratch.sums[first * value_width..], value_width);
     }
 }
 
@@ -284,9 +283,9 @@ fn see_ancestors(
     let of = |query: usize| &lineages.rows[query / group * count..][..count];
     let place =
         |&row: &u32| pages.branch_row(lineages.pages[row as usize / PAGE_SIZE], row as usize % PAGE_SIZE);
-    for first in (0..queries).step_by(TALLEST) {
-        let height = TALLEST.min(queries - first);
-        let mut logits = [[0.0; PAGE_SIZE]; TALLEST];
+    for first in (0..queries).step_by(MOST_ROWS) {
+        let height = MOST_ROWS.min(queries - first);
+        let mut logits = [[0.0; PAGE_SIZE]; MOST_ROWS];
         let logits = &mut logits[..height];
         for (member, logits) in logits.iter_mut().enumerate() {
             let query = &scratch.queries[(first + member) * dim..][..dim];
@@ -317,8 +316,8 @@ fn see_ancestors(
     }
 }
 
-/// Turns the logits of a few queries into weights, e^(logit - maximum), and brings their running state to the new
-/// maximum. Each query sees the first `visible` keys, at most `WIDTH`.
+/// Turns the logits of a few queries into weights, e^(logit - maximum), and brings their running
+/// state to the new maximum. Each query sees the first `visible` keys, at most `WIDTH`.
 #[inline(always)]
 fn weigh<const WIDTH: usize>(
     logits: &mut [[f32; PAGE_SIZE]],
@@ -328,7 +327,7 @@ fn weigh<const WIDTH: usize>(
     scratch: &mut Scratch,
 ) {
     let queries = first_query..first_query + logits.len();
-    let (mut before, mut maxima) = ([0.0; TALLEST], [0.0; TALLEST]);
+    let (mut before, mut maxima) = ([0.0; MOST_ROWS], [0.0; MOST_ROWS]);
     before[..logits.len()].copy_from_slice(&scratch.maxima[queries.clone()]);
     for (member, weights) in logits.iter_mut().enumerate() {
         let visible = visible(member) as u32;
@@ -346,8 +345,8 @@ fn weigh<const WIDTH: usize>(
         maxima[member] = fold_lanes(lanes, larger);
     }
     // All at once: one by one they would wait for each other.
-    let mut decays = [0.0; TALLEST];
-    for member in 0..TALLEST {
+    let mut decays = [0.0; MOST_ROWS];
+    for member in 0..MOST_ROWS {
         decays[member] = exp(before[member] - maxima[member]);
     }
     scratch.maxima[queries.clone()].copy_from_slice(&maxima[..logits.len()]);

@@ -1,14 +1,14 @@
 //! Which vector instructions the kernels use, chosen once at run time.
 //!
-//! Most kernel bodies are ordinary safe Rust over fixed-size arrays, compiled once per instruction set by the macro
-//! `per_isa`; only the matrix products of `linear` are spelled out for AVX-512. All of them compute every output element
-//! with the same operations in the same order (fused multiply-adds included), so the instruction set changes the speed
-//! and never a bit of the result.
+//! Most kernel bodies are ordinary safe Rust over fixed-size arrays, compiled once per instruction
+//! set by the macro `per_isa`; only the matrix products of `linear` and `tile` are spelled out. All
+//! of them compute every output element with the same operations in the same order (fused
+//! multiply-adds included), so the instruction set changes the speed and never a bit of the result.
 
 /// An instruction set that this machine is known to have.
 ///
-/// Values other than portable come only from [`Isa::detect`], which is what makes calling the specialised
-/// kernels sound.
+/// Values other than portable come only from [`Isa::detect`], which is what makes calling the
+/// specialised kernels sound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(Level);
 
@@ -24,8 +24,9 @@ pub(crate) enum Level {
 }
 
 impl Isa {
-    /// The best instruction set of this machine; the environment variable `BEAMLINE_CPU_ISA` (a [name](Self::name))
-    /// lowers it, for tests of the slower kernels. Asking for more than there is has no effect.
+    /// The best instruction set of this machine; the environment variable `BEAMLINE_CPU_ISA` (a
+    /// [name](Self::name)) lowers it, for tests of the slower kernels. Asking for more than there
+    /// is has no effect.
     pub fn detect() -> Self {
         let asked = std::env::var("BEAMLINE_CPU_ISA").unwrap_or_default();
         let most = LEVELS.into_iter().find(|&level| Self(level).name() == asked);
@@ -75,8 +76,9 @@ fn best() -> Level {
     Level::Portable
 }
 
-/// Compiles `body::<ROWS>` for each instruction set and makes a function `name(isa, ..)` that calls the right
-/// one. `ROWS` is how many rows a register tile holds: as many as the vector registers of that set allow.
+/// Compiles `body::<ROWS>` for each instruction set and makes a function `name(isa, ..)` that calls
+/// the right one. `ROWS` is how many rows a register tile holds: as many as the vector registers of
+/// that set allow.
 macro_rules! per_isa {
     ($(#[$attribute:meta])* $vis:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) = $body:ident) => {
         $(#[$attribute])*
@@ -94,8 +96,8 @@ macro_rules! per_isa {
                 $body::<8>($($argument),*)
             }
             match level.level() {
-                // SAFETY: an `Isa` of this level exists only if `Isa::detect` or `Isa::all` found its features
-                // on this machine.
+                // SAFETY: an `Isa` of this level exists only if `Isa::detect` or `Isa::all` found
+                // its features on this machine.
                 #[cfg(target_arch = "x86_64")]
                 level if level >= $crate::cpu::isa::Level::Avx512 => unsafe { avx512($($argument),*) },
                 // SAFETY: as above.

@@ -1,22 +1,26 @@
-//! Pointwise attention of HSTU over pages: SiLU instead of softmax, with the relative bias gathered tile by tile.
+//! Pointwise attention of HSTU over pages: SiLU instead of softmax, with the relative bias gathered
+//! tile by tile.
 //!
 //! ```text
 //! s = scale * <q, k> + position weight[distance] + time weight[bucket(time of the prediction - time of the key)]
 //! out = (sum over visible keys of silu(s) * v) / divisor
 //! ```
 //!
-//! Place in the flow: a layer computes queries, keys and values, writes keys and values to pages, and calls [`attend`].
-//! There is no maximum and no sum to keep: the weight of a key does not depend on the other keys. So the result of a
-//! row is one chain of multiply-adds over its keys, page by page in the order of absolute positions, then over the
-//! ancestors of a branch row from the first to itself. Keys that a row of the same tile sees and another does not
-//! weigh exactly zero for the other. Hence a row's bits do not depend on chunks, on the cache, on threads, on
-//! the other rows of the call, or on the instruction set.
+//! Place in the flow: a layer computes queries, keys and values, writes keys and values to pages,
+//! and calls [`attend`]. There is no maximum and no sum to keep: the weight of a key does not
+//! depend on the other keys. So the result of a row is one chain of multiply-adds over its keys,
+//! page by page in the order of absolute positions, then over the ancestors of a branch row from
+//! the first to itself. Keys that a row of the same tile sees and another does not weigh exactly
+//! zero for the other. Hence a row's bits do not depend on chunks, on the cache, on threads, on the
+//! other rows of the call, or on the instruction set.
 //!
-//! Blocks that continue each other are taken as one *strip*, so that keys and values are read from far away less often.
+//! Blocks that continue each other are taken as one *strip*, so that keys and values are read from
+//! far away less often.
 //!
-//! The bias of a strip of rows and one page of keys is computed once and serves all heads of a task. It never exists for
-//! more than a strip and a page. Most pages lie so far back that all of their keys fall into one time bucket of a
-//! row, which two look-ups tell; otherwise every key is looked up.
+//! The bias of a strip of rows and one page of keys is computed once and serves all heads of a
+//! task. It never exists for more than a strip and a page. Most pages lie so far back that all of
+//! their keys fall into one time bucket of a row, which two look-ups tell; otherwise every key is
+//! looked up.
 //!
 //! What must not be here: layers, norms, what the rows are.
 
@@ -27,8 +31,8 @@ use super::Cpu;
 use super::attention::{Block, Sees, Tables};
 use super::isa::{Isa, per_isa};
 use super::mask::{Mask, Viewer};
-use super::pages::{HeadPages, PAGE_SIZE, VALUE_BLOCK};
-use super::tile::{PANEL, SharedMatrix, TALLEST, multiply_rows};
+use super::pages::{HeadPages, PAGE_SIZE};
+use super::tile::{COLUMNS, Product, SharedMatrix, Strided, rows_at_once};
 use super::time_buckets::TimeWeights;
 use super::vector::{dot, silu, silu_in_place};
 
@@ -62,8 +66,8 @@ pub struct RelativeBias {
 }
 
 impl RelativeBias {
-    /// From the weights of position differences, `2 * count - 1` of them with index `count - 1 + column - row` (of which a
-    /// causal mask reaches the first `count`), and of time buckets.
+    /// From the weights of position differences, `2 * count - 1` of them with index `count - 1 +
+    /// column - row` (of which a causal mask reaches the first `count`), and of time buckets.
     pub fn new(positions: &[f32], times: &[f32]) -> Self {
         let count = positions.len().div_ceil(2);
         let mut padded = positions[..count].to_vec();
@@ -93,8 +97,8 @@ impl RelativeBias {
 pub struct Sequence {
     /// Positions of the context.
     pub context_len: usize,
-    /// Times of the context's positions, and one more: the time of the query. Empty if no layer has a bias. A range of
-    /// [`Sequences::times`].
+    /// Times of the context's positions, and one more: the time of the query. Empty if no layer has
+    /// a bias. A range of [`Sequences::times`].
     pub times: Range<usize>,
 }
 
@@ -133,8 +137,9 @@ pub fn attend(cpu: &Cpu, call: &Call<'_>, blocks: &[Block], out: &mut [f32]) {
     let heads = call.shape.heads;
     let out = SharedMatrix::new(out, heads * call.shape.value_dim);
     let tasks = TASKS_PER_THREAD * cpu.threads();
-    // Heads of a task share its bias; they are parted when there are few blocks for the threads. Without a bias they share
-    // nothing, and the keys and values of one head stay in a core's own cache while strip after strip passes by.
+    // Heads of a task share its bias; they are parted when there are few blocks for the threads.
+    // Without a bias they share nothing, and the keys and values of one head stay in a core's own
+    // cache while strip after strip passes by.
     let parts = match call.bias {
         Some(_) => tasks.div_ceil(blocks.len().max(1)).clamp(1, heads),
         None => heads,
@@ -155,7 +160,8 @@ pub fn attend(cpu: &Cpu, call: &Call<'_>, blocks: &[Block], out: &mut [f32]) {
     cpu.each(strips.len() * parts, 1, task);
 }
 
-/// Joins at most `most` blocks at a time that continue each other: rows that follow, of the same context.
+/// Joins at most `most` blocks at a time that continue each other: rows that follow, of the same
+/// context.
 fn strips_of(blocks: &[Block], most: usize) -> Vec<Block> {
     let mut strips: Vec<Block> = Vec::with_capacity(blocks.len().div_ceil(most));
     let mut joined = 0;
@@ -230,7 +236,7 @@ fn attend_block_body<const R: usize>(
     out: SharedMatrix<'_>,
 ) {
     let shape = call.shape;
-    let (rows, value_width) = (block.rows.len(), call.pages[0].value_width());
+    let (rows, value_width, tallest) = (block.rows.len(), call.pages[0].value_width(), rows_at_once(isa));
     let sequence = &call.sequences.all[call.sequences.of_row[block.rows.start] as usize];
     let context_len = sequence.context_len;
     let times = &call.sequences.times[sequence.times.clone()];
@@ -288,7 +294,7 @@ fn attend_block_body<const R: usize>(
             // Tiles whose last seen key is the same are taken together.
             let (mut end, mut seen) = (first, None);
             while end < rows {
-                let next = rows.min(end + TALLEST);
+                let next = rows.min(end + tallest);
                 let of_tile = last_seen(&scratch.visible[end..next]);
                 if seen.is_some_and(|seen| seen != of_tile) {
                     break;
@@ -310,23 +316,15 @@ fn attend_block_body<const R: usize>(
                         weights,
                     );
                     let values = call.pages[head].values(id);
+                    let weighted = Product {
+                        rows: Strided { values: weights.as_flattened(), stride: PAGE_SIZE },
+                        panel: Strided { values, stride: value_width },
+                        height,
+                        inner: seen,
+                        columns: value_width,
+                    };
                     let start = (index * rows + first) * value_width;
-                    let mut column = 0;
-                    while column < value_width {
-                        let columns = PANEL.min(value_width - column);
-                        multiply_rows(
-                            isa,
-                            weights.as_flattened(),
-                            PAGE_SIZE,
-                            seen,
-                            &values[column..],
-                            value_width,
-                            columns,
-                            &mut scratch.sums[start + column..][..(height - 1) * value_width + columns],
-                            value_width,
-                        );
-                        column += PANEL;
-                    }
+                    weighted.add_to(isa, &mut scratch.sums[start..], value_width);
                 }
             }
             first = end;
@@ -342,7 +340,8 @@ fn attend_block_body<const R: usize>(
     for (index, head) in heads.enumerate() {
         for row in 0..rows {
             let (start, width) = (head * shape.value_dim, shape.value_dim);
-            // SAFETY: a task writes the columns of its own heads in its own rows, and no two tasks share both.
+            // SAFETY: a task writes the columns of its own heads in its own rows, and no two tasks
+            // share both.
             let out = unsafe { out.row_segment(block.rows.start + row, start, width) };
             let sums = &scratch.sums[(index * rows + row) * value_width..][..width];
             for (out, sum) in out.iter_mut().zip(sums) {
@@ -358,8 +357,8 @@ fn last_seen(visible: &[u32]) -> usize {
     PAGE_SIZE - visible.iter().fold(0, |all, bits| all | bits).leading_zeros() as usize
 }
 
-/// Weights of the keys of a page for some queries, one after the other: `silu(bias + <query, key>)`, zero where nothing is
-/// seen. No query sees a key after the first `seen`.
+/// Weights of the keys of a page for some queries, one after the other: `silu(bias + <query,
+/// key>)`, zero where nothing is seen. No query sees a key after the first `seen`.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "one step of attend_block")]
 fn weigh(
@@ -373,10 +372,16 @@ fn weigh(
     weights: &mut [[f32; PAGE_SIZE]],
 ) {
     weights.copy_from_slice(bias);
-    // Near the diagonal the second half of the keys is not seen.
-    let columns = if seen > VALUE_BLOCK { PANEL } else { VALUE_BLOCK };
+    let products = Product {
+        rows: Strided { values: queries, stride: key_dim },
+        panel: Strided { values: keys, stride: PAGE_SIZE },
+        height: bias.len(),
+        inner: key_dim,
+        // Near the diagonal the second half of the keys is not seen.
+        columns: seen.next_multiple_of(COLUMNS),
+    };
     let sums = weights.as_flattened_mut();
-    multiply_rows(isa, queries, key_dim, key_dim, keys, PAGE_SIZE, columns, sums, PAGE_SIZE);
+    products.add_to(isa, sums, PAGE_SIZE);
     silu_in_place(isa, sums);
     for (weights, &visible) in weights.iter_mut().zip(visible) {
         if visible != u32::MAX {

@@ -1,0 +1,144 @@
+//! The product that attention is made of: some rows times a panel of columns, added to sums.
+//!
+//! ```text
+//! mod       the product, its checks, and the kernel for machines that have none of their own
+//! x86       the kernels for AVX2 and AVX-512, spelled out
+//! shared    a matrix that several threads write at once
+//! ```
+//!
+//! An output element is one chain of fused multiply-adds over the inner dimension, from first to
+//! last, that begins with what was in the sums. Neither the number of rows in a call, nor the tiles
+//! they are cut into, nor the instruction set changes that chain. This is what makes the answer for
+//! a row independent of what shares its batch.
+
+mod shared;
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub(crate) use shared::SharedMatrix;
+
+use super::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::isa::Level;
+
+/// Columns of a panel of weights. Also the number of keys in a page, so that a page of keys is a panel.
+pub const PANEL: usize = 32;
+
+/// Columns of a product come in multiples of this: a vector register of the widest instruction set.
+pub(crate) const COLUMNS: usize = 16;
+
+/// No instruction set has more [`rows_at_once`].
+pub(crate) const MOST_ROWS: usize = 12;
+
+/// How many rows attention had better take at a time: they fill one register tile, or two.
+pub(crate) fn rows_at_once(isa: Isa) -> usize {
+    match isa.level() {
+        #[cfg(target_arch = "x86_64")]
+        level if level >= Level::Avx512 => x86::avx512::TALLEST,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => 2 * x86::avx2::TALLEST,
+        _ => 2 * TALLEST,
+    }
+}
+
+/// Rows of values, `stride` apart.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Strided<'a> {
+    pub(crate) values: &'a [f32],
+    pub(crate) stride: usize,
+}
+
+/// `height` rows of `inner` values, times `inner` rows of `columns` values.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Product<'a> {
+    pub(crate) rows: Strided<'a>,
+    pub(crate) panel: Strided<'a>,
+    pub(crate) height: usize,
+    pub(crate) inner: usize,
+    /// A multiple of [`COLUMNS`].
+    pub(crate) columns: usize,
+}
+
+impl Product<'_> {
+    /// Adds the product to sums, whose rows lie `stride` apart.
+    pub(crate) fn add_to(self, isa: Isa, sums: &mut [f32], stride: usize) {
+        if self.height == 0 || self.inner == 0 || self.columns == 0 {
+            return;
+        }
+        self.check(sums.len(), stride);
+        match isa.level() {
+            // SAFETY: an `Isa` of this level exists only if the machine was found to have its
+            // features. All rows lie within their slices, which was checked.
+            #[cfg(target_arch = "x86_64")]
+            level if level >= Level::Avx512 => unsafe { x86::avx512::add(&self, sums.as_mut_ptr(), stride) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => unsafe { x86::avx2::add(&self, sums.as_mut_ptr(), stride) },
+            _ => add(&self, sums, stride),
+        }
+    }
+
+    /// Every row of all three matrices lies within its slice.
+    fn check(&self, sums: usize, stride: usize) {
+        let end = |rows: usize, stride: usize, width: usize| {
+            (rows - 1).checked_mul(stride).and_then(|start| start.checked_add(width))
+        };
+        let fits = |end: Option<usize>, len: usize| end.is_some_and(|end| end <= len);
+        let Self { rows, panel, height, inner, columns } = *self;
+        assert!(columns.is_multiple_of(COLUMNS), "{columns} columns");
+        assert!(fits(end(height, rows.stride, inner), rows.values.len()), "rows within their slice");
+        assert!(fits(end(inner, panel.stride, columns), panel.values.len()), "a panel within its slice");
+        assert!(fits(end(height, stride, columns), sums), "sums within their slice");
+    }
+}
+
+/// Rows of a tile where the compiler chooses the instructions.
+const TALLEST: usize = 4;
+
+fn add(product: &Product<'_>, sums: &mut [f32], stride: usize) {
+    for column in (0..product.columns).step_by(COLUMNS) {
+        let mut row = 0;
+        while row < product.height {
+            let sums = &mut sums[row * stride + column..];
+            row += match product.height - row {
+                TALLEST.. => add_tile::<TALLEST>(product, row, column, sums, stride),
+                _ => add_tile::<1>(product, row, column, sums, stride),
+            };
+        }
+    }
+}
+
+/// Returns its height.
+#[inline(always)]
+fn add_tile<const H: usize>(
+    product: &Product<'_>,
+    first_row: usize,
+    column: usize,
+    sums: &mut [f32],
+    stride: usize,
+) -> usize {
+    let Product { rows, panel, inner, .. } = *product;
+    // Local arrays stay in registers during the loop; what others can point at would be stored
+    // every time.
+    let mut tile = [[0.0f32; COLUMNS]; H];
+    for (row, tile) in tile.iter_mut().enumerate() {
+        tile.copy_from_slice(&sums[row * stride..][..COLUMNS]);
+    }
+    let rows: [&[f32]; H] =
+        std::array::from_fn(|row| &rows.values[(first_row + row) * rows.stride..][..inner]);
+    let weights = panel.values[column..].chunks(panel.stride.max(1));
+    for (k, weights) in weights.take(inner).enumerate() {
+        let weights = &weights[..COLUMNS];
+        for row in 0..H {
+            for column in 0..COLUMNS {
+                tile[row][column] = rows[row][k].mul_add(weights[column], tile[row][column]);
+            }
+        }
+    }
+    for (row, tile) in tile.iter().enumerate() {
+        sums[row * stride..][..COLUMNS].copy_from_slice(tile);
+    }
+    H
+}
