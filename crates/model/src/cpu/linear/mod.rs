@@ -5,7 +5,8 @@
 //! ```text
 //! rows       activations of a call, packed into tiles as the kernels read them
 //! weights    a matrix, packed into panels of 32 outputs: f32, bf16 or q8_0
-//! single, bfloat16, quantized    one file per format: packing, and the kernel tile x panel -> sums
+//! single, bfloat16, quantized    one folder per format: packing, and kernels tile x panel -> sums, one per instruction set
+//! registers, prefetch            what kernels of an instruction set share
 //! sink       what becomes of the sums: stored, added, gated, or scored
 //! ```
 //!
@@ -17,6 +18,8 @@
 
 mod bfloat16;
 mod format;
+#[cfg(target_arch = "x86_64")]
+mod prefetch;
 mod quantized;
 #[cfg(target_arch = "x86_64")]
 mod registers;

@@ -8,9 +8,18 @@
 //! ```text
 //! panel codes   [block][quad of inputs][PANEL][4]   weight + 128, unsigned: what `vpdpbusd` multiplies
 //!       scales  [block][PANEL]
-//! tile  words   [block][height][quad of inputs]     four signed activations a word
+//! tile  words   [block][height][quad of inputs]     four signed activations a word: `Layout::Bytes`
+//!               [block][height][quad of inputs][2]  two of 16 bits a word, the even and the odd ones: `Layout::Pairs`
 //!       factors [block][height]                     scale, and 128 times the sum of the block to take off again
 //! ```
+//!
+//! Without dot products of bytes, codes and activations are multiplied as numbers of 16 bits: as many instructions as
+//! products of bytes take that must not overflow 16 bits, and no juggling with signs.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 use crate::cpu::isa::{Isa, Level, per_isa};
 use crate::cpu::tile::PANEL;
@@ -22,9 +31,6 @@ const BLOCK: usize = 32;
 const QUAD: usize = 4;
 /// Quads of a block.
 const QUADS: usize = BLOCK / QUAD;
-/// Most rows of a tile: integer and floating-point sums must both stay in registers.
-pub(super) const TALLEST: usize = 6;
-
 /// Codes of four inputs of a panel's outputs.
 pub(super) type Codes = [[u8; QUAD]; PANEL];
 
@@ -100,9 +106,39 @@ pub(super) fn blocks(inputs: usize) -> usize {
     inputs.div_ceil(BLOCK)
 }
 
+/// How a tile holds quantised activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Layout {
+    Bytes,
+    Pairs,
+}
+
+impl Layout {
+    /// What the kernel of an instruction set reads.
+    fn of(isa: Isa) -> Self {
+        match isa.level() {
+            Level::Avx2 | Level::Avx512 => Self::Pairs,
+            Level::Portable | Level::Avx512Vnni | Level::Avx512Bf16 => Self::Bytes,
+        }
+    }
+}
+
 /// Words that a row of a tile takes.
-pub(super) fn words_per_row(inputs: usize) -> usize {
-    blocks(inputs) * QUADS
+pub(super) fn words_per_row(isa: Isa, inputs: usize) -> usize {
+    match Layout::of(isa) {
+        Layout::Bytes => blocks(inputs) * QUADS,
+        Layout::Pairs => blocks(inputs) * QUADS * 2,
+    }
+}
+
+/// Rows that fit into the registers beside the codes of a panel.
+pub(super) fn tallest(isa: Isa) -> usize {
+    match isa.level() {
+        Level::Portable => 2,
+        Level::Avx2 => 4,
+        // Integer and floating-point sums must both stay in registers.
+        _ => 6,
+    }
 }
 
 /// Quantises at most a block; what is missing is zero. Returns the scale.
@@ -142,24 +178,57 @@ pub(crate) fn error_of(x: &[f32]) -> f64 {
     squares.sqrt()
 }
 
+/// Quantises rows `[height, inputs]` into a tile.
+pub(super) fn pack_tile(isa: Isa, x: &[f32], inputs: usize, words: &mut [u32], factors: &mut [Factor]) {
+    match Layout::of(isa) {
+        Layout::Bytes => pack_bytes(isa, x, inputs, words, factors),
+        Layout::Pairs => pack_pairs(isa, x, inputs, words, factors),
+    }
+}
+
 per_isa! {
-    /// Quantises rows `[height, inputs]` into a tile.
-    pub(super) fn pack_tile(x: &[f32], inputs: usize, words: &mut [u32], factors: &mut [Factor]) = pack_tile_body
+    fn pack_bytes(x: &[f32], inputs: usize, words: &mut [u32], factors: &mut [Factor]) = pack_bytes_body
 }
 
 #[inline(always)]
-fn pack_tile_body<const R: usize>(x: &[f32], inputs: usize, words: &mut [u32], factors: &mut [Factor]) {
-    let height = x.len() / inputs;
+fn pack_bytes_body<const R: usize>(x: &[f32], inputs: usize, words: &mut [u32], factors: &mut [Factor]) {
     let words = words.as_chunks_mut::<QUADS>().0;
+    pack_blocks(x, inputs, factors, |place, quantised| {
+        let quads = quantised.as_chunks::<QUAD>().0;
+        words[place] = std::array::from_fn(|quad| u32::from_le_bytes(quads[quad].map(i8::cast_unsigned)));
+    });
+}
+
+per_isa! {
+    fn pack_pairs(x: &[f32], inputs: usize, words: &mut [u32], factors: &mut [Factor]) = pack_pairs_body
+}
+
+#[inline(always)]
+fn pack_pairs_body<const R: usize>(x: &[f32], inputs: usize, words: &mut [u32], factors: &mut [Factor]) {
+    let words = words.as_chunks_mut::<{ 2 * QUADS }>().0;
+    let word = |low: i8, high: i8| {
+        u32::from(i16::from(low).cast_unsigned()) | u32::from(i16::from(high).cast_unsigned()) << 16
+    };
+    pack_blocks(x, inputs, factors, |place, quantised| {
+        for (words, quad) in
+            words[place].as_chunks_mut::<2>().0.iter_mut().zip(quantised.as_chunks::<QUAD>().0)
+        {
+            *words = [word(quad[0], quad[2]), word(quad[1], quad[3])];
+        }
+    });
+}
+
+/// Quantises rows block by block; `put` is told the place of each in the tile.
+#[inline(always)]
+fn pack_blocks(x: &[f32], inputs: usize, factors: &mut [Factor], mut put: impl FnMut(usize, &[i8; BLOCK])) {
+    let height = x.len() / inputs;
     let mut quantised = [0i8; BLOCK];
     for (row, x) in x.chunks_exact(inputs).enumerate() {
         for (block, x) in x.chunks(BLOCK).enumerate() {
             let scale = quantise(x, &mut quantised);
             let sum: i32 = quantised.iter().map(|&value| i32::from(value)).sum();
             factors[block * height + row] = Factor { scale, offset: -128 * sum };
-            let quads = quantised.as_chunks::<QUAD>().0;
-            words[block * height + row] =
-                std::array::from_fn(|quad| u32::from_le_bytes(quads[quad].map(i8::cast_unsigned)));
+            put(block * height + row, &quantised);
         }
     }
 }
@@ -172,16 +241,18 @@ pub(super) fn multiply(
     ahead: &[Codes],
     sums: &mut [[f32; PANEL]],
 ) {
-    let _ = ahead;
+    #[cfg(target_arch = "x86_64")]
     match isa.level() {
+        Level::Portable => {}
         // SAFETY: an `Isa` of this level exists only if the machine was found to have its features.
-        #[cfg(target_arch = "x86_64")]
-        level if level >= Level::Avx512Vnni => unsafe { x86::multiply_vnni(tile, panel, ahead, sums) },
+        Level::Avx2 => return unsafe { avx2::multiply(tile, panel, ahead, sums) },
         // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        level if level >= Level::Avx2 => unsafe { x86::multiply_avx2(tile, panel, sums) },
-        _ => multiply_portable(tile, panel, sums),
+        Level::Avx512 => return unsafe { avx512::multiply_pairs(tile, panel, ahead, sums) },
+        // SAFETY: as above.
+        _ => return unsafe { avx512::multiply_bytes(tile, panel, ahead, sums) },
     }
+    let _ = (isa, ahead);
+    multiply_portable(tile, panel, sums);
 }
 
 fn multiply_portable(tile: Tile<'_>, panel: Panel<'_>, sums: &mut [[f32; PANEL]]) {
@@ -209,115 +280,5 @@ fn multiply_portable(tile: Tile<'_>, panel: Panel<'_>, sums: &mut [[f32; PANEL]]
 fn add_block(sums: &mut [f32; PANEL], products: &[i32; PANEL], scale: f32, scales: &[f32; PANEL]) {
     for column in 0..PANEL {
         sums[column] = (products[column] as f32).mul_add(scale * scales[column], sums[column]);
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    //! Kernels with x86 instructions.
-
-    use std::arch::x86_64::*;
-
-    use super::{Codes, PANEL, Panel, QUADS, Tile, add_block};
-    use crate::cpu::linear::for_height;
-    use crate::cpu::linear::registers::{load, store, zero};
-
-    /// Quads of a cache line.
-    const LINE: usize = 16;
-
-    /// With `vpdpbusd`: four products of bytes and their sum per lane.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
-    pub(super) fn multiply_vnni(
-        tile: Tile<'_>,
-        panel: Panel<'_>,
-        ahead: &[Codes],
-        sums: &mut [[f32; PANEL]],
-    ) {
-        for_height!(sums.len(), run_vnni, tile, panel, ahead, sums)
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
-    #[inline]
-    fn run_vnni<const H: usize>(
-        tile: Tile<'_>,
-        panel: Panel<'_>,
-        ahead: &[Codes],
-        sums: &mut [[f32; PANEL]],
-    ) {
-        let mut totals = [zero(); H];
-        let codes = panel.codes.as_chunks::<QUADS>().0.iter().zip(panel.scales);
-        let words = tile.words.as_chunks::<QUADS>().0.as_chunks::<H>().0;
-        let rows = words.iter().zip(tile.factors.as_chunks::<H>().0);
-        // Fetched evenly, so that the requests do not queue up.
-        let mut ahead = ahead.chunks(ahead.len().div_ceil(panel.scales.len().max(1)).max(1));
-        for ((codes, scales), (words, factors)) in codes.zip(rows) {
-            for line in ahead.next().unwrap_or_default().as_flattened().chunks(LINE) {
-                _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
-            }
-            let mut products = [[_mm512_setzero_si512(); 2]; H];
-            for row in 0..H {
-                products[row] = [_mm512_set1_epi32(factors[row].offset); 2];
-            }
-            for (quad, codes) in codes.iter().enumerate() {
-                let weights = load_codes(codes);
-                for row in 0..H {
-                    let x = _mm512_set1_epi32(words[row][quad].cast_signed());
-                    for half in 0..2 {
-                        products[row][half] = _mm512_dpbusd_epi32(products[row][half], weights[half], x);
-                    }
-                }
-            }
-            let scales = load(scales);
-            for row in 0..H {
-                let scale = _mm512_set1_ps(factors[row].scale);
-                for half in 0..2 {
-                    let product = _mm512_cvtepi32_ps(products[row][half]);
-                    let scale = _mm512_mul_ps(scale, scales[half]);
-                    totals[row][half] = _mm512_fmadd_ps(product, scale, totals[row][half]);
-                }
-            }
-        }
-        store(&totals, sums);
-    }
-
-    #[target_feature(enable = "avx512f")]
-    #[inline]
-    fn load_codes(codes: &Codes) -> [__m512i; 2] {
-        let halves = codes.as_chunks::<16>().0;
-        // SAFETY: each half is 16 * 4 bytes long, what a register holds; no alignment is asked for.
-        [0, 1].map(|half| unsafe { _mm512_loadu_si512(halves[half].as_ptr().cast()) })
-    }
-
-    /// Without: products of bytes are added in pairs of 16 bits, which two factors of at most 127 cannot overflow.
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) fn multiply_avx2(tile: Tile<'_>, panel: Panel<'_>, sums: &mut [[f32; PANEL]]) {
-        let height = sums.len();
-        sums.fill([0.0; PANEL]);
-        let (ones, bias) = (_mm256_set1_epi16(1), _mm256_set1_epi8(-128));
-        let blocks = panel.codes.as_chunks::<QUADS>().0.iter().zip(panel.scales);
-        for (block, (codes, scales)) in blocks.enumerate() {
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let mut products = [_mm256_setzero_si256(); PANEL / 8];
-                for (quad, codes) in codes.iter().enumerate() {
-                    let x =
-                        _mm256_set1_epi32(tile.words[(block * height + row) * QUADS + quad].cast_signed());
-                    for (product, codes) in products.iter_mut().zip(codes.as_chunks::<8>().0) {
-                        // SAFETY: 8 * 4 bytes are read from 8 * 4 bytes; no alignment is asked for.
-                        let codes = unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) };
-                        // Taking 128 off turns the top bit around; then |w| * (x with the sign of w) = w * x.
-                        let weights = _mm256_xor_si256(codes, bias);
-                        let pairs =
-                            _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));
-                        *product = _mm256_add_epi32(*product, _mm256_madd_epi16(pairs, ones));
-                    }
-                }
-                let mut integers = [0i32; PANEL];
-                for (integers, product) in integers.as_chunks_mut::<8>().0.iter_mut().zip(products) {
-                    // SAFETY: 8 integers are written to 8 integers; no alignment is asked for.
-                    unsafe { _mm256_storeu_si256(integers.as_mut_ptr().cast(), product) };
-                }
-                add_block(sums, &integers, tile.factors[block * height + row].scale, scales);
-            }
-        }
     }
 }

@@ -65,7 +65,7 @@ impl Rows {
         self.stride = match format {
             WeightFormat::F32 => single::words_per_row(inputs),
             WeightFormat::Bf16 => bfloat16::words_per_row(cpu.bf16_kernel(), inputs),
-            WeightFormat::Q8_0 => quantized::words_per_row(inputs),
+            WeightFormat::Q8_0 => quantized::words_per_row(cpu.isa(), inputs),
         };
         let blocks = if format == WeightFormat::Q8_0 { quantized::blocks(inputs) } else { 0 };
         // They only grow: what lies behind the rows of this call is not read.
@@ -156,10 +156,12 @@ thread_local! {
 
 /// Rows that fit into the registers beside a panel's weights.
 fn tallest(isa: Isa, format: WeightFormat) -> usize {
-    match (isa.level() >= Level::Avx512, format) {
-        (true, WeightFormat::Q8_0) => quantized::TALLEST,
-        (true, _) => MAX_HEIGHT,
-        (false, _) => 2,
+    match (isa.level(), format) {
+        (_, WeightFormat::Q8_0) => quantized::tallest(isa),
+        (Level::Portable, _) => 2,
+        (Level::Avx2, WeightFormat::F32) => 6,
+        (Level::Avx2, WeightFormat::Bf16) => 5,
+        (_, _) => MAX_HEIGHT,
     }
 }
 

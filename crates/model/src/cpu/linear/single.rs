@@ -9,8 +9,15 @@
 //!
 //! Inputs are padded with zeros to a multiple of four.
 
-use crate::cpu::isa::{Isa, Level, per_isa};
+use crate::cpu::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::isa::Level;
 use crate::cpu::tile::PANEL;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 /// Consecutive inputs of a row in a tile.
 const QUAD: usize = 4;
@@ -78,21 +85,18 @@ pub(super) fn pack_tile(x: &[f32], inputs: usize, tile: &mut [f32], change: impl
 /// knows how.
 pub(super) fn multiply(isa: Isa, tile: &[f32], panel: &[f32], ahead: &[f32], sums: &mut [[f32; PANEL]]) {
     #[cfg(target_arch = "x86_64")]
-    if isa.level() >= Level::Avx512 {
+    match isa.level() {
+        Level::Portable => {}
         // SAFETY: an `Isa` of this level exists only if the machine was found to have its features.
-        return unsafe { wide::multiply(tile, panel, ahead, sums) };
+        Level::Avx2 => return unsafe { avx2::multiply(tile, panel, ahead, sums) },
+        // SAFETY: as above.
+        _ => return unsafe { avx512::multiply(tile, panel, ahead, sums) },
     }
-    let _ = ahead;
-    multiply_narrow(isa, tile, panel, sums);
+    let _ = (isa, ahead);
+    multiply_portable(tile, panel, sums);
 }
 
-per_isa! {
-    /// For registers that hold two rows of a panel.
-    fn multiply_narrow(tile: &[f32], panel: &[f32], sums: &mut [[f32; PANEL]]) = multiply_body
-}
-
-#[inline(always)]
-fn multiply_body<const R: usize>(tile: &[f32], panel: &[f32], sums: &mut [[f32; PANEL]]) {
+fn multiply_portable(tile: &[f32], panel: &[f32], sums: &mut [[f32; PANEL]]) {
     match sums.len() {
         1 => run::<1>(tile, panel, sums),
         2 => run::<2>(tile, panel, sums),
@@ -100,7 +104,6 @@ fn multiply_body<const R: usize>(tile: &[f32], panel: &[f32], sums: &mut [[f32; 
     }
 }
 
-#[inline(always)]
 fn run<const H: usize>(tile: &[f32], panel: &[f32], sums: &mut [[f32; PANEL]]) {
     // A local array stays in registers during the loop; what others can point at would be stored every time.
     let mut registers = [[0.0f32; PANEL]; H];
@@ -116,48 +119,4 @@ fn run<const H: usize>(tile: &[f32], panel: &[f32], sums: &mut [[f32; PANEL]]) {
         }
     }
     sums[..H].copy_from_slice(&registers);
-}
-
-#[cfg(target_arch = "x86_64")]
-mod wide {
-    //! The kernel for AVX-512, spelled out: left to itself, the compiler vectorises some heights along the rows, with
-    //! gathers, thirty times slower.
-
-    use super::{PANEL, QUAD};
-    use crate::cpu::linear::for_height;
-    use crate::cpu::linear::registers::{load, store, zero};
-    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch, _mm512_fmadd_ps, _mm512_set1_ps};
-
-    /// Values of a cache line.
-    const LINE: usize = 16;
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
-    pub(super) fn multiply(tile: &[f32], panel: &[f32], ahead: &[f32], sums: &mut [[f32; PANEL]]) {
-        for_height!(sums.len(), run, tile, panel, ahead, sums)
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
-    #[inline]
-    fn run<const H: usize>(tile: &[f32], panel: &[f32], ahead: &[f32], sums: &mut [[f32; PANEL]]) {
-        let mut registers = [zero(); H];
-        let tile = tile.as_chunks::<QUAD>().0.as_chunks::<H>().0;
-        // Fetched evenly, so that the requests do not queue up.
-        let mut ahead =
-            ahead.chunks(ahead.len().div_ceil(tile.len().max(1)).next_multiple_of(LINE).max(LINE));
-        for (x, weights) in tile.iter().zip(panel.as_chunks::<PANEL>().0.as_chunks::<QUAD>().0) {
-            for line in ahead.next().unwrap_or_default().chunks(LINE) {
-                _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
-            }
-            for input in 0..QUAD {
-                let weights = load(&weights[input]);
-                for row in 0..H {
-                    let x = _mm512_set1_ps(x[row][input]);
-                    for half in 0..2 {
-                        registers[row][half] = _mm512_fmadd_ps(x, weights[half], registers[row][half]);
-                    }
-                }
-            }
-        }
-        store(&registers, sums);
-    }
 }

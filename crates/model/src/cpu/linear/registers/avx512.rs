@@ -5,19 +5,19 @@ use std::arch::x86_64::{__m512, _mm512_loadu_ps, _mm512_setzero_ps, _mm512_store
 use crate::cpu::tile::PANEL;
 
 /// A row of a panel.
-pub(super) type Pair = [__m512; 2];
+pub(in crate::cpu::linear) type Pair = [__m512; 2];
 
 /// Zeros.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(super) fn zero() -> Pair {
+pub(in crate::cpu::linear) fn zero() -> Pair {
     [_mm512_setzero_ps(); 2]
 }
 
 /// Reads a row of a panel.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(super) fn load(values: &[f32; PANEL]) -> Pair {
+pub(in crate::cpu::linear) fn load(values: &[f32; PANEL]) -> Pair {
     let halves = values.as_chunks::<16>().0;
     // SAFETY: 16 values are read from 16 values; no alignment is asked for.
     [0, 1].map(|half| unsafe { _mm512_loadu_ps(halves[half].as_ptr()) })
@@ -26,7 +26,7 @@ pub(super) fn load(values: &[f32; PANEL]) -> Pair {
 /// Writes the sums of a tile.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(super) fn store(registers: &[Pair], sums: &mut [[f32; PANEL]]) {
+pub(in crate::cpu::linear) fn store(registers: &[Pair], sums: &mut [[f32; PANEL]]) {
     for (sums, registers) in sums.iter_mut().zip(registers) {
         for (sums, register) in sums.as_chunks_mut::<16>().0.iter_mut().zip(registers) {
             // SAFETY: 16 values are written to 16 values; no alignment is asked for.
