@@ -305,6 +305,7 @@ impl Simulated {
             words: words.into(),
             context_len: words.len(),
             reuse: ReuseClass::CrossRequest,
+            shape: beamline_scheduler::ContextShape::Causal,
             beam_width: 32,
             min_beam_width: 32,
             keeps_branches: true,

@@ -10,6 +10,7 @@ use beamline_model::error::ModelError;
 use beamline_scheduler::{Refusal, Unserved};
 
 use crate::api::{ErrorBody, ErrorDetail};
+use crate::registry::state::StateError;
 use crate::runtime::LoadError;
 
 /// How many offending ids a message names.
@@ -114,6 +115,24 @@ pub enum Error {
     /// No such snapshot is kept.
     #[error("the version has no such catalog; GET its catalog to see those that are kept")]
     CatalogNotFound,
+    /// The state holds the version, and it could not be brought back.
+    #[error(
+        "version {version} of model {model:?} could not be brought back at the start: {reason}. Mend that and restart the \
+         server, point the label at another version, or unload this one"
+    )]
+    VersionMissing {
+        /// The model.
+        model: String,
+        /// The version.
+        version: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A change could not be written, so it was not made.
+    #[error(
+        "the change could not be written to the state directory, so nothing was changed; the server's log says why"
+    )]
+    NotKept,
     /// A label still points at what should be unloaded.
     #[error("the labels {} point at this version: move or delete them first", name(.0))]
     VersionLabelled(Vec<String>),
@@ -286,6 +305,8 @@ impl Error {
             Self::Internal => ("internal", 500),
             Self::Loading => ("loading", 503),
             Self::NoModel => ("no_model", 503),
+            Self::VersionMissing { .. } => ("version_missing", 503),
+            Self::NotKept => ("not_kept", 503),
             Self::Draining => ("draining", 503),
             Self::Unhealthy => ("unhealthy", 503),
             Self::DeadlineExceeded => ("deadline_exceeded", 504),
@@ -363,9 +384,19 @@ impl Error {
             LoadError::Device { .. } => Refused::Unsupported,
             LoadError::Memory(_) => Refused::Memory,
             LoadError::Probe(_) | LoadError::WrongAnswer(_) => Refused::Probe,
-            LoadError::Settings(_) | LoadError::Engine(_) => return Self::internal(error),
+            LoadError::NotThere(_) => Refused::Unreadable,
+            LoadError::Changed { .. } => Refused::Mismatch,
+            LoadError::Settings(_) | LoadError::Engine(_) | LoadError::State(_) => {
+                return Self::internal(error);
+            }
         };
         Self::Refused { why, message: redact(&error.to_string()) }
+    }
+
+    /// A change that could not be written: why is for the operator.
+    pub fn not_kept(cause: StateError) -> Self {
+        tracing::error!(%cause, "a change was refused: it could not be written to the state directory");
+        Self::NotKept
     }
 
     /// A bug or a failure of the machine: logged in full, told without detail.

@@ -15,9 +15,9 @@ pub use request::{
     parse_value,
 };
 pub use response::{
-    CatalogInfo, CatalogList, Degraded, DegradedReason, ErrorBody, ErrorDetail, Health, Item, MemoryBudget,
-    MemoryInfo, ModelInfo, ModelList, ModelName, ModelState, RankResponse, RankedCandidate, Reason,
-    RecommendResponse, Timings, Usage, WarmResponse,
+    CatalogInfo, CatalogList, Degraded, DegradedReason, ErrorBody, ErrorDetail, Health, Item, LabelDeleted,
+    MemoryBudget, MemoryInfo, MissingVersion, ModelInfo, ModelList, ModelName, ModelState, RankResponse,
+    RankedCandidate, Reason, RecommendResponse, Timings, Usage, WarmResponse,
 };
 
 use utoipa::ToSchema;

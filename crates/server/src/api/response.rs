@@ -191,6 +191,9 @@ pub struct ModelList {
     pub loading: Option<String>,
     /// Memory of all versions, those that finish their last requests included.
     pub memory: MemoryBudget,
+    /// Versions of the state that could not be brought back at the start.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<MissingVersion>,
 }
 
 /// Memory of all versions.
@@ -247,6 +250,8 @@ pub struct ModelInfo {
     pub memory: MemoryInfo,
     /// Labels that point at it.
     pub labels: Vec<String>,
+    /// Whether the version, its labels and its catalog survive a restart: the server keeps them under `--state`.
+    pub durable: bool,
     /// Whether requests are taken.
     pub state: ModelState,
 }
@@ -297,13 +302,49 @@ pub struct CatalogList {
     pub current: String,
     /// All that are kept, in the order in which they came.
     pub versions: Vec<CatalogInfo>,
+    /// Whether they survive a restart: the server keeps them under `--state`.
+    pub durable: bool,
+}
+
+/// A version that the state names and that could not be brought back at the start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct MissingVersion {
+    /// Name of its model.
+    pub name: String,
+    /// The version.
+    pub version: String,
+    /// Labels that point at it: requests for them are refused.
+    pub labels: Vec<String>,
+    /// Why it could not be brought back.
+    pub reason: String,
+}
+
+/// A label was deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct LabelDeleted {
+    /// Name of its model.
+    pub name: String,
+    /// The label.
+    pub label: String,
+    /// Whether the change survives a restart: the server keeps it under `--state`.
+    pub durable: bool,
 }
 
 /// The answer of a health check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Health {
-    /// `ok`.
+    /// `ok`; or `degraded` while versions of the state are missing.
     pub status: String,
+    /// Versions of the state that could not be brought back.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<MissingVersion>,
+}
+
+impl Health {
+    /// Well, but for what is missing.
+    pub fn but_for(missing: Vec<MissingVersion>) -> Self {
+        Self { status: if missing.is_empty() { "ok" } else { "degraded" }.into(), missing }
+    }
 }
 
 /// Every error.

@@ -48,8 +48,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let settings = Settings::resolve_server(args.flags, args.http, args.admin)?;
-    // With a root to load from, it may begin with nothing.
-    if settings.admin.model_root.is_none() {
+    // With a root to load from, or a state to bring back, it may begin with nothing.
+    if settings.admin.model_root.is_none() && settings.admin.state.is_none() {
         settings.model.checkpoint()?;
     }
     logging::start(&settings.log, "info")?;

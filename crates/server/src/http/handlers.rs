@@ -1,5 +1,7 @@
 //! One function per route: read, ask the service, write. The comments are the documentation in `/openapi.json`.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::{Extension, Request, State};
 use axum::http::header;
@@ -127,10 +129,12 @@ pub async fn livez(State(app): State<SharedApp>) -> Result<Json<Health>, Error> 
     {
         return Err(Error::Unhealthy);
     }
-    Ok(Json(Health { status: "ok".into() }))
+    Ok(Json(Health::but_for(Vec::new())))
 }
 
 /// Whether requests are taken: the model is loaded, has answered a probe, and the server is not shutting down.
+///
+/// The status is `degraded` while versions that the state directory holds could not be brought back; `missing` says which.
 #[utoipa::path(
     get, path = "/readyz", tag = "health",
     responses((status = 200, description = "Yes.", body = Health), (status = 503, description = "Loading or shutting down.", body = ErrorBody))
@@ -139,8 +143,10 @@ pub async fn readyz(State(app): State<SharedApp>) -> Result<Json<Health>, Error>
     if app.is_draining() {
         return Err(Error::Draining);
     }
-    app.registry()?.resolve(None)?;
-    livez(State(app)).await
+    let registry = Arc::clone(app.registry()?);
+    registry.resolve(None)?;
+    let _ = livez(State(app)).await?;
+    Ok(Json(Health::but_for(registry.missing_versions())))
 }
 
 /// Metrics in Prometheus' text format.

@@ -6,10 +6,10 @@
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::HeaderMap;
 
 use super::{SharedApp, admin, body};
-use crate::api::{ErrorBody, LoadRequest, ModelInfo, ModelList, ModelState, VersionRequest};
+use crate::api::{ErrorBody, LabelDeleted, LoadRequest, ModelInfo, ModelList, ModelState, VersionRequest};
 use crate::error::Error;
 use crate::registry::Registry;
 use crate::registry::root::Wanted;
@@ -113,7 +113,7 @@ pub async fn set_label(
     admin::check(&app, &headers)?;
     let (name, label) = component(path)?;
     let VersionRequest { version } = body::read(&app, request).await?;
-    app.registry()?.set_label(&name, &label, &version).map(Json)
+    change(&app, move |registry| registry.set_label(&name, &label, &version)).await.map(Json)
 }
 
 /// Delete a label, so that its version can be unloaded.
@@ -125,7 +125,7 @@ pub async fn set_label(
     ),
     security(("admin_key" = [])),
     responses(
-        (status = 204, description = "It is gone."),
+        (status = 200, description = "It is gone.", body = LabelDeleted),
         (status = 401, description = "No admin key, or a wrong one.", body = ErrorBody),
         (status = 403, description = "Changes are disabled.", body = ErrorBody),
         (status = 404, description = "No such model or label.", body = ErrorBody),
@@ -135,11 +135,14 @@ pub async fn remove_label(
     State(app): State<SharedApp>,
     path: Result<Path<(String, String)>, PathRejection>,
     headers: HeaderMap,
-) -> Result<StatusCode, Error> {
+) -> Result<Json<LabelDeleted>, Error> {
     admin::check(&app, &headers)?;
     let (name, label) = component(path)?;
-    app.registry()?.remove_label(&name, &label)?;
-    Ok(StatusCode::NO_CONTENT)
+    let remove = move |registry: &Registry| {
+        registry.remove_label(&name, &label)?;
+        Ok(LabelDeleted { name, label, durable: registry.is_durable() })
+    };
+    change(&app, remove).await.map(Json)
 }
 
 /// Carries a change out on a thread that may block.

@@ -12,10 +12,11 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use beamline_catalog::{Catalog, CatalogError, CatalogLimits, ItemRecord};
+use beamline_catalog::{Catalog, CatalogError, CatalogLimits, ItemIndex, ItemRecord};
 use tracing::info;
 
 use super::name::Reference;
+use super::state::{RecordedCatalog, RecordedVersion, StateDirectory};
 use super::{Id, Registry, lock};
 use crate::api::{CatalogInfo, CatalogList, CatalogPatch};
 use crate::error::{Error, Refused};
@@ -31,11 +32,22 @@ pub(super) type Kept = Vec<Snapshot>;
 pub(super) struct Snapshot {
     catalog: Arc<Catalog>,
     memory: Arc<Reservation>,
+    /// Digest of its file in the state directory, once it has one.
+    file: Option<String>,
 }
 
 impl Snapshot {
+    pub(super) fn new(catalog: Arc<Catalog>, memory: Arc<Reservation>) -> Self {
+        Self { catalog, memory, file: None }
+    }
+
     pub(super) fn of(served: &Served) -> Self {
-        Self { catalog: Arc::clone(&served.catalog), memory: Arc::clone(&served.catalog_memory) }
+        Self::new(Arc::clone(&served.catalog), Arc::clone(&served.catalog_memory))
+    }
+
+    /// The same, which is kept in a file.
+    pub(super) fn in_file(self, sha256: &str) -> Self {
+        Self { file: Some(sha256.to_owned()), ..self }
     }
 
     /// What would be free if this were forgotten: nothing while a request still reads it.
@@ -65,6 +77,7 @@ impl Registry {
             model: served.model_name(),
             current: served.catalog.version().to_owned(),
             versions: kept.iter().map(|kept| CatalogInfo::of(&kept.catalog, kept.memory.bytes())).collect(),
+            durable: self.is_durable(),
         })
     }
 
@@ -101,14 +114,12 @@ impl Registry {
                 patch.remove.iter().map(|id| known("remove", id)).collect::<Result<_, _>>()?;
             let retagged = patch.retag.iter().map(|retag| Ok((known("retag", &retag.item_id)?, &retag.tags)));
             let retagged: std::collections::HashMap<_, _> = retagged.collect::<Result<_, Error>>()?;
-            let stay = catalog.items().filter(|item| !removed.contains(item)).map(|item| ItemRecord {
-                item_id: catalog.item_id(item).to_owned(),
-                sid: catalog.sid_parts(catalog.leaf_of(item)),
-                tags: match retagged.get(&item) {
-                    Some(tags) => (*tags).clone(),
-                    None => catalog.tags(item).map(str::to_owned).collect(),
-                },
-                title: catalog.title(item).map(str::to_owned),
+            let stay = catalog.items().filter(|item| !removed.contains(item)).map(|item| {
+                let record = record(catalog, item);
+                match retagged.get(&item) {
+                    Some(tags) => ItemRecord { tags: (*tags).clone(), ..record },
+                    None => record,
+                }
             });
             build(service, stay.chain(patch.add.iter().cloned().map(ItemRecord::from))).map(Made::New)
         })
@@ -138,22 +149,36 @@ impl Registry {
         let service = self.resolve(Some(reference))?;
         let id = id(&service);
         let (catalog, counted) = match make(&service)? {
-            Made::Kept(Snapshot { catalog, memory }) => (catalog, Some(memory)),
+            Made::Kept(Snapshot { catalog, memory, .. }) => (catalog, Some(memory)),
             Made::New(catalog) => (catalog, None),
         };
         let refuse = |error| Error::refused(&error, str::to_owned);
         let uncounted = Arc::new(self.machine.budget.nothing());
         let trial = runtime::with_catalog(&service, catalog, uncounted).map_err(refuse)?;
         tokio::runtime::Handle::current().block_on(runtime::probe(&trial)).map_err(refuse)?;
-        // Last of all, because room may be made for it, and nothing else may fail after that.
+        let mut state = lock(&self.state);
+        // The largest file first: nothing was changed yet if the disk is full.
+        let file = state.as_ref().map(|state| store(state, &trial.served().catalog)).transpose()?;
+        self.store_first(&mut state, &id)?;
+        // Room may be made for it, so little may fail after that.
         let catalog_memory = match counted {
             Some(memory) => memory,
             None => self.count(&id, &trial.served().catalog)?,
         };
         let served = Arc::new(Served { catalog_memory, ..Served::clone(trial.served()) });
         let next = trial.over(Arc::clone(&served));
-        self.change(|table| Ok((table.with_catalog(next.clone())?, ())))?;
-        self.keep(&id, &served);
+        let kept = self.next_kept(&id, Snapshot { file, ..Snapshot::of(&served) });
+        self.change_with(&mut state, |table, records| {
+            let table = table.with_catalog(next.clone())?;
+            if let Some(record) = records.version(&id.0, &id.1) {
+                records.put(&id.0, &id.1, with_catalogs(record, &kept, served.catalog.version()));
+            }
+            Ok((table, ()))
+        })?;
+        drop(state);
+        if let Some(catalogs) = lock(&self.catalogs).get_mut(&id) {
+            *catalogs = kept;
+        }
         // Else the catalog that the version was loaded with would stay for as long as its engine runs.
         if let Some(runtime) = lock(&self.running).get_mut(&id) {
             runtime.service = next;
@@ -188,23 +213,61 @@ impl Registry {
         reserved.map(Arc::new).map_err(|error| Error::refused(&LoadError::Memory(error), str::to_owned))
     }
 
-    /// Remembers the catalog that serves, and forgets the oldest beyond the limit. Does nothing for a version that was
-    /// unloaded meanwhile: nobody would forget what is remembered for it.
-    fn keep(&self, id: &Id, served: &Served) {
-        let mut catalogs = lock(&self.catalogs);
-        let Some(kept) = catalogs.get_mut(id) else { return };
-        let catalog = &served.catalog;
-        match kept.iter_mut().find(|other| other.catalog.version() == catalog.version()) {
+    /// What is kept once `snapshot` serves: the oldest beyond the limit are forgotten. Nothing for a version that was
+    /// unloaded meanwhile.
+    fn next_kept(&self, id: &Id, snapshot: Snapshot) -> Kept {
+        let mut kept = lock(&self.catalogs).get(id).cloned().unwrap_or_default();
+        let version = snapshot.catalog.version().to_owned();
+        match kept.iter_mut().find(|other| other.catalog.version() == version) {
             // The same items, with other titles perhaps.
-            Some(same) => *same = Snapshot::of(served),
-            None => kept.push(Snapshot::of(served)),
+            Some(same) => *same = snapshot,
+            None => kept.push(snapshot),
         }
         while kept.len() > self.settings.admin.keep_catalogs.saturating_add(1) {
-            match kept.iter().position(|other| other.catalog.version() != catalog.version()) {
+            match kept.iter().position(|other| other.catalog.version() != version) {
                 Some(oldest) => drop(kept.remove(oldest)),
-                None => return,
+                None => break,
             }
         }
+        kept
+    }
+
+    /// Stores the catalogs that have no file yet: that of the checkpoint, before the first change.
+    fn store_first(&self, state: &mut Option<StateDirectory>, id: &Id) -> Result<(), Error> {
+        let Some(state) = state else { return Ok(()) };
+        for snapshot in lock(&self.catalogs).get_mut(id).into_iter().flatten() {
+            if snapshot.file.is_none() {
+                snapshot.file = Some(store(state, &snapshot.catalog)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An item as it was given.
+fn record(catalog: &Catalog, item: ItemIndex) -> ItemRecord {
+    ItemRecord {
+        item_id: catalog.item_id(item).to_owned(),
+        sid: catalog.sid_parts(catalog.leaf_of(item)),
+        tags: catalog.tags(item).map(str::to_owned).collect(),
+        title: catalog.title(item).map(str::to_owned),
+    }
+}
+
+fn store(state: &StateDirectory, catalog: &Catalog) -> Result<String, Error> {
+    state.put_catalog(catalog.items().map(|item| record(catalog, item))).map_err(Error::not_kept)
+}
+
+/// A version with other catalogs.
+fn with_catalogs(record: &RecordedVersion, kept: &Kept, serving: &str) -> RecordedVersion {
+    let recorded = |snapshot: &Snapshot| {
+        let version = snapshot.catalog.version().to_owned();
+        snapshot.file.clone().map(|sha256| RecordedCatalog { version, sha256 })
+    };
+    RecordedVersion {
+        catalogs: kept.iter().filter_map(recorded).collect(),
+        serving: Some(serving.to_owned()),
+        ..record.clone()
     }
 }
 

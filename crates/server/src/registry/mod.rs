@@ -17,11 +17,16 @@
 //! Invariants: one load at a time; labels point at loaded versions only; what is loaded fits the memory budget, versions that
 //! finish their last requests included, and catalogs that are kept or still read; all versions compute on one thread pool.
 //!
+//! With a state directory ([`state`]) every change is on disk before it is made and answered, and a start brings back what
+//! was there ([`restore`]). Without one, a restart begins with what the command line names.
+//!
 //! What this must not know: HTTP, keys.
 
 mod catalogs;
 pub mod name;
+mod restore;
 pub mod root;
+pub mod state;
 mod table;
 mod totals;
 
@@ -36,12 +41,14 @@ use tracing::{info, warn};
 
 use crate::api::{MemoryBudget, ModelInfo, ModelList, ModelState};
 use crate::error::Error;
-use crate::runtime::{self, Files, LoadError, Machine, Opened, Runtime, Scale};
+use crate::runtime::{self, LoadError, Machine, Opened, Runtime, Scale};
 use crate::service::{Served, Service};
 use crate::settings::{ByteSize, Settings};
-use catalogs::{Kept, Snapshot};
+use catalogs::Kept;
 use name::{Reference, STABLE};
+use restore::{Built, Missing};
 use root::{ModelRoot, Wanted};
+use state::{RecordedVersion, Records, Source, StateDirectory};
 use table::Table;
 use totals::Totals;
 
@@ -64,6 +71,10 @@ pub struct Registry {
     changing_catalog: Mutex<()>,
     /// What engines counted that are gone.
     retired: Mutex<Totals>,
+    /// Where changes are kept, if anywhere. Held while anything changes.
+    state: Mutex<Option<StateDirectory>>,
+    /// Versions of the state that could not be brought back.
+    missing: RwLock<Vec<Missing>>,
 }
 
 impl Registry {
@@ -98,21 +109,11 @@ impl Registry {
             catalogs: Mutex::default(),
             changing_catalog: Mutex::default(),
             retired: Mutex::default(),
+            state: Mutex::new(settings.admin.state.as_deref().map(StateDirectory::open).transpose()?),
+            missing: RwLock::default(),
             settings,
         };
-        if registry.settings.model.checkpoint().is_ok() {
-            let model = &registry.settings.model;
-            if !name::is_name(&model.name) {
-                let message = format!(
-                    "name {:?}: a name begins with a letter or a digit, goes on with those, `_`, `.` and `-`, and has \
-                     at most 64 characters",
-                    model.name
-                );
-                return Err(LoadError::Limits(message));
-            }
-            let runtime = registry.build(Opened::open(Files::of(model)?)?, &model.name)?;
-            registry.admit(runtime, Some(STABLE)).map_err(LoadError::Probe)?;
-        }
+        registry.bring_back()?;
         Ok(registry)
     }
 
@@ -124,8 +125,11 @@ impl Registry {
     pub fn resolve(&self, model: Option<&str>) -> Result<Service, Error> {
         let table = self.table();
         match model {
-            None if table.is_empty() => Err(Error::NoModel),
-            model => table.find(Reference::parse(model.unwrap_or(&self.settings.model.name))).cloned(),
+            None if table.is_empty() && self.missing().is_empty() => Err(Error::NoModel),
+            model => {
+                let reference = Reference::parse(model.unwrap_or(&self.settings.model.name));
+                table.find(reference).cloned().map_err(|error| self.why_missing(reference).unwrap_or(error))
+            }
         }
     }
 
@@ -151,11 +155,10 @@ impl Registry {
         if let Ok(service) = table.find(loaded) {
             return Err(Error::AlreadyLoaded(service.served().version().to_owned()));
         }
-        let runtime = self.build(opened, wanted.name).map_err(refuse)?;
         let label = label.or_else(|| (!table.is_stable(wanted.name)).then_some(STABLE));
-        let served = Arc::clone(runtime.service.served());
-        self.admit(runtime, label)?;
-        Ok(self.info(&served, ModelState::Ready))
+        let record = self.record_of(wanted.name, opened.digest(), Source::of(wanted));
+        let built = self.restored(opened, wanted.name, &record).map_err(refuse)?;
+        self.admit(built, label, Some(record))
     }
 
     /// Takes a version out, waits for the requests that began on it, and frees its memory. Blocks.
@@ -164,8 +167,28 @@ impl Registry {
     ///
     /// When it is not loaded, or a label points at it.
     pub fn unload(&self, name: &str, version: &str) -> Result<ModelInfo, Error> {
-        let version = self.change(|table| table.without(name, version))?;
-        self.retire(name, version)
+        let done = self.change(|table, records| {
+            let error = match table.without(name, version) {
+                Ok((table, version)) => {
+                    records.remove(name, &version);
+                    return Ok((table, Ok(version)));
+                }
+                Err(error) => error,
+            };
+            // One that could not be brought back is forgotten.
+            let Some((version, record)) = records.find(name, version) else { return Err(error) };
+            let (version, sha256) = (version.to_owned(), record.sha256.clone());
+            let labels = records.labels_of(name, &version);
+            if !labels.is_empty() {
+                return Err(Error::VersionLabelled(labels));
+            }
+            records.remove(name, &version);
+            Ok((table.clone(), Err(ModelInfo::missing(name, &version, &sha256))))
+        })?;
+        match done {
+            Ok(version) => self.retire(name, version),
+            Err(forgotten) => Ok(ModelInfo { durable: self.is_durable(), ..forgotten }),
+        }
     }
 
     /// Takes all versions of a model out, and its labels with them. Blocks as [`Registry::unload`] does.
@@ -174,7 +197,13 @@ impl Registry {
     ///
     /// When it is not loaded.
     pub fn unload_all(&self, name: &str) -> Result<(), Error> {
-        let versions = self.change(|table| table.without_model(name))?;
+        let versions = self.change(|table, records| {
+            let recorded = records.models.remove(name).is_some();
+            match table.without_model(name) {
+                Err(_) if recorded => Ok((table.clone(), Vec::new())),
+                result => result,
+            }
+        })?;
         versions.into_iter().try_for_each(|version| self.retire(name, version).map(drop))
     }
 
@@ -198,7 +227,11 @@ impl Registry {
     /// When the label or the version is none.
     pub fn set_label(&self, name: &str, label: &str, version: &str) -> Result<ModelInfo, Error> {
         name::check_label("label", label)?;
-        self.change(|table| Ok((table.with_label(name, label, version)?, ())))?;
+        self.change(|table, records| {
+            let (table, version) = table.with_label(name, label, version)?;
+            records.put_label(name, label, &version);
+            Ok((table, ()))
+        })?;
         info!(name, label, version, "moved a label");
         let service = self.resolve(Some(&format!("{name}@{label}")))?;
         Ok(self.info(service.served(), ModelState::Ready))
@@ -210,7 +243,14 @@ impl Registry {
     ///
     /// When there is none.
     pub fn remove_label(&self, name: &str, label: &str) -> Result<(), Error> {
-        self.change(|table| Ok((table.without_label(name, label)?, ())))?;
+        self.change(|table, records| {
+            // It may point at a version that could not be brought back.
+            let recorded = records.remove_label(name, label);
+            match table.without_label(name, label) {
+                Err(_) if recorded => Ok((table.clone(), ())),
+                result => Ok((result?, ())),
+            }
+        })?;
         info!(name, label, "removed a label");
         Ok(())
     }
@@ -218,12 +258,14 @@ impl Registry {
     /// All versions.
     pub fn list(&self, state: ModelState) -> ModelList {
         let (used, limit) = self.memory();
+        let durable = self.is_durable();
         ModelList {
             models: self
                 .table()
                 .versions()
-                .map(|(service, labels)| ModelInfo { labels, ..service.served().info(state) })
+                .map(|(service, labels)| ModelInfo { labels, durable, ..service.served().info(state) })
                 .collect(),
+            missing: self.missing().iter().map(Missing::info).collect(),
             default: self.settings.model.name.clone(),
             loading: lock(&self.loading).clone(),
             memory: MemoryBudget { used_bytes: used as u64, limit_bytes: limit.map(|bytes| bytes as u64) },
@@ -282,20 +324,45 @@ impl Registry {
         }
     }
 
-    /// Makes a version known, and points a label at it, in one change.
-    fn admit(&self, runtime: Runtime, label: Option<&str>) -> Result<(), Error> {
+    /// Makes a version known, and points a label at it, in one change. Keeps `record` of it, if it is not kept yet. A
+    /// version that is not admitted is ended.
+    fn admit(
+        &self,
+        built: Built,
+        label: Option<&str>,
+        record: Option<RecordedVersion>,
+    ) -> Result<ModelInfo, Error> {
+        let Built { runtime, kept } = built;
         let service = runtime.service.clone();
-        let (name, version) = (service.served().name.clone(), service.served().version().to_owned());
-        let id = (name.clone(), version.clone());
-        lock(&self.catalogs).insert(id.clone(), vec![Snapshot::of(service.served())]);
-        lock(&self.running).insert(id, runtime);
-        self.change(|table| {
-            let table = table.with(service);
-            let table = label.map_or(Ok(table.clone()), |label| table.with_label(&name, label, &version))?;
+        let id = (service.served().name.clone(), service.served().version().to_owned());
+        let (name, version) = (&id.0, &id.1);
+        lock(&self.catalogs).insert(id.clone(), kept);
+        lock(&self.running).insert(id.clone(), runtime);
+        let admitted = self.change(|table, records| {
+            if let Some(record) = record {
+                records.put(name, version, record);
+            }
+            if let Some(label) = label {
+                records.put_label(name, label, version);
+            }
+            let labels = records.labels_of(name, version).into_iter().chain(label.map(str::to_owned));
+            let mut table = table.with(service);
+            for label in labels {
+                table = table.with_label(name, &label, version)?.0;
+            }
             Ok((table, ()))
-        })?;
+        });
+        if let Err(error) = admitted {
+            lock(&self.catalogs).remove(&id);
+            if let Some(runtime) = lock(&self.running).remove(&id) {
+                // It took no request but the probe's.
+                let _ = runtime.retire();
+            }
+            return Err(error);
+        }
         info!(name, version, label, "the model takes requests");
-        Ok(())
+        let service = self.table().find(Reference { name, at: Some(version) }).cloned()?;
+        Ok(self.info(service.served(), ModelState::Ready))
     }
 
     fn info(&self, served: &Served, state: ModelState) -> ModelInfo {
@@ -305,7 +372,8 @@ impl Registry {
             let other = service.served();
             other.name == served.name && other.digest == served.digest
         });
-        ModelInfo { labels: found.map(|(_, labels)| labels).unwrap_or_default(), ..served.info(state) }
+        let labels = found.map(|(_, labels)| labels).unwrap_or_default();
+        ModelInfo { labels, durable: self.is_durable(), ..served.info(state) }
     }
 
     fn table(&self) -> Arc<Table> {
@@ -313,11 +381,33 @@ impl Registry {
         Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Puts another table in place of the one that `make` was given, unless it fails.
-    fn change<T>(&self, make: impl FnOnce(&Table) -> Result<(Table, T), Error>) -> Result<T, Error> {
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        let (next, result) = make(&table)?;
-        *table = Arc::new(next);
+    /// Whether changes survive a restart.
+    pub fn is_durable(&self) -> bool {
+        self.settings.admin.state.is_some()
+    }
+
+    /// Puts another table in place of the one that `make` was given, unless it fails. What it makes of the records is on
+    /// disk first; without a state directory they are empty and lead nowhere.
+    fn change<T>(
+        &self,
+        make: impl FnOnce(&Table, &mut Records) -> Result<(Table, T), Error>,
+    ) -> Result<T, Error> {
+        self.change_with(&mut lock(&self.state), make)
+    }
+
+    /// The same, for somebody who has the state.
+    fn change_with<T>(
+        &self,
+        state: &mut Option<StateDirectory>,
+        make: impl FnOnce(&Table, &mut Records) -> Result<(Table, T), Error>,
+    ) -> Result<T, Error> {
+        let mut records = state.as_ref().map(|state| state.records().clone()).unwrap_or_default();
+        let (next, result) = make(&self.table(), &mut records)?;
+        if let Some(state) = state {
+            state.write(records).map_err(Error::not_kept)?;
+            self.update_missing(&next, state.records());
+        }
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         Ok(result)
     }
 }

@@ -84,17 +84,17 @@ impl Table {
         table
     }
 
-    /// With a label moved, or made.
+    /// With a label moved, or made; and the full name of the version that it points at.
     ///
     /// # Errors
     ///
     /// When the version is not loaded.
-    pub(super) fn with_label(&self, name: &str, label: &str, version: &str) -> Result<Self, Error> {
+    pub(super) fn with_label(&self, name: &str, label: &str, version: &str) -> Result<(Self, String), Error> {
         let mut table = self.clone();
         let model = table.models.get_mut(name).ok_or_else(|| Error::model_not_found(name))?;
         let version = model.version(version).ok_or(Error::VersionNotFound)?.to_owned();
-        model.labels.insert(label.to_owned(), version);
-        Ok(table)
+        model.labels.insert(label.to_owned(), version.clone());
+        Ok((table, version))
     }
 
     /// Without a label.

@@ -47,6 +47,7 @@ use beamline_scheduler::{Engine, EngineDied, EngineStats, StartError};
 use tracing::{info, warn};
 
 use crate::error::Error;
+use crate::registry::state::StateError;
 use crate::service::{
     Decoder, Family, HstuFamily, Lease, MAX_CANDIDATES, MICRO_BATCH, Memory, Served, Service,
 };
@@ -116,6 +117,23 @@ pub enum LoadError {
         depth: usize,
         /// Of the convention.
         expected: usize,
+    },
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The files of a version of the state are not where they were.
+    #[error("{0}")]
+    NotThere(String),
+    /// The checkpoint of a version of the state was replaced by another.
+    #[error(
+        "the checkpoint was changed on disk: its sha256 was {recorded}, and is {found}. Put the old files back and restart, \
+         or unload this version and load the new one"
+    )]
+    Changed {
+        /// Digest of the version.
+        recorded: String,
+        /// What is there.
+        found: String,
     },
     /// A library panicked over a file.
     #[error("a file of the checkpoint is malformed in a way that no check foresaw")]
@@ -247,6 +265,13 @@ impl Opened {
             "opened the checkpoint"
         );
         Ok(Self { files, checkpoint })
+    }
+
+    /// The same checkpoint with another catalog.
+    #[must_use]
+    pub fn with_catalog(mut self, file: PathBuf) -> Self {
+        self.files.catalog = Some(file);
+        self
     }
 
     /// sha256 of the checkpoint.

@@ -173,6 +173,7 @@ impl Served {
                 kv_host_bytes: self.memory.kv_host as u64,
             },
             labels: Vec::new(),
+            durable: false,
             state,
         }
     }

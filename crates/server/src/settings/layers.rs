@@ -188,6 +188,10 @@ layer! {
         /// model. Nothing outside it is ever opened for a client [default: none, so none can be loaded].
         #[arg(long, value_name = "DIR", env = "BEAMLINE_MODEL_ROOT")]
         pub model_root: PathBuf,
+        /// Directory that keeps what is changed while the server runs: loaded versions, labels, catalogs. A start brings
+        /// them back. For one server at a time [default: none, so a restart forgets such changes].
+        #[arg(long, value_name = "DIR", env = "BEAMLINE_STATE")]
+        pub state: PathBuf,
         /// Memory for weights, contexts and catalogs of all versions together, such as 16GiB. What does not fit is
         /// refused, so leave room for two versions to swap one for the other [default: three quarters of the
         /// machine's memory, or of the container's if that is limited].

@@ -221,6 +221,8 @@ pub struct HttpSettings {
 pub struct AdminSettings {
     /// Where checkpoints may be loaded from.
     pub model_root: Option<PathBuf>,
+    /// Where changes are kept over a restart.
+    pub state: Option<PathBuf>,
     /// Memory of all versions; if not given, a share of what the machine has.
     pub model_memory: Option<ByteSize>,
     /// What changes need.
@@ -260,13 +262,19 @@ impl Settings {
         let limits = limits(flags.limits.or(file.limits))?;
         let http = http.or(file.http);
         let engine = engine(flags.engine.or(file.engine))?;
+        let (model, admin) =
+            (model(flags.model.or(file.model), engine.device)?, self::admin(admin.or(file.admin))?);
+        if admin.state.is_some() && model.random_weights.is_some() {
+            let message = "random-weights are for timing and leave nothing to keep: give no state with them";
+            return Err(SettingsError::Contradiction(message.into()));
+        }
         Ok(Self {
             request_log: request_log(&http),
-            model: model(flags.model.or(file.model), engine.device)?,
+            model,
             engine,
             limits,
             http: self::http(http)?,
-            admin: self::admin(admin.or(file.admin))?,
+            admin,
             log: log(flags.log.or(file.log)),
         })
     }
@@ -398,6 +406,7 @@ fn request_log(layer: &HttpLayer) -> Option<RequestLogSettings> {
 fn admin(layer: AdminLayer) -> Result<AdminSettings, SettingsError> {
     Ok(AdminSettings {
         model_root: layer.model_root,
+        state: layer.state,
         model_memory: layer.model_memory,
         key: AdminKey::read(layer.admin_key_file.as_deref())?,
         max_catalog_bytes: layer.max_catalog_bytes.map_or(256 << 20, |size| size.0),

@@ -158,6 +158,16 @@ impl Server {
         stream
     }
 
+    /// Sends a request to a server that may end at any moment, and reads the answer to its end if one comes.
+    pub(crate) fn try_raw(&self, head: &str, body: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(self.address).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        Some(text)
+    }
+
     pub(crate) fn send_recommend(&self, body: &Value) -> TcpStream {
         let body = body.to_string();
         let head = format!(

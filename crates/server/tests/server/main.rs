@@ -27,4 +27,5 @@ mod recommending;
 mod refusing;
 mod replaying;
 mod root;
+mod state;
 mod swapping;

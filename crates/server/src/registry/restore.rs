@@ -1,0 +1,360 @@
+//! A start: what the state holds is brought back, what the command line names is loaded.
+//!
+//! Both may say what a model is. The rule:
+//!
+//! ```text
+//! the state has no model of the name   the command line's checkpoint is loaded, labelled `stable`, and kept
+//! the state has one                    the state counts; the log says so if it does not hold that checkpoint
+//! ```
+//!
+//! So the same command line starts a server for the first time and after every swap.
+//!
+//! A version that cannot be brought back does not keep the others from serving. It stays in the state, is listed as
+//! missing, and requests for it are refused by name.
+
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+
+use beamline_catalog::{Catalog, CatalogLimits};
+use tracing::{error, info, warn};
+
+use super::catalogs::{Kept, Snapshot};
+use super::name::{self, Reference, STABLE};
+use super::root::Wanted;
+use super::state::{RecordedCatalog, RecordedVersion, Records, Source, StateError};
+use super::table::Table;
+use super::{Registry, lock};
+use crate::api::{MissingVersion, ModelInfo};
+use crate::error::Error;
+use crate::runtime::{self, Files, LoadError, Opened, Runtime};
+use crate::settings::{ModelSettings, SettingsError};
+
+/// A version that runs, and its catalogs.
+pub(super) struct Built {
+    pub(super) runtime: Runtime,
+    pub(super) kept: Kept,
+}
+
+/// A version that the state holds and that does not run.
+#[derive(Clone, Debug)]
+pub(super) struct Missing {
+    name: String,
+    version: String,
+    sha256: String,
+    labels: Vec<String>,
+    /// Without the paths of this machine.
+    reason: String,
+}
+
+impl Missing {
+    /// What clients see of it.
+    pub(super) fn info(&self) -> MissingVersion {
+        MissingVersion {
+            name: self.name.clone(),
+            version: self.version.clone(),
+            labels: self.labels.clone(),
+            reason: self.reason.clone(),
+        }
+    }
+
+    fn is(&self, Reference { name, at }: Reference<'_>) -> bool {
+        let at = at.unwrap_or(STABLE);
+        let digits = name::is_version(at) && self.sha256.starts_with(at);
+        self.name == name && (digits || self.labels.iter().any(|label| label == at))
+    }
+}
+
+impl Registry {
+    /// Loads what the state holds and what the command line names. Blocks.
+    pub(super) fn bring_back(&self) -> Result<(), LoadError> {
+        let mut records = self.records();
+        let model = &self.settings.model;
+        let named = match model.checkpoint() {
+            Ok(checkpoint) if records.models.contains_key(&model.name) => {
+                follow_command_line(model, checkpoint, &mut records);
+                false
+            }
+            named => named.is_ok(),
+        };
+        for (name, recorded) in &records.models {
+            for (version, record) in &recorded.versions {
+                let built =
+                    self.open_recorded(name, record).and_then(|opened| self.restored(opened, name, record));
+                match built {
+                    Ok(built) => {
+                        drop(self.admit(built, None, Some(record.clone())).map_err(LoadError::Probe)?)
+                    }
+                    Err(error) => self.miss(name, version, record, &error),
+                }
+            }
+        }
+        if named { self.load_command_line() } else { Ok(()) }
+    }
+
+    fn load_command_line(&self) -> Result<(), LoadError> {
+        let model = &self.settings.model;
+        if !name::is_name(&model.name) {
+            let message = format!(
+                "name {:?}: a name begins with a letter or a digit, goes on with those, `_`, `.` and `-`, and has at most \
+                 64 characters",
+                model.name
+            );
+            return Err(LoadError::Limits(message));
+        }
+        let opened = Opened::open(Files::of(model)?)?;
+        let record = RecordedVersion {
+            sha256: opened.digest().to_owned(),
+            source: Source::of_settings(model)?,
+            catalogs: Vec::new(),
+            serving: None,
+        };
+        let built = self.restored(opened, &model.name, &record)?;
+        self.admit(built, Some(STABLE), Some(record)).map_err(LoadError::Probe)?;
+        Ok(())
+    }
+
+    /// What is on disk.
+    pub(super) fn records(&self) -> Records {
+        lock(&self.state).as_ref().map(|state| state.records().clone()).unwrap_or_default()
+    }
+
+    /// What to keep of a version that a client wants loaded: its catalogs too, if it is one that is missing.
+    pub(super) fn record_of(&self, name: &str, digest: &str, source: Source) -> RecordedVersion {
+        match self.records().find(name, digest) {
+            Some((_, record)) => RecordedVersion { source, ..record.clone() },
+            None => {
+                RecordedVersion { sha256: digest.to_owned(), source, catalogs: Vec::new(), serving: None }
+            }
+        }
+    }
+
+    /// Opens the checkpoint of a version, and makes sure that it is still that checkpoint.
+    fn open_recorded(&self, name: &str, record: &RecordedVersion) -> Result<Opened, LoadError> {
+        let opened = Opened::open(self.files_of(name, &record.source)?)?;
+        match opened.digest() == record.sha256 {
+            true => Ok(opened),
+            false => {
+                Err(LoadError::Changed { recorded: record.sha256.clone(), found: opened.digest().to_owned() })
+            }
+        }
+    }
+
+    fn files_of(&self, name: &str, source: &Source) -> Result<Files, LoadError> {
+        match source {
+            Source::CommandLine { checkpoint, catalog, convention } => Ok(Files {
+                checkpoint: checkpoint.clone(),
+                random_weights: None,
+                catalog: catalog.clone(),
+                convention: convention.clone(),
+            }),
+            Source::ModelRoot { directory, catalog, convention } => {
+                let root = self.root.as_ref().ok_or_else(|| {
+                    LoadError::NotThere(
+                        "it was loaded from a model root: start the server with --model-root".into(),
+                    )
+                })?;
+                let wanted = Wanted {
+                    name,
+                    directory: directory.as_deref(),
+                    catalog: catalog.as_deref(),
+                    convention: convention.as_deref(),
+                };
+                root.find(wanted).map_err(|error| LoadError::NotThere(error.to_string()))
+            }
+        }
+    }
+
+    /// Loads a version with the catalogs that are kept of it.
+    pub(super) fn restored(
+        &self,
+        opened: Opened,
+        name: &str,
+        record: &RecordedVersion,
+    ) -> Result<Built, LoadError> {
+        let serving =
+            record.catalogs.iter().find(|catalog| Some(&catalog.version) == record.serving.as_ref());
+        let Some(serving) = serving else {
+            let runtime = self.build(opened, name)?;
+            let kept = vec![Snapshot::of(runtime.service.served())];
+            return Ok(Built { runtime, kept });
+        };
+        let file = self.with_state(|state| {
+            state.read_catalog(&serving.sha256)?;
+            Ok(state.catalog_path(&serving.sha256))
+        })?;
+        let runtime = self.build(opened.with_catalog(file.clone()), name)?;
+        let served = Arc::clone(runtime.service.served());
+        if served.catalog.version() != serving.version {
+            let why =
+                format!("the catalog has version {}, not {}", served.catalog.version(), serving.version);
+            drop(served);
+            let _ = runtime.retire();
+            return Err(StateError::Damaged { path: file, why }.into());
+        }
+        let mut kept = Kept::new();
+        for catalog in &record.catalogs {
+            match catalog.version == serving.version {
+                true => kept.push(Snapshot::of(&served).in_file(&catalog.sha256)),
+                false => kept.extend(self.snapshot(catalog, &served)),
+            }
+        }
+        drop(served);
+        Ok(Built { runtime, kept })
+    }
+
+    /// A catalog to roll back to. It is worth a warning, not a version.
+    fn snapshot(&self, recorded: &RecordedCatalog, served: &crate::service::Served) -> Option<Snapshot> {
+        let read = || -> Result<Snapshot, LoadError> {
+            let lines = self.with_state(|state| state.read_catalog(&recorded.sha256))?;
+            let path = self.with_state(|state| Ok(state.catalog_path(&recorded.sha256)))?;
+            let catalog =
+                Catalog::read_json_lines(&lines, served.family.symbols(), &CatalogLimits::default())
+                    .map_err(|source| LoadError::Catalog { path, source: Box::new(source) })?;
+            let memory = runtime::reserve_catalog(&self.machine.budget, &catalog)?;
+            Ok(Snapshot::new(Arc::new(catalog), Arc::new(memory)).in_file(&recorded.sha256))
+        };
+        let version = &recorded.version;
+        read().inspect_err(|error| warn!(version, %error, "cannot keep a catalog to roll back to")).ok()
+    }
+
+    fn with_state<T>(
+        &self,
+        read: impl FnOnce(&super::state::StateDirectory) -> Result<T, StateError>,
+    ) -> Result<T, LoadError> {
+        match &*lock(&self.state) {
+            Some(state) => read(state).map_err(LoadError::State),
+            None => {
+                Err(LoadError::NotThere("catalogs are kept in a state directory: start with --state".into()))
+            }
+        }
+    }
+
+    fn miss(&self, name: &str, version: &str, record: &RecordedVersion, error: &LoadError) {
+        error!(name, version, %error, "a version of the state cannot be brought back; the others serve");
+        let mut reason = error.to_string();
+        let admin = &self.settings.admin;
+        let checkpoint = match &record.source {
+            Source::CommandLine { checkpoint, .. } => Some(checkpoint),
+            Source::ModelRoot { .. } => None,
+        };
+        for path in [checkpoint, admin.model_root.as_ref(), admin.state.as_ref()].into_iter().flatten() {
+            for path in [path.canonicalize().ok().as_ref(), Some(path)].into_iter().flatten() {
+                let path = path.display();
+                reason = reason.replace(&format!("{path}/"), "").replace(&path.to_string(), "its directory");
+            }
+        }
+        self.missing.write().unwrap_or_else(PoisonError::into_inner).push(Missing {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            sha256: record.sha256.clone(),
+            labels: self.records().labels_of(name, version),
+            reason,
+        });
+    }
+
+    /// What could not be brought back.
+    pub(super) fn missing(&self) -> Vec<Missing> {
+        self.missing.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The same, for health checks.
+    pub fn missing_versions(&self) -> Vec<MissingVersion> {
+        self.missing().iter().map(Missing::info).collect()
+    }
+
+    /// The error of a request for a version that is missing.
+    pub(super) fn why_missing(&self, reference: Reference<'_>) -> Option<Error> {
+        let missing = self.missing.read().unwrap_or_else(PoisonError::into_inner);
+        let found = missing.iter().find(|missing| missing.is(reference))?;
+        Some(Error::VersionMissing {
+            model: found.name.clone(),
+            version: found.version.clone(),
+            reason: found.reason.clone(),
+        })
+    }
+
+    /// Forgets what is loaded by now, or is not in the state any more.
+    pub(super) fn update_missing(&self, table: &Table, records: &Records) {
+        let mut all = self.missing.write().unwrap_or_else(PoisonError::into_inner);
+        all.retain_mut(|missing| {
+            let Missing { name, version, labels, .. } = missing;
+            *labels = records.labels_of(name, version);
+            records.version(name, version).is_some()
+                && table.find(Reference { name, at: Some(version) }).is_err()
+        });
+    }
+}
+
+/// The state holds the model that the command line names: it says where a checkpoint of it is, and nothing more.
+fn follow_command_line(model: &ModelSettings, checkpoint: &Path, records: &mut Records) {
+    let Ok(named) = Source::of_settings(model) else { return };
+    let versions =
+        records.models.get_mut(&model.name).into_iter().flat_map(|model| model.versions.values_mut());
+    for record in versions {
+        if let (Source::CommandLine { checkpoint: old, .. }, Source::CommandLine { checkpoint: new, .. }) =
+            (&record.source, &named)
+            && old == new
+        {
+            record.source = named;
+            info!(name = model.name, "the state counts: it holds the checkpoint of the command line");
+            return;
+        }
+    }
+    warn!(
+        name = model.name,
+        checkpoint = %checkpoint.display(),
+        "the state counts, so the checkpoint of the command line is not loaded. To serve it, load it over HTTP or with \
+         `beamline models load`, or start with another --state"
+    );
+}
+
+impl Source {
+    /// What a client names.
+    pub(super) fn of(wanted: Wanted<'_>) -> Self {
+        Self::ModelRoot {
+            directory: wanted.directory.map(str::to_owned),
+            catalog: wanted.catalog.map(str::to_owned),
+            convention: wanted.convention.map(str::to_owned),
+        }
+    }
+
+    /// What the command line names, by full paths: the next start may be from another directory.
+    fn of_settings(model: &ModelSettings) -> Result<Self, SettingsError> {
+        let full = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let file = |text: &String| match Path::new(text) {
+            path if path.is_file() => full(path).to_string_lossy().into_owned(),
+            _ => text.clone(),
+        };
+        Ok(Self::CommandLine {
+            checkpoint: full(model.checkpoint()?),
+            catalog: model.catalog.as_deref().map(full),
+            convention: model.convention.as_ref().map(file),
+        })
+    }
+}
+
+impl ModelInfo {
+    /// What is known of a version that was never loaded in this process.
+    pub(super) fn missing(name: &str, version: &str, sha256: &str) -> Self {
+        use crate::api::{CatalogInfo, MemoryInfo, ModelState};
+        Self {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            sha256: sha256.to_owned(),
+            weight_format: "unknown".into(),
+            family: "unknown".into(),
+            architecture: "unknown".into(),
+            parameters: 0,
+            context_limit: 0,
+            max_history_items: 0,
+            levels: 0,
+            generated_steps: 0,
+            tasks: Vec::new(),
+            catalog: CatalogInfo { version: "unknown".into(), items: 0, leaves: 0, memory_bytes: 0 },
+            memory: MemoryInfo { weights_bytes: 0, kv_bytes: 0, kv_host_bytes: 0 },
+            labels: Vec::new(),
+            durable: true,
+            state: ModelState::Unloaded,
+        }
+    }
+}

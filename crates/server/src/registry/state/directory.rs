@@ -1,0 +1,408 @@
+//! The directory of a state: who uses it, how it is read, how a change gets there.
+//!
+//! A file is replaced by writing another beside it, flushing that to the disk, renaming it over the old one, and
+//! flushing the directory. So a crash at any moment leaves the old file or the new one. A file that is neither was
+//! damaged by something else; then nothing is guessed from it.
+
+use std::collections::HashSet;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use beamline_catalog::ItemRecord;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tracing::warn;
+
+use super::record::{self, Records};
+
+/// What the file says that it is.
+const FORMAT: &str = "beamline state";
+/// The only version of the format so far.
+const VERSION: u32 = 1;
+/// Largest state file that is read.
+const MAX_BYTES: u64 = 64 << 20;
+/// Largest catalog that is read back.
+const MAX_CATALOG_BYTES: u64 = 8 << 30;
+
+const STATE: &str = "state.json";
+const PREVIOUS: &str = "state.previous.json";
+const CATALOGS: &str = "catalogs";
+
+/// Why the state cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Somebody else has it.
+    #[error("state {}: another server uses this directory. Stop that server, or give each a directory of its own", .0.display())]
+    InUse(PathBuf),
+    /// The system refuses.
+    #[error("state {}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is not what was written.
+    #[error(
+        "state {}: {why}. Nothing of it is used. Put a good copy in its place ({PREVIOUS} beside it is the state before the \
+         last change), or move the file away to start with nothing", path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A newer server wrote it.
+    #[error("state {}: written in version {version} of its format, this server reads version {VERSION}. Use a newer server", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+}
+
+/// The file. The digest is that of `state` in compact JSON, so white space does not matter and everything else does.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    format: String,
+    version: u32,
+    sha256: String,
+    state: Records,
+}
+
+/// What is read first, so that a newer file is told from a damaged one.
+#[derive(Deserialize)]
+struct Header {
+    format: String,
+    version: u32,
+}
+
+/// A directory that this process alone uses, and what it holds.
+#[derive(Debug)]
+pub struct StateDirectory {
+    path: PathBuf,
+    /// Locked for as long as it is open; the system unlocks it when the process ends, however it ends.
+    _lock: File,
+    records: Records,
+}
+
+impl StateDirectory {
+    /// Takes the directory, makes it if there is none, and reads it.
+    ///
+    /// # Errors
+    ///
+    /// When another server has it, it cannot be read, or it is damaged.
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        let catalogs = path.join(CATALOGS);
+        fs::create_dir_all(&catalogs).map_err(on(&catalogs, "make the directory"))?;
+        let path = path.canonicalize().map_err(on(path, "resolve the path"))?;
+        if let Some(parent) = path.parent() {
+            flush(parent)?;
+        }
+        flush(&path)?;
+        let lock_path = path.join("lock");
+        let options = File::options().create(true).write(true).truncate(false).open(&lock_path);
+        let lock = options.map_err(on(&lock_path, "open the lock"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StateError::InUse(path)),
+            Err(TryLockError::Error(source)) => return Err(on(&lock_path, "lock")(source)),
+        }
+        let records = read(&path.join(STATE))?;
+        let directory = Self { path, _lock: lock, records };
+        directory.sweep();
+        Ok(directory)
+    }
+
+    /// What is on disk.
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// Puts other records on disk. They are there when this returns, or the old ones still are.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be written.
+    pub fn write(&mut self, next: Records) -> Result<(), StateError> {
+        if next == self.records {
+            return Ok(());
+        }
+        let file = self.path.join(STATE);
+        let text = document(&next).map_err(|source| on(&file, "write")(source.into()))?;
+        self.keep_previous();
+        if let Err(error) = replace(&self.path, STATE, text.as_bytes()) {
+            // The new file may be in place and not flushed. The client hears that nothing changed, so nothing may.
+            if let Ok(before) = document(&self.records) {
+                let _ = replace(&self.path, STATE, before.as_bytes());
+            }
+            return Err(error);
+        }
+        self.records = next;
+        self.sweep();
+        Ok(())
+    }
+
+    /// Stores a catalog, and returns the digest that names it. A catalog that is there is not written again.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn put_catalog(&self, items: impl Iterator<Item = ItemRecord>) -> Result<String, StateError> {
+        let directory = self.path.join(CATALOGS);
+        let mut text = Vec::new();
+        for item in items {
+            serde_json::to_writer(&mut text, &item).map_err(|error| on(&directory, "write")(error.into()))?;
+            text.push(b'\n');
+        }
+        let sha256 = digest(&text);
+        if self.read_catalog(&sha256).is_err() {
+            replace(&directory, &catalog_name(&sha256), &text)?;
+        }
+        Ok(sha256)
+    }
+
+    /// The file of a catalog.
+    pub fn catalog_path(&self, sha256: &str) -> PathBuf {
+        self.path.join(CATALOGS).join(catalog_name(sha256))
+    }
+
+    /// The lines of a catalog.
+    ///
+    /// # Errors
+    ///
+    /// When the file is missing, or holds something else.
+    pub fn read_catalog(&self, sha256: &str) -> Result<Vec<u8>, StateError> {
+        let path = self.catalog_path(sha256);
+        let text = read_bounded(&path, MAX_CATALOG_BYTES).map_err(on(&path, "read"))?;
+        if digest(&text) == sha256 {
+            return Ok(text);
+        }
+        Err(StateError::Damaged {
+            path,
+            why: "the contents of the catalog are not those that were stored".into(),
+        })
+    }
+
+    /// Keeps what is on disk now beside it: the cure for a file that something else damages. A link costs nothing, and
+    /// losing it harms nobody.
+    fn keep_previous(&self) {
+        let (current, previous) = (self.path.join(STATE), self.path.join(PREVIOUS));
+        let _ = fs::remove_file(&previous);
+        let _ = fs::hard_link(current, previous);
+    }
+
+    /// Deletes catalogs that nothing names, so that their number is bounded by what is kept in memory.
+    fn sweep(&self) {
+        let named: HashSet<String> = self.records.catalogs().map(catalog_name).collect();
+        let Ok(entries) = fs::read_dir(self.path.join(CATALOGS)) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let ours = name.strip_suffix(".jsonl").is_some_and(record::is_digest) || name.ends_with(".new");
+            if ours
+                && !named.contains(&*name)
+                && let Err(error) = fs::remove_file(entry.path())
+            {
+                warn!(file = %entry.path().display(), %error, "cannot delete a catalog that is no longer kept");
+            }
+        }
+    }
+}
+
+fn catalog_name(sha256: &str) -> String {
+    format!("{sha256}.jsonl")
+}
+
+/// An error of the system at a file.
+fn on(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> StateError {
+    let path = path.to_owned();
+    move |source| StateError::Io { path, action, source }
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn digest_of(records: &Records) -> serde_json::Result<String> {
+    serde_json::to_vec(records).map(|text| digest(&text))
+}
+
+fn document(records: &Records) -> serde_json::Result<String> {
+    let document = Document {
+        format: FORMAT.into(),
+        version: VERSION,
+        sha256: digest_of(records)?,
+        state: records.clone(),
+    };
+    serde_json::to_string_pretty(&document).map(|text| text + "\n")
+}
+
+/// The records of a file. None is a state of nothing.
+fn read(path: &Path) -> Result<Records, StateError> {
+    let text = match read_bounded(path, MAX_BYTES) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Records::default()),
+        Err(error) => return Err(on(path, "read")(error)),
+    };
+    let damaged = |why: String| StateError::Damaged { path: path.to_owned(), why };
+    let header: Header =
+        serde_json::from_slice(&text).map_err(|error| damaged(format!("the file is damaged: {error}")))?;
+    if header.format != FORMAT {
+        return Err(damaged(format!("the file is not a state: its format is {:?}", header.format)));
+    }
+    if header.version > VERSION {
+        return Err(StateError::Newer { path: path.to_owned(), version: header.version });
+    }
+    let document: Document =
+        serde_json::from_slice(&text).map_err(|error| damaged(format!("the file is damaged: {error}")))?;
+    let found = digest_of(&document.state).map_err(|error| damaged(error.to_string()))?;
+    if document.version != VERSION || found != document.sha256 {
+        return Err(damaged("the file is damaged: its checksum does not match its contents".into()));
+    }
+    document.state.check().map_err(damaged)?;
+    Ok(document.state)
+}
+
+fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
+}
+
+/// Replaces a file of a directory: after this, it holds these bytes whatever happens to the machine.
+fn replace(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+    let (path, fresh) = (directory.join(name), directory.join(format!("{name}.new")));
+    let written = File::create(&fresh).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    if let Err(error) = written {
+        let _ = fs::remove_file(&fresh);
+        return Err(on(&fresh, "write")(error));
+    }
+    fs::rename(&fresh, &path).map_err(on(&path, "replace the file"))?;
+    flush(directory)
+}
+
+fn flush(directory: &Path) -> Result<(), StateError> {
+    File::open(directory).and_then(|file| file.sync_all()).map_err(on(directory, "flush the directory"))
+}
+
+#[cfg(test)]
+mod tests {
+    use beamline_catalog::SidPart;
+
+    use super::*;
+    use crate::registry::state::{RecordedCatalog, RecordedVersion, Source};
+
+    fn records(catalogs: &[&str]) -> Records {
+        let mut records = Records::default();
+        let source = Source::ModelRoot { directory: Some("v1".into()), catalog: None, convention: None };
+        let catalogs: Vec<RecordedCatalog> = catalogs
+            .iter()
+            .map(|sha256| RecordedCatalog { version: sha256[..16].into(), sha256: (*sha256).into() })
+            .collect();
+        let serving = catalogs.last().map(|catalog| catalog.version.clone());
+        let record = RecordedVersion { sha256: "a".repeat(64), source, catalogs, serving };
+        records.put("shop", &"a".repeat(12), record);
+        records.put_label("shop", "stable", &"a".repeat(12));
+        records
+    }
+
+    fn item(id: u32) -> ItemRecord {
+        ItemRecord {
+            item_id: format!("item {id}"),
+            sid: vec![SidPart::Code(id)],
+            tags: vec!["a".into()],
+            title: None,
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read_again_and_one_server_has_it() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("deep/state");
+        let mut state = StateDirectory::open(&path).unwrap();
+        assert_eq!(state.records(), &Records::default());
+        assert!(matches!(StateDirectory::open(&path), Err(StateError::InUse(_))));
+        state.write(records(&[])).unwrap();
+        drop(state);
+        assert_eq!(StateDirectory::open(&path).unwrap().records(), &records(&[]));
+    }
+
+    #[test]
+    fn every_damage_is_refused_by_name_or_changes_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        StateDirectory::open(place.path()).unwrap().write(records(&[])).unwrap();
+        let file = place.path().join(STATE);
+        let good = fs::read(&file).unwrap();
+        let check = |bytes: &[u8], what: &str| {
+            fs::write(&file, bytes).unwrap();
+            match StateDirectory::open(place.path()) {
+                // White space, or the like.
+                Ok(state) => assert_eq!(state.records(), &records(&[]), "{what}"),
+                Err(error @ (StateError::Damaged { .. } | StateError::Newer { .. })) => {
+                    let text = error.to_string();
+                    assert!(text.contains("state.json") && text.contains(". "), "{what}: {text}");
+                }
+                Err(other) => panic!("{what}: {other}"),
+            }
+        };
+        for end in 0..good.len() {
+            check(&good[..end], &format!("cut at {end}"));
+            for bits in [1, 0x20, 0xff] {
+                let mut bytes = good.clone();
+                bytes[end] ^= bits;
+                check(&bytes, &format!("byte {end} xor {bits}"));
+            }
+        }
+        // What a crash leaves of a write is not looked at.
+        fs::write(&file, &good).unwrap();
+        fs::write(place.path().join("state.json.new"), &good[..good.len() / 2]).unwrap();
+        assert_eq!(StateDirectory::open(place.path()).unwrap().records(), &records(&[]));
+        // The state before the last change is at hand.
+        let mut state = StateDirectory::open(place.path()).unwrap();
+        state.write(Records::default()).unwrap();
+        assert_eq!(read(&place.path().join(PREVIOUS)).unwrap(), records(&[]));
+    }
+
+    #[test]
+    fn a_change_that_cannot_be_written_changes_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        let mut state = StateDirectory::open(place.path()).unwrap();
+        state.write(records(&[])).unwrap();
+        // A directory in the way of the fresh file: no user, not even root, can write there.
+        let fresh = place.path().join("state.json.new");
+        fs::create_dir(&fresh).unwrap();
+        assert!(matches!(state.write(Records::default()), Err(StateError::Io { .. })));
+        assert_eq!(state.records(), &records(&[]));
+        drop(state);
+        fs::remove_dir(&fresh).unwrap();
+        assert_eq!(StateDirectory::open(place.path()).unwrap().records(), &records(&[]));
+    }
+
+    #[test]
+    fn catalogs_are_addressed_by_content_checked_and_swept() {
+        let place = tempfile::tempdir().unwrap();
+        let mut state = StateDirectory::open(place.path()).unwrap();
+        let first = state.put_catalog([item(1)].into_iter()).unwrap();
+        let second = state.put_catalog([item(1), item(2)].into_iter()).unwrap();
+        assert_eq!(state.put_catalog([item(1)].into_iter()).unwrap(), first);
+        state.write(records(&[&first, &second])).unwrap();
+        assert_eq!(state.read_catalog(&second).unwrap().iter().filter(|byte| **byte == b'\n').count(), 2);
+        state.write(records(&[&second])).unwrap();
+        assert!(matches!(state.read_catalog(&first), Err(StateError::Io { .. })), "nobody names it");
+        fs::write(state.catalog_path(&second), "{}").unwrap();
+        assert!(matches!(state.read_catalog(&second), Err(StateError::Damaged { .. })));
+        // What is damaged is written anew.
+        assert_eq!(state.put_catalog([item(1), item(2)].into_iter()).unwrap(), second);
+        assert!(state.read_catalog(&second).is_ok());
+    }
+}
