@@ -9,7 +9,7 @@
 //! panel codes   [block][quad of inputs][PANEL][4]   weight + 128, unsigned: what `vpdpbusd` multiplies
 //!       scales  [block][PANEL]
 //! tile  words   [block][height][quad of inputs]     four signed activations a word: `Layout::Bytes`
-//!               [block][height][quad of inputs][2]  two of 16 bits a word, the even and the odd ones: `Layout::Pairs`
+//!               [block][height][2][quad of inputs]  two of 16 bits a word, the even ones first: `Layout::Pairs`
 //!       factors [block][height]                     scale, and 128 times the sum of the block to take off again
 //! ```
 //!
@@ -20,10 +20,12 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod packing;
 
-use crate::cpu::isa::{Isa, Level, per_isa};
+use crate::cpu::isa::{Isa, Level};
 use crate::cpu::tile::PANEL;
 use crate::cpu::vector::{LANES, fold_lanes, larger};
+pub(super) use packing::{pack_tile, words_per_row};
 
 /// Inputs that share a scale.
 const BLOCK: usize = 32;
@@ -49,6 +51,12 @@ pub(super) struct Factor {
     scale: f32,
     /// -128 times the sum of the quantised activations: makes up for the 128 added to every weight.
     offset: i32,
+}
+
+impl Factor {
+    fn new(scale: f32, sum: i32) -> Self {
+        Self { scale, offset: -128 * sum }
+    }
 }
 
 /// Packed rows.
@@ -106,31 +114,6 @@ pub(super) fn blocks(inputs: usize) -> usize {
     inputs.div_ceil(BLOCK)
 }
 
-/// How a tile holds quantised activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Layout {
-    Bytes,
-    Pairs,
-}
-
-impl Layout {
-    /// What the kernel of an instruction set reads.
-    fn of(isa: Isa) -> Self {
-        match isa.level() {
-            Level::Avx2 | Level::Avx512 => Self::Pairs,
-            Level::Portable | Level::Avx512Vnni | Level::Avx512Bf16 => Self::Bytes,
-        }
-    }
-}
-
-/// Words that a row of a tile takes.
-pub(super) fn words_per_row(isa: Isa, inputs: usize) -> usize {
-    match Layout::of(isa) {
-        Layout::Bytes => blocks(inputs) * QUADS,
-        Layout::Pairs => blocks(inputs) * QUADS * 2,
-    }
-}
-
 /// Rows that fit into the registers beside the codes of a panel.
 pub(super) fn tallest(isa: Isa) -> usize {
     match isa.level() {
@@ -176,61 +159,6 @@ pub(crate) fn error_of(x: &[f32]) -> f64 {
         }
     }
     squares.sqrt()
-}
-
-/// Quantises rows `[height, inputs]` into a tile.
-pub(super) fn pack_tile(isa: Isa, x: &[f32], inputs: usize, words: &mut [u32], factors: &mut [Factor]) {
-    match Layout::of(isa) {
-        Layout::Bytes => pack_bytes(isa, x, inputs, words, factors),
-        Layout::Pairs => pack_pairs(isa, x, inputs, words, factors),
-    }
-}
-
-per_isa! {
-    fn pack_bytes(x: &[f32], inputs: usize, words: &mut [u32], factors: &mut [Factor]) = pack_bytes_body
-}
-
-#[inline(always)]
-fn pack_bytes_body<const R: usize>(x: &[f32], inputs: usize, words: &mut [u32], factors: &mut [Factor]) {
-    let words = words.as_chunks_mut::<QUADS>().0;
-    pack_blocks(x, inputs, factors, |place, quantised| {
-        let quads = quantised.as_chunks::<QUAD>().0;
-        words[place] = std::array::from_fn(|quad| u32::from_le_bytes(quads[quad].map(i8::cast_unsigned)));
-    });
-}
-
-per_isa! {
-    fn pack_pairs(x: &[f32], inputs: usize, words: &mut [u32], factors: &mut [Factor]) = pack_pairs_body
-}
-
-#[inline(always)]
-fn pack_pairs_body<const R: usize>(x: &[f32], inputs: usize, words: &mut [u32], factors: &mut [Factor]) {
-    let words = words.as_chunks_mut::<{ 2 * QUADS }>().0;
-    let word = |low: i8, high: i8| {
-        u32::from(i16::from(low).cast_unsigned()) | u32::from(i16::from(high).cast_unsigned()) << 16
-    };
-    pack_blocks(x, inputs, factors, |place, quantised| {
-        for (words, quad) in
-            words[place].as_chunks_mut::<2>().0.iter_mut().zip(quantised.as_chunks::<QUAD>().0)
-        {
-            *words = [word(quad[0], quad[2]), word(quad[1], quad[3])];
-        }
-    });
-}
-
-/// Quantises rows block by block; `put` is told the place of each in the tile.
-#[inline(always)]
-fn pack_blocks(x: &[f32], inputs: usize, factors: &mut [Factor], mut put: impl FnMut(usize, &[i8; BLOCK])) {
-    let height = x.len() / inputs;
-    let mut quantised = [0i8; BLOCK];
-    for (row, x) in x.chunks_exact(inputs).enumerate() {
-        for (block, x) in x.chunks(BLOCK).enumerate() {
-            let scale = quantise(x, &mut quantised);
-            let sum: i32 = quantised.iter().map(|&value| i32::from(value)).sum();
-            factors[block * height + row] = Factor { scale, offset: -128 * sum };
-            put(block * height + row, &quantised);
-        }
-    }
 }
 
 /// Products of a tile and a panel. `ahead` are codes that are needed soon: they are fetched on the way, where the kernel knows how.

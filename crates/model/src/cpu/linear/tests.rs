@@ -193,6 +193,20 @@ fn every_height_of_a_tile_gives_the_same_bits_with_every_instruction_set() {
     }
 }
 
+/// Blocks that are zero, below the normal range, near the largest number, and of one value that outweighs the others.
+#[test]
+fn extreme_values_give_the_same_bits_with_every_instruction_set() {
+    for scale in [0.0, 1e-44, 1e-39, 1e-30, 1e30, 3e38] {
+        let mut x: Vec<f32> = numbers(5 * 100, 11).into_iter().map(|x| x * scale).collect();
+        x[7] = 1e-3;
+        x[150] = -0.0;
+        for format in WeightFormat::ALL {
+            let linear = Linear::pack(&[matrix(&numbers(40 * 100, 12), 40)], None, format).unwrap();
+            check_independence(&linear, &x, Output::Replace).unwrap();
+        }
+    }
+}
+
 #[test]
 fn what_is_not_finite_is_not_lost() {
     for format in WeightFormat::ALL {

@@ -43,7 +43,7 @@ fn run<const H: usize, const C: usize, const FIRST: usize>(
 ) {
     let low = _mm256_set1_epi16(0xFF);
     let codes = panel.codes.as_chunks::<QUADS>().0.iter().zip(panel.scales);
-    let words = tile.words.as_chunks::<2>().0.as_chunks::<QUADS>().0.as_chunks::<H>().0;
+    let words = tile.words.as_chunks::<QUADS>().0.as_chunks::<2>().0.as_chunks::<H>().0;
     let rows = words.iter().zip(tile.factors.as_chunks::<H>().0);
     let mut ahead = Prefetch::evenly(ahead, panel.scales.len());
     let sums = &mut sums.as_chunks_mut::<H>().0[0];
@@ -65,7 +65,7 @@ fn run<const H: usize, const C: usize, const FIRST: usize>(
             }
             for (weights, place) in [(even, 0), (odd, 1)] {
                 for row in 0..H {
-                    let x = _mm256_set1_epi32(words[row][quad][place].cast_signed());
+                    let x = _mm256_set1_epi32(words[row][place][quad].cast_signed());
                     for column in 0..C {
                         let product = _mm256_madd_epi16(x, weights[column]);
                         products[row][column] = _mm256_add_epi32(products[row][column], product);

@@ -54,7 +54,7 @@ fn run_pairs<const H: usize>(tile: Tile<'_>, panel: Panel<'_>, ahead: &[Codes], 
     let mut totals = [zero(); H];
     let low = _mm512_set1_epi16(0xFF);
     let codes = panel.codes.as_chunks::<QUADS>().0.iter().zip(panel.scales);
-    let words = tile.words.as_chunks::<2>().0.as_chunks::<QUADS>().0.as_chunks::<H>().0;
+    let words = tile.words.as_chunks::<QUADS>().0.as_chunks::<2>().0.as_chunks::<H>().0;
     let rows = words.iter().zip(tile.factors.as_chunks::<H>().0);
     let mut ahead = Prefetch::evenly(ahead, panel.scales.len());
     for ((codes, scales), (words, factors)) in codes.zip(rows) {
@@ -66,7 +66,7 @@ fn run_pairs<const H: usize>(tile: Tile<'_>, panel: Panel<'_>, ahead: &[Codes], 
             let odd = codes.map(|codes| _mm512_srli_epi16::<8>(codes));
             for (weights, place) in [(even, 0), (odd, 1)] {
                 for row in 0..H {
-                    let x = _mm512_set1_epi32(words[row][quad][place].cast_signed());
+                    let x = _mm512_set1_epi32(words[row][place][quad].cast_signed());
                     for half in 0..2 {
                         let product = _mm512_madd_epi16(x, weights[half]);
                         products[row][half] = _mm512_add_epi32(products[row][half], product);
