@@ -38,6 +38,12 @@ enum Chore {
     Openapi,
     /// Measure a server on the standard workloads, against other engines if wanted.
     Bench(Box<bench::Args>),
+    /// Measure the kernels of the CPU against plain loops of the same instructions; `-- --help` says how.
+    Kernels {
+        /// Options of the measurement: --isa, --only, --threads, --json, --check, --quick.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
     /// Build with CUDA and pack what checks and times it on a machine with a GPU.
     Gpu(gpu::Args),
 }
@@ -68,6 +74,10 @@ fn main() -> Result<()> {
             run(cargo(&check).env("UPDATE_OPENAPI", "1"))
         }
         Chore::Bench(args) => bench::run(*args),
+        Chore::Kernels { options } => {
+            let example = ["run", "--release", "--package", "beamline-model", "--example", "kernels", "--"];
+            run(cargo(&example).args(options))
+        }
         Chore::Gpu(args) => gpu::bundle(&args),
     }
 }

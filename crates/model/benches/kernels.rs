@@ -1,14 +1,12 @@
-//! Kernels on the shapes of a small decoder (workload S: 256 wide, 4 query and 2 key-value heads of 64).
+//! Attention on the shapes of a small decoder (workload S: 256 wide, 4 query and 2 key-value heads of 64).
 #![allow(missing_docs, reason = "criterion's macro makes public items")]
 #![allow(clippy::expect_used, reason = "a measurement for people to run")]
 
 use beamline_kv_cache::PageId;
 use beamline_model::cpu::Cpu;
 use beamline_model::cpu::attention::{Block, Heads, Sees, Tables, attend};
-use beamline_model::cpu::linear::{Linear, Output, Rows, WeightFormat};
 use beamline_model::cpu::pages::{Destination, PAGE_SIZE, PageStore};
-use candle_core::{Device, Tensor};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group, criterion_main};
 
 const THREADS: usize = 2;
 const CONTEXT: usize = 321;
@@ -16,31 +14,6 @@ const HEADS: Heads = Heads { query: 4, key_value: 2, dim: 64 };
 
 fn numbers(count: usize) -> Vec<f32> {
     (0..count as u32).map(|i| (i.wrapping_mul(0x9e37_79b9) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
-}
-
-fn linear(c: &mut Criterion) {
-    let cpu = Cpu::new(THREADS).expect("threads");
-    let mut group = c.benchmark_group("linear");
-    for (inputs, outputs) in [(256, 512), (256, 2048), (1024, 256)] {
-        let weight =
-            Tensor::from_vec(numbers(inputs * outputs), (outputs, inputs), &Device::Cpu).expect("a matrix");
-        for format in WeightFormat::ALL {
-            let linear = Linear::pack(std::slice::from_ref(&weight), None, format).expect("a matrix");
-            let mut packed = Rows::default();
-            // Heights of tiles differ; a kernel that is slow at one of them shows here.
-            for rows in [1, 8, 21, 32, 128, CONTEXT] {
-                let (x, mut out) = (numbers(rows * inputs), vec![0.0; rows * outputs]);
-                group.throughput(Throughput::Elements((2 * rows * inputs * outputs) as u64));
-                group.bench_function(format!("{format} {rows} x {inputs} x {outputs}"), |b| {
-                    b.iter(|| {
-                        packed.pack(&cpu, &x, inputs, format);
-                        linear.forward(&cpu, &packed, Output::Replace, &mut out);
-                    });
-                });
-            }
-        }
-    }
-    group.finish();
 }
 
 fn attention(c: &mut Criterion) {
@@ -118,5 +91,5 @@ fn run(
     c.bench_function(name, |b| b.iter(|| attend(cpu, HEADS, &qkv, store.layer(0), blocks, tables, &mut out)));
 }
 
-criterion_group!(benches, linear, attention);
+criterion_group!(benches, attention);
 criterion_main!(benches);
