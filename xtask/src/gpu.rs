@@ -62,8 +62,9 @@ pub(crate) fn bundle(args: &Args) -> Result<()> {
         run(Command::new("strip").arg("-o").arg(&to).arg(executable))
             .context("strip comes with the compiler")?;
     }
-    copy(&root().join("fixtures/hf"), &staging.join("fixtures/hf"))?;
-    copy(&root().join("fixtures/hstu"), &staging.join("fixtures/hstu"))?;
+    for family in ["hf", "hstu-research", "hstu-research-append", "hstu-stu"] {
+        copy(&root().join("fixtures").join(family), &staging.join("fixtures").join(family))?;
+    }
     copy(&root().join("crates/server/tests/fixtures"), &staging.join("fixtures/served"))?;
     copy(&root().join("bench/gpu"), &staging.join("bench"))?;
     let script = root().join("bench/gpu/run.py");

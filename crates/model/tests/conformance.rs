@@ -1,25 +1,56 @@
-//! The fixtures in `fixtures/hf`: prompts, hidden states, logits and beams against Hugging Face in double precision.
+//! Decoders of semantic IDs: prompts, hidden states, logits and beams against Hugging Face in double precision. The
+//! folder is that of `BEAMLINE_CONFORMANCE`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use beamline_kv_cache::PageId;
 use beamline_model::batch::{Batch, BranchRows, ContextRows};
-use beamline_model::cpu::pages::PAGE_SIZE;
+use beamline_model::cpu::linear::WeightFormat;
+use beamline_model::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_model::decode::Normalization;
 use beamline_model::families::qwen::Workspace;
 use candle_core::{DType, Device, Tensor};
-use common::{CASES, Loaded, cases, fixture, ids, numbers, run, strings};
+use common::{Loaded, folder, ids, numbers, run, strings};
 use serde_json::Value;
 
+/// Least tolerances of single precision: see [`folder::tolerance`].
 const HIDDEN: f64 = 5e-5;
 const LOGITS: f64 = 2e-4;
 const SCORES: f64 = 2e-4;
 
-fn tensors(case: &str) -> std::collections::HashMap<String, Tensor> {
-    candle_core::safetensors::load(fixture(case).join("cases.safetensors"), &Device::Cpu).unwrap()
+/// A checkpoint with what is expected of it.
+struct Case {
+    name: String,
+    loaded: Loaded,
+    record: Value,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl Case {
+    fn all() -> impl Iterator<Item = Self> {
+        folder::decoders().into_iter().map(|path| Self {
+            name: path.file_name().unwrap().to_string_lossy().into_owned(),
+            loaded: Loaded::open_at(&path, WeightFormat::F32),
+            record: folder::read_json(&path.join("cases.json")),
+            tensors: candle_core::safetensors::load(path.join("cases.safetensors"), &Device::Cpu).unwrap(),
+        })
+    }
+
+    fn tolerance(&self, least: f64, what: &str) -> f64 {
+        folder::tolerance(least, &self.record["max_abs_difference_from_f64"][what])
+    }
+
+    fn prompts(&self) -> &[Value] {
+        self.record["prompts"].as_array().unwrap()
+    }
+
+    fn integers(&self, name: &str) -> Vec<u32> {
+        let ids = self.tensors[name].to_vec1::<i64>().unwrap();
+        ids.into_iter().map(|id| id as u32).collect()
+    }
 }
 
 fn values(tensor: &Tensor) -> Vec<f64> {
@@ -36,26 +67,18 @@ fn assert_close(found: &[f32], expected: &[f64], tolerance: f64, what: &str) {
 
 #[test]
 fn prompts_and_tokenizer_cases_are_exact() {
-    for case in CASES {
-        let loaded = Loaded::open(case);
-        let tensors = tensors(case);
-        for prompt in cases(case)["prompts"].as_array().unwrap() {
-            let name = prompt["name"].as_str().unwrap();
+    for case in Case::all() {
+        let (name, loaded) = (&case.name, &case.loaded);
+        for prompt in case.prompts() {
+            let prompt_name = prompt["name"].as_str().unwrap();
             let ids = loaded.prompt(&strings(&prompt["history"]));
-            let expected: Vec<u32> = tensors[&format!("{name}.input_ids")]
-                .to_vec1::<i64>()
-                .unwrap()
-                .iter()
-                .map(|&id| id as u32)
-                .collect();
-            assert_eq!(ids, expected, "{case} {name}");
-            assert_eq!(
-                loaded.convention.tokenize(prompt["prompt_text"].as_str().unwrap()).unwrap(),
-                expected
-            );
+            let expected = case.integers(&format!("{prompt_name}.input_ids"));
+            assert_eq!(ids, expected, "{name} {prompt_name}");
+            let text = prompt["prompt_text"].as_str().unwrap();
+            assert_eq!(loaded.convention.tokenize(text).unwrap(), expected);
         }
-        assert!(loaded.convention.composes(), "{case}: items are added tokens");
-        for text in cases(case)["tokenizer"].as_array().unwrap() {
+        assert!(loaded.convention.composes(), "{name}: items are added tokens");
+        for text in case.record["tokenizer"].as_array().unwrap() {
             let special = loaded.convention.format().add_special_tokens;
             let expected = ids(&text[if special { "ids" } else { "ids_without_special_tokens" }]);
             assert_eq!(loaded.convention.tokenize(text["text"].as_str().unwrap()).unwrap(), expected);
@@ -63,98 +86,125 @@ fn prompts_and_tokenizer_cases_are_exact() {
     }
 }
 
+/// One request on the model's own pages: a context from page 0 on, and branches behind it.
+struct Pass<'a> {
+    loaded: &'a Loaded,
+    pages: PageStore,
+    batch: Batch,
+    workspace: Workspace,
+    tokens: &'a [u32],
+    context_pages: Vec<PageId>,
+}
+
+impl<'a> Pass<'a> {
+    fn new(loaded: &'a Loaded, tokens: &'a [u32]) -> Self {
+        let config = loaded.model.config();
+        let count = tokens.len().div_ceil(PAGE_SIZE) as u32;
+        let (width, pages) = (config.head_dim, count as usize + 1);
+        let pages = PageStore::new(config.layers, config.kv_heads, width, width, pages).unwrap();
+        let context_pages = (0..count).map(PageId).collect();
+        Self {
+            loaded,
+            pages,
+            batch: Batch::default(),
+            workspace: Workspace::default(),
+            tokens,
+            context_pages,
+        }
+    }
+
+    /// The whole context; states of its last `wanted` positions.
+    fn context(&mut self, wanted: usize, observe: &mut dyn FnMut(usize, &[f32])) {
+        self.batch.clear();
+        self.batch.push_context(ContextRows {
+            owner: 0,
+            tokens: self.tokens,
+            first_position: 0,
+            cached: 0,
+            pages: &self.context_pages,
+            wanted,
+        });
+        self.forward(observe);
+    }
+
+    /// The last token of a path, whose earlier ones were given before.
+    fn branch(&mut self, path: &[u32]) {
+        let lineage: Vec<u32> = (0..path.len() as u32).collect();
+        self.batch.clear();
+        self.batch.push_branches(BranchRows {
+            owner: 0,
+            tokens: &path[path.len() - 1..],
+            context_len: self.tokens.len(),
+            ancestors: path.len(),
+            lineage: &lineage,
+            context_pages: &self.context_pages,
+            branch_pages: &[PageId(self.context_pages.len() as u32)],
+        });
+        self.forward(&mut |_, _| {});
+    }
+
+    fn forward(&mut self, observe: &mut dyn FnMut(usize, &[f32])) {
+        self.batch.check_writes(self.pages.pages()).unwrap();
+        let (model, cpu) = (&self.loaded.model, &self.loaded.cpu);
+        model.forward(cpu, &self.batch, &mut self.pages, &mut self.workspace, observe);
+    }
+
+    fn states(&self) -> Vec<f32> {
+        self.loaded.model.states(&self.loaded.cpu, &self.workspace.hidden)
+    }
+
+    fn logits(&self) -> Vec<f32> {
+        let mut logits = Vec::new();
+        self.loaded.model.logits(&self.loaded.cpu, &self.workspace.hidden, &mut logits);
+        logits
+    }
+}
+
 #[test]
 fn states_and_logits_are_those_of_hugging_face() {
-    for case in CASES {
-        let loaded = Loaded::open(case);
-        let (model, tensors) = (&loaded.model, tensors(case));
-        let width = model.config().hidden_size;
-        let mut pages = beamline_model::cpu::pages::PageStore::new(
-            model.config().layers,
-            model.config().kv_heads,
-            model.config().head_dim,
-            model.config().head_dim,
-            64,
-        )
-        .unwrap();
-        let table: Vec<PageId> = (0..32).map(PageId).collect();
-        let branch_table: Vec<PageId> = (40..41).map(PageId).collect();
-        for prompt in cases(case)["prompts"].as_array().unwrap() {
+    for case in Case::all() {
+        let (hidden, logits) = (case.tolerance(HIDDEN, "hidden.f32"), case.tolerance(LOGITS, "logits.f32"));
+        for prompt in case.prompts() {
             let name = prompt["name"].as_str().unwrap();
-            let tokens = loaded.prompt(&strings(&prompt["history"]));
-            let (mut batch, mut workspace) = (Batch::default(), Workspace::default());
-            let rows = |wanted| ContextRows {
-                owner: 0,
-                tokens: &tokens,
-                first_position: 0,
-                cached: 0,
-                pages: &table,
-                wanted,
-            };
-            if name == "h2" {
-                batch.push_context(rows(tokens.len()));
-                let expected = values(&tensors["h2.residual.f64"]);
-                let size = tokens.len() * width;
-                batch.check_writes(pages.pages()).unwrap();
-                model.forward(&loaded.cpu, &batch, &mut pages, &mut workspace, &mut |layer, x| {
-                    assert_close(
-                        x,
-                        &expected[layer * size..(layer + 1) * size],
-                        HIDDEN,
-                        &format!("{case} layer {layer}"),
-                    );
+            let what = format!("{} {name}", case.name);
+            let tokens = case.loaded.prompt(&strings(&prompt["history"]));
+            let mut pass = Pass::new(&case.loaded, &tokens);
+            if let Some(expected) = case.tensors.get(&format!("{name}.residual.f64")) {
+                let (expected, size) =
+                    (values(expected), tokens.len() * case.loaded.model.config().hidden_size);
+                pass.context(tokens.len(), &mut |layer, x| {
+                    let own = &expected[layer * size..(layer + 1) * size];
+                    assert_close(x, own, hidden, &format!("{what} layer {layer}"));
                 });
                 assert_close(
-                    &model.states(&loaded.cpu, &workspace.hidden),
-                    &values(&tensors["h2.hidden_all.f64"]),
-                    HIDDEN,
-                    case,
+                    &pass.states(),
+                    &values(&case.tensors[&format!("{name}.hidden_all.f64")]),
+                    hidden,
+                    &what,
                 );
             }
-            batch.clear();
-            batch.push_context(rows(1));
-            batch.check_writes(pages.pages()).unwrap();
-            model.forward(&loaded.cpu, &batch, &mut pages, &mut workspace, &mut |_, _| {});
+            pass.context(1, &mut |_, _| {});
             assert_close(
-                &model.states(&loaded.cpu, &workspace.hidden),
-                &values(&tensors[&format!("{name}.hidden.f64")]),
-                HIDDEN,
-                case,
+                &pass.states(),
+                &values(&case.tensors[&format!("{name}.hidden.f64")]),
+                hidden,
+                &what,
             );
-            let mut logits = Vec::new();
-            model.logits(&loaded.cpu, &workspace.hidden, &mut logits);
-            assert_close(&logits, &values(&tensors[&format!("{name}.logits.f64")]), LOGITS, case);
+            assert_close(
+                &pass.logits(),
+                &values(&case.tensors[&format!("{name}.logits.f64")]),
+                logits,
+                &what,
+            );
 
             // The best path, token by token through branch rows.
-            let path: Vec<u32> = tensors[&format!("{name}.best_path")]
-                .to_vec1::<i64>()
-                .unwrap()
-                .iter()
-                .map(|&id| id as u32)
-                .collect();
-            let expected = values(&tensors[&format!("{name}.path_logits.f64")]);
-            let vocab = model.config().vocab_size;
+            let path = case.integers(&format!("{name}.best_path"));
+            let expected = values(&case.tensors[&format!("{name}.path_logits.f64")]);
+            let vocab = case.loaded.model.config().vocab_size;
             for step in 1..path.len() {
-                let lineage: Vec<u32> = (0..step as u32).collect();
-                batch.clear();
-                batch.push_branches(BranchRows {
-                    owner: 0,
-                    tokens: &path[step - 1..step],
-                    context_len: tokens.len(),
-                    ancestors: step,
-                    lineage: &lineage,
-                    context_pages: &table[..tokens.len().div_ceil(PAGE_SIZE)],
-                    branch_pages: &branch_table,
-                });
-                batch.check_writes(pages.pages()).unwrap();
-                model.forward(&loaded.cpu, &batch, &mut pages, &mut workspace, &mut |_, _| {});
-                model.logits(&loaded.cpu, &workspace.hidden, &mut logits);
-                assert_close(
-                    &logits,
-                    &expected[step * vocab..(step + 1) * vocab],
-                    LOGITS,
-                    &format!("{case} step {step}"),
-                );
+                pass.branch(&path[..step]);
+                let own = &expected[step * vocab..(step + 1) * vocab];
+                assert_close(&pass.logits(), own, logits, &format!("{what} step {step}"));
             }
         }
     }
@@ -174,7 +224,13 @@ fn expected(record: &Value) -> Expected {
 }
 
 /// Compares a list with a record by the rule of the fixtures: see their README.
-fn compare(found: &Expected, record: &Value, everywhere: &BTreeMap<Vec<u32>, f64>, what: &str) {
+fn compare(
+    found: &Expected,
+    record: &Value,
+    everywhere: &BTreeMap<Vec<u32>, f64>,
+    tolerance: f64,
+    what: &str,
+) {
     let expected = expected(record);
     assert_eq!(found.paths.len(), expected.paths.len(), "{what}: length");
     assert!(found.scores.windows(2).all(|pair| pair[0] >= pair[1]), "{what}: sorted");
@@ -182,10 +238,10 @@ fn compare(found: &Expected, record: &Value, everywhere: &BTreeMap<Vec<u32>, f64
     known.extend(expected.paths.iter().cloned().zip(expected.scores.iter().copied()));
     for (path, score) in found.paths.iter().zip(&found.scores) {
         if let Some(expected) = known.get(path) {
-            assert!((score - expected).abs() <= SCORES, "{what}: {path:?} {score} against {expected}");
+            assert!((score - expected).abs() <= tolerance, "{what}: {path:?} {score} against {expected}");
         }
     }
-    let clear = |name: &str| record[name].as_f64().is_none_or(|gap| gap > 2.0 * SCORES);
+    let clear = |name: &str| record[name].as_f64().is_none_or(|gap| gap > 2.0 * tolerance);
     // Rows that are equal are rounded equally here, so ties at the cut are decided by the tie rule too.
     if clear("smallest_cut_gap") {
         let (mut a, mut b) = (found.paths.clone(), expected.paths.clone());
@@ -193,7 +249,7 @@ fn compare(found: &Expected, record: &Value, everywhere: &BTreeMap<Vec<u32>, f64
         b.sort();
         assert_eq!(a, b, "{what}: set of paths");
         for (found, expected) in found.scores.iter().zip(&expected.scores) {
-            assert!((found - expected).abs() <= SCORES, "{what}: rank by rank");
+            assert!((found - expected).abs() <= tolerance, "{what}: rank by rank");
         }
         if clear("smallest_rank_gap") {
             assert_eq!(found.paths, expected.paths, "{what}: order");
@@ -203,9 +259,9 @@ fn compare(found: &Expected, record: &Value, everywhere: &BTreeMap<Vec<u32>, f64
 
 #[test]
 fn beams_are_those_of_hugging_face() {
-    for case in CASES {
-        let loaded = Loaded::open(case);
-        let record = cases(case);
+    for case in Case::all() {
+        let Case { name, loaded, record, .. } = &case;
+        let tolerance = case.tolerance(SCORES, "score.f32");
         let mut executor = loaded.executor(512);
         let prompts: BTreeMap<&str, Vec<u32>> = record["prompts"]
             .as_array()
@@ -222,7 +278,7 @@ fn beams_are_those_of_hugging_face() {
         let beams = record["beams"].as_array().unwrap();
         for beam in beams {
             let what = format!(
-                "{case} {} {} {} {}",
+                "{name} {} {} {} {}",
                 beam["prompt"], beam["normalization"], beam["beam_width"], beam["filter"]
             );
             let normalization = match beam["normalization"].as_str().unwrap() {
@@ -255,7 +311,7 @@ fn beams_are_those_of_hugging_face() {
                 paths: found.iter().map(|h| loaded.tokens_of(h.leaf)).collect(),
                 scores: found.iter().map(|h| h.score).collect(),
             };
-            compare(&list, beam, &everywhere, &what);
+            compare(&list, beam, &everywhere, tolerance, &what);
             if list.paths == expected(beam).paths {
                 for (hypothesis, items) in found.iter().zip(beam["items"].as_array().unwrap()) {
                     let found: Vec<&str> = loaded

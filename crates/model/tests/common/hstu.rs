@@ -18,19 +18,24 @@ use beamline_model::families::hstu::{Hstu, PushCandidates, PushContext, PushToke
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
+#[path = "folder.rs"]
+pub mod folder;
+
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// A file of `fixtures/hstu`: of the checkout's, or where `BEAMLINE_FIXTURES` says.
-fn fixture_file(file: &str) -> Vec<u8> {
-    let of_checkout = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
-    let folder = std::env::var_os("BEAMLINE_FIXTURES").map_or_else(of_checkout, PathBuf::from);
-    std::fs::read(folder.join("hstu").join(file)).unwrap()
+/// A file of the repository's fixtures of HSTU, such as `research/config.json`.
+fn fixture_file(file: &str) -> PathBuf {
+    folder::repository().join(format!("hstu-{file}"))
 }
 
 /// Its tensors; those of truth values are left out.
 pub fn fixture(file: &str) -> HashMap<String, Tensor> {
-    let bytes = fixture_file(file);
+    tensors_of(&fixture_file(file))
+}
+
+pub fn tensors_of(path: &Path) -> HashMap<String, Tensor> {
+    let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let numbers = file.iter().filter(|(_, view)| view.dtype() != safetensors::Dtype::BOOL);
     let tensor = |view: safetensors::tensor::TensorView<'_>| {
@@ -41,7 +46,7 @@ pub fn fixture(file: &str) -> HashMap<String, Tensor> {
 }
 
 pub fn fixture_json(file: &str) -> Value {
-    serde_json::from_slice(&fixture_file(file)).unwrap()
+    folder::read_json(&fixture_file(file))
 }
 
 /// Values of a tensor of any type.
@@ -213,7 +218,7 @@ pub fn stu_stack(
     })
 }
 
-/// The production variant, as its fixture has it.
+/// The production variant, as its fixture in the repository has it.
 pub fn dlrm(clamp: &str) -> Value {
     json!({
         "model_type": "hstu",

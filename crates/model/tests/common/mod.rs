@@ -1,6 +1,7 @@
 //! What the tests share: fixtures, and the smallest possible driver of a step model.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test uses its own part")]
 
+pub mod folder;
 pub mod running;
 
 use std::path::{Path, PathBuf};
@@ -23,14 +24,13 @@ use serde_json::Value;
 pub const CASES: [&str; 5] =
     ["qwen3-untied", "qwen3-tied-bf16-sharded", "qwen2-minionerec", "llama-lcrec", "qwen3-collisions"];
 
-/// A decoder of the fixtures: of those of the checkout, or where `BEAMLINE_FIXTURES` says, as on another machine there is no checkout.
+/// A decoder of the repository's fixtures.
 pub fn fixture(name: &str) -> PathBuf {
-    let of_checkout = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
-    std::env::var_os("BEAMLINE_FIXTURES").map_or_else(of_checkout, PathBuf::from).join("hf").join(name)
+    folder::repository().join("hf").join(name)
 }
 
 pub fn cases(name: &str) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(fixture(name).join("cases.json")).unwrap()).unwrap()
+    folder::read_json(&fixture(name).join("cases.json"))
 }
 
 /// A loaded fixture.
@@ -48,11 +48,14 @@ impl Loaded {
     }
 
     pub fn open_in(name: &str, weights: WeightFormat) -> Self {
-        let directory = fixture(name);
-        let checkpoint = Checkpoint::open(&directory).unwrap();
+        Self::open_at(&fixture(name), weights)
+    }
+
+    pub fn open_at(directory: &Path, weights: WeightFormat) -> Self {
+        let checkpoint = Checkpoint::open(directory).unwrap();
         let format =
             Format::parse(&std::fs::read_to_string(directory.join("convention.json")).unwrap()).unwrap();
-        let convention = Convention::bind(format, &directory, checkpoint.config().vocab_size).unwrap();
+        let convention = Convention::bind(format, directory, checkpoint.config().vocab_size).unwrap();
         let catalog =
             Catalog::read_path(&directory.join("catalog.jsonl"), &convention, &CatalogLimits::default())
                 .unwrap();
