@@ -32,6 +32,15 @@ enum Chore {
         #[arg(long, conflicts_with = "requests")]
         swaps: Option<u64>,
     },
+    /// Run a folder of bug reports (inputs, and the value that is right) on the release build.
+    Bugs {
+        /// The folder of folders; xtask/bugs/run.py says what one holds.
+        #[arg(env = "BEAMLINE_BUGS", value_name = "DIR")]
+        folder: PathBuf,
+        /// Only folders whose name contains this.
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
+    },
     /// Measure what coarse cuts of long histories are worth, and write bench/results/history-cuts.json.
     HistoryCuts,
     /// Write crates/server/openapi.json anew from the code.
@@ -67,6 +76,11 @@ fn main() -> Result<()> {
         Chore::Soak { requests, swaps: None } => {
             let simulation = ["test", "--release", "--workspace", "--test", "simulation", "soak"];
             run(cargo(&simulation).env("BEAMLINE_SOAK", requests.to_string()))
+        }
+        Chore::Bugs { folder, only } => {
+            // As the tests build it, so that nothing is built twice.
+            run(&mut cargo(&["build", "--release", "--workspace", "--bin", "beamline"]))?;
+            python::bugs(&folder, only.as_deref())
         }
         Chore::HistoryCuts => history_cuts(),
         Chore::Openapi => {

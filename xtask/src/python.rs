@@ -19,14 +19,28 @@ pub(crate) fn test(beamline: &Path) -> Result<()> {
     let system = PathBuf::from("python3");
     run(&mut unittest(&system, "weights/tests"))
         .context("the Python tools need python3, without packages")?;
-    let python = environment().unwrap_or_else(|error| {
-        eprintln!(
-            "SKIPPED: {REQUIREMENTS} cannot be installed, so tests that need a package are skipped: {error:#}"
-        );
-        system
-    });
+    run(&mut unittest(&system, "xtask/bugs/tests"))?;
+    let python = environment_or(system);
     run(unittest(&python, "eval/tests").env("BEAMLINE", beamline))?;
     run(unittest(&python, CLIENTS).env("BEAMLINE", beamline))
+}
+
+/// Tells which bug reports of a folder are answered right.
+pub(crate) fn bugs(folder: &Path, only: Option<&str>) -> Result<()> {
+    let mut command = Command::new(environment_or(PathBuf::from("python3")));
+    command.arg(root().join("xtask/bugs/run.py")).arg(folder);
+    command.args(only.into_iter().flat_map(|text| ["--only", text]));
+    run(&mut command)
+}
+
+/// The Python that has the packages, or the system's, with a loud word.
+fn environment_or(system: PathBuf) -> PathBuf {
+    environment().unwrap_or_else(|error| {
+        eprintln!(
+            "SKIPPED: {REQUIREMENTS} cannot be installed, so what needs a package is skipped: {error:#}"
+        );
+        system
+    })
 }
 
 /// The Python of `target/venv`, which has what `xtask/requirements.txt` names.
