@@ -32,7 +32,7 @@ impl Sink<'_> {
         panel: usize,
     ) {
         if let Some(bias) = bias {
-            add_bias(isa, sums, bias);
+            sums.iter_mut().for_each(|sums| add_bias(isa, sums, bias));
         }
         match self {
             Self::Replace(out) => replace(isa, out, sums, first_row, panel),
@@ -50,15 +50,14 @@ impl Sink<'_> {
 // One function each, so that none of them pays for the registers of another.
 
 per_isa! {
-    fn add_bias(sums: &mut [[f32; PANEL]], bias: &[f32; PANEL]) = add_bias_body
+    /// For one row: given several, the compiler goes along their columns, with gathers and scatters.
+    fn add_bias(sums: &mut [f32; PANEL], bias: &[f32; PANEL]) = add_bias_body
 }
 
 #[inline(always)]
-fn add_bias_body<const R: usize>(sums: &mut [[f32; PANEL]], bias: &[f32; PANEL]) {
-    for sums in sums {
-        for column in 0..PANEL {
-            sums[column] += bias[column];
-        }
+fn add_bias_body<const R: usize>(sums: &mut [f32; PANEL], bias: &[f32; PANEL]) {
+    for column in 0..PANEL {
+        sums[column] += bias[column];
     }
 }
 
