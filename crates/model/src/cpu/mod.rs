@@ -8,6 +8,7 @@
 
 pub mod attention;
 pub mod destinations;
+mod fused;
 pub mod isa;
 pub mod linear;
 pub mod mask;

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use super::rows::{as_floats, as_floats_mut};
 use super::{MAX_HEIGHT, single};
+use crate::cpu::fused::add_scaled;
 use crate::cpu::isa::{Isa, Level, per_isa};
 use crate::cpu::tile::PANEL;
 
@@ -197,31 +198,17 @@ fn multiply_portable(tile: &[f32], panel: &[u32], sums: &mut [[f32; PANEL]]) {
     }
 }
 
-/// Adds the products of a pair of inputs, given as (odd, even) for each row.
-#[inline(always)]
-fn add_pair<const H: usize>(
-    registers: &mut [[f32; PANEL]; H],
-    words: &[u32; PANEL],
-    x: impl Fn(usize) -> (f32, f32),
-) {
-    for (row, sums) in registers.iter_mut().enumerate() {
-        for (sum, word) in sums.iter_mut().zip(words) {
-            *sum = x(row).0.mul_add(odd(*word), *sum);
-        }
-    }
-    for (row, sums) in registers.iter_mut().enumerate() {
-        for (sum, word) in sums.iter_mut().zip(words) {
-            *sum = x(row).1.mul_add(even(*word), *sum);
-        }
-    }
-}
-
 fn run_widened<const H: usize>(tile: &[f32], panel: &[u32], sums: &mut [[f32; PANEL]]) {
     let mut registers = [[0.0f32; PANEL]; H];
     let tile = tile.as_chunks::<4>().0.as_chunks::<H>().0;
     for (x, words) in tile.iter().zip(panel.as_chunks::<PANEL>().0.as_chunks::<2>().0) {
-        add_pair(&mut registers, &words[0], |row| (x[row][1], x[row][0]));
-        add_pair(&mut registers, &words[1], |row| (x[row][3], x[row][2]));
+        for pair in 0..2 {
+            let (odd, even) = (words[pair].map(odd), words[pair].map(even));
+            for row in 0..H {
+                add_scaled(x[row][2 * pair + 1], &odd, &mut registers[row]);
+                add_scaled(x[row][2 * pair], &even, &mut registers[row]);
+            }
+        }
     }
     sums[..H].copy_from_slice(&registers);
 }

@@ -9,6 +9,7 @@
 //!
 //! Inputs are padded with zeros to a multiple of four.
 
+use crate::cpu::fused::add_scaled;
 use crate::cpu::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::isa::Level;
@@ -111,10 +112,7 @@ fn run<const H: usize>(tile: &[f32], panel: &[f32], sums: &mut [[f32; PANEL]]) {
     for (x, weights) in tile.iter().zip(panel.as_chunks::<PANEL>().0.as_chunks::<QUAD>().0) {
         for input in 0..QUAD {
             for row in 0..H {
-                for column in 0..PANEL {
-                    registers[row][column] =
-                        x[row][input].mul_add(weights[input][column], registers[row][column]);
-                }
+                add_scaled(x[row][input], &weights[input], &mut registers[row]);
             }
         }
     }

@@ -19,6 +19,7 @@ mod x86;
 
 pub(crate) use shared::SharedMatrix;
 
+use super::fused::add_scaled;
 use super::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use super::isa::Level;
@@ -130,11 +131,9 @@ fn add_tile<const H: usize>(
         std::array::from_fn(|row| &rows.values[(first_row + row) * rows.stride..][..inner]);
     let weights = panel.values[column..].chunks(panel.stride.max(1));
     for (k, weights) in weights.take(inner).enumerate() {
-        let weights = &weights[..COLUMNS];
+        let Some(weights) = weights.first_chunk() else { break };
         for row in 0..H {
-            for column in 0..COLUMNS {
-                tile[row][column] = rows[row][k].mul_add(weights[column], tile[row][column]);
-            }
+            add_scaled(rows[row][k], weights, &mut tile[row]);
         }
     }
     for (row, tile) in tile.iter().enumerate() {
