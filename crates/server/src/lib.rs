@@ -13,6 +13,7 @@
 //! | [`error`] | everything that can go wrong for a request, with its type and status, in one table |
 //! | [`http`] | routes, bodies, request ids, connections, draining |
 //! | [`request_log`] | what was asked and answered, line by line, to be replayed |
+//! | [`line_writer`] | lines for a file or a pipe that may be slow, full or gone |
 //! | [`metrics`], [`logging`], [`openapi`] | what operators and clients read |
 //! | [`cli`] | subcommands |
 //!
@@ -27,6 +28,7 @@ pub mod api;
 pub mod cli;
 pub mod error;
 pub mod http;
+pub mod line_writer;
 pub mod logging;
 pub mod metrics;
 pub mod openapi;

@@ -14,7 +14,9 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_util::MetricKindMask;
 
 use crate::api::Timings;
+use crate::logging;
 use crate::registry::Registry;
+use crate::request_log::RequestLog;
 
 const STAGE_SECONDS: &str = "beamline_stage_seconds";
 const HTTP_SECONDS: &str = "beamline_http_request_seconds";
@@ -72,6 +74,11 @@ fn describe() {
         "beamline_model_memory_bytes",
         "Memory of all models by kind: used, which counts weights, KV pages and catalogs, and limit."
     );
+    describe_counter!("beamline_log_lines_dropped_total", "Lines of the log that stderr did not take.");
+    describe_counter!(
+        "beamline_request_log_dropped_total",
+        "Lines of the request log that were not written."
+    );
     describe_gauge!("beamline_ready", "1 while requests are taken.");
     describe_gauge!("beamline_requests_queued", "Requests waiting for admission.");
     describe_gauge!("beamline_requests_running", "Requests being computed.");
@@ -102,6 +109,14 @@ fn describe() {
         "Pages with the right hash and the wrong content. More than 0 is worth an alarm."
     );
     describe_gauge!("beamline_engine_heartbeat_age_seconds", "Time since the engine's loop last came round.");
+}
+
+/// Copies how many lines the log, and the request log if there is one, could not write.
+pub fn publish_dropped_lines(request_log: Option<&RequestLog>) {
+    counter!("beamline_log_lines_dropped_total").absolute(logging::dropped_lines());
+    if let Some(log) = request_log {
+        counter!("beamline_request_log_dropped_total").absolute(log.dropped_lines());
+    }
 }
 
 /// A request has ended.

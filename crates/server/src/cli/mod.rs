@@ -20,6 +20,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
+use crate::logging;
+
 /// Threads that read and write HTTP; the forward pass has its own.
 const IO_THREADS: usize = 2;
 
@@ -83,10 +85,12 @@ pub fn main() -> ExitCode {
         Some(Command::Models(command)) => models::run(command),
         None => Ok(ExitCode::FAILURE),
     };
-    result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+    let code = result.unwrap_or_else(|error| {
+        logging::last_words(&format!("error: {error:#}"));
         ExitCode::FAILURE
-    })
+    });
+    logging::flush();
+    code
 }
 
 /// The asynchronous runtime of a subcommand.

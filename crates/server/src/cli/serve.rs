@@ -76,7 +76,10 @@ async fn serve_async(
     let listener = bind(settings.http.listen).await?;
     let address = listener.local_addr().context("the listener has no address")?;
     let metrics = metrics::start()?;
-    output::print(&format!("listening on http://{address}\n"))?;
+    // Serving does not depend on who reads this.
+    if let Err(error) = output::print(&format!("listening on http://{address}\n")) {
+        warn!(%error, "cannot write to stdout");
+    }
     info!(%address, "listening");
 
     let request_log = settings.request_log.as_ref().map(RequestLog::start).transpose()?;
@@ -114,7 +117,9 @@ async fn serve_async(
     let registry = Arc::new(registry);
     app.set_ready(Arc::clone(&registry));
     info!(%address, "ready");
-    announce(&registry, address)?;
+    if let Err(error) = announce(&registry, address) {
+        warn!(%error, "cannot write to stdout");
+    }
 
     signals.next().await;
     info!("draining");
@@ -158,8 +163,8 @@ async fn finish(
 /// Writes what of the request log still waits. A disk that hangs does not keep the process.
 async fn close_request_log(app: &SharedApp, patience: Duration) {
     let app = Arc::clone(app);
-    let closing = tokio::task::spawn_blocking(move || app.request_log.get().map(RequestLog::close));
-    if tokio::time::timeout(patience, closing).await.is_err() {
+    let close = move || app.request_log.get().is_none_or(|log| log.close(patience));
+    if !tokio::task::spawn_blocking(close).await.unwrap_or(false) {
         warn!("the request log was not written to its end in time");
     }
 }

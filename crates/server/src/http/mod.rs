@@ -153,9 +153,11 @@ pub fn router(app: SharedApp) -> Router {
     with_layers(routes).with_state(app)
 }
 
-/// What happens around every handler. Panics are caught inside, so that they are logged and counted like other errors.
+/// What happens around every handler. Panics of handlers are caught inside, so that they are logged and counted like
+/// other errors, and those of what logs and counts are caught outside: no panic costs a client its answer.
 fn with_layers(routes: Router<SharedApp>) -> Router<SharedApp> {
     routes
         .layer(CatchPanicLayer::custom(reply::panicked))
         .layer(axum::middleware::from_fn(middleware::observe))
+        .layer(CatchPanicLayer::custom(reply::panicked))
 }

@@ -2,33 +2,25 @@
 //!
 //! Place in the flow: the handler hands over what was asked and answered; a thread of its own writes it.
 //!
-//! Invariant: serving never waits for the disk. The channel is bounded; when it is full, or the disk refuses, lines are
-//! dropped and counted in `beamline_request_log_dropped_total`.
+//! Invariant: serving never waits for the disk. What waits is bounded in bytes; when it is too much, or the disk refuses,
+//! lines are dropped and counted in `beamline_request_log_dropped_total`.
 
 pub mod line;
 #[cfg(test)]
 mod tests;
-mod writer;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use metrics::{counter, describe_counter};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::api::{RecommendRequest, RecommendResponse};
+use crate::line_writer::{LineWriter, Output, Source};
 use line::{LoggedAnswer, LoggedItem, LoggedModel};
-use writer::Message;
 
-/// Lines that may wait for the disk. A line is a few kilobytes, so these are tens of megabytes at most in the usual case.
-const WAITING: usize = 4096;
-
-const DROPPED: &str = "beamline_request_log_dropped_total";
+/// Bytes of lines that may wait for the disk. A line is a few kilobytes, so these are thousands.
+const MAX_WAITING: usize = 64 << 20;
 
 /// Where to log, and how.
 #[derive(Clone, Debug)]
@@ -50,8 +42,7 @@ pub struct RequestLogError {
 /// Takes lines.
 #[derive(Debug)]
 pub struct RequestLog {
-    sender: SyncSender<Message>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    lines: LineWriter,
     hash_users: bool,
 }
 
@@ -69,15 +60,9 @@ impl RequestLog {
     ///
     /// When the file cannot be opened, or there is no thread.
     pub fn start(settings: &RequestLogSettings) -> Result<Self, RequestLogError> {
-        let blame = |source| RequestLogError { path: settings.file.clone(), source };
-        let (file, torn) = open(&settings.file).map_err(blame)?;
-        describe_counter!(DROPPED, "Lines of the request log that were not written.");
-        counter!(DROPPED).increment(0);
-        let (sender, lines) = sync_channel(WAITING);
-        let write = move || writer::write(&lines, file, torn, dropped);
-        let thread = std::thread::Builder::new().name("beamline-request-log".into()).spawn(write);
-        let thread = Mutex::new(Some(thread.map_err(blame)?));
-        Ok(Self { sender, thread, hash_users: settings.hash_users })
+        let lines = LineWriter::start("beamline-request-log", MAX_WAITING, LogFile(settings.file.clone()))
+            .map_err(|source| RequestLogError { path: settings.file.clone(), source })?;
+        Ok(Self { lines, hash_users: settings.hash_users })
     }
 
     /// Keeps what was asked until it is answered.
@@ -107,24 +92,46 @@ impl RequestLog {
             degraded: answer.degraded.clone(),
             cached_tokens: answer.usage.cached_tokens,
         };
-        if self.sender.try_send(Message::Line(Box::new(line))).is_err() {
-            dropped(1);
+        let mut text = Vec::new();
+        // A line of numbers and strings cannot fail to be written into memory.
+        if serde_json::to_writer(&mut text, &line).is_ok() {
+            text.push(b'\n');
+            self.lines.push(text);
         }
     }
 
-    /// Writes what waits, and ends the thread. Blocks until the disk has it; what comes later is dropped.
-    pub fn close(&self) {
-        // An error means that the thread is gone already.
-        let _ = self.sender.send(Message::Close);
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            let _ = thread.join();
-        }
+    /// Lines that were not written.
+    pub fn dropped_lines(&self) -> u64 {
+        self.lines.dropped()
+    }
+
+    /// Opens the file again under its name, as after a rotation. If it cannot be opened, the old one stays in use.
+    pub fn reopen(&self) {
+        self.lines.reopen();
+    }
+
+    /// Writes what waits, and ends the thread. Says whether the disk took it in time; what comes later is dropped.
+    pub fn close(&self, patience: Duration) -> bool {
+        self.lines.close(patience)
     }
 }
 
-fn dropped(lines: u64) {
-    counter!(DROPPED).increment(lines);
+/// The file of a request log.
+struct LogFile(PathBuf);
+
+impl Source for LogFile {
+    fn open(&mut self) -> io::Result<Output> {
+        let (file, torn) = open(&self.0)?;
+        Ok(Output { writer: Box::new(file), torn })
+    }
+
+    fn failing(&mut self, error: &io::Error) {
+        tracing::error!(%error, "cannot write the request log; lines are dropped and counted");
+    }
+
+    fn kept(&mut self, error: &io::Error) {
+        tracing::error!(%error, "cannot open the request log again; the old file stays in use");
+    }
 }
 
 /// The file at its end, and whether the last line there is torn, as a crash leaves it.

@@ -1,13 +1,11 @@
-//! A disk that fails, a disk that hangs, a file that a crash has torn.
+//! A disk that hangs, a file that a crash has torn, a file that was rotated.
 
-use std::cell::Cell;
-use std::io::{self, Write};
-use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use super::line::{LoggedAnswer, LoggedItem, LoggedModel, hash_user};
-use super::writer::{Message, write};
 use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn line(request_id: &str) -> LoggedAnswer {
     LoggedAnswer {
@@ -20,10 +18,6 @@ fn line(request_id: &str) -> LoggedAnswer {
         degraded: None,
         cached_tokens: 3,
     }
-}
-
-fn message(request_id: &str) -> Message {
-    Message::Line(Box::new(line(request_id)))
 }
 
 #[test]
@@ -49,44 +43,13 @@ fn requests_are_logged_as_they_are_read() {
     assert_eq!(serde_json::to_string(&request).unwrap(), text);
 }
 
-/// Fails when it is told to.
-struct Disk<'a> {
-    fails: &'a Cell<u32>,
-    text: Vec<u8>,
+fn log(file: &Path) -> RequestLog {
+    RequestLog::start(&RequestLogSettings { file: file.to_owned(), hash_users: true }).unwrap()
 }
 
-impl Write for &mut Disk<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.fails.get() {
-            0 => self.text.write(bytes),
-            left => {
-                self.fails.set(left - 1);
-                // Half of it gets through.
-                self.text.extend_from_slice(&bytes[..bytes.len() / 2]);
-                Err(io::Error::other("full"))
-            }
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-#[test]
-fn after_a_failure_lines_are_whole_again() {
-    let (fails, dropped) = (Cell::new(1), Cell::new(0));
-    let mut disk = Disk { fails: &fails, text: Vec::new() };
-    for name in ["a", "b"] {
-        let (sender, messages) = sync_channel(4);
-        sender.send(message(name)).unwrap();
-        sender.send(Message::Close).unwrap();
-        let torn = !disk.text.is_empty();
-        write(&messages, &mut disk, torn, |lines| dropped.set(dropped.get() + lines));
-    }
-    let text = String::from_utf8(disk.text).unwrap();
-    let whole: Vec<LoggedAnswer> = text.lines().filter_map(|text| serde_json::from_str(text).ok()).collect();
-    assert_eq!((whole, dropped.get()), (vec![line("b")], 1));
+fn read(file: &Path) -> Vec<LoggedAnswer> {
+    let text = std::fs::read_to_string(file).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[test]
@@ -94,28 +57,50 @@ fn a_torn_file_is_gone_on_with_on_a_line_of_its_own() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("log.jsonl");
     std::fs::write(&file, "{\"torn").unwrap();
-    let settings = RequestLogSettings { file: file.clone(), hash_users: true };
     for _ in 0..2 {
-        let log = RequestLog::start(&settings).unwrap();
-        log.sender.send(message("a")).unwrap();
-        log.close();
+        let log = log(&file);
+        log.answered(log.asked(&RecommendRequest::default()), &answer());
+        assert!(log.close(PATIENCE));
     }
     let text = std::fs::read_to_string(&file).unwrap();
-    let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines, ["{\"torn", &serde_json::to_string(&line("a")).unwrap()[..], lines[1]]);
+    let whole = text.strip_prefix("{\"torn\n").unwrap();
+    std::fs::write(&file, whole).unwrap();
+    assert_eq!(read(&file).len(), 2);
 }
 
 #[test]
-fn who_logs_never_waits() {
-    // Nobody takes anything out of this channel.
-    let (sender, _messages) = sync_channel(2);
-    let log = RequestLog { sender, thread: Mutex::new(None), hash_users: false };
-    let start = std::time::Instant::now();
+fn after_a_rotation_lines_go_to_the_file_of_that_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, rotated) = (directory.path().join("log.jsonl"), directory.path().join("log.jsonl.1"));
+    let log = log(&file);
+    log.answered(log.asked(&RecommendRequest::default()), &answer());
+    assert!(log.lines.flush(PATIENCE));
+    std::fs::rename(&file, &rotated).unwrap();
+    log.reopen();
+    log.answered(log.asked(&RecommendRequest::default()), &answer());
+    log.answered(log.asked(&RecommendRequest::default()), &answer());
+    // A folder that is gone is no reason to lose lines: the old file stays in use.
+    assert!(log.lines.flush(PATIENCE));
+    assert_eq!((read(&rotated).len(), read(&file).len()), (1, 2));
+    let elsewhere = directory.path().join("elsewhere");
+    std::fs::rename(&file, &elsewhere).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    log.reopen();
+    log.answered(log.asked(&RecommendRequest::default()), &answer());
+    assert!(log.close(PATIENCE));
+    assert_eq!((read(&elsewhere).len(), log.dropped_lines()), (3, 0));
+}
+
+#[test]
+fn what_waits_is_bounded_in_bytes_and_nobody_waits() {
+    // Nobody writes what this takes.
+    let log = RequestLog { lines: LineWriter::stuck(1 << 20), hash_users: false };
+    let large = RecommendRequest { prompt: Some("x".repeat(100_000)), ..RecommendRequest::default() };
     let answer = answer();
     for _ in 0..1000 {
-        log.answered(log.asked(&RecommendRequest::default()), &answer);
+        log.answered(log.asked(&large), &answer);
     }
-    assert!(start.elapsed() < Duration::from_secs(5));
+    assert_eq!(log.dropped_lines(), 1000 - 10);
 }
 
 #[test]

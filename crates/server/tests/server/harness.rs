@@ -80,12 +80,36 @@ impl Server {
     }
 
     pub(crate) fn spawn_with(flags: &[&str], environment: &[(&str, &str)]) -> Self {
-        let listen: &[&str] = if flags.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
-        let mut child = beamline()
-            .args(["serve", "--log", "error"])
-            .args(listen)
-            .envs(environment.iter().copied())
-            .args(if flags.contains(&"--kv-memory") { &[][..] } else { &["--kv-memory", "32MiB"] })
+        let mut command = beamline();
+        command.envs(environment.iter().copied());
+        Self::spawn_as(command, flags)
+    }
+
+    /// A server whose log goes elsewhere; what the test keeps of it is in the child.
+    pub(crate) fn start_logging_to(checkpoint: &str, flags: &[&str], stderr: Stdio) -> Self {
+        let mut command = beamline();
+        command.stderr(stderr);
+        let checkpoint = fixture(checkpoint);
+        let flags = [&["--checkpoint", checkpoint.to_str().unwrap()], flags].concat();
+        let server = Self::spawn_as(command, &flags);
+        server.wait_for("readiness", |server| server.get("/readyz").status == 200);
+        server
+    }
+
+    /// The log, if it is a pipe.
+    pub(crate) fn take_stderr(&mut self) -> std::process::ChildStderr {
+        self.child.stderr.take().unwrap()
+    }
+
+    fn spawn_as(mut command: Command, flags: &[&str]) -> Self {
+        let unless = |flag: &str, default: &'static str| {
+            if flags.contains(&flag) { vec![] } else { vec![flag.to_owned(), default.to_owned()] }
+        };
+        let mut child = command
+            .arg("serve")
+            .args(unless("--log", "error"))
+            .args(unless("--listen", "127.0.0.1:0"))
+            .args(unless("--kv-memory", "32MiB"))
             .args(flags)
             .stdout(Stdio::piped())
             .spawn()

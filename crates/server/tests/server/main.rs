@@ -16,6 +16,7 @@ mod hstu;
 mod hstu_models;
 mod hstu_semantic_ids;
 mod loading;
+mod log_sink;
 #[allow(dead_code, reason = "made for tests of the model")]
 #[path = "../../../model/tests/common/made.rs"]
 mod made;
