@@ -174,6 +174,12 @@ pub enum Error {
          with --admin-key-file"
     )]
     AdminDisabled,
+    /// There is no key, and the request came through a proxy.
+    #[error(
+        "this request came through a proxy (it has `{0}`), so anybody may have sent it: start the server with \
+         --admin-key-file and send the key"
+    )]
+    AdminProxied(String),
     /// No key, or a wrong one.
     #[error("send the admin key as `authorization: Bearer KEY`")]
     Unauthorized,
@@ -181,8 +187,13 @@ pub enum Error {
     #[error("no such path; GET /openapi.json describes all of them")]
     NotFound,
     /// The path exists, the method does not.
-    #[error("the path does not take this method")]
-    MethodNotAllowed,
+    #[error("this path does not take {method}: use {allowed}")]
+    MethodNotAllowed {
+        /// The method that was used.
+        method: String,
+        /// Those that there are.
+        allowed: String,
+    },
     /// The body came too slowly.
     #[error("the body did not arrive in time")]
     RequestTimeout,
@@ -198,6 +209,15 @@ pub enum Error {
     /// The body is not declared to be JSON.
     #[error("send the body with `content-type: application/json`")]
     UnsupportedMediaType,
+    /// The body is compressed.
+    #[error("the body has `content-encoding: {0}`: send it uncompressed, without this header")]
+    UnsupportedEncoding(String),
+    /// Other catalogs are on their way.
+    #[error("other catalogs are being sent and built; try again when they are done")]
+    UploadsBusy,
+    /// There are as many connections as the server takes.
+    #[error("too many connections are open; try again shortly, and keep connections open between requests")]
+    TooManyConnections,
     /// Too much to do.
     #[error("too many requests are waiting; try again shortly")]
     Overloaded,
@@ -262,7 +282,7 @@ impl Error {
             Self::InvalidJson(_) => ("invalid_json", 400),
             Self::InvalidRequest { .. } => ("invalid_request", 400),
             Self::Unauthorized => ("unauthorized", 401),
-            Self::AdminDisabled => ("admin_disabled", 403),
+            Self::AdminDisabled | Self::AdminProxied(_) => ("admin_disabled", 403),
             Self::NoModelRoot => ("no_model_root", 403),
             Self::OutsideRoot => ("outside_root", 403),
             Self::NotFound => ("not_found", 404),
@@ -271,14 +291,16 @@ impl Error {
             Self::LabelNotFound => ("label_not_found", 404),
             Self::VersionNotFound => ("version_not_found", 404),
             Self::ModelNotFound(_) => ("model_not_found", 404),
-            Self::MethodNotAllowed => ("method_not_allowed", 405),
+            Self::MethodNotAllowed { .. } => ("method_not_allowed", 405),
             Self::RequestTimeout => ("request_timeout", 408),
             Self::AlreadyLoaded(_) => ("already_loaded", 409),
             Self::LoadInProgress => ("load_in_progress", 409),
             Self::VersionLabelled(_) => ("version_labelled", 409),
             Self::Refused { why: Refused::Memory, .. } => ("over_memory_budget", 409),
             Self::BodyTooLarge { .. } => ("body_too_large", 413),
-            Self::UnsupportedMediaType | Self::NotLines => ("unsupported_media_type", 415),
+            Self::UnsupportedMediaType | Self::NotLines | Self::UnsupportedEncoding(_) => {
+                ("unsupported_media_type", 415)
+            }
             Self::InvalidName { .. } => ("invalid_name", 422),
             Self::InvalidValue { .. } => ("invalid_value", 422),
             Self::LimitExceeded { .. } => ("limit_exceeded", 422),
@@ -301,9 +323,11 @@ impl Error {
             Self::Refused { why: Refused::Limits, .. } => ("limits_exceeded", 422),
             Self::Refused { why: Refused::Probe, .. } => ("probe_failed", 422),
             Self::Overloaded => ("overloaded", 429),
+            Self::UploadsBusy => ("uploads_busy", 429),
             Self::ComputationFailed => ("computation_failed", 500),
             Self::Internal => ("internal", 500),
             Self::Loading => ("loading", 503),
+            Self::TooManyConnections => ("too_many_connections", 503),
             Self::NoModel => ("no_model", 503),
             Self::VersionMissing { .. } => ("version_missing", 503),
             Self::NotKept => ("not_kept", 503),
@@ -336,7 +360,8 @@ impl Error {
     /// Seconds after which trying again makes sense.
     pub fn retry_after(&self) -> Option<u32> {
         match self {
-            Self::Overloaded => Some(1),
+            Self::Overloaded | Self::TooManyConnections => Some(1),
+            Self::UploadsBusy => Some(5),
             Self::Loading | Self::LoadInProgress | Self::NoModel | Self::Draining | Self::Unhealthy => {
                 Some(2)
             }

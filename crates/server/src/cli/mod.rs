@@ -6,6 +6,7 @@ mod batch;
 mod catalog;
 mod client;
 mod demo;
+mod files;
 mod in_flight;
 mod inspect;
 mod lines;
@@ -14,6 +15,7 @@ mod output;
 mod recommend;
 mod replay;
 mod serve;
+mod signals;
 
 use std::process::ExitCode;
 

@@ -11,18 +11,21 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use super::{output, tokio_runtime};
+use super::signals::{Reopen, Stop};
+use super::{files, output, tokio_runtime};
 use crate::http::listen::Connections;
-use crate::http::{App, SharedApp, router};
+use crate::http::{App, SharedApp, admin, health_router, router};
 use crate::registry::Registry;
 use crate::request_log::RequestLog;
-use crate::settings::{AdminLayer, Flags, HttpLayer, Settings};
+use crate::settings::{AdminLayer, Flags, HttpLayer, HttpSettings, Settings};
 use crate::{logging, metrics};
 
+/// Connections of the listener for health checks.
+const HEALTH_CONNECTIONS: usize = 64;
 /// How often samples are moved into histograms when nobody asks for them.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
@@ -35,8 +38,9 @@ Try it:
   curl -s http://127.0.0.1:8080/v1/recommend -H 'content-type: application/json' \\
        -d '{\"history\": [{\"item_id\": \"an item of your catalog\"}], \"num_items\": 5}'
 
-The first line on stdout is `listening on http://ADDRESS`; the log goes to stderr. SIGTERM or SIGINT stops taking
-requests, finishes those in flight and exits with 0; a second signal exits at once.")]
+The first line on stdout is `listening on http://ADDRESS`; the log goes to stderr. SIGTERM, SIGINT or SIGQUIT stops
+taking requests, finishes those in flight and exits with 0; a second one exits at once. SIGHUP or SIGUSR1 opens the
+request log again, as after a rotation.")]
 pub(super) struct Args {
     #[command(flatten)]
     flags: Flags,
@@ -69,11 +73,17 @@ pub(super) fn serve(
 }
 
 async fn serve_async(
-    settings: Settings,
+    mut settings: Settings,
     announce: impl FnOnce(&Registry, SocketAddr) -> io::Result<()>,
 ) -> anyhow::Result<()> {
-    let mut signals = Signals::new().context("cannot wait for signals")?;
+    let mut signals = Stop::new().context("cannot wait for signals")?;
+    let reopen = Reopen::new().context("cannot wait for signals")?;
+    settings.http.max_connections = files::raise_limit(settings.http.max_connections);
     let listener = bind(settings.http.listen).await?;
+    let health = match settings.http.health_listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
     let address = listener.local_addr().context("the listener has no address")?;
     let metrics = metrics::start()?;
     // Serving does not depend on who reads this.
@@ -89,6 +99,13 @@ async fn serve_async(
         // Nobody has set another before.
         let _ = app.request_log.set(log);
     }
+    if admin::is_open(&app) {
+        warn!(
+            "anyone on this machine can change models and catalogs: set a key with --admin-key-file to prevent it"
+        );
+    }
+    let reopening = tokio::spawn(reopen_logs(reopen, Arc::clone(&app)));
+    let health = health.map(|listener| serve_health(listener, &app, &settings.http)).transpose()?;
     let connections = Arc::new(Connections::default());
     let stop = Arc::new(Notify::new());
     let accepting = tokio::spawn({
@@ -140,6 +157,8 @@ async fn serve_async(
         }
     };
     upkeep.abort();
+    reopening.abort();
+    health.inspect(JoinHandle::abort);
     info!("stopped");
     result
 }
@@ -169,6 +188,35 @@ async fn close_request_log(app: &SharedApp, patience: Duration) {
     }
 }
 
+/// Serves health checks and metrics at an address of their own, to the end of the process.
+fn serve_health(
+    listener: TcpListener,
+    app: &SharedApp,
+    http: &HttpSettings,
+) -> anyhow::Result<JoinHandle<()>> {
+    let address = listener.local_addr().context("the listener for health checks has no address")?;
+    info!(%address, "listening for health checks");
+    let settings = HttpSettings { max_connections: HEALTH_CONNECTIONS, ..*http };
+    let router = health_router(Arc::clone(app));
+    Ok(tokio::spawn(async move {
+        Connections::default().accept(listener, router, &settings, std::future::pending()).await;
+    }))
+}
+
+/// Opens the request log again whenever a signal asks for it.
+async fn reopen_logs(mut reopen: Reopen, app: SharedApp) {
+    loop {
+        reopen.next().await;
+        match app.request_log.get() {
+            Some(log) => {
+                log.reopen();
+                info!("opening the request log again");
+            }
+            None => info!("nothing to open again: there is no request log"),
+        }
+    }
+}
+
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => anyhow!(
@@ -179,24 +227,4 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
         ),
         _ => anyhow!(error).context(format!("cannot listen on {address}")),
     })
-}
-
-/// SIGTERM and SIGINT.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    /// The next of either. A signal that comes while nobody waits is not lost.
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }

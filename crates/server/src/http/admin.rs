@@ -1,10 +1,11 @@
 //! Who may change models and catalogs.
 //!
 //! With an admin key: who sends it. Without: whoever reaches the server, provided that it listens on a loopback address
-//! only; else nobody. A page in a browser is never let in without the key, because it may come from anywhere. The key
-//! is checked before anything of the request is looked at.
+//! only; else nobody. Without the key, a page in a browser is never let in, because it may come from anywhere, and neither
+//! is what came through a proxy, because everybody may stand behind one. The key is checked before anything of the
+//! request is looked at.
 
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderName, header};
 
 use super::App;
 use crate::error::Error;
@@ -13,15 +14,31 @@ use crate::error::Error;
 ///
 /// # Errors
 ///
-/// [`Error::Unauthorized`] without the right key, [`Error::AdminDisabled`] when there is none to be had.
+/// [`Error::Unauthorized`] without the right key; [`Error::AdminDisabled`] and [`Error::AdminProxied`] when there is
+/// none to be had.
 pub fn check(app: &App, headers: &HeaderMap) -> Result<(), Error> {
     let Some(key) = &app.admin_key else {
-        let local = app.settings.listen.ip().to_canonical().is_loopback();
-        let page = headers.contains_key(header::ORIGIN);
-        return if local && !page { Ok(()) } else { Err(Error::AdminDisabled) };
+        if !is_open(app) || headers.contains_key(header::ORIGIN) {
+            return Err(Error::AdminDisabled);
+        }
+        return proxy_header(headers).map_or(Ok(()), |name| Err(Error::AdminProxied(name)));
     };
     let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
     if given.is_some_and(|given| key.is(given)) { Ok(()) } else { Err(Error::Unauthorized) }
+}
+
+/// Whether whoever reaches this server may change models and catalogs.
+pub fn is_open(app: &App) -> bool {
+    app.admin_key.is_none() && app.settings.listen.ip().to_canonical().is_loopback()
+}
+
+/// A header that proxies add.
+fn proxy_header(headers: &HeaderMap) -> Option<String> {
+    let added = |name: &&HeaderName| {
+        let name = name.as_str();
+        ["forwarded", "via", "x-real-ip"].contains(&name) || name.starts_with("x-forwarded-")
+    };
+    headers.keys().find(added).map(|name| name.as_str().chars().take(32).collect())
 }
 
 fn bearer(value: &str) -> Option<&str> {
@@ -56,6 +73,18 @@ mod tests {
         }
         for open in ["0.0.0.0:80", "[::]:80", "192.168.1.1:80"] {
             assert_eq!(ask(open, None, Some("Bearer x")), Err(Error::AdminDisabled));
+        }
+    }
+
+    #[test]
+    fn what_came_through_a_proxy_is_refused_without_a_key() {
+        let settings = Settings::resolve(Flags::default(), HttpLayer::default()).unwrap();
+        let metrics = PrometheusBuilder::new().build_recorder().handle();
+        let app = App::new(settings.http, &settings.admin, metrics, 1);
+        for name in ["forwarded", "x-forwarded-for", "x-forwarded-anything", "via", "x-real-ip"] {
+            let headers =
+                HeaderMap::from_iter([(name.parse().unwrap(), HeaderValue::from_static("1.2.3.4"))]);
+            assert_eq!(check(&app, &headers), Err(Error::AdminProxied(name.to_owned())));
         }
     }
 

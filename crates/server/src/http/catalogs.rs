@@ -8,10 +8,12 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::HeaderMap;
 
+use super::body::{self, Received};
 use super::models::{change, component};
-use super::{SharedApp, admin, body};
-use crate::api::{CatalogList, CatalogPatch, CatalogVersionRequest, ErrorBody};
+use super::{SharedApp, admin};
+use crate::api::{self, CatalogList, CatalogPatch, CatalogVersionRequest, ErrorBody};
 use crate::error::Error;
+use crate::registry::Registry;
 
 type Name = Result<Path<String>, PathRejection>;
 
@@ -43,7 +45,9 @@ pub async fn list(State(app): State<SharedApp>, path: Name) -> Result<Json<Catal
         (status = 403, description = "Changes are disabled.", body = ErrorBody),
         (status = 404, description = "No such model.", body = ErrorBody),
         (status = 413, description = "Larger than --max-catalog-bytes.", body = ErrorBody),
+        (status = 415, description = "The body is declared to be something else, or is compressed.", body = ErrorBody),
         (status = 422, description = "Not a catalog of this model; the message names the lines.", body = ErrorBody),
+        (status = 429, description = "Other catalogs are arriving; `retry-after` says when to try again.", body = ErrorBody),
     )
 )]
 pub async fn replace(
@@ -55,8 +59,12 @@ pub async fn replace(
     admin::check(&app, &headers)?;
     let name = component(path)?;
     app.registry()?.resolve(Some(&name))?;
-    let lines = body::read_lines(&app, request).await?;
-    change(&app, move |registry| registry.replace_catalog(&name, &lines)).await.map(Json)
+    let Received { bytes, held } = body::read_lines(&app, request).await?;
+    let replace = move |registry: &Registry| {
+        let _held = held;
+        registry.replace_catalog(&name, &bytes)
+    };
+    change(&app, replace).await.map(Json)
 }
 
 /// Add, remove and retag items of a version's catalog.
@@ -70,7 +78,9 @@ pub async fn replace(
         (status = 403, description = "Changes are disabled.", body = ErrorBody),
         (status = 404, description = "No such model.", body = ErrorBody),
         (status = 413, description = "Larger than --max-catalog-bytes.", body = ErrorBody),
+        (status = 415, description = "The body is declared to be something else, or is compressed.", body = ErrorBody),
         (status = 422, description = "An item is not there, or is none of this model.", body = ErrorBody),
+        (status = 429, description = "Other catalogs are arriving; `retry-after` says when to try again.", body = ErrorBody),
     )
 )]
 pub async fn patch(
@@ -81,8 +91,14 @@ pub async fn patch(
 ) -> Result<Json<CatalogList>, Error> {
     admin::check(&app, &headers)?;
     let name = component(path)?;
-    let patch: CatalogPatch = body::read_up_to(&app, request, app.max_catalog_bytes).await?;
-    change(&app, move |registry| registry.patch_catalog(&name, &patch)).await.map(Json)
+    let Received { bytes, held } = body::read_catalog_change(&app, request).await?;
+    let patch = move |registry: &Registry| {
+        let _held = held;
+        let patch: CatalogPatch = api::parse(&bytes)?;
+        drop(bytes);
+        registry.patch_catalog(&name, &patch)
+    };
+    change(&app, patch).await.map(Json)
 }
 
 /// Go back to a catalog that was kept.

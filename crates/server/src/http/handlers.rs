@@ -1,10 +1,10 @@
 //! One function per route: read, ask the service, write. The comments are the documentation in `/openapi.json`.
 
-use std::sync::Arc;
+use std::sync::OnceLock;
 
 use axum::Json;
 use axum::extract::{Extension, Request, State};
-use axum::http::header;
+use axum::http::{Method, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
@@ -42,8 +42,9 @@ pub async fn recommend(
     request: Request,
 ) -> Result<Response, Error> {
     let registry = app.registry()?;
+    let (mut request, _held) = body::read_held::<RecommendRequest>(&app, request).await?;
+    // Not before the body is here: a client that sends slowly must not hold a place.
     let _place = app.take_place()?;
-    let mut request: RecommendRequest = body::read(&app, request).await?;
     // From here on, the request belongs to this version and this catalog.
     let service = registry.resolve(request.model.take().as_deref())?;
     let logged = app.request_log.get().map(|log| (log, log.asked(&request)));
@@ -78,8 +79,9 @@ pub async fn rank(
     request: Request,
 ) -> Result<Response, Error> {
     let registry = app.registry()?;
+    let (mut request, _held) = body::read_held::<RankRequest>(&app, request).await?;
+    // Not before the body is here: a client that sends slowly must not hold a place.
     let _place = app.take_place()?;
-    let mut request: RankRequest = body::read(&app, request).await?;
     // From here on, the request belongs to this version and this catalog.
     let service = registry.resolve(request.model.take().as_deref())?;
     let answer = service.rank(request, id).await?;
@@ -107,8 +109,9 @@ pub async fn warm(
     request: Request,
 ) -> Result<Response, Error> {
     let registry = app.registry()?;
+    let (mut request, _held) = body::read_held::<WarmRequest>(&app, request).await?;
+    // Not before the body is here: a client that sends slowly must not hold a place.
     let _place = app.take_place()?;
-    let mut request: WarmRequest = body::read(&app, request).await?;
     // From here on, the request belongs to this version and this catalog.
     let service = registry.resolve(request.model.take().as_deref())?;
     let answer = service.warm(request, id).await?;
@@ -132,20 +135,27 @@ pub async fn livez(State(app): State<SharedApp>) -> Result<Json<Health>, Error> 
     Ok(Json(Health::but_for(Vec::new())))
 }
 
-/// Whether requests are taken: the model is loaded, has answered a probe, and the server is not shutting down.
+/// Whether requests are taken: some version is loaded and its engine is alive, whatever its name, and the server is not
+/// shutting down.
 ///
 /// The status is `degraded` while versions that the state directory holds could not be brought back; `missing` says which.
 #[utoipa::path(
     get, path = "/readyz", tag = "health",
-    responses((status = 200, description = "Yes.", body = Health), (status = 503, description = "Loading or shutting down.", body = ErrorBody))
+    responses((status = 200, description = "Yes.", body = Health), (status = 503, description = "Loading, nothing is loaded, no engine is alive, or shutting down.", body = ErrorBody))
 )]
 pub async fn readyz(State(app): State<SharedApp>) -> Result<Json<Health>, Error> {
     if app.is_draining() {
         return Err(Error::Draining);
     }
-    let registry = Arc::clone(app.registry()?);
-    registry.resolve(None)?;
-    let _ = livez(State(app)).await?;
+    let registry = app.registry()?;
+    let served = registry.served();
+    if served.is_empty() {
+        registry.resolve(None)?;
+        return Err(Error::NoModel);
+    }
+    if served.iter().all(|served| served.heartbeat_age() > app.settings.liveness_timeout) {
+        return Err(Error::Unhealthy);
+    }
     Ok(Json(Health::but_for(registry.missing_versions())))
 }
 
@@ -166,8 +176,15 @@ pub async fn metrics(State(app): State<SharedApp>) -> Response {
 /// This description.
 #[utoipa::path(get, path = "/openapi.json", tag = "meta", responses((status = 200, description = "OpenAPI document.")))]
 pub async fn openapi() -> Result<Response, Error> {
-    let text = description::json().map_err(Error::internal)?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
+    static TEXT: OnceLock<String> = OnceLock::new();
+    let text = match TEXT.get() {
+        Some(text) => text,
+        None => {
+            let text = description::json().map_err(Error::internal)?;
+            TEXT.get_or_init(|| text)
+        }
+    };
+    Ok(([(header::CONTENT_TYPE, "application/json")], text.as_str()).into_response())
 }
 
 /// Where to look next.
@@ -190,7 +207,7 @@ pub async fn not_found() -> Error {
     Error::NotFound
 }
 
-/// Any other method.
-pub async fn method_not_allowed() -> Error {
-    Error::MethodNotAllowed
+/// Any other method. Which ones there are is known further out: see [`super::middleware`].
+pub async fn method_not_allowed(method: Method) -> Error {
+    Error::MethodNotAllowed { method: method.as_str().chars().take(16).collect(), allowed: String::new() }
 }

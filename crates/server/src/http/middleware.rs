@@ -9,28 +9,29 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::extract::Request;
-use axum::http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::header::{ALLOW, CONNECTION, RETRY_AFTER};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use tracing::Instrument;
 
-use super::reply::ErrorKind;
+use super::host;
+use super::listen::Client;
+use super::reply::{ErrorKind, ErrorMessage};
+use crate::error::Error;
 use crate::metrics;
 
 const HEADER: &str = "x-request-id";
 /// Longest id that is taken over.
 const MAX_ID_BYTES: usize = 128;
 
-/// Answers that may be given before the body was read. What is left of it would be in the way of the next request, so the
-/// connection ends with them, and the client is told: one that keeps connections would else try to use it again.
-const REFUSED_UNREAD: [StatusCode; 5] = [
-    StatusCode::UNAUTHORIZED,
-    StatusCode::NOT_FOUND,
-    StatusCode::METHOD_NOT_ALLOWED,
-    StatusCode::PAYLOAD_TOO_LARGE,
-    StatusCode::UNSUPPORTED_MEDIA_TYPE,
-];
+/// Most characters of an error's message in a line of the log.
+const MAX_LOGGED: usize = 300;
+/// Seconds after which to try again, where nothing better is known.
+const TRY_AGAIN: HeaderValue = HeaderValue::from_static("1");
+
+/// What is answered over connections beyond the limit.
+const HEALTH: [&str; 5] = ["/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"];
 
 /// The id of a request, for its handler.
 #[derive(Clone, Debug)]
@@ -41,33 +42,70 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     let id = given(request.headers()).unwrap_or_else(generate);
     let endpoint = endpoint(request.uri().path());
     let method = request.method().clone();
-    let has_body = has_body(request.headers());
+    let client = request.extensions().get::<Client>().cloned();
     let span = tracing::info_span!("request", request_id = %id);
     request.extensions_mut().insert(RequestId(id.clone()));
 
     let mut watch = Watch { endpoint, started: Instant::now(), over: false };
     async {
-        let mut response = next.run(request).await;
+        let mut response = match refuse(client.as_ref(), &request, endpoint) {
+            Some(error) => error.into_response(),
+            None => name_methods(next.run(request).await, &method),
+        };
         let took = watch.started.elapsed();
         let outcome = response.extensions().get::<ErrorKind>().map_or("ok", |kind| kind.0);
         watch.end(outcome, took);
         let (status, ms) = (response.status().as_u16(), took.as_micros() as f64 / 1e3);
+        let error = response.extensions().get::<ErrorMessage>();
+        let error = error.map(|message| message.0.chars().take(MAX_LOGGED).collect::<String>());
+        let error = error.as_deref();
         if endpoint.starts_with("/v1/") || endpoint.starts_with("/v2/repository/models/") {
-            tracing::info!(%method, endpoint, status, outcome, ms, "answered");
+            tracing::info!(%method, endpoint, status, outcome, ms, error, "answered");
         } else {
             // Health checks and scrapes would drown the rest.
-            tracing::debug!(%method, endpoint, status, outcome, ms, "answered");
+            tracing::debug!(%method, endpoint, status, outcome, ms, error, "answered");
         }
-        if let Ok(value) = HeaderValue::from_str(&id) {
-            response.headers_mut().insert(HEADER, value);
-        }
-        if has_body && REFUSED_UNREAD.contains(&response.status()) {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
+        add_headers(&mut response, &id, client.as_ref());
         response
     }
     .instrument(span)
     .await
+}
+
+/// What is wrong with a request, whatever it asks.
+fn refuse(client: Option<&Client>, request: &Request, endpoint: &str) -> Option<Error> {
+    if client.is_some_and(Client::is_spare) && !HEALTH.contains(&endpoint) {
+        return Some(Error::TooManyConnections);
+    }
+    host::check(request.version(), request.headers()).err()
+}
+
+/// Says which methods a path takes: axum knows after the handler has answered.
+fn name_methods(response: Response, method: &Method) -> Response {
+    let ours = response.extensions().get::<ErrorKind>().is_some_and(|kind| kind.0 == "method_not_allowed");
+    let Some(allowed) = response.headers().get(ALLOW).filter(|_| ours) else { return response };
+    let (allow, allowed) = (allowed.clone(), allowed.to_str().unwrap_or_default().replace(',', ", "));
+    let method = method.as_str().chars().take(16).collect();
+    let mut named = Error::MethodNotAllowed { method, allowed }.into_response();
+    named.headers_mut().insert(ALLOW, allow);
+    named
+}
+
+/// Headers that every answer has, or every one of its kind.
+fn add_headers(response: &mut Response, id: &str, client: Option<&Client>) {
+    let busy = matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+    let headers = response.headers_mut();
+    if let Ok(value) = HeaderValue::from_str(id) {
+        headers.insert(HEADER, value);
+    }
+    if busy && !headers.contains_key(RETRY_AFTER) {
+        headers.insert(RETRY_AFTER, TRY_AGAIN);
+    }
+    // What is left of a body would be in the way of the next request, so the connection ends, and the client is told: one
+    // that keeps connections would else try to use it again. A spare connection is for one answer.
+    if client.is_some_and(|client| client.has_unread_body() || client.is_spare()) {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
 }
 
 /// Counts a request once: when it is answered, or when the client hung up and the handler was dropped.
@@ -139,10 +177,6 @@ fn is_like(route: &str, path: &str) -> bool {
             _ => return false,
         }
     }
-}
-
-fn has_body(headers: &HeaderMap) -> bool {
-    headers.contains_key(TRANSFER_ENCODING) || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
 }
 
 fn given(headers: &HeaderMap) -> Option<String> {

@@ -8,6 +8,9 @@
 //! | [`oip`] | the Open Inference Protocol over the same registry |
 //! | [`admin`] | who may change them |
 //! | [`body`] | bodies are read with limits and in time, and errors say what is wrong |
+//! | [`body_budget`] | how many bytes of them are in memory |
+//! | [`pace`] | the least pace of a transfer |
+//! | [`host`] | a request is for one host |
 //! | [`middleware`] | request ids, the access log, request metrics, panics |
 //! | [`reply`] | answers and errors as responses |
 //! | [`listen`] | connections, and how they end |
@@ -16,12 +19,15 @@
 
 pub mod admin;
 pub mod body;
+pub mod body_budget;
 pub mod catalogs;
 pub mod handlers;
+pub mod host;
 pub mod listen;
 pub mod middleware;
 pub mod models;
 pub mod oip;
+pub mod pace;
 pub mod reply;
 #[cfg(test)]
 mod tests;
@@ -35,12 +41,14 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use body_budget::BodyBudget;
+
 use crate::error::Error;
 use crate::registry::Registry;
 use crate::request_log::RequestLog;
 use crate::settings::{AdminKey, AdminSettings, HttpSettings};
 
-/// Bodies that may be in the process of being read beyond what the engine can hold.
+/// Requests that may be on their way to the engine or from it, beyond those that it holds.
 const SPARE_REQUESTS: usize = 64;
 
 /// What handlers share.
@@ -58,7 +66,11 @@ pub struct App {
     pub max_catalog_bytes: usize,
     registry: OnceLock<Arc<Registry>>,
     draining: AtomicBool,
-    /// Requests whose bodies are in memory. Beyond that, new ones are refused unread.
+    /// Bytes of requests in memory.
+    pub(super) bodies: BodyBudget,
+    /// Bytes of catalogs that arrive or are being built.
+    pub(super) uploads: BodyBudget,
+    /// Requests that were read and are not answered. Beyond that, new ones are refused.
     requests: Semaphore,
 }
 
@@ -75,6 +87,8 @@ impl App {
     ) -> Self {
         let permits = requests.saturating_add(SPARE_REQUESTS).min(Semaphore::MAX_PERMITS);
         Self {
+            bodies: BodyBudget::new(settings.max_body_memory),
+            uploads: BodyBudget::new(admin.max_catalog_bytes),
             settings,
             metrics,
             request_log: OnceLock::new(),
@@ -123,7 +137,7 @@ impl App {
 
 /// All routes.
 pub fn router(app: SharedApp) -> Router {
-    let routes = Router::new()
+    let routes = health_routes()
         .route("/v1/recommend", post(handlers::recommend))
         .route("/v1/rank", post(handlers::rank))
         .route("/v1/warm", post(handlers::warm))
@@ -134,8 +148,6 @@ pub fn router(app: SharedApp) -> Router {
         .route("/v1/models/{name}/catalog", get(catalogs::list).put(catalogs::replace).patch(catalogs::patch))
         .route("/v1/models/{name}/catalog/rollback", post(catalogs::roll_back))
         .route("/v2", get(oip::server))
-        .route("/v2/health/live", get(oip::live))
-        .route("/v2/health/ready", get(oip::ready))
         .route("/v2/models/{name}", get(oip::model))
         .route("/v2/models/{name}/ready", get(oip::model_ready))
         .route("/v2/models/{name}/versions/{version}", get(oip::version))
@@ -143,21 +155,38 @@ pub fn router(app: SharedApp) -> Router {
         .route("/v2/repository/index", post(oip::index))
         .route("/v2/repository/models/{name}/load", post(oip::load))
         .route("/v2/repository/models/{name}/unload", post(oip::unload))
-        .route("/livez", get(handlers::livez))
-        .route("/readyz", get(handlers::readyz))
-        .route("/metrics", get(handlers::metrics))
         .route("/openapi.json", get(handlers::openapi))
         .route("/", get(handlers::index))
         .fallback(handlers::not_found)
         .method_not_allowed_fallback(handlers::method_not_allowed);
-    with_layers(routes).with_state(app)
+    with_layers(routes.with_state(app))
+}
+
+/// The routes of a listener for health checks and metrics alone.
+pub fn health_router(app: SharedApp) -> Router {
+    let routes = health_routes()
+        .fallback(handlers::not_found)
+        .method_not_allowed_fallback(handlers::method_not_allowed);
+    with_layers(routes.with_state(app))
+}
+
+/// What is answered even where there is no place for anything else: [`middleware`] has the same list.
+fn health_routes() -> Router<SharedApp> {
+    Router::new()
+        .route("/livez", get(handlers::livez))
+        .route("/readyz", get(handlers::readyz))
+        .route("/metrics", get(handlers::metrics))
+        .route("/v2/health/live", get(oip::live))
+        .route("/v2/health/ready", get(oip::ready))
 }
 
 /// What happens around every handler. Panics of handlers are caught inside, so that they are logged and counted like
 /// other errors, and those of what logs and counts are caught outside: no panic costs a client its answer.
-fn with_layers(routes: Router<SharedApp>) -> Router<SharedApp> {
-    routes
-        .layer(CatchPanicLayer::custom(reply::panicked))
+fn with_layers(routes: Router) -> Router {
+    let routes = routes.layer(CatchPanicLayer::custom(reply::panicked));
+    // Around the router as a whole, because it is the router that adds `allow` to an answer.
+    Router::new()
+        .fallback_service(routes)
         .layer(axum::middleware::from_fn(middleware::observe))
         .layer(CatchPanicLayer::custom(reply::panicked))
 }

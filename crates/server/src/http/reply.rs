@@ -14,6 +14,10 @@ use crate::error::Error;
 #[derive(Clone, Copy, Debug)]
 pub struct ErrorKind(pub &'static str);
 
+/// The message of the error that a response carries, for the access log.
+#[derive(Clone, Debug)]
+pub struct ErrorMessage(pub String);
+
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let class = self.class();
@@ -26,6 +30,7 @@ impl IntoResponse for Error {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response.extensions_mut().insert(ErrorKind(class.kind));
+        response.extensions_mut().insert(ErrorMessage(self.to_string()));
         response
     }
 }

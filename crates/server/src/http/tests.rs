@@ -9,8 +9,10 @@ use axum::Router;
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use super::listen::Connections;
+use super::pace::LeastPace;
 use super::{App, SharedApp, router, with_layers};
 use crate::settings::{Flags, HttpLayer, HttpSettings, Settings};
 
@@ -70,7 +72,7 @@ async fn a_panic_is_one_requests_own() {
             }),
         )
         .route("/fine", get(|| async { "fine" }));
-    with_server(with_layers(routes).with_state(app()), settings(), |address| {
+    with_server(with_layers(routes), settings(), |address| {
         let text = ask(address, "GET /panic");
         assert!(text.starts_with("HTTP/1.1 500") && text.contains("\"type\":\"internal\""), "{text}");
         assert!(text.contains("x-request-id: ") && !text.contains("secret"), "{text}");
@@ -80,22 +82,121 @@ async fn a_panic_is_one_requests_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_beyond_the_limit_wait() {
+async fn idle_connections_beyond_the_limit_give_way() {
     let settings = HttpSettings { max_connections: 2, ..settings() };
     with_server(router(app()), settings, |address| {
-        let idle = [TcpStream::connect(address).unwrap(), TcpStream::connect(address).unwrap()];
-        // Both are accepted once they have been answered.
-        for mut stream in &idle {
+        let mut idle = [TcpStream::connect(address).unwrap(), TcpStream::connect(address).unwrap()];
+        for stream in &mut idle {
             stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
             assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
         }
-        let mut third = TcpStream::connect(address).unwrap();
-        third.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
-        third.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-        assert!(third.read(&mut [0; 16]).is_err(), "there is no place for it");
-        drop(idle);
-        third.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        assert!(third.read(&mut [0; 16]).unwrap() > 0);
+        // As long as they may be about to ask again, more connections are for health checks alone.
+        assert!(ask(address, "GET /livez").starts_with("HTTP/1.1 200"));
+        let text = ask(address, "GET /v1/models");
+        assert!(text.starts_with("HTTP/1.1 503") && text.contains("too_many_connections"), "{text}");
+        assert!(text.contains("retry-after: 1") && text.contains("connection: close"), "{text}");
+        std::thread::sleep(Duration::from_millis(1100));
+        assert!(ask(address, "GET /v1/models").contains("\"type\":\"loading\""));
+        let [mut first, _] = idle;
+        first.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        assert_eq!(first.read(&mut [0; 16]).unwrap_or(0), 0, "the oldest was closed");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_never_reads_is_closed_and_holds_no_drain() {
+    let write_pace = LeastPace::new(Duration::from_millis(500), 1024);
+    let settings = HttpSettings { write_pace, ..settings() };
+    let large = vec![b'x'; 64 << 20];
+    let routes = Router::new().route("/large", get(move || std::future::ready(large.clone())));
+    let ask_for_much = |address| {
+        let mut silent = TcpStream::connect(address).unwrap();
+        silent.write_all(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        silent
+    };
+    with_server(with_layers(routes), settings, move |address| {
+        let mut silent = ask_for_much(address);
+        std::thread::sleep(Duration::from_secs(2));
+        let mut text = Vec::new();
+        let _ = silent.read_to_end(&mut text);
+        assert!(text.len() < 64 << 20, "it was closed before it had all");
+        // Another one, which the drain meets; `with_server` waits for the end.
+        std::mem::forget(ask_for_much(address));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_closed_client_gets_its_answer_and_one_that_is_gone_ends_its_handler() {
+    let ended = Arc::new(Semaphore::new(0));
+    let work = {
+        let ended = Arc::clone(&ended);
+        move |millis: u64| async move {
+            struct End(Arc<Semaphore>);
+            impl Drop for End {
+                fn drop(&mut self) {
+                    self.0.add_permits(1);
+                }
+            }
+            let _end = End(ended);
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+            "answer"
+        }
+    };
+    let (quick, slow) = (work.clone(), work);
+    let routes =
+        Router::new().route("/quick", get(move || quick(100))).route("/slow", get(move || slow(60_000)));
+    with_server(with_layers(routes), settings(), move |address| {
+        let half_close = |path: &str| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            text
+        };
+        assert!(half_close("/quick").ends_with("answer"));
+        assert_eq!(half_close("/slow"), "");
+        assert_eq!(ended.available_permits(), 2, "both handlers have ended");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_early_refusal_is_read_by_a_client_that_sends_on() {
+    with_server(router(app()), settings(), |address| {
+        for path in ["/nothing", "/v1/recommend", "/v1/models/x/load"] {
+            let mut stream = TcpStream::connect(address).unwrap();
+            let body = vec![b' '; 5 << 20];
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+                body.len()
+            );
+            stream.write_all(head.as_bytes()).unwrap();
+            stream.write_all(&body).unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            assert!(text.starts_with("HTTP/1.1 ") && text.contains("connection: close"), "{path}: {text}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn methods_are_named_and_hosts_are_one() {
+    with_server(router(app()), settings(), |address| {
+        let text = ask(address, "DELETE /v1/recommend");
+        assert!(text.starts_with("HTTP/1.1 405") && text.contains("allow: POST"), "{text}");
+        assert!(text.contains("does not take DELETE: use POST"), "{text}");
+        for hosts in ["host: x\r\nhost: y\r\n", "host: x\r\nhost: x\r\n", ""] {
+            let mut stream = TcpStream::connect(address).unwrap();
+            let request = format!("GET /livez HTTP/1.1\r\n{hosts}connection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            assert!(text.starts_with("HTTP/1.1 400") && text.contains("`host`"), "{text}");
+        }
     })
     .await;
 }

@@ -16,7 +16,7 @@ use crate::line_writer::{LineWriter, Output, Source};
 use crate::settings::{LogFormat, LogSettings};
 
 /// Bytes of lines that may wait for stderr.
-const MAX_WAITING: usize = 4 << 20;
+const MAX_WAITING: usize = 1 << 20;
 /// How long the end of the process waits for stderr.
 const LAST_LINES: Duration = Duration::from_secs(1);
 

@@ -156,9 +156,25 @@ layer! {
         /// Longest time for the head of a request, or its body, to arrive [default: 30000].
         #[arg(long, value_name = "MS", env = "BEAMLINE_READ_TIMEOUT_MS")]
         pub read_timeout_ms: u64,
-        /// Connections at a time; more wait to be accepted [default: 4096].
+        /// Longest time that a client may take none of its answer, or next to nothing; its connection is closed then
+        /// [default: 30000].
+        #[arg(long, value_name = "MS", env = "BEAMLINE_WRITE_TIMEOUT_MS")]
+        pub write_timeout_ms: u64,
+        /// Bytes per second at which bodies must arrive, looked at every 5 seconds, and answers be read, looked at every
+        /// --write-timeout-ms [default: 1024].
+        #[arg(long, value_name = "SIZE", env = "BEAMLINE_MIN_TRANSFER_RATE")]
+        pub min_transfer_rate: ByteSize,
+        /// Memory for the bodies of all requests at hand, beyond 16KiB of each; more are answered with 429
+        /// [default: 256MiB].
+        #[arg(long, value_name = "SIZE", env = "BEAMLINE_MAX_BODY_MEMORY")]
+        pub max_body_memory: ByteSize,
+        /// Connections at a time, fewer if the system allows fewer open files. When all are taken, an idle one gives way;
+        /// if none is idle, only health checks and metrics are answered [default: 4096].
         #[arg(long, value_name = "N", env = "BEAMLINE_MAX_CONNECTIONS")]
         pub max_connections: usize,
+        /// Another address, for health checks and metrics alone: /livez, /readyz, /metrics [default: none].
+        #[arg(long, value_name = "ADDR", env = "BEAMLINE_HEALTH_LISTEN")]
+        pub health_listen: SocketAddr,
         /// After SIGTERM, go on taking requests for so long while /readyz says no, so that load balancers notice
         /// [default: 0].
         #[arg(long, value_name = "MS", env = "BEAMLINE_DRAIN_DELAY_MS")]
@@ -197,8 +213,8 @@ layer! {
         /// machine's memory, or of the container's if that is limited].
         #[arg(long, value_name = "SIZE", env = "BEAMLINE_MODEL_MEMORY")]
         pub model_memory: ByteSize,
-        /// File with the key that changes need, sent as `Authorization: Bearer KEY`; or put the key itself into
-        /// BEAMLINE_ADMIN_KEY. Without a key, changes are taken only while listening on a loopback address; set one
+        /// File with the key that changes need, of at least 16 characters, sent as `Authorization: Bearer KEY`; or put the
+        /// key itself into BEAMLINE_ADMIN_KEY. Without a key, changes are taken only while listening on a loopback address; set one
         /// when a proxy forwards to that [default: none].
         #[arg(long, value_name = "FILE", env = "BEAMLINE_ADMIN_KEY_FILE")]
         pub admin_key_file: PathBuf,

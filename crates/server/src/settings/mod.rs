@@ -27,7 +27,14 @@ pub use layers::{
 };
 pub use size::ByteSize;
 
+use crate::http::pace::LeastPace;
 use crate::request_log::RequestLogSettings;
+
+/// Most requests that may wait, and most that may run.
+const MAX_REQUESTS: usize = 1 << 20;
+
+/// How often the pace of a body is looked at: a client that sends nothing is waited for this long.
+const BODY_WINDOW: Duration = Duration::from_secs(5);
 
 /// Largest config file that is read.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -206,8 +213,16 @@ pub struct HttpSettings {
     pub max_body_bytes: usize,
     /// Longest time that a body, or the head of a request, may take to arrive.
     pub read_timeout: Duration,
+    /// The least pace at which a body must arrive.
+    pub body_pace: LeastPace,
+    /// The least pace at which an answer must be read.
+    pub write_pace: LeastPace,
+    /// Bytes of the bodies of all requests at hand.
+    pub max_body_memory: usize,
     /// Connections at a time.
     pub max_connections: usize,
+    /// Another address, for health checks and metrics.
+    pub health_listen: Option<SocketAddr>,
     /// How long to go on taking requests after SIGTERM, with /readyz saying no.
     pub drain_delay: Duration,
     /// How long requests in flight may take to finish after that.
@@ -333,8 +348,8 @@ fn engine(layer: EngineLayer) -> Result<EngineSettings, SettingsError> {
             seconds => Some(Duration::from_secs(seconds.min(MAX_HOST_TTL_SECONDS))),
         },
         max_context: positive("max-context", layer.max_context, 16_384)?,
-        max_running: positive("max-running", layer.max_running, 128)?,
-        max_queued: positive("max-queued", layer.max_queued, 1024)?,
+        max_running: at_most("max-running", MAX_REQUESTS, positive("max-running", layer.max_running, 128)?)?,
+        max_queued: at_most("max-queued", MAX_REQUESTS, positive("max-queued", layer.max_queued, 1024)?)?,
         max_step_tokens: positive("max-step-tokens", layer.max_step_tokens, 4096)?,
         sessions: layer.sessions.unwrap_or(100_000),
         history_cut: layer.history_cut.unwrap_or_default(),
@@ -387,10 +402,23 @@ fn limits(layer: LimitsLayer) -> Result<RequestLimits, SettingsError> {
 
 fn http(layer: HttpLayer) -> Result<HttpSettings, SettingsError> {
     let max_body_bytes = layer.max_body_bytes.map_or(2 << 20, |size| size.0);
+    let read_timeout = millis(positive("read-timeout-ms", layer.read_timeout_ms, 30_000)?);
+    let write_timeout = millis(positive("write-timeout-ms", layer.write_timeout_ms, 30_000)?);
+    let rate = layer.min_transfer_rate.map_or(1 << 10, |size| size.0) as u64;
+    let body_memory = layer.max_body_memory.map_or(256 << 20, |size| size.0);
+    let listen = layer.listen.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 8080).into());
+    if layer.health_listen.is_some_and(|health| health == listen && health.port() != 0) {
+        let message = "health-listen is the address of listen: give it another port";
+        return Err(SettingsError::Contradiction(message.into()));
+    }
     Ok(HttpSettings {
-        listen: layer.listen.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 8080).into()),
+        listen,
+        health_listen: layer.health_listen,
         max_body_bytes: positive("max-body-bytes", Some(max_body_bytes), max_body_bytes)?,
-        read_timeout: millis(positive("read-timeout-ms", layer.read_timeout_ms, 30_000)?),
+        read_timeout,
+        body_pace: LeastPace::new(BODY_WINDOW.min(read_timeout), rate),
+        write_pace: LeastPace::new(write_timeout, rate),
+        max_body_memory: positive("max-body-memory", Some(body_memory), body_memory)?,
         max_connections: positive("max-connections", layer.max_connections, 4096)?,
         drain_delay: millis(layer.drain_delay_ms.unwrap_or(0)),
         drain_timeout: millis(layer.drain_timeout_ms.unwrap_or(30_000)),
@@ -425,6 +453,14 @@ fn positive<T: Default + PartialEq>(
 ) -> Result<T, SettingsError> {
     let value = value.unwrap_or(default);
     if value == T::default() { Err(SettingsError::Zero(name)) } else { Ok(value) }
+}
+
+/// Memory is laid out for all that may be there at a time.
+fn at_most(name: &str, most: usize, value: usize) -> Result<usize, SettingsError> {
+    if value <= most {
+        return Ok(value);
+    }
+    Err(SettingsError::Contradiction(format!("{name} is {value}: give at most {most}")))
 }
 
 fn millis(count: u64) -> Duration {

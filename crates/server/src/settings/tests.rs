@@ -91,3 +91,15 @@ fn contradictions_are_errors() {
     assert!(limits("max_beam_width = 8\ndefault_beam_width = 9").contains("more than max-beam-width (8)"));
     assert!(limits("default_timeout_ms = 70000").contains("more than max-timeout-ms"));
 }
+
+#[test]
+fn counts_beyond_all_reason_name_their_flag() {
+    for name in ["max_queued", "max_running"] {
+        let (_directory, flags) = file(&format!("[engine]\n{name} = 9223372036854775807"));
+        let error = Settings::resolve(flags, HttpLayer::default()).unwrap_err().to_string();
+        assert!(error.contains(&name.replace('_', "-")) && error.contains("at most 1048576"), "{error}");
+    }
+    let (_directory, flags) = file("[http]\nlisten = '127.0.0.1:9'\nhealth_listen = '127.0.0.1:9'");
+    let error = Settings::resolve(flags, HttpLayer::default()).unwrap_err().to_string();
+    assert!(error.contains("another port"), "{error}");
+}

@@ -96,6 +96,19 @@ impl Server {
         server
     }
 
+    /// A server that may open so many files.
+    pub(crate) fn start_with_open_files(checkpoint: &str, files: usize, flags: &[&str]) -> Self {
+        let own = beamline();
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\"")]).arg(own.get_program());
+        command.stderr(Stdio::null());
+        let checkpoint = fixture(checkpoint);
+        let flags = [&["--checkpoint", checkpoint.to_str().unwrap()], flags].concat();
+        let server = Self::spawn_as(command, &flags);
+        server.wait_for("readiness", |server| server.get("/readyz").status == 200);
+        server
+    }
+
     /// The log, if it is a pipe.
     pub(crate) fn take_stderr(&mut self) -> std::process::ChildStderr {
         self.child.stderr.take().unwrap()

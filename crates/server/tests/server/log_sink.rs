@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use serde_json::json;
 
-use crate::harness::Server;
+use crate::harness::{Server, read_raw};
 
 const CASE: &str = "qwen3-untied";
 
@@ -36,12 +36,14 @@ fn a_full_disk() {
 
 #[test]
 fn a_reader_that_is_stuck() {
-    let mut server = Server::start_logging_to(CASE, &["--log", "trace"], Stdio::piped());
+    let mut server = Server::start_logging_to(CASE, &["--log", "debug"], Stdio::piped());
     let _unread = server.take_stderr();
     // More than the pipe and the queue hold.
-    let long = format!("/{}", "x".repeat(8000));
-    for _ in 0..2000 {
-        server.get(&long);
+    let id = "x".repeat(128);
+    let request = format!("GET /v1/nothing HTTP/1.1\r\nhost: x\r\nx-request-id: {id}\r\n\r\n");
+    for _ in 0..200 {
+        let head = format!("{}GET / HTTP/1.1\r\nhost: x\r\nconnection: close", request.repeat(100));
+        assert!(read_raw(server.send_raw(&head, "")).contains("\"service\":\"beamline\""));
         if server.metric("beamline_log_lines_dropped_total", "") > 0.0 {
             break;
         }

@@ -11,6 +11,7 @@ mod errors;
 mod fuzz;
 mod harness;
 mod host_tier;
+mod hostile;
 mod hstu;
 #[path = "../../../model/tests/common/hstu.rs"]
 mod hstu_models;
@@ -28,5 +29,6 @@ mod recommending;
 mod refusing;
 mod replaying;
 mod root;
+mod signals;
 mod state;
 mod swapping;

@@ -151,4 +151,7 @@ fn a_server_may_begin_with_nothing() {
     let mut body = bodies()[0].clone();
     body["model"] = json!("shop");
     server.recommend(&body).ok();
+    // Under whatever name: it takes requests.
+    assert_eq!(server.get("/readyz").status, 200);
+    assert_eq!(server.get("/v2/health/ready").status, 200);
 }

@@ -1,0 +1,86 @@
+//! How many bytes of bodies are in memory.
+//!
+//! Every request has a small allowance of its own, so that large bodies never keep small ones out: there are at most as
+//! many requests as connections. What goes beyond it comes from one pool.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// What a request may hold without the pool.
+const ALLOWANCE: usize = 16 << 10;
+/// The pool is counted in these.
+const UNIT: usize = 1 << 10;
+
+/// The pool.
+#[derive(Debug)]
+pub struct BodyBudget {
+    units: Arc<Semaphore>,
+}
+
+/// What one request holds; given back when dropped.
+#[derive(Debug)]
+pub struct Held {
+    units: Arc<Semaphore>,
+    taken: Option<OwnedSemaphorePermit>,
+}
+
+/// The pool has not so many bytes left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfRoom;
+
+impl BodyBudget {
+    /// A pool of so many bytes.
+    pub fn new(bytes: usize) -> Self {
+        let units = bytes.div_ceil(UNIT).min(Semaphore::MAX_PERMITS);
+        Self { units: Arc::new(Semaphore::new(units)) }
+    }
+
+    /// For one request, which holds nothing yet.
+    pub fn hold(&self) -> Held {
+        Held { units: Arc::clone(&self.units), taken: None }
+    }
+}
+
+impl Held {
+    /// Makes sure that the request holds room for `bytes` in all.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRoom`] when other requests hold too much. What this one holds stays as it is.
+    pub fn cover(&mut self, bytes: usize) -> Result<(), OutOfRoom> {
+        let needed = bytes.saturating_sub(ALLOWANCE).div_ceil(UNIT);
+        let more = needed.saturating_sub(self.taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
+        if more == 0 {
+            return Ok(());
+        }
+        let more = u32::try_from(more).map_err(|_| OutOfRoom)?;
+        let permit = Arc::clone(&self.units).try_acquire_many_owned(more).map_err(|_| OutOfRoom)?;
+        match &mut self.taken {
+            Some(taken) => taken.merge(permit),
+            None => self.taken = Some(permit),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_bodies_share_a_pool_and_small_ones_need_none() {
+        let budget = BodyBudget::new(100 << 10);
+        let (mut first, mut second) = (budget.hold(), budget.hold());
+        assert_eq!(first.cover(10 << 10), Ok(()));
+        assert_eq!(first.cover(96 << 10), Ok(()));
+        assert_eq!(second.cover(60 << 10), Err(OutOfRoom));
+        // Growing again by what is held already costs nothing, and small requests always fit.
+        assert_eq!(first.cover(96 << 10), Ok(()));
+        assert_eq!(first.cover(116 << 10), Ok(()));
+        assert_eq!(second.cover(ALLOWANCE), Ok(()));
+        drop(first);
+        assert_eq!(second.cover(60 << 10), Ok(()));
+        assert_eq!(second.cover(usize::MAX), Err(OutOfRoom));
+    }
+}

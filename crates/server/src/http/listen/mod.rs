@@ -1,0 +1,131 @@
+//! Connections, and how they end.
+//!
+//! | module | one idea |
+//! | --- | --- |
+//! | [`serve`] | one connection, from its first request to its end |
+//! | [`conn`] | what is known of it, and whether it may be closed to make room |
+//! | [`table`] | all of them: who gets a place, and who gives one up |
+//! | [`stream`] | the socket: peers that do not read, half-closed peers, a close that does not cut the answer off |
+//!
+//! Each connection is a task. The head of a request must arrive in time and bodies at a least pace, answers must be read at
+//! a least pace, and there is a limit to connections, with spare places for health checks. On shutdown connections finish
+//! the request at hand and close. A connection that its client closes is dropped with the handler that runs on it.
+
+mod conn;
+mod serve;
+mod stream;
+pub(crate) mod table;
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+
+pub use serve::Client;
+use table::{Place, Table};
+
+use crate::settings::HttpSettings;
+
+/// After an accept that failed, of file handles say, trying at once would only burn the processor.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
+/// Accepts that fail are logged at most so often.
+const LOG_ERRORS_EVERY: Duration = Duration::from_secs(10);
+/// How often connections are looked through for those whose peers do not read.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// A peer that is silent is asked for a sign of life after so long,
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+/// and again after so long; the system gives up after a few times.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
+
+/// Connections that are open, and a way to end them.
+pub struct Connections {
+    /// Set to true when they should end.
+    ending: watch::Sender<bool>,
+    /// Closed when the last one has ended.
+    open: mpsc::Receiver<()>,
+    /// Held by every connection.
+    alive: mpsc::Sender<()>,
+    /// Ends the task that looks through them.
+    over: Arc<AtomicBool>,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        let (alive, open) = mpsc::channel(1);
+        Self { ending: watch::Sender::new(false), open, alive, over: Arc::default() }
+    }
+}
+
+impl Connections {
+    /// Accepts connections until `stop` is over.
+    pub async fn accept(
+        &self,
+        listener: TcpListener,
+        router: Router,
+        settings: &HttpSettings,
+        stop: impl Future<Output = ()>,
+    ) {
+        let table = Arc::new(Table::new(settings.max_connections, settings.write_pace));
+        tokio::spawn(look_through(Arc::clone(&table), self.ending.subscribe(), Arc::clone(&self.over)));
+        let mut last_logged: Option<Instant> = None;
+        let mut stop = pin!(stop);
+        loop {
+            let accepted = tokio::select! {
+                () = &mut stop => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    // Without a place the connection is closed at once: its client sees that, and not a timeout.
+                    if let Some(place) = table.admit(Instant::now()) {
+                        self.spawn(stream, place, router.clone(), settings.read_timeout);
+                    }
+                }
+                Err(error) => {
+                    if last_logged.is_none_or(|at| at.elapsed() >= LOG_ERRORS_EVERY) {
+                        tracing::warn!(%error, "cannot accept connections; closing idle ones to make room");
+                        last_logged = Some(Instant::now());
+                    }
+                    table.make_room(Instant::now());
+                    tokio::time::sleep(PAUSE_AFTER_ERROR).await;
+                }
+            }
+        }
+    }
+
+    fn spawn(&self, stream: TcpStream, place: Place, router: Router, head_timeout: Duration) {
+        // A peer whose machine is gone is noticed, even if there is nothing to send.
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+        let (alive, ending) = (self.alive.clone(), self.ending.subscribe());
+        tokio::spawn(async move {
+            serve::serve(stream, router, Arc::clone(&place.conn), head_timeout, ending).await;
+            drop((alive, place));
+        });
+    }
+
+    /// Lets connections finish what they are at, and waits for the last of them.
+    pub async fn end(self) {
+        let Self { ending, mut open, alive, over } = self;
+        ending.send_replace(true);
+        drop(alive);
+        // Nothing is ever sent: this is over when all senders are gone.
+        let _ = open.recv().await;
+        over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Closes connections whose peers do not read, and idle ones while the server drains.
+async fn look_through(table: Arc<Table>, ending: watch::Receiver<bool>, over: Arc<AtomicBool>) {
+    while !over.load(Ordering::Relaxed) {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let draining = *ending.borrow();
+        table.close_those_over(Instant::now(), draining);
+    }
+}
