@@ -77,7 +77,7 @@ fn every_constant_that_is_missing_is_named() {
 
 #[test]
 fn contradictions_and_nonsense_are_refused() {
-    let cases: [(usize, &str, Value, &str); 23] = [
+    let cases: [(usize, &str, Value, &str); 28] = [
         (0, "/model_type", json!("qwen3"), "model_type is \"qwen3\""),
         (0, "/hstu_variant", json!("meta"), "hstu_variant: unknown variant `meta`"),
         (0, "/stack/model_dim", json!(0), "stack.model_dim is 0"),
@@ -99,6 +99,11 @@ fn contradictions_and_nonsense_are_refused() {
         (2, "/input/preprocessing_mlp", json!({}), "input.preprocessing_mlp is not implemented"),
         (2, "/input/item_table", json!("items"), "input.tables has no table \"items\""),
         (2, "/output/tasks", json!(["one"]), "output.tasks holds 1 names, expected 3"),
+        (0, "/stack/input_norm/eps", json!(1e30), "stack.input_norm.eps is 1000"),
+        (0, "/stack/input_norm/eps", json!("1e-6"), "expected a number"),
+        (0, "/stack/logit_scale", json!("sqrt"), "expected a number, \"sqrt_model_dim\""),
+        (0, "/stack/layers", json!("1"), "expected a whole number"),
+        (0, "/stack/attention_divisor", json!(1e300), "stack.attention_divisor is"),
         (3, "/output/item_tower/features/0", json!("author"), "\"author\" is not in input.features"),
         (3, "/input/time/clamp", json!("columns"), "input.time.clamp: unknown variant"),
     ];
@@ -109,6 +114,10 @@ fn contradictions_and_nonsense_are_refused() {
         assert!(error.contains(expected), "{path}: {error}");
     }
     assert!(parse(&json!([])).is_err() && HstuConfig::parse("{").is_err());
+    let twice = research(&sizes()).to_string().replacen("\"layers\":1", "\"layers\":1,\"layers\":2", 1);
+    assert!(HstuConfig::parse(&twice).unwrap_err().to_string().contains("\"layers\" is given twice"));
+    let misspelt = research(&sizes()).to_string().replacen("\"model_dim\"", "\"model_dims\"", 1);
+    assert!(HstuConfig::parse(&misspelt).unwrap_err().to_string().contains("did you mean `model_dim`?"));
     assert!(HstuConfig::is_hstu(&research(&sizes()).to_string()) && !HstuConfig::is_hstu("{}"));
 }
 
@@ -117,7 +126,8 @@ fn tensors_that_do_not_fit_are_named() {
     let cpu = Cpu::new(1).unwrap();
     let open = |config: &Value, tensors: &Tensors| {
         let directory = checkpoint(config, tensors);
-        Hstu::load(&Hstu::open(directory.path()).unwrap(), &cpu, WeightFormat::F32)
+        Hstu::open(directory.path())
+            .and_then(|opened| Hstu::load(&opened, &cpu, WeightFormat::F32))
             .map(|_| ())
             .unwrap_err()
             .to_string()

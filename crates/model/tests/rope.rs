@@ -87,7 +87,6 @@ fn scaled_frequencies_are_those_of_transformers() {
 #[test]
 fn what_cannot_be_computed_right_is_refused() {
     for (rope, word) in [
-        (r#""rope_scaling": {"type": "dynamic", "factor": 2.0}"#, "dynamic"),
         (r#""rope_scaling": {"rope_type": "longrope", "factor": 2.0}"#, "longrope"),
         (r#""rope_scaling": {"type": "linear"}"#, "factor"),
         (r#""rope_theta": -1.0"#, "rope_theta"),

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 
+use beamline_model::convention::text::PromptError;
 use beamline_model::error::ModelError;
 use beamline_scheduler::{Refusal, Unserved};
 
@@ -85,6 +86,9 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// A text that the model cannot be asked with.
+    #[error("`prompt` {0}")]
+    Prompt(PromptError),
     /// Nothing to compute from.
     #[error("the context is empty: this model has no prompt around a history, so send at least one token")]
     EmptyContext,
@@ -275,6 +279,12 @@ pub struct Class {
     pub status: u16,
 }
 
+impl From<PromptError> for Error {
+    fn from(error: PromptError) -> Self {
+        Self::Prompt(error)
+    }
+}
+
 impl Error {
     /// The table of types and statuses.
     pub fn class(&self) -> Class {
@@ -307,7 +317,11 @@ impl Error {
             Self::NoKnownItems(_) => ("no_known_items", 422),
             Self::UnknownItems(_) => ("unknown_items", 422),
             Self::TokenOutOfRange { .. } => ("token_out_of_range", 422),
-            Self::ContextTooLong { .. } | Self::NeverInOneStep { .. } => ("context_too_long", 422),
+            Self::ContextTooLong { .. }
+            | Self::NeverInOneStep { .. }
+            | Self::Prompt(PromptError::TooLong { .. }) => ("context_too_long", 422),
+            Self::Prompt(PromptError::BeyondVocabulary { .. }) => ("token_out_of_range", 422),
+            Self::Prompt(PromptError::OnlyUnknown | PromptError::Failed) => ("invalid_value", 422),
             Self::EmptyContext => ("empty_context", 422),
             Self::EmptyHistory => ("empty_history", 422),
             Self::NoKnownCandidates(_) => ("no_known_candidates", 422),
@@ -351,6 +365,7 @@ impl Error {
             Self::NoKnownCandidates(_) => Some("candidates"),
             Self::TaskNotSupported(_) => Some("model"),
             Self::TokenOutOfRange { .. } => Some("token_ids"),
+            Self::Prompt(_) => Some("prompt"),
             Self::UnknownSidPrefix => Some("sid_prefix"),
             Self::ModelNotFound(_) => Some("model"),
             _ => None,

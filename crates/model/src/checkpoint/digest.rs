@@ -1,38 +1,33 @@
-//! The identity of a checkpoint.
+//! The identity of a checkpoint: sha256 over the sorted lines `name sha256(content)` of its files, in hexadecimal.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use crate::error::ModelError;
+/// What was read so far, file by file.
+#[derive(Debug, Default)]
+pub(super) struct FileDigests(BTreeMap<String, String>);
 
-/// sha256 over the sorted lines `name sha256(content)` of the files that are there, in hexadecimal.
-pub(crate) fn of_files(directory: &Path, names: &[String]) -> Result<String, ModelError> {
-    let mut names: Vec<&String> = names.iter().collect();
-    names.sort();
-    names.dedup();
-    let mut lines = String::new();
-    for name in names {
-        let path = directory.join(name);
-        if path.exists() {
-            let read = |source| ModelError::Read { path: path.clone(), source };
-            let mut file = File::open(&path).map_err(read)?;
-            let mut hasher = Sha256::new();
-            let mut buffer = vec![0; 1 << 20];
-            loop {
-                let count = file.read(&mut buffer).map_err(read)?;
-                if count == 0 {
-                    break;
-                }
-                hasher.update(&buffer[..count]);
-            }
-            let _ = writeln!(lines, "{name} {}", hex(&hasher.finalize()));
-        }
+impl FileDigests {
+    /// Adds a file by its content.
+    pub(super) fn add(&mut self, name: &str, content: &[u8]) {
+        self.add_hash(name, &Sha256::digest(content));
     }
-    Ok(hex(&Sha256::digest(lines.as_bytes())))
+
+    /// Adds a file by the sha256 of its content.
+    pub(super) fn add_hash(&mut self, name: &str, hash: &[u8]) {
+        self.0.insert(name.to_owned(), hex(hash));
+    }
+
+    /// The digest over all files.
+    pub(super) fn digest(&self) -> String {
+        let lines = self.0.iter().fold(String::new(), |mut lines, (name, hash)| {
+            let _ = writeln!(lines, "{name} {hash}");
+            lines
+        });
+        hex(&Sha256::digest(lines.as_bytes()))
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {

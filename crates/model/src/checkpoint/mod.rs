@@ -15,44 +15,25 @@
 //! cached page.
 
 pub mod config;
-pub mod digest;
+mod decoder;
+pub mod described;
+mod digest;
+pub mod file;
+mod folder;
+pub(crate) mod json;
 pub mod note;
 pub mod tensors;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use config::Config;
+use described::Described;
+use digest::FileDigests;
 use note::Note;
 use tensors::Tensors;
 
 use crate::error::ModelError;
 use crate::families::qwen::expected_tensors;
-
-/// Most bytes of a JSON file of a checkpoint; the largest real tokenizers are a tenth of this.
-const MAX_JSON_BYTES: u64 = 256 << 20;
-
-/// What a family makes of its config.json.
-pub trait Described: Sized {
-    /// Reads config.json, and notes what its author should know.
-    ///
-    /// # Errors
-    ///
-    /// When a field is missing, contradictory or unknown, or asks for what is not implemented; the message names all.
-    fn read(json: &str, notes: &mut Vec<Note>) -> Result<Self, ModelError>;
-
-    /// The tensors that a checkpoint must and may have.
-    fn expected(&self) -> Expected;
-}
-
-/// The tensors of a checkpoint.
-#[derive(Clone, Debug, Default)]
-pub struct Expected {
-    /// Names and shapes of those it must have.
-    pub shapes: BTreeMap<String, Vec<usize>>,
-    /// Names of those it may have.
-    pub optional: Vec<&'static str>,
-}
 
 /// All that was found in a checkpoint's directory: what could be read of it, what is wrong with it, and what is
 /// noteworthy. `serve` needs that nothing is wrong; `inspect` prints all.
@@ -62,12 +43,15 @@ pub struct Examined<C = Config> {
     pub config: Option<C>,
     /// The weights.
     pub tensors: Option<Tensors>,
+    /// tokenizer.json as it was read, where there is one.
+    pub tokenizer: Option<String>,
     /// sha256 in hexadecimal over config.json, tokenizer.json and every weight file.
     pub digest: Option<String>,
     /// Why it cannot be served.
     pub problems: Vec<ModelError>,
     /// What its author should know.
     pub notes: Vec<Note>,
+    digests: FileDigests,
 }
 
 /// An opened checkpoint: parsed, checked for damage, not yet built. The type of its configuration is that of its
@@ -77,6 +61,7 @@ pub struct Checkpoint<C = Config> {
     directory: PathBuf,
     config: C,
     tensors: Tensors,
+    tokenizer: Option<String>,
     digest: String,
     notes: Vec<Note>,
 }
@@ -99,12 +84,13 @@ impl Checkpoint {
     /// When the file is missing or names an architecture this build does not know.
     pub fn without_weights(config: &Path) -> Result<Self, ModelError> {
         let directory = config.parent().unwrap_or(Path::new(""));
-        let name = config.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let digest = digest::of_files(directory, &[name])?;
-        let mut notes = Vec::new();
-        let config = Config::read(&read_json(config)?, &mut notes)?;
+        let text = file::read_text(config, file::MAX_CONFIG_BYTES)?;
+        let (mut digests, mut notes) = (FileDigests::default(), Vec::new());
+        digests.add(&config.file_name().unwrap_or_default().to_string_lossy(), text.as_bytes());
+        let config = Config::read(&text, &mut notes)?;
         let tensors = Tensors::shapes_only(expected_tensors(&config));
-        Ok(Self { directory: directory.to_owned(), config, tensors, digest, notes })
+        let (directory, digest) = (directory.to_owned(), digests.digest());
+        Ok(Self { directory, config, tensors, tokenizer: None, digest, notes })
     }
 
     /// Whether there are weights.
@@ -116,38 +102,111 @@ impl Checkpoint {
 impl<C: Described> Checkpoint<C> {
     /// Looks at all of a directory, and goes on after a problem with what does not depend on it.
     pub fn examine(directory: &Path) -> Examined<C> {
-        let (mut problems, mut notes) = (Vec::new(), Vec::new());
-        let text = read_json(&directory.join("config.json"));
-        let config = text.and_then(|text| C::read(&text, &mut notes));
-        let config = config.map_err(|error| problems.push(error)).ok();
-        let tensors = Tensors::open(directory).map_err(|error| problems.push(error)).ok();
-        if let (Some(config), Some(tensors)) = (&config, &tensors) {
-            let Expected { shapes, optional } = config.expected();
-            problems.extend(tensors.check(&shapes, &optional).err());
-        }
-        let digest = tensors.as_ref().and_then(|tensors| {
-            let mut files = vec!["config.json".to_owned(), "tokenizer.json".to_owned()];
-            files.extend(tensors.files().iter().cloned());
-            digest::of_files(directory, &files).map_err(|error| problems.push(error)).ok()
-        });
-        Examined { config, tensors, digest, problems, notes }
+        let mut examined = Examined::headers(directory);
+        examined.read_weights();
+        examined
     }
 
-    /// Opens a directory whose config.json is of this family.
+    /// Opens a directory whose config.json is of this family. Nothing large is read of one that has a problem.
     ///
     /// # Errors
     ///
     /// The first of what is wrong with it.
     pub fn open_as(directory: &Path) -> Result<Self, ModelError> {
-        let Examined { config, tensors, digest, problems, notes } = Self::examine(directory);
+        let mut examined = Examined::headers(directory);
+        if examined.problems.is_empty() {
+            examined.read_weights();
+        }
+        let Examined { config, tensors, tokenizer, digest, problems, notes, .. } = examined;
+        let directory = directory.to_owned();
         match (config, tensors, digest, problems.into_iter().next()) {
             (Some(config), Some(tensors), Some(digest), None) => {
-                Ok(Self { directory: directory.to_owned(), config, tensors, digest, notes })
+                Ok(Self { directory, config, tensors, tokenizer, digest, notes })
             }
             (.., problem) => Err(problem.unwrap_or_else(|| {
                 ModelError::Internal("a checkpoint without a problem has no parts".into())
             })),
         }
+    }
+}
+
+impl<C: Described> Examined<C> {
+    /// Reads all but the weights: their headers only.
+    fn headers(directory: &Path) -> Self {
+        let mut found = Self {
+            config: None,
+            tensors: None,
+            tokenizer: None,
+            digest: None,
+            problems: Vec::new(),
+            notes: Vec::new(),
+            digests: FileDigests::default(),
+        };
+        found.read_config(directory);
+        found.read_tokenizer(directory);
+        found.tensors = Tensors::headers(directory).map_err(|error| found.problems.push(error)).ok();
+        if let Some(tensors) = &mut found.tensors {
+            found.notes.extend(tensors.take_notes());
+            found.notes.extend(folder::unread_weights(directory, tensors.files()));
+        }
+        found.check_headers();
+        found
+    }
+
+    fn read_config(&mut self, directory: &Path) {
+        let text = file::read_text(&directory.join("config.json"), file::MAX_CONFIG_BYTES);
+        let config = text.and_then(|text| {
+            self.digests.add("config.json", text.as_bytes());
+            C::read(&text, &mut self.notes)
+        });
+        self.config = config.map_err(|error| self.problems.push(error)).ok();
+    }
+
+    /// A family without a tokenizer may have one all the same; it is a part of the checkpoint's identity.
+    fn read_tokenizer(&mut self, directory: &Path) {
+        let path = directory.join("tokenizer.json");
+        if path.exists() {
+            match file::read_text(&path, file::MAX_TOKENIZER_BYTES) {
+                Ok(text) => {
+                    self.digests.add("tokenizer.json", text.as_bytes());
+                    self.tokenizer = Some(text);
+                }
+                Err(error) => self.problems.push(error),
+            }
+        }
+    }
+
+    /// Compares config.json with the names, shapes and types in the headers.
+    fn check_headers(&mut self) {
+        let (Some(config), Some(tensors)) = (&self.config, &mut self.tensors) else { return };
+        let (layers, held) = (config.layers(), tensors.entries().len());
+        if layers > held {
+            let problem = format!("config.json has {layers} layers, the files hold {held} tensors in all");
+            self.problems.push(ModelError::Mismatch(vec![problem]));
+            return;
+        }
+        let fits = config.rename(tensors).and_then(|()| config.expected(tensors).check(tensors));
+        self.problems.extend(fits.err());
+    }
+
+    /// Reads every byte of the weights: for the digest, and to look at the values.
+    fn read_weights(&mut self) {
+        let Some(tensors) = &mut self.tensors else { return };
+        match tensors.read(&mut self.digests) {
+            Ok(()) => self.digest = Some(self.digests.digest()),
+            Err(error) => {
+                self.problems.push(error);
+                return;
+            }
+        }
+        let Some(config) = &self.config else { return };
+        if self.problems.iter().any(|problem| matches!(problem, ModelError::Mismatch(_))) {
+            return;
+        }
+        let used = config.expected(tensors).shapes;
+        let trained = |name: &str| used.get(name).is_some_and(|shape| config.is_trained(name, shape));
+        self.problems.extend(tensors.check_values(&used, trained));
+        self.problems.extend(config.check_values(tensors));
     }
 }
 
@@ -172,20 +231,18 @@ impl<C> Checkpoint<C> {
         &self.digest
     }
 
+    /// tokenizer.json as it was read for the digest.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn tokenizer(&self) -> Result<&str, ModelError> {
+        let missing = || ModelError::Tokenizer("it is missing; save the tokenizer beside the model".into());
+        self.tokenizer.as_deref().ok_or_else(missing)
+    }
+
     /// What its author should know.
     pub fn notes(&self) -> &[Note] {
         &self.notes
     }
-}
-
-/// Reads a JSON file of bounded size.
-pub(crate) fn read_json(path: &Path) -> Result<String, ModelError> {
-    let read = |source| ModelError::Read { path: path.to_owned(), source };
-    let size = std::fs::metadata(path).map_err(read)?.len();
-    if size > MAX_JSON_BYTES {
-        return Err(read(std::io::Error::other(format!(
-            "{size} bytes, more than the limit of {MAX_JSON_BYTES}"
-        ))));
-    }
-    std::fs::read_to_string(path).map_err(read)
 }

@@ -8,10 +8,12 @@
 //!
 //! The prompt is tokenised as one string. Unknown fields are refused, so that a misspelt one is noticed.
 
+use beamline_wording::{did_you_mean, plain};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::presets;
+use crate::checkpoint::json;
 use crate::error::ModelError;
 
 /// Most levels of a SID, lead and tail tokens included.
@@ -83,7 +85,7 @@ pub struct Format {
     /// Of an encoder-decoder.
     #[serde(default)]
     pub decoder_start_token: Option<Marker>,
-    /// How the catalog writes SIDs; the catalog itself tells, so it is not used.
+    /// How the catalog writes SIDs: `codes` or `tokens`. The catalog itself tells, so it is not used.
     #[serde(default)]
     pub catalog_sid_form: Option<String>,
     /// A note for people.
@@ -104,7 +106,7 @@ pub enum CodesWithTokens {
 
 /// A single token: its text, or text and id.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, deny_unknown_fields, expecting = "expected the text of a token, or {\"text\", \"id\"}")]
 pub enum Marker {
     /// The text.
     Text(String),
@@ -146,13 +148,15 @@ impl Format {
     /// When the text is not JSON, names an unknown preset or field, or contradicts itself.
     pub fn parse(json: &str) -> Result<Self, ModelError> {
         let error = |reason: String| ModelError::Convention(reason);
-        let mut value: Value = serde_json::from_str(json).map_err(|e| error(e.to_string()))?;
+        let mut value = json::parse(json).map_err(error)?;
         let given = value.as_object_mut().ok_or_else(|| error("is not a JSON object".into()))?;
         let value = match given.remove("preset") {
             None => value,
             Some(Value::String(name)) => {
                 let mut base = presets::find(&name).ok_or_else(|| {
-                    error(format!("unknown preset {name:?}; known are {}", presets::names().join(", ")))
+                    let names = presets::names();
+                    let meant = did_you_mean(&name, names.iter().copied());
+                    error(format!("unknown preset {name:?}; known are {}{meant}", names.join(", ")))
                 })?;
                 if let Some(base) = base.as_object_mut() {
                     base.append(given);
@@ -161,7 +165,8 @@ impl Format {
             }
             Some(_) => return Err(error("`preset` is not a string".into())),
         };
-        let format: Self = serde_path_to_error::deserialize(value).map_err(|e| error(e.to_string()))?;
+        let format: Self =
+            serde_path_to_error::deserialize(value).map_err(|e| error(plain(&e.to_string())))?;
         format.check().map_err(error)?;
         Ok(format)
     }
@@ -190,12 +195,8 @@ impl Format {
         if self.levels == 0 || self.steps() > MAX_STEPS {
             return Err(format!("{} generated tokens, expected 1 to {MAX_STEPS}", self.steps()));
         }
-        if self.generated_steps.is_some_and(|steps| steps != self.steps()) {
-            return Err(format!(
-                "generated_steps is {:?}, but the parts give {}",
-                self.generated_steps,
-                self.steps()
-            ));
+        if let Some(steps) = self.generated_steps.filter(|&steps| steps != self.steps()) {
+            return Err(format!("generated_steps is {steps}, but the parts give {}", self.steps()));
         }
         if self.level_token_patterns.len() != self.levels || self.level_code_counts.len() != self.levels {
             return Err(format!(
@@ -218,6 +219,17 @@ impl Format {
                 "history_order {:?} is not known, only \"oldest first\"",
                 self.history_order
             ));
+        }
+        if let Some(form) =
+            self.catalog_sid_form.as_deref().filter(|form| !["codes", "tokens"].contains(form))
+        {
+            return Err(format!("catalog_sid_form {form:?} is not known, only \"codes\" and \"tokens\""));
+        }
+        if self.decoder_start_token.is_some() {
+            return Err(
+                "decoder_start_token is of encoder-decoder models, which are not served; set it to null"
+                    .into(),
+            );
         }
         if self.max_history_items == Some(0) {
             return Err("max_history_items is 0".into());

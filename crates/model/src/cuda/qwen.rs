@@ -20,10 +20,10 @@ use super::tiles::Shape;
 use super::weights::{matrix, vector};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::Config;
+use crate::checkpoint::described::Described;
 use crate::checkpoint::tensors::Tensors;
 use crate::cpu::rotary::Rotary;
 use crate::error::ModelError;
-use crate::families::qwen::expected_tensors;
 
 /// A decoder in device memory.
 #[derive(Debug)]
@@ -163,8 +163,7 @@ impl DeviceQwen {
         }
         let (config, tensors) = (checkpoint.config().clone(), checkpoint.tensors());
         let padded_dim = Self::check(&config)?;
-        tensors
-            .check(&expected_tensors(&config), if config.tied_head { &["lm_head.weight"] } else { &[] })?;
+        config.expected(tensors).check(tensors)?;
         let embedding = Arc::new(matrix(device, &[tensors.load("model.embed_tokens.weight")?])?);
         let head = match config.tied_head {
             true => Arc::clone(&embedding),

@@ -28,6 +28,7 @@ use candle_core::Tensor;
 use crate::batch::Batch;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::Config;
+use crate::checkpoint::described::Described;
 use crate::checkpoint::tensors::Tensors;
 use crate::cpu::attention::{Heads, Tables, attend};
 use crate::cpu::linear::{Linear, Output, Rows, Scores, WeightFormat};
@@ -96,9 +97,7 @@ impl Qwen {
     /// When tensors are missing, unknown, of the wrong shape or type, or hold values that are not finite.
     pub fn load(checkpoint: &Checkpoint, positions: usize, format: WeightFormat) -> Result<Self, ModelError> {
         let (config, tensors) = (checkpoint.config().clone(), checkpoint.tensors());
-        // A tied head may be stored all the same; the flag decides, not the file.
-        tensors
-            .check(&expected_tensors(&config), if config.tied_head { &["lm_head.weight"] } else { &[] })?;
+        config.expected(tensors).check(tensors)?;
         let embedding = tensors.load("model.embed_tokens.weight")?;
         let head = if config.tied_head { embedding.clone() } else { tensors.load("lm_head.weight")? };
         let layers = (0..config.layers)
@@ -242,7 +241,7 @@ impl Qwen {
     }
 
     fn looks_up_first_qkv(&self) -> bool {
-        self.first_qkv_len() <= FIRST_QKV_VALUES
+        first_layer_table_bytes(&self.config) > 0
     }
 
     fn first_qkv_len(&self) -> usize {
@@ -327,6 +326,14 @@ impl Qwen {
 const ROWS_PER_TASK: usize = 32;
 /// Most values of the table of the first layer's queries, keys and values (32 MiB).
 const FIRST_QKV_VALUES: usize = 8 << 20;
+
+/// Bytes of the table of the first layer's queries, keys and values, beside the weights of the checkpoint; 0 where it would be
+/// too large.
+pub fn first_layer_table_bytes(config: &Config) -> usize {
+    let width = (config.heads + 2 * config.kv_heads).saturating_mul(config.head_dim);
+    let values = config.vocab_size.saturating_mul(width);
+    if values <= FIRST_QKV_VALUES { 4 * values } else { 0 }
+}
 
 impl Layer {
     fn load(

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use beamline_catalog::{Catalog, CatalogError, CatalogLimits, SymbolTable, WrittenSymbols};
 use beamline_model::checkpoint::config::Config;
+use beamline_model::checkpoint::file::{MAX_CONFIG_BYTES, read_text};
 use beamline_model::convention::Convention;
 use serde_json::{Value, json};
 
@@ -213,7 +214,6 @@ fn read(args: &Check, symbols: &dyn SymbolTable, limits: &CatalogLimits) -> Resu
 /// The convention of a checkpoint, without its weights.
 fn convention(files: &Files) -> anyhow::Result<Convention> {
     let path = files.checkpoint.join("config.json");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let vocab_size = Config::parse(&text)?.vocab_size;
+    let vocab_size = Config::parse(&read_text(&path, MAX_CONFIG_BYTES)?)?.vocab_size;
     Ok(Convention::bind(files.format()?, &files.checkpoint, vocab_size)?)
 }

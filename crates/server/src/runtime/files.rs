@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use beamline_model::checkpoint::file::{MAX_CONVENTION_BYTES, read_text};
 use beamline_model::convention::format::Format;
 use beamline_model::error::ModelError;
 
@@ -55,8 +56,7 @@ impl Files {
             None if beside.exists() => beside,
             None => return Err(LoadError::NoConvention(self.checkpoint.clone())),
         };
-        let text = std::fs::read_to_string(&file)
-            .map_err(|source| self.blame(ModelError::Read { path: file, source }))?;
+        let text = read_text(&file, MAX_CONVENTION_BYTES).map_err(|source| self.blame(source))?;
         Format::parse(&text).map_err(|source| self.blame(source))
     }
 

@@ -30,7 +30,9 @@ use std::time::{Duration, Instant};
 
 use beamline_catalog::{Catalog, CatalogError, CatalogLimits, SymbolTable};
 use beamline_model::checkpoint::Checkpoint;
+use beamline_model::checkpoint::file::{MAX_CONFIG_BYTES, read_text};
 use beamline_model::checkpoint::note::Note;
+use beamline_model::checkpoint::tensors::Tensors;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
 use beamline_model::cpu::Cpu;
@@ -300,10 +302,14 @@ impl Opened {
         let what = "the model's weights, KV pages and host memory";
         let reservation = machine.budget.reserve(what, plan.here)?;
 
+        // Tensors pass through memory on their way: at most three at a time are packed into one.
+        let passing = checkpoint.tensors().largest_bytes().saturating_mul(3);
+        let passing = machine.budget.reserve("the tensors that are being loaded", passing)?;
         let built = match checkpoint {
             AnyCheckpoint::Decoder(checkpoint) => decoder(&files, &checkpoint, &plan, settings, machine)?,
             AnyCheckpoint::Hstu(checkpoint) => hstu(&files, &checkpoint, &plan, settings, machine)?,
         };
+        drop(passing);
         let Built { family, catalog, catalog_memory, executor } = built;
 
         let start = Instant::now();
@@ -355,15 +361,12 @@ enum AnyCheckpoint {
 impl AnyCheckpoint {
     /// config.json says of which family it is.
     fn open(directory: &Path) -> Result<Self, ModelError> {
-        let path = directory.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|source| ModelError::Read { path, source })?;
-        match serde_json::from_str::<serde_json::Value>(&text) {
-            Ok(config) if config["model_type"] == "hstu" => {
-                Hstu::open(directory).map(|opened| Self::Hstu(Box::new(opened)))
-            }
-            // What is no JSON is told there.
-            _ => Checkpoint::open(directory).map(|opened| Self::Decoder(Box::new(opened))),
+        // What cannot be read is told there.
+        let text = read_text(&directory.join("config.json"), MAX_CONFIG_BYTES);
+        if text.is_ok_and(|text| HstuConfig::is_hstu(&text)) {
+            return Hstu::open(directory).map(|opened| Self::Hstu(Box::new(opened)));
         }
+        Checkpoint::open(directory).map(|opened| Self::Decoder(Box::new(opened)))
     }
 
     fn architecture(&self) -> String {
@@ -375,11 +378,15 @@ impl AnyCheckpoint {
         }
     }
 
-    fn parameters(&self) -> usize {
+    fn tensors(&self) -> &Tensors {
         match self {
-            Self::Decoder(checkpoint) => checkpoint.tensors().parameters(),
-            Self::Hstu(checkpoint) => checkpoint.tensors().parameters(),
+            Self::Decoder(checkpoint) => checkpoint.tensors(),
+            Self::Hstu(checkpoint) => checkpoint.tensors(),
         }
+    }
+
+    fn parameters(&self) -> usize {
+        self.tensors().parameters()
     }
 
     fn notes(&self) -> &[Note] {
@@ -531,7 +538,12 @@ fn decoder(
         None => files.format()?,
     };
     let start = Instant::now();
-    let convention = Convention::bind(format, &files.checkpoint, config.vocab_size).map_err(blame)?;
+    let convention = match checkpoint.has_weights() {
+        true => checkpoint.tokenizer().and_then(|json| Convention::bind_to(format, json, config.vocab_size)),
+        // Weights that are made up have no tokenizer of their own.
+        false => Convention::bind(format, &files.checkpoint, config.vocab_size),
+    };
+    let convention = convention.map_err(blame)?;
     convention.notes().iter().for_each(|note| warn!("{note}"));
     info!(
         levels = convention.format().levels,

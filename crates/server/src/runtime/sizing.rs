@@ -9,6 +9,7 @@ use beamline_model::convention::Convention;
 use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::cpu::pages::PAGE_SIZE;
 use beamline_model::error::ModelError;
+use beamline_model::families::qwen::first_layer_table_bytes;
 use beamline_scheduler::SchedulerConfig;
 
 use super::{LoadError, Scale};
@@ -120,7 +121,8 @@ pub(super) fn weights(checkpoint: &Checkpoint, positions: usize, format: WeightF
         0
     };
     let rotary = positions.saturating_mul(config.head_dim);
-    let single = embedding.saturating_add(rotary).saturating_mul(4);
+    let single =
+        embedding.saturating_add(rotary).saturating_mul(4).saturating_add(first_layer_table_bytes(config));
     let formatted = values.saturating_sub(embedding).saturating_add(tied);
     single.saturating_add(match format {
         WeightFormat::F32 => formatted.saturating_mul(4),

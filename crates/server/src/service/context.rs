@@ -135,7 +135,7 @@ fn of_tokens(
         resolve(served, actions, request.strict_history.unwrap_or(false), &mut context)?;
         prompt(served, decoder, room, cut, &mut context)?
     } else if let Some(text) = &request.prompt {
-        decoder.convention.tokenize(text).map_err(Error::internal)?
+        decoder.convention.tokens_of(text, limit)?
     } else {
         given(served, decoder, request.token_ids.as_deref().unwrap_or_default())?
     };

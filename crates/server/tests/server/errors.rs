@@ -9,6 +9,20 @@ use crate::harness::{Server, history, items, read_raw};
 const CASE: &str = "qwen3-untied";
 
 #[test]
+fn a_prompt_that_the_model_cannot_read_is_refused() {
+    let server = Server::start("qwen3-collisions", &["--max-context", "64"]);
+    let refused = |prompt: &str, kind: &str, part: &str| {
+        let error = server.recommend(&json!({"prompt": prompt})).fails(422, kind);
+        assert_eq!(error["param"], "prompt");
+        assert!(error["message"].as_str().unwrap().contains(part), "{error}");
+    };
+    refused("I want a baby blanket", "invalid_value", "holds no word that the tokenizer of this model knows");
+    // So long that no 64 tokens hold it: it is not even tokenised.
+    refused(&"a ".repeat(30_000), "context_too_long", "has 60000 bytes");
+    server.still_serves();
+}
+
+#[test]
 fn bodies_that_are_no_request() {
     let server = Server::start(CASE, &["--max-body-bytes", "64KiB"]);
     let post = |body: &str| server.post_text("/v1/recommend", body, "application/json", &[]);

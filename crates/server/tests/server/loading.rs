@@ -112,6 +112,55 @@ fn damaged_checkpoints_are_refused_with_the_reason() {
             }),
         ),
         (
+            "zeros in the second half",
+            "nothing but zeros",
+            Box::new(move |d| {
+                edit(weights(d), |b| {
+                    let half = b.len() / 2;
+                    b[half..].fill(0);
+                });
+            }),
+        ),
+        (
+            "a base in quotes",
+            "rope_theta is \"1000000\", expected a number",
+            Box::new(|d| {
+                edit_json(d.join("config.json"), |c| c["rope_parameters"]["rope_theta"] = json!("1000000"))
+            }),
+        ),
+        (
+            "two rope blocks",
+            "rope_parameters and rope_scaling are both there",
+            Box::new(|d| {
+                edit_json(d.join("config.json"), |c| {
+                    c["rope_scaling"] = json!({"type": "linear", "factor": 2.0})
+                });
+            }),
+        ),
+        (
+            "more layers than any model has",
+            "num_hidden_layers is 16777216",
+            Box::new(|d| edit_json(d.join("config.json"), |c| c["num_hidden_layers"] = json!(1 << 24))),
+        ),
+        (
+            "a config without end",
+            "more than the limit",
+            Box::new(|d| std::fs::File::create(d.join("config.json")).unwrap().set_len(6 << 30).unwrap()),
+        ),
+        (
+            "a convention without end",
+            "more than the limit",
+            Box::new(|d| std::fs::File::create(d.join("convention.json")).unwrap().set_len(6 << 30).unwrap()),
+        ),
+        (
+            "a device for weights",
+            "not a regular file",
+            Box::new(move |d| {
+                std::fs::remove_file(weights(d)).unwrap();
+                std::os::unix::fs::symlink("/dev/zero", weights(d)).unwrap();
+            }),
+        ),
+        (
             "another architecture",
             "BertModel",
             Box::new(|d| edit_json(d.join("config.json"), |c| c["architectures"] = json!(["BertModel"]))),

@@ -24,6 +24,7 @@ use super::stack::DeviceStack;
 use super::step::{Step, StepMemory};
 use crate::batch::ContextRows;
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::described::Described;
 use crate::cpu::Cpu;
 use crate::cpu::linear::WeightFormat;
 use crate::cpu::vector::l2_normalize;
@@ -38,9 +39,7 @@ use crate::families::hstu::config::{HstuConfig, Normalization, Purpose, Research
 use crate::families::hstu::embed::Embedder;
 use crate::families::hstu::inputs::{InputError, Prepared};
 use crate::families::hstu::ranking::Ranking;
-use crate::families::hstu::{
-    PushCandidates, PushContext, context_of, expected_tensors, optional_tensors, token_head,
-};
+use crate::families::hstu::{PushCandidates, PushContext, context_of, expected_tensors, token_head};
 
 /// Values of an item table that are made at a time.
 const CONVERTED: usize = 1 << 22;
@@ -114,7 +113,7 @@ impl DeviceHstu {
         let variant = config.variant.variant();
         // Refused before anything large is read.
         DeviceStack::check(&config.stack)?;
-        tensors.check(&expected_tensors(&config), &optional_tensors(&config))?;
+        config.expected(tensors).check(tensors)?;
         let embedder = DeviceEmbedder::load(device, &config, tensors)?;
         let stack = DeviceStack::load(device, &config.stack, variant, variant.layer_prefix(), tensors)?;
         let head = match (&config.variant, Ranking::load(&config, tensors, WeightFormat::Bf16)?) {

@@ -69,9 +69,9 @@ use self::retrieval::{ItemTable, Retrieval, TokenHead};
 use self::stack::{Stack, Workspace};
 use crate::batch::{BranchRows, ContextRows};
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::described::{Described, Expected};
 use crate::checkpoint::note::Note;
 use crate::checkpoint::tensors::Tensors;
-use crate::checkpoint::{Described, Expected};
 use crate::cpu::Cpu;
 use crate::cpu::linear::{Linear, WeightFormat};
 use crate::cpu::mask::Mask;
@@ -210,8 +210,7 @@ impl Hstu {
     ) -> Result<Self, ModelError> {
         let (config, tensors) = (checkpoint.config().clone(), checkpoint.tensors());
         let (variant, width) = (config.variant.variant(), config.stack.model_dim);
-        let optional = optional_tensors(&config);
-        tensors.check(&expected_tensors(&config), &optional)?;
+        config.expected(tensors).check(tensors)?;
         let embedder = Embedder::load(&config, tensors, format)?;
         let stack = Stack::load(&config.stack, variant, variant.layer_prefix(), tensors, format)?;
         let task = match &config.variant {
@@ -404,8 +403,13 @@ impl Described for HstuConfig {
         Self::parse(json)
     }
 
-    fn expected(&self) -> Expected {
-        Expected { shapes: expected_tensors(self), optional: optional_tensors(self) }
+    fn layers(&self) -> usize {
+        self.stack.layers
+    }
+
+    fn expected(&self, _tensors: &Tensors) -> Expected {
+        let optional = optional_tensors(self).into_iter().map(str::to_owned).collect();
+        Expected { shapes: expected_tensors(self), optional }
     }
 }
 

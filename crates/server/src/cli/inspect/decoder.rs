@@ -4,16 +4,13 @@ use beamline_model::checkpoint::config::Config;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
 use beamline_model::cpu::pages::PageStore;
-use beamline_model::families::qwen::expected_tensors;
 
-use super::{Expected, Findings, kv_memory, within};
+use super::{Findings, kv_memory, within};
 use crate::runtime::Files;
 
-/// Tensors that a tied model may store and nobody reads.
-const IGNORED_WHEN_TIED: &str = "lm_head.weight";
-
 pub(super) fn config(text: &str, findings: &mut Findings) -> Option<Config> {
-    let config = findings.take(Config::parse(text))?;
+    // What is wrong with it is told with the weights.
+    let config = Config::parse(text).ok()?;
     findings.line("architecture", config.architecture.name());
     findings.line(
         "sizes",
@@ -34,11 +31,6 @@ pub(super) fn config(text: &str, findings: &mut Findings) -> Option<Config> {
     Some(config)
 }
 
-pub(super) fn tensors(config: &Config) -> Expected {
-    let optional = if config.tied_head { vec![IGNORED_WHEN_TIED] } else { Vec::new() };
-    Expected { shapes: expected_tensors(config), optional }
-}
-
 pub(super) fn convention(
     files: &Files,
     config: Option<&Config>,
@@ -51,6 +43,7 @@ pub(super) fn convention(
     // Without config.json the vocabulary's size is unknown; the tokenizer can be looked at all the same.
     let vocab_size = config.map_or(format.vocab_size.unwrap_or(usize::MAX), |config| config.vocab_size);
     let convention = findings.take(Convention::bind(format, &files.checkpoint, vocab_size))?;
+    findings.notes.extend(convention.notes().iter().map(ToString::to_string));
     findings.line("generated", format!("{} tokens per item", convention.steps().len()));
     match convention.prompt(std::iter::empty::<&[u32]>()) {
         Ok(prompt) => findings.line(

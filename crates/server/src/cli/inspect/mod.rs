@@ -14,10 +14,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use beamline_catalog::{Catalog, CatalogLimits, SymbolTable};
-use beamline_model::checkpoint::Checkpoint;
+use beamline_model::checkpoint::config::Config;
+use beamline_model::checkpoint::described::Described;
+use beamline_model::checkpoint::file::{MAX_CONFIG_BYTES, read_text};
 use beamline_model::checkpoint::tensors::Tensors;
+use beamline_model::checkpoint::{Checkpoint, Examined};
 use beamline_model::cpu::pages::PAGE_SIZE;
 use beamline_model::error::ModelError;
+use beamline_model::escaped::Escaped;
 use beamline_model::families::hstu::config::HstuConfig;
 
 use super::output;
@@ -45,6 +49,7 @@ pub(super) struct Args {
 struct Findings {
     text: String,
     problems: Vec<String>,
+    notes: Vec<String>,
 }
 
 impl Findings {
@@ -68,26 +73,26 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         convention: args.convention.clone(),
     };
     findings.line("checkpoint", files.checkpoint.display());
-    let path = files.checkpoint.join("config.json");
-    let text = std::fs::read_to_string(&path).map_err(|source| ModelError::Read { path, source });
-    let text = findings.take(text);
+    // What is wrong with it is told below.
+    let text = read_text(&files.checkpoint.join("config.json"), MAX_CONFIG_BYTES).ok();
     // Without config.json it is taken for a decoder, as most are.
     if text.as_deref().is_some_and(HstuConfig::is_hstu) {
         let config = text.and_then(|text| hstu::config(&text, &mut findings));
-        weights(&files, config.as_ref().map(hstu::tensors), args.tensors, &mut findings);
-        let digest = Checkpoint::<HstuConfig>::open_as(&files.checkpoint);
-        sha256(digest.as_ref().ok().map(Checkpoint::digest), &mut findings);
+        weights::<HstuConfig>(&files, args.tensors, &mut findings);
         let symbols = config.as_ref().map(crate::service::HstuSymbols::of);
         catalog(&files, symbols.as_ref().map(|symbols| symbols as &dyn SymbolTable), &mut findings);
     } else {
         let config = text.and_then(|text| decoder::config(&text, &mut findings));
-        weights(&files, config.as_ref().map(decoder::tensors), args.tensors, &mut findings);
-        sha256(Checkpoint::open(&files.checkpoint).as_ref().ok().map(Checkpoint::digest), &mut findings);
+        weights::<Config>(&files, args.tensors, &mut findings);
         let convention = decoder::convention(&files, config.as_ref(), &mut findings);
         catalog(&files, convention.as_ref().map(|symbols| symbols as &dyn SymbolTable), &mut findings);
     }
 
-    let Findings { mut text, problems } = findings;
+    let Findings { mut text, problems, notes } = findings;
+    if !notes.is_empty() {
+        text.push_str("\nworth knowing:\n");
+        notes.iter().for_each(|note| text.push_str(&format!("- {note}\n")));
+    }
     if problems.is_empty() {
         text.push_str("\nno problems found\n");
     } else {
@@ -100,15 +105,25 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Names and shapes that a configuration expects, and names that may be there.
-struct Expected {
-    shapes: BTreeMap<String, Vec<usize>>,
-    optional: Vec<&'static str>,
+/// What is in the files, and all that is wrong with them.
+fn weights<C: Described>(files: &Files, list: bool, findings: &mut Findings) {
+    let Examined { tensors, digest, problems, notes, .. } = Checkpoint::<C>::examine(&files.checkpoint);
+    if let Some(tensors) = &tensors {
+        describe(tensors, list, findings);
+    }
+    if let Some(digest) = digest {
+        findings.line("sha256", digest);
+    }
+    for problem in problems {
+        match problem {
+            ModelError::Mismatch(problems) => findings.problems.extend(problems),
+            other => findings.problems.push(other.to_string()),
+        }
+    }
+    findings.notes.extend(notes.iter().map(ToString::to_string));
 }
 
-/// What is in the files, and whether it is what the configuration expects.
-fn weights(files: &Files, expected: Option<Expected>, list: bool, findings: &mut Findings) {
-    let Some(tensors) = findings.take(Tensors::open(&files.checkpoint)) else { return };
+fn describe(tensors: &Tensors, list: bool, findings: &mut Findings) {
     findings.line("weights", format!("{} in {}", ByteSize(tensors.bytes()), tensors.files().join(", ")));
     findings.line("parameters", format!("{} in {} tensors", tensors.parameters(), tensors.entries().len()));
     let mut dtypes: BTreeMap<String, (usize, usize)> = BTreeMap::new();
@@ -122,27 +137,8 @@ fn weights(files: &Files, expected: Option<Expected>, list: bool, findings: &mut
     }
     if list {
         for (name, entry) in tensors.entries() {
-            findings.line("", format!("{name} {:?} {:?}", entry.shape, entry.dtype));
+            findings.line("", format!("{} {:?} {:?}", Escaped(name), entry.shape, entry.dtype));
         }
-    }
-    if let Some(Expected { shapes, optional }) = expected {
-        match tensors.check(&shapes, &optional) {
-            Ok(()) => {}
-            Err(ModelError::Mismatch(problems)) => findings.problems.extend(problems),
-            Err(error) => findings.problems.push(error.to_string()),
-        }
-    }
-    for name in tensors.entries().keys() {
-        if let Err(error @ ModelError::NotFinite { .. }) = tensors.load(name) {
-            findings.problems.push(error.to_string());
-        }
-    }
-}
-
-/// Of a checkpoint that could be opened; what is wrong with the others is told elsewhere.
-fn sha256(digest: Option<&str>, findings: &mut Findings) {
-    if let Some(digest) = digest {
-        findings.line("sha256", digest);
     }
 }
 

@@ -10,6 +10,9 @@ pub(super) const MAX_SIZE: usize = 1 << 24;
 /// Most rows of a table of ids.
 pub(super) const MAX_ROWS: usize = 1 << 31;
 
+/// Largest factor or divisor: seconds of many years.
+const MAX_FACTOR: f64 = 1e12;
+
 /// Most levels of a semantic ID.
 pub(super) const MAX_LEVELS: usize = 64;
 
@@ -28,12 +31,21 @@ pub(super) fn in_range(name: &str, value: usize, most: usize) -> Result<(), Stri
     if (1..=most).contains(&value) { Ok(()) } else { Err(format!("{name} is {value}, expected 1 to {most}")) }
 }
 
+/// A factor or divisor: more than 0 in single precision, and no more than any model has.
 pub(super) fn positive(name: &str, value: f64) -> Result<(), String> {
-    let single = value as f32;
-    if single.is_finite() && single > 0.0 {
+    most(name, value, MAX_FACTOR)
+}
+
+/// What keeps a divisor from zero.
+pub(super) fn epsilon(name: &str, value: f64) -> Result<(), String> {
+    most(name, value, 1.0)
+}
+
+fn most(name: &str, value: f64, most: f64) -> Result<(), String> {
+    if value as f32 > 0.0 && value <= most {
         Ok(())
     } else {
-        Err(format!("{name} is {value}, expected more than 0"))
+        Err(format!("{name} is {value}, expected more than 0 and at most {most}"))
     }
 }
 

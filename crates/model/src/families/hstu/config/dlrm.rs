@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::checks::{check_contextual, check_tables, positive, require, size};
+use super::checks::{check_contextual, check_tables, epsilon, positive, require, size};
 use super::{ContextualConfig, Direction, PositionConfig, TableConfig};
 
 /// A feature of every event and candidate.
@@ -155,7 +155,7 @@ impl DlrmInput {
         size("input.position.rows", self.position.rows)?;
         size("input.time.rows", self.time.rows)?;
         positive("input.time.divisor", self.time.divisor)?;
-        positive("input.norm_eps", self.norm_eps)?;
+        epsilon("input.norm_eps", self.norm_eps)?;
         self.position.scale.check("input.position.scale")?;
         require(
             self.position.direction == Direction::Backward,
@@ -169,9 +169,9 @@ impl DlrmInput {
         check_tables(&self.tables, &used)?;
 
         size("output.item_tower.hidden_dim", output.item_tower.hidden_dim)?;
-        positive("output.item_tower.norm_eps", output.item_tower.norm_eps)?;
+        epsilon("output.item_tower.norm_eps", output.item_tower.norm_eps)?;
         size("output.prediction_hidden_dim", output.prediction_hidden_dim)?;
-        positive("output.prediction_norm_eps", output.prediction_norm_eps)?;
+        epsilon("output.prediction_norm_eps", output.prediction_norm_eps)?;
         require(!output.item_tower.features.is_empty(), "output.item_tower.features is empty")?;
         for name in &output.item_tower.features {
             let known = self.features.iter().any(|feature| &feature.name == name);
@@ -181,13 +181,13 @@ impl DlrmInput {
         match &output.postprocessor {
             Postprocessor::TimestampLayerNorm { periods, cycle, eps } => {
                 positive("output.postprocessor.cycle", *cycle)?;
-                positive("output.postprocessor.eps", *eps)?;
+                epsilon("output.postprocessor.eps", *eps)?;
                 let whole =
                     !periods.is_empty() && periods.iter().all(|&(period, units)| period > 0 && units > 0);
                 require(whole, "output.postprocessor.periods is empty or holds a zero")
             }
             Postprocessor::LayerNorm { eps } | Postprocessor::L2 { eps } => {
-                positive("output.postprocessor.eps", *eps)
+                epsilon("output.postprocessor.eps", *eps)
             }
         }
     }

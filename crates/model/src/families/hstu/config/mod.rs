@@ -2,7 +2,8 @@
 //!
 //! Three incompatible models are called HSTU. Which one a checkpoint is cannot be told from its shapes, and a wrong
 //! constant (the divisor of the attention, a clamp, which activations pass SiLU) gives plausible, wrong answers. So
-//! nothing has a default: a field that is absent is an error that names it, and so is a field that is not known.
+//! nothing has a default: a field that is absent is an error that names it, and so is a field that is not known, is given twice, or
+//! holds a number that no trained model has.
 //!
 //! ```text
 //! model_type     "hstu"
@@ -21,11 +22,13 @@ mod nvidia;
 mod research;
 mod stack;
 
+use beamline_wording::plain;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use self::checks::positive;
+use self::checks::{epsilon, positive};
+use crate::checkpoint::json;
 use crate::error::ModelError;
 
 pub use self::dlrm::{
@@ -85,7 +88,7 @@ pub enum Variant {
 
 /// A factor.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a number, \"sqrt_model_dim\" or \"inverse_sqrt_key_dim\"")]
 pub enum Scale {
     /// This number.
     Number(f64),
@@ -193,7 +196,7 @@ fn part<T: DeserializeOwned>(name: &str, value: Value) -> Result<T, ModelError> 
     serde_path_to_error::deserialize(value).map_err(|error| {
         let (path, inner) = (error.path().to_string(), error.inner());
         let path = if path == "." { name.to_owned() } else { format!("{name}.{path}") };
-        ModelError::Config(format!("{path}: {inner}"))
+        ModelError::Config(format!("{path}: {}", plain(&inner.to_string())))
     })
 }
 
@@ -231,9 +234,9 @@ impl HstuConfig {
     ///
     /// When a constant is missing, unknown, out of range, or contradicts another; the message names it.
     pub fn parse(json: &str) -> Result<Self, ModelError> {
-        let value: Value = serde_json::from_str(json).map_err(|e| ModelError::Config(e.to_string()))?;
+        let value = json::parse(json).map_err(ModelError::Config)?;
         let raw: Raw =
-            serde_path_to_error::deserialize(value).map_err(|e| ModelError::Config(e.to_string()))?;
+            serde_path_to_error::deserialize(value).map_err(|e| ModelError::Config(plain(&e.to_string())))?;
         if raw.model_type != "hstu" {
             return Err(ModelError::Config(format!("model_type is {:?}, expected \"hstu\"", raw.model_type)));
         }
@@ -280,7 +283,7 @@ impl Scale {
 impl Normalization {
     fn check(self) -> Result<(), String> {
         match self {
-            Self::L2 { eps } | Self::LayerNorm { eps } => positive("output.normalization.eps", eps),
+            Self::L2 { eps } | Self::LayerNorm { eps } => epsilon("output.normalization.eps", eps),
             Self::None {} => Ok(()),
         }
     }

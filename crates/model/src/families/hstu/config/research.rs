@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::checks::{MAX_LEVELS, MAX_ROWS, in_range, nullable, positive, require, size};
+use super::checks::{MAX_LEVELS, MAX_ROWS, epsilon, in_range, nullable, positive, require, size};
 use super::stack::StackConfig;
 use super::{Direction, Normalization, PositionConfig};
 
@@ -142,7 +142,7 @@ impl ResearchInput {
         }
         output.normalization.check()?;
         match &output.head {
-            ResearchHead::Items { eps } => positive("output.head.eps", *eps)?,
+            ResearchHead::Items { eps } => epsilon("output.head.eps", *eps)?,
             ResearchHead::Tokens { vocab_size, logit_scale, semantic_id_levels, .. } => {
                 in_range("output.head.vocab_size", *vocab_size, self.num_items + 1)?;
                 positive("output.head.logit_scale", *logit_scale)?;

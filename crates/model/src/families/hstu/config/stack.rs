@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::checks::{MAX_SIZE, in_range, nullable, positive, require, size};
+use super::checks::{MAX_SIZE, epsilon, in_range, nullable, positive, require, size};
 use super::{Scale, Variant};
 use crate::cpu::mask::Mask;
 use crate::cpu::time_buckets::{TIME_BUCKETS, TIME_DIVISOR};
@@ -187,8 +187,8 @@ impl StackConfig {
         in_range("stack.heads", self.heads, 4096)?;
         in_range("stack.key_dim", self.key_dim, 4096)?;
         in_range("stack.value_dim", self.value_dim, 4096)?;
-        positive("stack.input_norm.eps", self.input_norm.eps)?;
-        positive("stack.output_norm.eps", self.output_norm.eps)?;
+        epsilon("stack.input_norm.eps", self.input_norm.eps)?;
+        epsilon("stack.output_norm.eps", self.output_norm.eps)?;
         self.logit_scale.check("stack.logit_scale")?;
         positive("stack.attention_divisor", self.attention_divisor).map_err(|error| {
             format!(

@@ -1,0 +1,200 @@
+//! config.json of a decoder: which architecture, which sizes.
+//!
+//! Every field that the computation depends on is read with its exact type and range, in nested blocks as well: one that is
+//! there and wrong is an error that names it, and never takes a default. A field that is absent takes the default of transformers
+//! for its architecture, and a note says so. What becomes of all other fields is in [`known`]. No key may be given twice.
+//!
+//! ```text
+//! architecture  which one, and its defaults
+//! fields        one object, read strictly
+//! read          all fields
+//! known         fields that are not read: harmless, refused, or warned about
+//! rope          the rotary embedding, in both spellings
+//! ```
+
+mod architecture;
+mod fields;
+mod known;
+mod read;
+mod rope;
+
+use serde_json::Value;
+
+pub use self::architecture::Architecture;
+use self::fields::Fields;
+use super::json;
+use super::note::Note;
+use crate::error::ModelError;
+
+/// Largest value accepted for any size, so that products of two sizes cannot overflow.
+const MAX_SIZE: usize = 1 << 24;
+/// A decoder of the Llama family tree.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Architecture.
+    pub architecture: Architecture,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key-value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Rows of the output matrix, padding rows included.
+    pub vocab_size: usize,
+    /// Positions the model was made for.
+    pub max_positions: usize,
+    /// Epsilon of the norms.
+    pub rms_norm_eps: f32,
+    /// Rotary embedding.
+    pub rope: Rope,
+    /// Whether the output matrix is the embedding table.
+    pub tied_head: bool,
+    /// Whether query, key and value have a bias.
+    pub qkv_bias: bool,
+    /// Whether the attention output has a bias.
+    pub output_bias: bool,
+    /// Whether the feed-forward layers have a bias.
+    pub mlp_bias: bool,
+    /// Whether queries and keys are normalised per head.
+    pub qk_norm: bool,
+}
+
+/// Rotary embedding: base and scaling, named as in the `rope_type` of transformers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Scaling for long contexts.
+    pub scaling: RopeScaling,
+}
+
+/// How the frequencies are scaled.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    Default,
+    /// All positions divided by a factor.
+    Linear {
+        /// The factor.
+        factor: f64,
+    },
+    /// Llama 3: low frequencies divided, high ones kept, smooth between.
+    Llama3 {
+        /// Divisor of the low frequencies.
+        factor: f64,
+        /// Wavelengths above `original / low` are divided.
+        low: f64,
+        /// Wavelengths below `original / high` are kept.
+        high: f64,
+        /// Context length before scaling.
+        original: f64,
+    },
+    /// YaRN (Peng et al. 2023).
+    Yarn {
+        /// Context extension.
+        factor: f64,
+        /// Context length before scaling.
+        original: f64,
+        /// Rotations above which a frequency is kept.
+        beta_fast: f64,
+        /// Rotations below which a frequency is divided.
+        beta_slow: f64,
+        /// Multiplies cosine and sine.
+        attention_factor: f64,
+        /// Whether the ramp's ends are rounded outward to whole dimensions.
+        truncate: bool,
+    },
+}
+
+impl Config {
+    /// Parses config.json.
+    ///
+    /// # Errors
+    ///
+    /// When a field is missing, contradictory, misspelt or out of range, or asks for something that is not implemented. The
+    /// message names all of them.
+    pub fn parse(json: &str) -> Result<Self, ModelError> {
+        Self::parse_with(json, &mut Vec::new())
+    }
+
+    /// The same, and notes what its author should know.
+    pub(super) fn parse_with(json: &str, notes: &mut Vec<Note>) -> Result<Self, ModelError> {
+        let value = json::parse(json).map_err(ModelError::Config)?;
+        let Value::Object(object) = value else {
+            return Err(ModelError::Config("is not a JSON object".into()));
+        };
+        let architecture = Architecture::of(&object).map_err(ModelError::Config)?;
+        let mut fields = Fields::of("", &object);
+        let config = Self::read_fields(architecture, &mut fields, notes);
+        let mut problems = fields.problems();
+        problems.extend(known::check(&object, notes));
+        match (config, problems.is_empty()) {
+            (Some(config), true) => Ok(config),
+            _ => Err(ModelError::Config(problems.join("; "))),
+        }
+    }
+
+    /// Bytes of keys and values per context position in single precision.
+    pub fn kv_bytes_per_position(&self) -> usize {
+        // No overflow: `check_page`.
+        self.layers * self.kv_heads * self.head_dim * 2 * 4
+    }
+}
+
+impl Rope {
+    /// Frequencies before they are scaled.
+    pub(super) fn unscaled_frequencies(&self, head_dim: usize) -> Vec<f64> {
+        (0..head_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / head_dim as f64)).collect()
+    }
+
+    /// Frequencies of the `head_dim / 2` pairs, in radians per position, and the factor on cosine and sine.
+    ///
+    /// Definitions as in transformers' `modeling_rope_utils`.
+    pub fn frequencies(&self, head_dim: usize) -> (Vec<f64>, f64) {
+        let plain = self.unscaled_frequencies(head_dim).into_iter();
+        match self.scaling {
+            RopeScaling::Default => (plain.collect(), 1.0),
+            RopeScaling::Linear { factor } => (plain.map(|f| f / factor).collect(), 1.0),
+            RopeScaling::Llama3 { factor, low, high, original } => {
+                let scaled = plain.map(|frequency| {
+                    let wavelength = std::f64::consts::TAU / frequency;
+                    if wavelength < original / high {
+                        frequency
+                    } else if wavelength > original / low {
+                        frequency / factor
+                    } else {
+                        let smooth = (original / wavelength - low) / (high - low);
+                        (1.0 - smooth) * frequency / factor + smooth * frequency
+                    }
+                });
+                (scaled.collect(), 1.0)
+            }
+            RopeScaling::Yarn { factor, original, beta_fast, beta_slow, attention_factor, truncate } => {
+                // The pair that makes `rotations` turns over the original context.
+                let pair = |rotations: f64| {
+                    head_dim as f64 * (original / (rotations * std::f64::consts::TAU)).ln()
+                        / (2.0 * self.theta.ln())
+                };
+                let (mut low, mut high) = (pair(beta_fast), pair(beta_slow));
+                if truncate {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                let (low, mut high) = (low.max(0.0), high.min(head_dim as f64 - 1.0));
+                if low == high {
+                    high += 0.001;
+                }
+                let scaled = plain.enumerate().map(|(i, frequency)| {
+                    let divided = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                    frequency / factor * divided + frequency * (1.0 - divided)
+                });
+                (scaled.collect(), attention_factor)
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Prompts that a request gives as text.
+
+use super::Convention;
+
+/// Why a text cannot be a prompt. To be read after the name of the field that holds it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PromptError {
+    /// It has more bytes than the tokens of a context can hold.
+    #[error("has {bytes} bytes; a context of {limit} tokens holds at most {most}")]
+    TooLong {
+        /// Of the text.
+        bytes: usize,
+        /// Tokens that a context may have.
+        limit: usize,
+        /// Bytes that so many tokens can hold.
+        most: usize,
+    },
+    /// It holds a token that the model does not have.
+    #[error("holds {text:?}, which is token {id} of the tokenizer; the model has {rows} tokens")]
+    BeyondVocabulary {
+        /// The token's text.
+        text: String,
+        /// Its id.
+        id: u32,
+        /// Rows of the embedding.
+        rows: usize,
+    },
+    /// Nothing of it means anything to the model.
+    #[error(
+        "holds no word that the tokenizer of this model knows; write semantic-ID tokens, or send `history`"
+    )]
+    OnlyUnknown,
+    /// The tokenizer fails.
+    #[error("cannot be tokenised")]
+    Failed,
+}
+
+impl Convention {
+    /// Tokens of a request's text, for a context of at most `limit` of them.
+    ///
+    /// # Errors
+    ///
+    /// When there are surely more, or the model cannot read them.
+    pub fn tokens_of(&self, text: &str, limit: usize) -> Result<Vec<u32>, PromptError> {
+        let most = self.bytes_of(limit);
+        if text.len() > most {
+            return Err(PromptError::TooLong { bytes: text.len(), limit, most });
+        }
+        let tokens = self.tokenize(text).map_err(|_| PromptError::Failed)?;
+        if let Some(error) = self.beyond_vocabulary(&tokens) {
+            return Err(error);
+        }
+        match self.unknown.is_some_and(|unknown| tokens.iter().all(|token| *token == unknown)) {
+            true if !tokens.is_empty() => Err(PromptError::OnlyUnknown),
+            _ => Ok(tokens),
+        }
+    }
+
+    /// Bytes that no text of so many tokens exceeds, but for texts of blanks and of words that nobody knows. Normalizers may
+    /// shorten what is written in another form, so twice the longest token is taken for each, and a few bytes for blanks.
+    fn bytes_of(&self, tokens: usize) -> usize {
+        const BLANKS: usize = 8;
+        tokens.saturating_mul(self.longest.saturating_mul(2).saturating_add(BLANKS))
+    }
+
+    /// The first token that the model does not have.
+    pub(super) fn beyond_vocabulary(&self, tokens: &[u32]) -> Option<PromptError> {
+        let id = *tokens.iter().find(|token| **token as usize >= self.vocab_size)?;
+        let text = self.tokenizer.id_to_token(id).unwrap_or_default();
+        Some(PromptError::BeyondVocabulary { text, id, rows: self.vocab_size })
+    }
+}
