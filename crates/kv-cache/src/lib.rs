@@ -108,5 +108,5 @@ pub use namespace::{Namespace, SessionKey};
 pub use page::PageId;
 pub use publication::Publish;
 pub use reuse::ReuseClass;
-pub use stats::CacheStats;
+pub use stats::{CacheStats, LookupCounts};
 pub use transfer::{PageContents, Transfer, TransferError};

@@ -45,7 +45,7 @@ pub struct CacheStats {
 }
 
 /// The counters behind [`CacheStats`].
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Counters {
     pub(crate) lookups: u64,
     pub(crate) hit_positions: u64,
@@ -60,7 +60,61 @@ pub(crate) struct Counters {
     pub(crate) host_exports: u64,
 }
 
+/// What lookups have counted, to be put back when one of them came to nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct LookupCounts {
+    lookups: u64,
+    hit_positions: u64,
+    session_hit_positions: u64,
+    missed_positions: u64,
+    host_lookups: u64,
+    host_hit_positions: u64,
+}
+
 impl KvCache {
+    /// What lookups have counted so far.
+    pub fn lookup_counts(&self) -> LookupCounts {
+        let Counters {
+            lookups,
+            hit_positions,
+            session_hit_positions,
+            missed_positions,
+            host_lookups,
+            host_hit_positions,
+            ..
+        } = self.counters;
+        LookupCounts {
+            lookups,
+            hit_positions,
+            session_hit_positions,
+            missed_positions,
+            host_lookups,
+            host_hit_positions,
+        }
+    }
+
+    /// Undoes the counts of a lookup whose request could not be admitted: it will be looked up again, and counted then.
+    /// Collisions stay counted, because each of them is worth an alarm.
+    pub fn put_back_lookups(&mut self, counts: LookupCounts) {
+        let LookupCounts {
+            lookups,
+            hit_positions,
+            session_hit_positions,
+            missed_positions,
+            host_lookups,
+            host_hit_positions,
+        } = counts;
+        self.counters = Counters {
+            lookups,
+            hit_positions,
+            session_hit_positions,
+            missed_positions,
+            host_lookups,
+            host_hit_positions,
+            ..self.counters
+        };
+    }
+
     /// Gauges and counters of now, in O(1).
     pub fn stats(&self) -> CacheStats {
         let (pages, free) = (self.pages.len() as u64, self.free.len() as u64);

@@ -7,7 +7,9 @@
 //!
 //! What must not be here: clocks, queues, channels, tensors.
 
+use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use beamline_kv_cache::{PageId, Transfer};
 
@@ -129,12 +131,45 @@ impl<A> Progress<A> {
 #[error("the model failed: {0}")]
 pub struct StepError(pub String);
 
+/// Tells whoever watches the engine that a step makes progress. Beating costs next to nothing.
+#[derive(Clone)]
+pub struct Pulse(Arc<dyn Fn() + Send + Sync>);
+
+impl Pulse {
+    /// A pulse that calls `beat`, from whatever thread works.
+    pub fn new(beat: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(beat))
+    }
+
+    /// A part of the step is done.
+    pub fn beat(&self) {
+        (self.0)();
+    }
+}
+
+impl Default for Pulse {
+    /// A pulse that nobody feels.
+    fn default() -> Self {
+        Self::new(|| {})
+    }
+}
+
+impl fmt::Debug for Pulse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pulse")
+    }
+}
+
 /// The one trait through which the scheduler knows a model.
 pub trait StepModel {
     /// What a request carries that only the model understands.
-    type Payload: Send + 'static;
+    type Payload: Send + Sync + 'static;
     /// What a finished request yields.
     type Answer: Send + 'static;
+
+    /// Takes the pulse to beat within steps, at least once per layer. A model that never beats counts as alive between
+    /// its steps only, so whoever watches takes a long step for a hang.
+    fn set_pulse(&mut self, _pulse: Pulse) {}
 
     /// A request was admitted and owns `slot` until it is closed.
     fn open(&mut self, slot: Slot, payload: Self::Payload);

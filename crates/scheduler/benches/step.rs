@@ -36,7 +36,7 @@ fn request(id: u64, user: u32) -> Request<()> {
         keeps_branches: true,
         generated_steps: STEPS,
         deadline: None,
-        payload: (),
+        payload: Arc::new(()),
     }
 }
 

@@ -3,6 +3,8 @@
 //! Events come in one list, in the order in which they must be carried out: a slot is closed before it is
 //! opened again.
 
+use std::sync::Arc;
+
 use beamline_model::step::Slot;
 
 use crate::{request::RequestId, time::Micros};
@@ -17,7 +19,7 @@ pub enum Event<P, A> {
         /// The slot.
         slot: Slot,
         /// The payload of the request.
-        payload: P,
+        payload: Arc<P>,
     },
     /// Close the slot at the model.
     Closed(Slot),

@@ -43,8 +43,8 @@ pub struct Request<P> {
     pub keeps_branches: bool,
     /// When the answer is of no more use.
     pub deadline: Option<Micros>,
-    /// For the model. Cloned when the request is opened, so make it cheap to clone.
-    pub payload: P,
+    /// For the model. The scheduler hands it on and never looks at it, so nothing of it can fail there.
+    pub payload: Arc<P>,
 }
 
 impl<P> Request<P> {

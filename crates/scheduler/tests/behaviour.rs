@@ -3,6 +3,7 @@
 // Helpers are tests too.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use beamline_kv_cache::{CacheConfig, Namespace, ReuseClass, SessionKey};
@@ -112,7 +113,7 @@ fn request(id: u64, len: usize, beam_width: usize) -> Request<()> {
         keeps_branches: true,
         generated_steps: 3,
         deadline: None,
-        payload: (),
+        payload: Arc::new(()),
     }
 }
 
@@ -310,6 +311,18 @@ fn a_request_is_admitted_with_all_the_pages_it_will_need() {
 }
 
 #[test]
+fn a_lookup_counts_once_however_often_its_request_waits_for_room() {
+    let mut bench = Bench::new(CONFIG);
+    // Two of these fit at a time.
+    for id in 0..6 {
+        bench.submit(request(id, 64, 16));
+    }
+    assert_eq!(bench.finish().len(), 6);
+    let stats = bench.scheduler.cache().stats();
+    assert_eq!((stats.lookups, stats.missed_positions), (6, 6 * 64));
+}
+
+#[test]
 fn late_requests_are_dropped_wherever_they_are() {
     let mut bench = Bench::new(SchedulerConfig { max_running: 1, ..CONFIG });
     let deadline = Some(Micros(5));
@@ -381,7 +394,7 @@ fn after_a_failed_step_each_request_tries_again_alone() {
     bench.fail();
     let reopened = |slot| {
         let id = RequestId(u64::from(slot));
-        [Event::Closed(Slot(slot)), Event::Opened { id, slot: Slot(slot), payload: () }]
+        [Event::Closed(Slot(slot)), Event::Opened { id, slot: Slot(slot), payload: Arc::new(()) }]
     };
     assert_eq!(bench.events, [reopened(0), reopened(1), reopened(2)].concat());
     bench.submit(request(3, 6, 2));

@@ -16,7 +16,7 @@ use std::{
 };
 
 use beamline_kv_cache::{CacheConfig, Namespace, ReuseClass};
-use beamline_model::step::{ContextShape, Plan, Progress, Slot, StepError, StepModel};
+use beamline_model::step::{ContextShape, Plan, Progress, Pulse, Slot, StepError, StepModel};
 use beamline_scheduler::{
     Engine, EngineDied, EngineHandle, Failure, Micros, Refusal, Request, RequestId, SchedulerConfig, Ticket,
     Unserved,
@@ -31,8 +31,15 @@ enum Do {
     PanicInStep,
     PanicInOpen,
     PanicInClose(u64),
-    /// Not the model's fault, but a bug of the program.
     PanicInClone,
+    /// Not the model's fault, but a bug of the program.
+    PanicInDrop,
+}
+
+impl Drop for Do {
+    fn drop(&mut self) {
+        assert!(!matches!(self, Self::PanicInDrop) || std::thread::panicking(), "dropped");
+    }
 }
 
 impl Clone for Do {
@@ -43,6 +50,7 @@ impl Clone for Do {
             Self::PanicInOpen => Self::PanicInOpen,
             Self::PanicInClose(answer) => Self::PanicInClose(*answer),
             Self::PanicInClone => panic!("cloned"),
+            Self::PanicInDrop => Self::PanicInDrop,
         }
     }
 }
@@ -52,6 +60,8 @@ impl Clone for Do {
 struct Gate {
     shut: Mutex<bool>,
     changed: Condvar,
+    /// Beats that the model is to give while it stands at the gate.
+    beats: AtomicUsize,
     /// Steps that stand at the gate, or have passed it.
     came: AtomicUsize,
 }
@@ -66,9 +76,26 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    fn pass(&self) {
+    /// Lets the model do a part of its step.
+    fn let_it_work(&self) {
+        self.beats.fetch_add(1, Ordering::SeqCst);
+        drop(self.shut.lock().unwrap());
+        self.changed.notify_all();
+    }
+
+    fn pass(&self, pulse: &Pulse) {
         self.came.fetch_add(1, Ordering::SeqCst);
-        drop(self.changed.wait_while(self.shut.lock().unwrap(), |shut| *shut).unwrap());
+        let waits = |shut: &mut bool| {
+            while self
+                .beats
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |beats| beats.checked_sub(1))
+                .is_ok()
+            {
+                pulse.beat();
+            }
+            *shut
+        };
+        drop(self.changed.wait_while(self.shut.lock().unwrap(), waits).unwrap());
     }
 
     fn wait_for_a_step(&self) {
@@ -80,11 +107,16 @@ impl Gate {
 struct Puppet {
     gate: Arc<Gate>,
     open: Vec<Option<Do>>,
+    pulse: Pulse,
 }
 
 impl StepModel for Puppet {
     type Payload = Do;
     type Answer = u64;
+
+    fn set_pulse(&mut self, pulse: Pulse) {
+        self.pulse = pulse;
+    }
 
     fn open(&mut self, slot: Slot, payload: Do) {
         assert!(payload != Do::PanicInOpen, "opened");
@@ -94,7 +126,7 @@ impl StepModel for Puppet {
     }
 
     fn step(&mut self, plan: &Plan, outcomes: &mut Vec<(Slot, Progress<u64>)>) -> Result<(), StepError> {
-        self.gate.pass();
+        self.gate.pass(&self.pulse);
         let answer = |slot: Slot| match &self.open[slot.0 as usize] {
             Some(Do::Answer(answer) | Do::PanicInClose(answer)) => *answer,
             _ => panic!("stepped"),
@@ -128,7 +160,7 @@ fn start(config: SchedulerConfig) -> (Engine<Do, u64>, EngineHandle<Do, u64>, Ar
     let gate = Arc::new(Gate::default());
     let cache =
         CacheConfig { pages: PAGES, page_size: 4, words_per_position: 1, sessions: 8, hash_key: [3; 32] };
-    let engine = Engine::start(Puppet { gate: gate.clone(), open: Vec::new() }, config, cache).unwrap();
+    let engine = Engine::start(Puppet { gate: gate.clone(), ..Puppet::default() }, config, cache).unwrap();
     let handle = engine.handle();
     (engine, handle, gate)
 }
@@ -148,7 +180,7 @@ fn request(payload: Do, beam_width: usize) -> Request<Do> {
         keeps_branches: true,
         generated_steps: 2,
         deadline: None,
-        payload,
+        payload: Arc::new(payload),
     }
 }
 
@@ -363,7 +395,10 @@ fn a_dead_engine_leaves_nobody_waiting() {
     gate.shut();
     let good = handle.submit(request(Do::Answer(0), 2)).unwrap();
     gate.wait_for_a_step();
-    let bug = handle.submit(request(Do::PanicInClone, 2)).unwrap();
+    let deadline = Micros(handle.now().0 + 1000);
+    let bug = Request { deadline: Some(deadline), ..request(Do::PanicInDrop, 2) };
+    let bug = handle.submit(bug).unwrap();
+    eventually("it is late, so the scheduler drops it", || handle.now() > deadline);
     gate.open();
     assert_eq!(bug.wait(), Err(Unserved::Stopped));
     assert_eq!(good.wait(), Err(Unserved::Stopped));
@@ -373,4 +408,38 @@ fn a_dead_engine_leaves_nobody_waiting() {
     });
     assert_eq!(handle.heartbeat(), stopped);
     assert_eq!(engine.drain(Duration::ZERO), Err(EngineDied));
+}
+
+#[test]
+fn a_payload_that_cannot_be_cloned_fails_alone() {
+    let (engine, handle, _) = start(config());
+    let bad = handle.submit(request(Do::PanicInClone, 2)).unwrap();
+    assert_eq!(bad.wait(), Err(Unserved::Failed(Failure::Panicked("cloned".into()))));
+    assert_eq!(handle.submit(request(Do::Answer(3), 2)).unwrap().wait().unwrap().answer, Some(3));
+    drop(handle);
+    engine.join().unwrap();
+}
+
+#[test]
+fn a_long_step_that_goes_on_is_alive_and_one_that_hangs_is_not() {
+    let (engine, handle, gate) = start(config());
+    gate.shut();
+    let ticket = handle.submit(request(Do::Answer(1), 1)).unwrap();
+    gate.wait_for_a_step();
+    // It does nothing, so nothing is heard of it, however long one listens.
+    let silent = handle.heartbeat();
+    let later = Micros(handle.now().0 + 200_000);
+    eventually("time passes", || handle.now() > later);
+    assert_eq!(handle.heartbeat(), silent, "a step that hangs does not beat");
+    // It works, so it is heard, though the step is not over.
+    for _ in 0..3 {
+        let before = handle.heartbeat();
+        gate.let_it_work();
+        eventually("a part of the step is done", || handle.heartbeat() > before);
+    }
+    assert_eq!(gate.came.load(Ordering::SeqCst), 1);
+    gate.open();
+    assert_eq!(ticket.wait().unwrap().answer, Some(1));
+    drop(handle);
+    engine.join().unwrap();
 }

@@ -124,7 +124,7 @@ fn request(user: u32, len: usize) -> Request<()> {
         keeps_branches: true,
         generated_steps: 3,
         deadline: None,
-        payload: (),
+        payload: Arc::new(()),
     }
 }
 

@@ -311,7 +311,7 @@ impl Simulated {
             keeps_branches: true,
             generated_steps: 3,
             deadline: None,
-            payload: (),
+            payload: std::sync::Arc::new(()),
         };
         self.scheduler.submit(Micros(0), request).expect("the request fits");
         loop {

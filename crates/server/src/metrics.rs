@@ -85,6 +85,10 @@ fn describe() {
     describe_counter!("beamline_engine_requests_total", "Requests by how they ended in the engine.");
     describe_counter!("beamline_engine_retries_total", "Requests tried again alone after a failed step.");
     describe_counter!("beamline_steps_total", "Passes through the model by result.");
+    describe_gauge!(
+        "beamline_failed_steps_in_a_row",
+        "Failed passes since the last one that succeeded, of the engine that has most: a model that never recovers."
+    );
     describe_counter!("beamline_step_microseconds_total", "Time of the passes that succeeded.");
     describe_counter!("beamline_rows_total", "Rows computed: context and branch.");
     describe_gauge!("beamline_pages", "KV pages: free, referenced by requests, or cached for later.");
@@ -162,6 +166,7 @@ pub fn publish(registry: &Registry, ready: bool) {
     counter!("beamline_engine_retries_total").absolute(scheduler.retried);
     counter!("beamline_steps_total", "result" => "ok").absolute(scheduler.steps);
     counter!("beamline_steps_total", "result" => "failed").absolute(scheduler.failed_steps);
+    gauge!("beamline_failed_steps_in_a_row").set(scheduler.failed_in_a_row as f64);
     counter!("beamline_step_microseconds_total").absolute(scheduler.step_micros);
     counter!("beamline_rows_total", "kind" => "context").absolute(scheduler.context_rows);
     counter!("beamline_rows_total", "kind" => "branch").absolute(scheduler.branch_rows);

@@ -28,7 +28,7 @@ use super::upload::Upload;
 use crate::batch::ContextRows;
 use crate::executor::slots::Slots;
 use crate::executor::{Found, Job};
-use crate::step::{Plan, Progress, Slot, StepError, StepModel};
+use crate::step::{Plan, Progress, Pulse, Slot, StepError, StepModel};
 
 /// A decoder, its pages, and the requests in flight, all in device memory.
 #[derive(Debug)]
@@ -48,6 +48,7 @@ pub struct DeviceExecutor {
     /// Lineages of branch rows.
     lineage: Scratch,
     workspace: Workspace,
+    pulse: Pulse,
 }
 
 #[derive(Debug)]
@@ -81,6 +82,7 @@ impl DeviceExecutor {
             upload: Upload::default(),
             expanding: Vec::new(),
             workspace,
+            pulse: Pulse::default(),
         })
     }
 
@@ -208,7 +210,9 @@ impl DeviceExecutor {
         let arrays = self.upload_arrays()?;
         let arrivals = self.transfers.arrivals(&self.layout.rows.pages);
         let states = self.model.forward(&self.layout, &arrays, &self.pages, arrivals, &mut self.workspace)?;
+        self.pulse.beat();
         self.expand(states)?;
+        self.pulse.beat();
         let end = self.device.keep_pace()?;
         self.transfers.end(end, &self.layout.rows.pages);
         for chunk in &plan.chunks {
@@ -230,6 +234,10 @@ impl DeviceExecutor {
 impl StepModel for DeviceExecutor {
     type Payload = Job;
     type Answer = Found;
+
+    fn set_pulse(&mut self, pulse: Pulse) {
+        self.pulse = pulse;
+    }
 
     fn open(&mut self, slot: Slot, payload: Job) {
         self.slots.open(slot, InFlight { job: payload, search: None });

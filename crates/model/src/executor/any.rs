@@ -7,7 +7,7 @@ use super::hstu::{HstuAnswer, HstuExecutor, HstuJob};
 use super::{Executor, Found, Job};
 use crate::cuda::executor::DeviceExecutor;
 use crate::cuda::hstu::executor::HstuDeviceExecutor;
-use crate::step::{Plan, Progress, Slot, StepError, StepModel};
+use crate::step::{Plan, Progress, Pulse, Slot, StepError, StepModel};
 
 /// What a step did for the requests of one kind, before it is told; reused from step to step.
 type Outcomes<A> = Vec<(Slot, Progress<A>)>;
@@ -101,6 +101,15 @@ where
 impl StepModel for AnyExecutor {
     type Payload = AnyJob;
     type Answer = Answer;
+
+    fn set_pulse(&mut self, pulse: Pulse) {
+        match self {
+            Self::Decoder(executor, _) => executor.set_pulse(pulse),
+            Self::Hstu(executor, _) => executor.set_pulse(pulse),
+            Self::Device(executor, _) => executor.set_pulse(pulse),
+            Self::HstuDevice(executor, _) => executor.set_pulse(pulse),
+        }
+    }
 
     fn open(&mut self, slot: Slot, payload: AnyJob) {
         match (self, payload) {

@@ -30,7 +30,7 @@ use crate::families::hstu::inputs::Prepared;
 use crate::families::hstu::retrieval::{Scored, TopItems, UserNotFinite};
 use crate::families::hstu::stack::Workspace;
 use crate::families::hstu::{Hstu, PushCandidates, PushContext, PushTokens, Task};
-use crate::step::{BranchStep, Chunk, Plan, Progress, Slot, StepError, StepModel};
+use crate::step::{BranchStep, Chunk, Plan, Progress, Pulse, Slot, StepError, StepModel};
 
 /// A request as the executor sees it. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -98,6 +98,7 @@ pub struct HstuExecutor {
     branch_tokens: Vec<u32>,
     branch_lineage: Vec<u32>,
     users: Vec<f32>,
+    pulse: Pulse,
 }
 
 #[derive(Debug)]
@@ -129,6 +130,7 @@ impl HstuExecutor {
             branch_tokens: Vec::new(),
             branch_lineage: Vec::new(),
             users: Vec::new(),
+            pulse: Pulse::default(),
         })
     }
 
@@ -238,12 +240,14 @@ impl HstuExecutor {
         }
         self.batch.layout.check_writes(self.pages.pages()).map_err(StepError)?;
         let (cpu, model) = (Arc::clone(&self.cpu), Arc::clone(&self.model));
-        model.forward(&cpu, &self.batch, &mut self.pages, &mut self.workspace, &mut |_, _| {});
+        let Self { batch, pages, workspace, pulse, .. } = self;
+        model.forward(&cpu, batch, pages, workspace, &mut |_, _| pulse.beat());
 
         let width = model.config().stack.model_dim;
         if let Task::Tokens(head) = model.task() {
             self.expansions.offer(&cpu, &self.workspace.hidden, width, |states, rows, scores| {
                 head.score(&cpu, states, rows, scores);
+                self.pulse.beat();
             });
             self.expansions.advance(&cpu);
         }
@@ -267,6 +271,7 @@ impl HstuExecutor {
                     let states = &self.workspace.hidden[row * width..][..candidates.len() * width];
                     let (end, job) = (candidates.end, &request.job.request);
                     let predictions = model.predict(&cpu, states, job, candidates);
+                    self.pulse.beat();
                     request.batches.take(states, predictions, end, job.candidates())
                 }
                 Part::Decode => match expanded.next() {
@@ -312,6 +317,10 @@ impl HstuExecutor {
 impl StepModel for HstuExecutor {
     type Payload = HstuJob;
     type Answer = HstuAnswer;
+
+    fn set_pulse(&mut self, pulse: Pulse) {
+        self.pulse = pulse;
+    }
 
     fn open(&mut self, slot: Slot, payload: HstuJob) {
         self.slots.open(slot, InFlight { job: payload, search: None, batches: MicroBatches::default() });

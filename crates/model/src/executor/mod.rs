@@ -29,7 +29,7 @@ use crate::cpu::pages::PageStore;
 use crate::decode::{Hypothesis, Search, SearchRequest};
 use crate::error::ModelError;
 use crate::families::qwen::{Qwen, Workspace};
-use crate::step::{BranchStep, Chunk, Plan, Progress, Slot, StepError, StepModel};
+use crate::step::{BranchStep, Chunk, Plan, Progress, Pulse, Slot, StepError, StepModel};
 use expansion::{Expansion, Expansions};
 use slots::Slots;
 
@@ -63,6 +63,7 @@ pub struct Executor {
     expansions: Expansions,
     branch_tokens: Vec<u32>,
     branch_lineage: Vec<u32>,
+    pulse: Pulse,
 }
 
 #[derive(Debug)]
@@ -90,6 +91,7 @@ impl Executor {
             expansions: Expansions::default(),
             branch_tokens: Vec::new(),
             branch_lineage: Vec::new(),
+            pulse: Pulse::default(),
         })
     }
 
@@ -176,9 +178,11 @@ impl Executor {
         let mut first_wave = true;
         loop {
             self.fill_batch(plan, first_wave)?;
-            model.forward(&cpu, &self.batch, &mut self.pages, &mut self.workspace, &mut |_, _| {});
+            let Self { batch, pages, workspace, pulse, .. } = self;
+            model.forward(&cpu, batch, pages, workspace, &mut |_, _| pulse.beat());
             self.expansions.offer(&cpu, &self.workspace.hidden, width, |hidden, rows, scores| {
                 model.score(&cpu, hidden, rows, scores);
+                self.pulse.beat();
             });
             first_wave = false;
             if !self.expansions.next_wave(&cpu) {
@@ -210,6 +214,10 @@ impl Executor {
 impl StepModel for Executor {
     type Payload = Job;
     type Answer = Found;
+
+    fn set_pulse(&mut self, pulse: Pulse) {
+        self.pulse = pulse;
+    }
 
     fn open(&mut self, slot: Slot, payload: Job) {
         self.slots.open(slot, InFlight { job: payload, search: None });

@@ -134,8 +134,9 @@ impl<P, A> EngineHandle<P, A> {
         self.shared.now()
     }
 
-    /// When the engine's loop last came round. It does so at every step, and at least ten times per second when idle;
-    /// so when this lags [`EngineHandle::now`] by more than the longest step, the engine hangs or is dead.
+    /// When the engine last showed that it goes on: between steps, within them as often as the model beats its pulse, and
+    /// at least ten times per second when idle. So when this lags [`EngineHandle::now`] by more than the longest part of a
+    /// step, such as a layer, the engine hangs or is dead.
     pub fn heartbeat(&self) -> Micros {
         self.shared.heartbeat()
     }

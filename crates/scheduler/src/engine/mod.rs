@@ -60,7 +60,7 @@ pub struct Engine<P, A> {
     thread: JoinHandle<()>,
 }
 
-impl<P: Clone + Send + 'static, A: Send + 'static> Engine<P, A> {
+impl<P: Clone + Send + Sync + 'static, A: Send + 'static> Engine<P, A> {
     /// Starts the thread that owns `model`.
     ///
     /// # Errors

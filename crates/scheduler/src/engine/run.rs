@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use beamline_model::step::{Plan, Progress, Slot, StepModel};
+use beamline_model::step::{Plan, Progress, Pulse, Slot, StepModel};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
@@ -54,11 +54,13 @@ where
     M::Payload: Clone,
 {
     pub(super) fn new(
-        model: M,
+        mut model: M,
         scheduler: Scheduler<M::Payload>,
         commands: mpsc::Receiver<Command<M::Payload, M::Answer>>,
         shared: Arc<Shared>,
     ) -> Self {
+        let beating = Arc::clone(&shared);
+        model.set_pulse(Pulse::new(move || beating.beat()));
         let config = scheduler.limits().config;
         let requests = config.max_queued + config.max_running;
         Self {
@@ -195,7 +197,8 @@ where
                         waiting.place = None;
                     }
                     let model = &mut self.model;
-                    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| model.open(slot, payload))) {
+                    let open = || model.open(slot, M::Payload::clone(&payload));
+                    if let Err(panic) = catch_unwind(AssertUnwindSafe(open)) {
                         self.broken.push((slot, message(&*panic)));
                     }
                 }

@@ -5,6 +5,8 @@
 //! until it fits, and nobody overtakes it; since it would fit into an idle scheduler, it is admitted at the latest
 //! when everything before it has ended.
 
+use std::sync::Arc;
+
 use beamline_model::step::Slot;
 
 use super::{
@@ -16,7 +18,7 @@ use crate::{
     time::Micros,
 };
 
-impl<P: Clone> Scheduler<P> {
+impl<P> Scheduler<P> {
     /// Ends what is late, before any more work is done for it.
     pub(super) fn expire<A>(&mut self, now: Micros, events: &mut Vec<Event<P, A>>) {
         for slot in (0..self.seats.len() as u32).map(Slot) {
@@ -66,6 +68,7 @@ impl<P: Clone> Scheduler<P> {
         assert!(seat.running.is_none() && seat.context_pages.is_empty() && seat.branch_pages.is_empty());
         assert!(seat.restoring.is_empty());
 
+        let counts = self.cache.lookup_counts();
         let cached = self.cache.match_prefix(
             &request.namespace,
             request.session,
@@ -89,6 +92,7 @@ impl<P: Clone> Scheduler<P> {
             self.cache.release_chain(&seat.context_pages);
             seat.context_pages.clear();
             seat.restoring.clear();
+            self.cache.put_back_lookups(counts);
             return Some(head);
         }
         seat.branch_pages.extend(seat.context_pages.drain(demand.context_pages..));
@@ -116,7 +120,7 @@ impl<P: Clone> Scheduler<P> {
             return None;
         }
 
-        events.push(Event::Opened { id, slot, payload: request.payload.clone() });
+        events.push(Event::Opened { id, slot, payload: Arc::clone(&request.payload) });
         seat.running = Some(Running {
             request,
             demand,

@@ -15,7 +15,7 @@ use crate::{
     time::Micros,
 };
 
-impl<P: Clone> Scheduler<P> {
+impl<P> Scheduler<P> {
     /// The step is done and took so long. Takes the outcomes out of `outcomes`, one per entry of the plan and in its
     /// order; a list that is anything else is a failed step.
     pub fn commit<A>(

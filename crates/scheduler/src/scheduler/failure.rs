@@ -4,6 +4,8 @@
 //! it is opened anew and served alone from then on, so that the one that brings every step down brings down only its
 //! own. The others wait meanwhile; that is the price of never failing a request for what its neighbour did.
 
+use std::sync::Arc;
+
 use beamline_model::step::{ContextShape, Slot};
 
 use super::{Scheduler, seat::Stage};
@@ -12,7 +14,7 @@ use crate::{
     time::Micros,
 };
 
-impl<P: Clone> Scheduler<P> {
+impl<P> Scheduler<P> {
     /// The step failed as a whole.
     pub fn fail_step<A>(&mut self, now: Micros, failure: Failure, events: &mut Vec<Event<P, A>>) {
         assert!(!self.in_flight.is_empty(), "no step is in flight");
@@ -46,7 +48,7 @@ impl<P: Clone> Scheduler<P> {
         if running.request.shape == ContextShape::Whole {
             running.computed = 0;
         }
-        let (id, payload) = (running.request.id, running.request.payload.clone());
+        let (id, payload) = (running.request.id, Arc::clone(&running.request.payload));
         events.push(Event::Closed(slot));
         events.push(Event::Opened { id, slot, payload });
     }

@@ -83,7 +83,7 @@ pub struct Scheduler<P> {
     takes: Vec<usize>,
 }
 
-impl<P: Clone> Scheduler<P> {
+impl<P> Scheduler<P> {
     /// An idle scheduler over an empty cache.
     ///
     /// # Errors

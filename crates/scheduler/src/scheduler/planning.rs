@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{event::Event, pace::Beam, time::Micros};
 
-impl<P: Clone> Scheduler<P> {
+impl<P> Scheduler<P> {
     /// Ends what is late, admits what fits and writes the next step. The plan is empty exactly when no request waits
     /// or runs; otherwise the step has to be reported by [`Scheduler::commit`] or [`Scheduler::fail_step`] before
     /// anything else but submissions.

@@ -12,7 +12,7 @@ use beamline_model::step::{Plan, Slot};
 
 use super::Scheduler;
 
-impl<P: Clone> Scheduler<P> {
+impl<P> Scheduler<P> {
     /// Orders pages back for the requests that wait for them, the oldest first.
     pub(super) fn plan_imports(&mut self, plan: &mut Plan) {
         let waits = |slot: &Slot| self.seats[slot.0 as usize].left_to_order() > 0;

@@ -148,7 +148,7 @@ impl<'a> Driver<'a> {
     fn submit(&mut self) {
         let request = self.traffic.request(self.scenario, self.now);
         let Request { id, deadline, .. } = request;
-        let story = request.payload.clone();
+        let story = Story::clone(&request.payload);
         let full = self.waiting == self.scenario.config.max_queued;
         let result = self.scheduler.submit(self.now, request);
         self.tell(|| format!("submit {story:?} {deadline:?}: {result:?}"));
@@ -248,7 +248,7 @@ impl<'a> Driver<'a> {
             match event {
                 Event::Opened { id, slot, payload } => {
                     self.tell(|| format!("open {id:?} {slot:?}"));
-                    self.model.open(slot, payload);
+                    self.model.open(slot, Story::clone(&payload));
                     self.opened(id.0, slot);
                 }
                 Event::Closed(slot) => {

@@ -140,7 +140,12 @@ fn an_answer_does_not_depend_on_what_shares_its_steps() {
         let seeded = Scenario::from_seed(seed, 300);
         // Nobody is refused, late, cancelled or failed, so that everybody is answered in both runs.
         let crowded = Scenario {
-            config: SchedulerConfig { max_queued: 300, ..seeded.config },
+            config: SchedulerConfig {
+                max_queued: 300,
+                // A whole context is never too long for a step.
+                max_step_tokens: seeded.config.max_step_tokens.max(seeded.config.max_context),
+                ..seeded.config
+            },
             quiet: 0,
             cancel: 0,
             deadline: 0,

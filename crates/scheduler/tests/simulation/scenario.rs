@@ -207,7 +207,7 @@ impl Traffic {
             keeps_branches: true,
             generated_steps,
             deadline,
-            payload: Story {
+            payload: Arc::new(Story {
                 id,
                 tenant: tenant as u64,
                 words,
@@ -220,7 +220,7 @@ impl Traffic {
                 generated_steps,
                 finishes_at,
                 fault,
-            },
+            }),
         }
     }
 

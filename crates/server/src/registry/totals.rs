@@ -1,6 +1,8 @@
 //! What engines have counted, added up, so that counters go on when an engine goes.
+//!
+//! Every field is named on its way, so a new one does not compile before it is added up.
 
-use beamline_kv_cache::CacheStats;
+use beamline_kv_cache::{CacheStats, HostUsage};
 use beamline_scheduler::{EngineStats, SchedulerStats};
 
 /// A sum over engines. Gauges of engines that are gone are zero, because an engine ends when nothing is left in it; their
@@ -14,59 +16,89 @@ pub(super) struct Totals {
 impl Totals {
     /// Adds what an engine that runs has counted.
     pub(super) fn add(&mut self, stats: &EngineStats) {
-        self.add_counters(stats);
-        let (scheduler, cache) = (&stats.scheduler, &stats.cache);
-        self.scheduler.queued += scheduler.queued;
-        self.scheduler.running += scheduler.running;
-        self.cache.pages += cache.pages;
-        self.cache.free += cache.free;
-        self.cache.cached_unreferenced += cache.cached_unreferenced;
-        self.cache.referenced += cache.referenced;
-        self.cache.published += cache.published;
-        self.cache.sessions += cache.sessions;
-        self.cache.host.pages += cache.host.pages;
-        self.cache.host.bytes += cache.host.bytes;
-        self.cache.host.capacity += cache.host.capacity;
+        self.scheduler = sum_scheduler(self.scheduler, stats.scheduler);
+        self.cache = sum_cache(self.cache, stats.cache);
     }
 
     /// Adds what an engine that is gone had counted.
     pub(super) fn add_counters(&mut self, stats: &EngineStats) {
-        let (sum, other) = (&mut self.scheduler, &stats.scheduler);
-        sum.accepted += other.accepted;
-        sum.refused += other.refused;
-        sum.finished += other.finished;
-        sum.failed += other.failed;
-        sum.expired += other.expired;
-        sum.cancelled += other.cancelled;
-        sum.degraded += other.degraded;
-        sum.retried += other.retried;
-        sum.hit_tokens += other.hit_tokens;
-        sum.restored_tokens += other.restored_tokens;
-        sum.restored_pages += other.restored_pages;
-        sum.missed_tokens += other.missed_tokens;
-        sum.steps += other.steps;
-        sum.failed_steps += other.failed_steps;
-        sum.context_rows += other.context_rows;
-        sum.branch_rows += other.branch_rows;
-        sum.step_micros += other.step_micros;
-        let (sum, other) = (&mut self.cache, &stats.cache);
-        sum.lookups += other.lookups;
-        sum.hit_positions += other.hit_positions;
-        sum.session_hit_positions += other.session_hit_positions;
-        sum.missed_positions += other.missed_positions;
-        sum.hash_collisions += other.hash_collisions;
-        sum.publications += other.publications;
-        sum.duplicates += other.duplicates;
-        sum.evictions += other.evictions;
-        sum.host_lookups += other.host_lookups;
-        sum.host_hit_positions += other.host_hit_positions;
-        sum.host_exports += other.host_exports;
-        sum.host.evictions += other.host.evictions;
-        sum.host.expirations += other.host.expirations;
+        let gone = EngineStats {
+            scheduler: SchedulerStats { queued: 0, running: 0, failed_in_a_row: 0, ..stats.scheduler },
+            cache: CacheStats {
+                pages: 0,
+                free: 0,
+                cached_unreferenced: 0,
+                referenced: 0,
+                published: 0,
+                sessions: 0,
+                host: HostUsage { pages: 0, bytes: 0, capacity: 0, ..stats.cache.host },
+                ..stats.cache
+            },
+        };
+        self.add(&gone);
     }
 
     /// The sum.
     pub(super) fn stats(self) -> EngineStats {
         EngineStats { scheduler: self.scheduler, cache: self.cache }
+    }
+}
+
+/// Adds every field of two values of a type, except those for which another function is named.
+macro_rules! sum {
+    ($type:ident, $a:expr, $b:expr; $($field:ident),+; $($other:ident: $join:expr),*) => {{
+        let $type { $($field,)+ $($other,)* } = $a;
+        let b = $b;
+        $type { $($field: $field + b.$field,)+ $($other: $join($other, b.$other),)* }
+    }};
+}
+
+fn sum_scheduler(a: SchedulerStats, b: SchedulerStats) -> SchedulerStats {
+    sum!(
+        SchedulerStats, a, b;
+        queued, running, accepted, refused, finished, failed, expired, cancelled, degraded, retried, hit_tokens,
+        restored_tokens, restored_pages, missed_tokens, steps, failed_steps, context_rows, branch_rows, step_micros;
+        // The engine that is worst off: a sum would say nothing.
+        failed_in_a_row: u64::max
+    )
+}
+
+fn sum_cache(a: CacheStats, b: CacheStats) -> CacheStats {
+    sum!(
+        CacheStats, a, b;
+        pages, free, cached_unreferenced, referenced, published, sessions, lookups, hit_positions,
+        session_hit_positions, missed_positions, hash_collisions, publications, duplicates, evictions, host_lookups,
+        host_hit_positions, host_exports;
+        host: sum_host
+    )
+}
+
+fn sum_host(a: HostUsage, b: HostUsage) -> HostUsage {
+    sum!(HostUsage, a, b; pages, bytes, capacity, evictions, expirations;)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_of_engines_that_are_gone_stay_and_gauges_go() {
+        let scheduler = SchedulerStats {
+            queued: 1,
+            running: 2,
+            finished: 3,
+            failed_in_a_row: 4,
+            ..SchedulerStats::default()
+        };
+        let host = HostUsage { pages: 5, evictions: 6, ..HostUsage::default() };
+        let cache = CacheStats { free: 7, lookups: 8, host, ..CacheStats::default() };
+        let stats = EngineStats { scheduler, cache };
+        let mut totals = Totals::default();
+        totals.add_counters(&stats);
+        totals.add(&stats);
+        let EngineStats { scheduler, cache } = totals.stats();
+        assert_eq!((scheduler.queued, scheduler.running, scheduler.finished), (1, 2, 6));
+        assert_eq!(scheduler.failed_in_a_row, 4);
+        assert_eq!((cache.free, cache.lookups, cache.host.pages, cache.host.evictions), (7, 16, 5, 12));
     }
 }

@@ -144,7 +144,7 @@ pub(super) fn engine_request(
         keeps_branches: true,
         generated_steps,
         deadline,
-        payload: input.job(beam.map(|(search, ..)| search)),
+        payload: Arc::new(input.job(beam.map(|(search, ..)| search))),
     }
 }
 

@@ -127,7 +127,7 @@ impl Served {
             keeps_branches: false,
             generated_steps: steps,
             deadline,
-            payload: AnyJob::Hstu(job),
+            payload: Arc::new(AnyJob::Hstu(job)),
         }
     }
 

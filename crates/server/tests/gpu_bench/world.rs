@@ -168,7 +168,7 @@ impl World {
             keeps_branches: true,
             generated_steps: self.steps.len(),
             deadline: None,
-            payload: AnyJob::Decoder(Job { tokens, search: Some(search) }),
+            payload: Arc::new(AnyJob::Decoder(Job { tokens, search: Some(search) })),
         }
     }
 

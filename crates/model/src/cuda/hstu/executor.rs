@@ -38,7 +38,7 @@ use crate::executor::parts::{MicroBatches, Part};
 use crate::executor::slots::Slots;
 use crate::families::hstu::retrieval::{Scored, UserNotFinite};
 use crate::families::hstu::{PushCandidates, PushContext};
-use crate::step::{BranchStep, Chunk, Plan, Progress, Slot, StepError, StepModel};
+use crate::step::{BranchStep, Chunk, Plan, Progress, Pulse, Slot, StepError, StepModel};
 
 /// A model, its pages, and the requests in flight, all in device memory.
 #[derive(Debug)]
@@ -57,6 +57,7 @@ pub struct HstuDeviceExecutor {
     scores: Scratch,
     /// What the step does, in the order of the plan.
     parts: Vec<(Slot, Part)>,
+    pulse: Pulse,
 }
 
 #[derive(Debug)]
@@ -87,6 +88,7 @@ impl HstuDeviceExecutor {
             slots: Slots::default(),
             step: Step::default(),
             parts: Vec::new(),
+            pulse: Pulse::default(),
         })
     }
 
@@ -287,8 +289,10 @@ impl HstuDeviceExecutor {
         self.step.layout.finish(self.pages.pages()).map_err(StepError)?;
         self.transfers.before_writes(self.step.layout.rows.written())?;
         let states = self.forward()?;
+        self.pulse.beat();
         self.decode(states)?;
         let mut retrieved = self.retrieve(states)?.into_iter();
+        self.pulse.beat();
         let ranks = self.parts.iter().any(|(_, part)| matches!(part, Part::Rank { .. }));
         // Nothing else is wanted of a model that ranks.
         let read = if ranks { self.step.layout.rows.wanted.len() } else { 0 };
@@ -354,6 +358,10 @@ fn scored(wanted: &Retrieve, found: &[Hypothesis], bound: f32) -> Vec<Scored> {
 impl StepModel for HstuDeviceExecutor {
     type Payload = HstuJob;
     type Answer = HstuAnswer;
+
+    fn set_pulse(&mut self, pulse: Pulse) {
+        self.pulse = pulse;
+    }
 
     fn open(&mut self, slot: Slot, payload: HstuJob) {
         self.slots.open(slot, InFlight { job: payload, search: None, batches: MicroBatches::default() });
