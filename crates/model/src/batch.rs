@@ -11,6 +11,7 @@ use beamline_kv_cache::PageId;
 use crate::cpu::attention::{Block, Sees};
 use crate::cpu::destinations::Destinations;
 use crate::cpu::pages::{Destination, PAGE_SIZE};
+use crate::page_uses::PageUses;
 
 /// Rows of a step. All vectors are reused.
 #[derive(Debug, Default)]
@@ -31,11 +32,8 @@ pub struct Batch {
     pub pages: Vec<PageId>,
     /// Ancestors that blocks point into.
     pub lineage: Vec<u32>,
-    /// Request of each block, for the check of writes.
-    owners: Vec<u32>,
-    /// Per page: step number and owner of the last write.
-    writers: Vec<(u64, u32)>,
-    step: u64,
+    /// Who reads and writes which of them.
+    uses: PageUses,
 }
 
 /// Rows of a batch that continue a context.
@@ -75,8 +73,14 @@ pub struct BranchRows<'a> {
 }
 
 impl Batch {
-    /// Makes the batch empty and keeps its memory.
+    /// Makes the batch empty for another step, and keeps its memory.
     pub fn clear(&mut self) {
+        self.clear_part();
+        self.uses.clear();
+    }
+
+    /// Makes the batch empty for another part of the same step.
+    pub fn clear_part(&mut self) {
         self.tokens.clear();
         self.positions.clear();
         self.destinations.clear();
@@ -85,7 +89,7 @@ impl Batch {
         self.wanted.clear();
         self.pages.clear();
         self.lineage.clear();
-        self.owners.clear();
+        self.uses.clear_part();
     }
 
     /// Rows.
@@ -97,6 +101,7 @@ impl Batch {
     pub fn push_context(&mut self, rows: ContextRows<'_>) {
         let end = rows.first_position + rows.tokens.len();
         let table = self.push_pages(&rows.pages[..end.div_ceil(PAGE_SIZE)]);
+        self.uses.push_context(rows.owner, table.clone(), first_written(&rows, end));
         let first_row = self.rows();
         let last_row = first_row + rows.tokens.len();
         let row_of = |position: usize| first_row + position - rows.first_position;
@@ -113,7 +118,6 @@ impl Batch {
         while position < end {
             let next = end.min((position / PAGE_SIZE + 1) * PAGE_SIZE);
             self.push_block(
-                rows.owner,
                 Block {
                     rows: row_of(position)..row_of(next),
                     context_pages: table.clone(),
@@ -131,6 +135,7 @@ impl Batch {
         assert_eq!(rows.lineage.len(), rows.tokens.len() * rows.ancestors, "a lineage for every row");
         let context_pages = self.push_pages(rows.context_pages);
         let branch_pages = self.push_pages(rows.branch_pages);
+        self.uses.push_branch(rows.owner, context_pages.clone(), branch_pages.clone());
         let (first_row, first_lineage) = (self.rows(), self.lineage.len());
         self.lineage.extend_from_slice(rows.lineage);
         self.tokens.extend_from_slice(rows.tokens);
@@ -155,13 +160,13 @@ impl Batch {
                 context_pages: context_pages.clone(),
                 sees,
             };
-            self.push_block(rows.owner, block, 0);
+            self.push_block(block, 0);
         }
         self.wanted.extend(first_row..first_row + rows.tokens.len());
     }
 
     /// Adds a block, and to the last layer what remains of it from row `wanted_from` on.
-    fn push_block(&mut self, owner: u32, block: Block, wanted_from: usize) {
+    fn push_block(&mut self, block: Block, wanted_from: usize) {
         let skipped = wanted_from.saturating_sub(block.rows.start).min(block.rows.len());
         if skipped < block.rows.len() {
             let mut last = block.clone();
@@ -172,7 +177,6 @@ impl Batch {
             self.final_blocks.push(last);
         }
         self.blocks.push(block);
-        self.owners.push(owner);
     }
 
     fn push_pages(&mut self, pages: &[PageId]) -> std::ops::Range<usize> {
@@ -181,40 +185,19 @@ impl Batch {
         start..self.pages.len()
     }
 
-    /// Checks that no page is written by one request and read or written by another in this step, and no place in it twice. A
-    /// forward pass demands it.
-    ///
-    /// The scheduler promises this; a broken promise would show one user another's history, so it is checked again
-    /// here, where it would do the harm.
+    /// Checks that no page is written by one request and touched by another in this step ([`PageUses::check`]), and no
+    /// place in it twice. A forward pass demands it.
     pub fn check_writes(&mut self, pages: usize) -> Result<(), String> {
-        self.step += 1;
-        self.writers.resize(pages, (0, 0));
-        for (block, &owner) in self.blocks.iter().zip(&self.owners) {
-            for destination in &self.destinations[block.rows.clone()] {
-                let (Destination::Context { page, .. } | Destination::Branch { page, .. }) = destination
-                else {
-                    continue;
-                };
-                let Some(writer) = self.writers.get_mut(page.0 as usize) else {
-                    return Err(format!("page {} of {pages} is written", page.0));
-                };
-                if writer.0 == self.step && writer.1 != owner {
-                    return Err(format!("page {} is written by two requests", page.0));
-                }
-                *writer = (self.step, owner);
-            }
-        }
-        for (block, &owner) in self.blocks.iter().zip(&self.owners) {
-            for page in &self.pages[block.context_pages.clone()] {
-                match self.writers.get(page.0 as usize) {
-                    None => return Err(format!("page {} of {pages} is read", page.0)),
-                    Some(writer) if writer.0 == self.step && writer.1 != owner => {
-                        return Err(format!("page {} is written by one request and read by another", page.0));
-                    }
-                    Some(_) => {}
-                }
-            }
-        }
-        self.destinations.check()
+        let Self { uses, pages: table, destinations, .. } = self;
+        uses.check(pages, |at| table[at].0)?;
+        destinations.check()
+    }
+}
+
+/// Number of the first context page that these rows write; beyond the last if they write none.
+pub(crate) fn first_written(rows: &ContextRows<'_>, end: usize) -> usize {
+    match rows.first_position.max(rows.cached) {
+        first if first < end => first / PAGE_SIZE,
+        _ => end.div_ceil(PAGE_SIZE),
     }
 }

@@ -8,6 +8,7 @@
 //! families   ── qwen, hstu                       checkpoint -> layers -> forward(batch, pages)
 //! cpu        ── linear, attention, pages, ..     kernels and their memory
 //! batch      ── rows of one step
+//! page_uses  ── who reads and writes which pages in it
 //! decode     ── exact constrained beam search
 //! step       ── Plan, Progress, StepModel        the boundary to the scheduler
 //! executor   ── a StepModel: batch, forward, expand
@@ -28,4 +29,5 @@ pub mod error;
 pub mod escaped;
 pub mod executor;
 pub mod families;
+pub mod page_uses;
 pub mod step;

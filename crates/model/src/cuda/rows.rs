@@ -14,14 +14,13 @@
 //!
 //! What this must not know: devices, addresses, attention.
 
-use std::ops::Range;
-
 use beamline_kv_cache::PageId;
 use bytemuck::{Pod, Zeroable};
 
 use super::upload::Upload;
-use crate::batch::ContextRows;
+use crate::batch::{ContextRows, first_written};
 use crate::cpu::pages::PAGE_SIZE;
+use crate::page_uses::PageUses;
 
 /// What a branch row is merged from.
 #[repr(C)]
@@ -80,18 +79,7 @@ pub struct Rows {
     /// Rows of partial results.
     pub partial_rows: usize,
     /// Who reads or writes which pages of the table.
-    uses: Vec<Use>,
-    /// For each page, the step that it was last written in, and by whom.
-    writers: Vec<(u64, u32)>,
-    step: u64,
-}
-
-/// Pages that a request reads, and those of them that it writes: ranges of the page table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Use {
-    owner: u32,
-    read: Range<usize>,
-    written: Range<usize>,
+    uses: PageUses,
 }
 
 /// A branch step of one request.
@@ -184,11 +172,8 @@ impl Rows {
             let place = place(chunk.pages, position);
             self.places.push(if position < chunk.cached { -1 } else { place });
         }
-        let first_written = chunk.first_position.max(chunk.cached).min(end) / PAGE_SIZE;
-        let table = pages as usize;
-        let read = table..table + end.div_ceil(PAGE_SIZE);
-        let written = if chunk.cached < end { table + first_written..read.end } else { 0..0 };
-        self.uses.push(Use { owner: chunk.owner, read, written });
+        let table = pages as usize..self.pages.len();
+        self.uses.push_context(chunk.owner, table, first_written(chunk, end));
         let last = self.count();
         self.wanted.extend((last - chunk.wanted..last).map(|row| row as u32));
         Placed { first_row, pages, partial_first: 0 }
@@ -200,7 +185,7 @@ impl Rows {
         let pages = self.push_pages(&rows.context_pages[..rows.context_len.div_ceil(PAGE_SIZE)]);
         let read = pages as usize..self.pages.len();
         let own = self.push_pages(rows.branch_pages) as usize;
-        self.uses.push(Use { owner: rows.owner, read, written: own..self.pages.len() });
+        self.uses.push_branch(rows.owner, read, own..self.pages.len());
         self.lineage_len += rows.width * rows.ancestors;
         self.partial_rows += parts * rows.width;
         for row in 0..rows.width {
@@ -249,41 +234,22 @@ impl Rows {
         }
     }
 
-    /// Checks that no page is written by one request and read or written by another in this step.
+    /// Checks that no page is written by one request and touched by another in this step.
     ///
     /// # Errors
     ///
-    /// Which page is. The scheduler promises that none is; a broken promise would show one user another's history, so it is
-    /// checked again here, where it would do the harm.
+    /// As [`PageUses::check`].
     pub fn check_writes(&mut self, pages: usize) -> Result<(), String> {
-        self.step += 1;
-        self.writers.resize(pages, (0, 0));
-        if let Some(page) = self.pages.iter().find(|page| **page as usize >= pages) {
+        let Self { uses, pages: table, .. } = self;
+        if let Some(page) = table.iter().find(|page| **page as usize >= pages) {
             return Err(format!("page {page} of {pages} is used"));
         }
-        for Use { owner, written, .. } in &self.uses {
-            for &page in &self.pages[written.clone()] {
-                let writer = &mut self.writers[page as usize];
-                if writer.0 == self.step && writer.1 != *owner {
-                    return Err(format!("page {page} is written by two requests"));
-                }
-                *writer = (self.step, *owner);
-            }
-        }
-        for Use { owner, read, .. } in &self.uses {
-            for &page in &self.pages[read.clone()] {
-                let writer = self.writers[page as usize];
-                if writer.0 == self.step && writer.1 != *owner {
-                    return Err(format!("page {page} is written by one request and read by another"));
-                }
-            }
-        }
-        Ok(())
+        uses.check(pages, |at| table[at])
     }
 
     /// Pages that the step writes.
     pub fn written(&self) -> impl Iterator<Item = u32> {
-        self.uses.iter().flat_map(|used| self.pages[used.written.clone()].iter().copied())
+        self.uses.written().map(|at| self.pages[at])
     }
 
     fn push_pages(&mut self, pages: &[PageId]) -> u32 {

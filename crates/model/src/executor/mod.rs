@@ -118,8 +118,13 @@ impl Executor {
 
     /// Lays out the rows of a plan: its chunks, for the first wave only, then the beams of this wave.
     fn fill_batch(&mut self, plan: &Plan, first_wave: bool) -> Result<(), StepError> {
-        self.batch.clear();
-        let chunks = if first_wave { &plan.chunks[..] } else { &[] };
+        let chunks = if first_wave {
+            self.batch.clear();
+            &plan.chunks[..]
+        } else {
+            self.batch.clear_part();
+            &[]
+        };
         let mut expansions = self.expansions.list.iter_mut().peekable();
         for chunk in chunks {
             let request = self.slots.get_mut(chunk.slot)?;
