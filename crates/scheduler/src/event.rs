@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use beamline_model::step::Slot;
 
-use crate::{request::RequestId, time::Micros};
+use crate::{
+    request::{Refusal, RequestId},
+    time::Micros,
+};
 
 /// One thing to carry out.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,6 +54,8 @@ pub enum Ending<A> {
     Failed(Failure),
     /// Its deadline came first.
     Expired,
+    /// Before anything was done for it, its deadline had become impossible.
+    Dropped(Refusal),
     /// Nobody wants it any more.
     Cancelled,
 }

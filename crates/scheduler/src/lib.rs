@@ -18,8 +18,10 @@
 //!
 //! - A request is admitted only with every page that it will ever need. So a running request never waits for
 //!   memory: there is no preemption, no swapping and no deadlock.
-//! - Nobody overtakes the head of the queue, and a running request is passed over only for a bounded number of
-//!   steps. So nobody starves.
+//! - Tenants take turns by what they cost, within a tenant nobody overtakes, and a running request is passed over only for a
+//!   bounded number of steps. So nobody starves, and nobody's burst delays another tenant by more than its share.
+//! - What could only be late, by the measured pace, is refused on arrival or dropped from the queue. So under overload
+//!   what is computed is answered in time.
 //! - Every accepted request ends exactly once, and its pages and slot are free when it has.
 //!
 //! The state machine knows no tensors, no HTTP, no clock and no randomness; only the engine knows time and

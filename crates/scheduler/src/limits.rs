@@ -7,6 +7,7 @@ use beamline_kv_cache::CacheConfig;
 use beamline_model::step::ContextShape;
 
 use crate::request::{Refusal, Request};
+use crate::time::Micros;
 
 /// How much the scheduler takes on, and how much of it at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,15 @@ pub struct SchedulerConfig {
     pub max_chunk: usize,
     /// Branch rows of one step.
     pub max_branch_rows: usize,
+    /// How long a step should take while others wait: its rows are bounded by the measured pace.
+    pub max_step_time: Micros,
+    /// Fewest rows that this bound leaves: fewer cost almost as much time.
+    pub min_step_rows: usize,
+    /// Requests of one tenant that may run whatever they cost.
+    pub tenant_running: usize,
+    /// Time, by the measured pace, that the running requests of one tenant may take before more of them are admitted. It
+    /// bounds how long a seat, and a page, stays taken.
+    pub tenant_running_time: Micros,
     /// Pages that one step moves to and from host memory while others wait for it, beyond those that it evicts. A
     /// context that comes back in more pages than this takes several steps, in which others go on.
     pub max_step_transfers: usize,
@@ -47,6 +57,10 @@ impl Default for SchedulerConfig {
             max_step_tokens: 4096,
             max_chunk: 1024,
             max_branch_rows: 8192,
+            max_step_time: Micros(20_000),
+            min_step_rows: 64,
+            tenant_running: 8,
+            tenant_running_time: Micros(250_000),
             max_step_transfers: 32,
         }
     }
@@ -123,6 +137,8 @@ impl Limits {
             ("max_beam_width", config.max_beam_width),
             ("max_step_tokens", config.max_step_tokens),
             ("max_chunk", config.max_chunk),
+            ("min_step_rows", config.min_step_rows),
+            ("tenant_running", config.tenant_running),
             ("pages", limits.pages),
             ("page_size", limits.page_size),
             ("words_per_position", limits.words_per_position),

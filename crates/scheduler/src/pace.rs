@@ -1,18 +1,33 @@
-//! How long a row takes, and how wide a beam still makes its deadline.
+//! How long a row takes, what work at hand will take, and how wide a beam still makes its deadline.
 //!
-//! An estimate out of what steps took, in integers so that a replay gives the same numbers. It decides nothing
-//! but the width of beams that may be narrowed.
+//! An estimate out of what steps took, in integers so that a replay gives the same numbers. It decides the width of beams
+//! that may be narrowed, how many rows a step holds while others wait, and which requests come too late to be taken.
 
 use crate::{event::Degraded, time::Micros};
 
-/// A new step weighs one part in this many.
-const INERTIA: u64 = 8;
+/// Rows of a step that weighs as much as all before it. A step of a few rows takes mostly what every step takes, so it says
+/// little of how long many rows will take.
+const INERTIA: u64 = 512;
+/// Rows after which the estimate is trusted with refusing somebody.
+const TRUSTED: u64 = 1024;
+/// Parts that a share is counted in, and how much of a new one counts.
+const WHOLE: u64 = 1024;
+const SHARE_INERTIA: u64 = 8;
 
-/// Exponentially weighted mean of nanoseconds per row.
-#[derive(Clone, Copy, Debug, Default)]
+/// Mean nanoseconds per row, weighted by rows, the newest most.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
     /// `None` until a step was seen.
     nanos_per_row: Option<u64>,
+    rows_seen: u64,
+    /// Rows that admitted requests had to compute, of those that they would have had to if nothing were cached.
+    computed_share: u64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { nanos_per_row: None, rows_seen: 0, computed_share: WHOLE }
+    }
 }
 
 /// A beam whose width is to be chosen.
@@ -35,11 +50,42 @@ impl Pace {
         if rows == 0 {
             return;
         }
-        let sample = took.0.saturating_mul(1000) / rows as u64;
+        let rows = rows as u64;
+        let sample = took.0.saturating_mul(1000) / rows;
+        self.rows_seen = self.rows_seen.saturating_add(rows);
+        let old = INERTIA.min(self.rows_seen - rows);
         self.nanos_per_row = Some(match self.nanos_per_row {
             None => sample,
-            Some(mean) => mean - mean / INERTIA + sample / INERTIA,
+            Some(mean) => {
+                let (mean, sample) = (u128::from(mean), u128::from(sample));
+                let sum = mean * u128::from(old) + sample * u128::from(rows);
+                u64::try_from(sum / u128::from(old + rows)).unwrap_or(u64::MAX)
+            }
         });
+    }
+
+    /// A request was admitted for so many rows, of those that it would need with an empty cache.
+    pub(crate) fn observe_admission(&mut self, rows: u64, uncached: u64) {
+        let share = rows.saturating_mul(WHOLE) / uncached.max(1);
+        self.computed_share =
+            self.computed_share - self.computed_share / SHARE_INERTIA + share.min(WHOLE) / SHARE_INERTIA;
+    }
+
+    /// Rows that requests will need, of those that they would need with an empty cache.
+    pub(crate) fn expected_rows(&self, uncached: u64) -> u64 {
+        uncached.saturating_mul(self.computed_share) / WHOLE
+    }
+
+    /// How long so many rows will take, once that can be trusted.
+    pub(crate) fn time_of(&self, rows: u64) -> Option<Micros> {
+        let nanos = self.nanos_per_row.filter(|_| self.rows_seen >= TRUSTED)?;
+        Some(Micros(rows.saturating_mul(nanos) / 1000))
+    }
+
+    /// How many rows take so long, once that can be trusted.
+    pub(crate) fn rows_in(&self, time: Micros) -> Option<usize> {
+        let nanos = self.nanos_per_row.filter(|_| self.rows_seen >= TRUSTED)?;
+        usize::try_from(time.0.saturating_mul(1000) / nanos.max(1)).ok()
     }
 
     /// The widest acceptable beam that is estimated to end within `left`, and why it is not the whole one. Never
@@ -92,6 +138,19 @@ mod tests {
         assert_eq!(width, 32);
         assert_eq!(why, Some(Degraded::Deadline { asked: 64, needed: Micros(168), left: Micros(104) }));
         assert_eq!(pace.fit(beam, Micros(1)).0, 8, "never under the least width");
+    }
+
+    #[test]
+    fn steps_of_few_rows_say_little_and_nothing_is_refused_by_them() {
+        let mut pace = Pace::default();
+        for _ in 0..20 {
+            pace.observe(Micros(5000), 1);
+        }
+        assert_eq!(pace.time_of(1000), None);
+        pace.observe(Micros(50_000), 4096);
+        let time = pace.time_of(1000).unwrap();
+        assert!(time < Micros(50_000), "{time:?}");
+        assert!(pace.rows_in(time).is_some_and(|rows| (990..=1010).contains(&rows)));
     }
 
     proptest! {

@@ -78,6 +78,12 @@ pub enum Refusal {
         /// [`SchedulerConfig::max_queued`](crate::SchedulerConfig::max_queued).
         limit: usize,
     },
+    /// Overload: by the measured pace, the work at hand ends too late for the deadline.
+    #[error("the answer would be late by {} ms: too much is waiting", late.0.div_ceil(1000))]
+    Backlog {
+        /// How much later than its deadline it would be answered.
+        late: Micros,
+    },
     /// The engine drains.
     #[error("shutting down")]
     ShuttingDown,

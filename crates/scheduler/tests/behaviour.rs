@@ -24,6 +24,10 @@ const CONFIG: SchedulerConfig = SchedulerConfig {
     max_chunk: 8,
     max_branch_rows: 16,
     max_step_transfers: 4,
+    max_step_time: Micros(20_000),
+    min_step_rows: 4,
+    tenant_running: 8,
+    tenant_running_time: Micros(250_000),
 };
 
 const CACHE: CacheConfig =

@@ -17,6 +17,9 @@ use crate::runtime::LoadError;
 /// How many offending ids a message names.
 const NAMED: usize = 100;
 
+/// Longest time that a client is asked to wait, in seconds: the load will be another by then.
+const LONGEST_RETRY: u32 = 60;
+
 /// Why a request has no answer.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
@@ -225,6 +228,15 @@ pub enum Error {
     /// Too much to do.
     #[error("too many requests are waiting; try again shortly")]
     Overloaded,
+    /// By what waits already, the answer would come too late.
+    #[error(
+        "too much is waiting: the answer would come after the deadline. Try again in {retry_after} s, or allow more time with \
+         `timeout_ms`"
+    )]
+    Backlog {
+        /// Seconds after which there should be room.
+        retry_after: u32,
+    },
     /// The deadline came first.
     #[error("the deadline passed before the answer was ready")]
     DeadlineExceeded,
@@ -336,7 +348,7 @@ impl Error {
             Self::Refused { why: Refused::Catalog, .. } => ("catalog_refused", 422),
             Self::Refused { why: Refused::Limits, .. } => ("limits_exceeded", 422),
             Self::Refused { why: Refused::Probe, .. } => ("probe_failed", 422),
-            Self::Overloaded => ("overloaded", 429),
+            Self::Overloaded | Self::Backlog { .. } => ("overloaded", 429),
             Self::UploadsBusy => ("uploads_busy", 429),
             Self::ComputationFailed => ("computation_failed", 500),
             Self::Internal => ("internal", 500),
@@ -376,6 +388,7 @@ impl Error {
     pub fn retry_after(&self) -> Option<u32> {
         match self {
             Self::Overloaded | Self::TooManyConnections => Some(1),
+            Self::Backlog { retry_after } => Some(*retry_after),
             Self::UploadsBusy => Some(5),
             Self::Loading | Self::LoadInProgress | Self::NoModel | Self::Draining | Self::Unhealthy => {
                 Some(2)
@@ -419,7 +432,9 @@ impl Error {
             LoadError::NoConvention(_) => Refused::Convention,
             LoadError::Catalog { .. } | LoadError::NoCatalog(_) | LoadError::Depth { .. } => Refused::Catalog,
             // Of the moment, not of the model.
-            LoadError::Probe(error @ (Self::Overloaded | Self::Draining)) => return error.clone(),
+            LoadError::Probe(error @ (Self::Overloaded | Self::Backlog { .. } | Self::Draining)) => {
+                return error.clone();
+            }
             LoadError::Limits(_) => Refused::Limits,
             LoadError::Device { .. } => Refused::Unsupported,
             LoadError::Memory(_) => Refused::Memory,
@@ -450,6 +465,10 @@ impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::QueueFull { .. } => Self::Overloaded,
+            Refusal::Backlog { late } => {
+                let seconds = u32::try_from(late.0.div_ceil(1_000_000)).unwrap_or(u32::MAX);
+                Self::Backlog { retry_after: seconds.clamp(1, LONGEST_RETRY) }
+            }
             Refusal::ShuttingDown => Self::Draining,
             Refusal::DeadlinePassed => Self::DeadlineExceeded,
             Refusal::EmptyContext => Self::EmptyContext,

@@ -158,6 +158,7 @@ pub fn publish(registry: &Registry, ready: bool) {
         ("failed", scheduler.failed),
         ("expired", scheduler.expired),
         ("cancelled", scheduler.cancelled),
+        ("dropped", scheduler.dropped),
         ("degraded", scheduler.degraded),
     ];
     for (end, count) in ends {

@@ -33,7 +33,7 @@ pub struct Completed<A> {
 /// Why an accepted request was not answered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unserved {
-    /// Refused by the scheduler, though the handle found nothing wrong: its limits are the same, so this is a bug.
+    /// Refused by the scheduler: by what is at hand, it could only be late.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// It could not be computed.

@@ -223,6 +223,7 @@ where
             Ending::Warmed => Ok(Completed { answer: None, usage, timings }),
             Ending::Failed(failure) => Err(Unserved::Failed(failure)),
             Ending::Expired => Err(Unserved::Expired(timings)),
+            Ending::Dropped(refusal) => Err(Unserved::Refused(refusal)),
             Ending::Cancelled => Err(Unserved::Drained),
         };
         // Whoever does not wait any more needs no answer.

@@ -36,7 +36,15 @@ impl<P> Scheduler<P> {
         self.confirm_imports();
         let mut in_flight = std::mem::take(&mut self.in_flight);
         for ((slot, work), (_, progress)) in in_flight.drain(..).zip(outcomes.drain(..)) {
-            self.seat(slot).running_mut().usage.steps += 1;
+            let rows = match work {
+                Work::Context { rows, .. } | Work::Branch { rows } => rows as u64,
+            };
+            let running = self.seat(slot).running_mut();
+            running.usage.steps += 1;
+            let rows = rows.min(running.rows_due);
+            running.rows_due -= rows;
+            let tenant = running.tenant;
+            self.tenants.advanced(tenant, rows);
             let ending = match work {
                 Work::Context { end, expand, .. } => self.advance_context(now, slot, end, expand, progress),
                 Work::Branch { .. } => self.advance_branches(slot, progress),

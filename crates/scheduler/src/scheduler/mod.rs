@@ -26,10 +26,11 @@ mod planning;
 mod restoring;
 mod seat;
 mod stats;
+mod tenants;
 
 use std::collections::{HashMap, VecDeque};
 
-use beamline_kv_cache::{CacheConfig, HostMemory, KvCache};
+use beamline_kv_cache::{CacheConfig, HostMemory, KvCache, Namespace};
 use beamline_model::step::Slot;
 
 use crate::{
@@ -40,14 +41,17 @@ use crate::{
     time::Micros,
 };
 use seat::{Seat, Work};
+use tenants::{Queued, Tenants};
 
 pub use stats::SchedulerStats;
 
-/// A request that waits for admission.
-struct Queued<P> {
-    request: Request<P>,
-    demand: Demand,
-    queued_at: Micros,
+/// Where a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// In the queue of its tenant.
+    Queue(Namespace),
+    /// In a seat.
+    Seat(Slot),
 }
 
 /// Continuous batching as a synchronous state machine.
@@ -57,10 +61,13 @@ pub struct Scheduler<P> {
     pace: Pace,
     stats: SchedulerStats,
 
-    /// Where every request is that has not ended: its slot, or `None` in the queue.
-    places: HashMap<RequestId, Option<Slot>>,
-    queue: VecDeque<Queued<P>>,
-    /// The head of the queue did not fit, and nobody has left since.
+    /// Where every request is that has not ended.
+    places: HashMap<RequestId, Place>,
+    /// Those who wait, and whose turn it is.
+    tenants: Tenants<P>,
+    /// The tenant whose turn it is and whose head did not fit. Nobody overtakes it.
+    turn: Option<Namespace>,
+    /// Nobody has left since it did not fit.
     head_waits: bool,
 
     /// One per slot.
@@ -99,7 +106,8 @@ impl<P> Scheduler<P> {
             pace: Pace::default(),
             stats: SchedulerStats::default(),
             places: HashMap::with_capacity(config.max_queued + config.max_running),
-            queue: VecDeque::with_capacity(config.max_queued),
+            tenants: Tenants::default(),
+            turn: None,
             head_waits: false,
             seats: (0..slots).map(|_| Seat::default()).collect(),
             free_slots: (0..slots).rev().map(Slot).collect(),
@@ -137,7 +145,7 @@ impl<P> Scheduler<P> {
 
     /// What is going on, and what has happened.
     pub fn stats(&self) -> SchedulerStats {
-        SchedulerStats { queued: self.queue.len() as u64, running: self.running() as u64, ..self.stats }
+        SchedulerStats { queued: self.tenants.waiting() as u64, running: self.running() as u64, ..self.stats }
     }
 
     /// Whether no request waits or runs.
@@ -153,8 +161,8 @@ impl<P> Scheduler<P> {
     pub fn submit(&mut self, now: Micros, request: Request<P>) -> Result<(), Refusal> {
         let demand = self.acceptable(now, &request).inspect_err(|_| self.stats.refused += 1)?;
         self.stats.accepted += 1;
-        self.places.insert(request.id, None);
-        self.queue.push_back(Queued { request, demand, queued_at: now });
+        self.places.insert(request.id, Place::Queue(request.namespace));
+        self.tenants.push(Queued { request, demand, queued_at: now });
         Ok(())
     }
 
@@ -163,10 +171,11 @@ impl<P> Scheduler<P> {
         assert!(self.in_flight.is_empty(), "requests are cancelled between steps, not within one");
         match self.places.get(&id) {
             None => return false,
-            Some(&Some(slot)) => self.end(now, slot, Ending::Cancelled, events),
-            Some(None) => {
-                let queued = self.queue.iter().position(|queued| queued.request.id == id);
-                let Some(queued) = queued.and_then(|index| self.queue.remove(index)) else {
+            Some(&Place::Seat(slot)) => self.end(now, slot, Ending::Cancelled, events),
+            Some(Place::Queue(tenant)) => {
+                let place = self.tenants.position(tenant, id);
+                let Some(queued) = place.and_then(|(tenant, index)| self.tenants.remove(tenant, index))
+                else {
                     unreachable!("a request without a seat is in the queue")
                 };
                 self.end_queued(now, queued, Ending::Cancelled, events);
@@ -184,10 +193,14 @@ impl<P> Scheduler<P> {
             return Err(Refusal::DuplicateId);
         }
         let limit = self.limits.config.max_queued;
-        if self.queue.len() >= limit {
+        if self.tenants.waiting() >= limit {
             return Err(Refusal::QueueFull { limit });
         }
-        Ok(demand)
+        let tenant = self.tenants.find(&request.namespace);
+        match self.late_behind_the_queue(now, request, tenant, demand.cost) {
+            Some(refusal) => Err(refusal),
+            None => Ok(demand),
+        }
     }
 
     fn running(&self) -> usize {
@@ -209,6 +222,7 @@ impl<P> Scheduler<P> {
         seat.context_pages.clear();
         seat.restoring.clear();
         self.running_cost -= running.cost;
+        self.tenants.ended(running.tenant, running.rows_due);
         for list in [&mut self.prefilling, &mut self.decoding, &mut self.suspects] {
             list.retain(|other| *other != slot);
         }
@@ -253,13 +267,14 @@ impl<P> Scheduler<P> {
     /// When an invariant is broken.
     pub fn check_invariants(&self) {
         self.cache.check_invariants();
-        assert_eq!(self.places.len(), self.queue.len() + self.running());
+        assert_eq!(self.places.len(), self.tenants.waiting() + self.running());
         assert_eq!(self.running(), self.prefilling.len() + self.decoding.len() + self.suspects.len());
         let mut cost = 0;
         for &slot in self.prefilling.iter().chain(&self.decoding).chain(&self.suspects) {
             let seat = &self.seats[slot.0 as usize];
             let running = seat.running();
-            assert_eq!(self.places.get(&running.request.id), Some(&Some(slot)));
+            assert_eq!(self.places.get(&running.request.id), Some(&Place::Seat(slot)));
+            assert!(running.rows_due <= running.cost);
             assert_eq!(seat.context_pages.len(), running.demand.context_pages);
             assert_eq!(seat.branch_pages.len(), running.demand.branch_pages);
             assert!(running.computed <= running.demand.target);
@@ -270,8 +285,13 @@ impl<P> Scheduler<P> {
         }
         assert_eq!(self.running_cost, cost);
         assert!(cost <= self.limits.config.max_running_cost);
-        for queued in &self.queue {
-            assert_eq!(self.places.get(&queued.request.id), Some(&None));
+        for tenant in self.tenants.ids().map(|id| self.tenants.get(id)) {
+            for queued in &tenant.waiting {
+                let place = Place::Queue(queued.request.namespace);
+                assert_eq!(self.places.get(&queued.request.id), Some(&place));
+            }
+            let rows: u64 = tenant.waiting.iter().map(|queued| queued.demand.cost).sum();
+            assert_eq!(rows, tenant.waiting_rows);
         }
         if self.running() == 0 {
             assert_eq!(self.cache.available(), self.limits.pages, "pages leaked");

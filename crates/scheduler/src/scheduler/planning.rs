@@ -3,9 +3,15 @@
 //! First the branch steps, under `max_branch_rows`: they end requests and free what those hold. Then context rows,
 //! under `max_step_tokens`. The two have budgets of their own, so that neither kind can starve the other.
 //!
-//! - Branch steps are given in turns: whoever is passed over comes first in the next step, and nobody overtakes.
-//! - Context rows go to the oldest first. In a first round each gets at most `max_chunk`, so that a long context does
-//!   not keep short ones waiting; what is left goes to the oldest again.
+//! - While others wait, a step holds as many rows as take `max_step_time` by the measured pace, but at least
+//!   `min_step_rows`. So nobody waits long for a step of others to end.
+//! - Tenants have equal shares of a step. One that got more, because a beam cannot be cut or because nobody else wanted
+//!   it, gets as much less of the next steps (deficit round robin).
+//! - Branch steps are given in turns: first within the shares, then of what is left. Whoever is passed over comes first in
+//!   the next step.
+//! - Context rows are given out in two rounds, to the oldest first. In the first, each request gets an equal part of its
+//!   tenant's share, at most `max_chunk`, so that a long context does not keep short ones waiting; in the second, what is
+//!   left goes to the oldest again.
 //! - A context that cannot be cut gets all of its rows or none. The oldest request finds the whole budget, which such a
 //!   context never exceeds, so it waits only for those that were admitted before it.
 //! - Whoever waits for pages out of host memory gets no rows before the last of them is ordered, see `restoring`.
@@ -15,8 +21,18 @@ use beamline_model::step::{BranchStep, Chunk, ContextShape, Plan, Slot};
 use super::{
     Scheduler,
     seat::{Stage, Work},
+    tenants::TenantId,
 };
-use crate::{event::Event, pace::Beam, time::Micros};
+use crate::{event::Event, limits::SchedulerConfig, pace::Beam, time::Micros};
+
+/// What a tenant gets of the context rows of a step.
+struct Share {
+    tenant: TenantId,
+    /// Requests that have rows to compute.
+    requests: usize,
+    /// Rows of each of them.
+    slice: usize,
+}
 
 impl<P> Scheduler<P> {
     /// Ends what is late, admits what fits and writes the next step. The plan is empty exactly when no request waits
@@ -32,9 +48,11 @@ impl<P> Scheduler<P> {
         if let Some(&slot) = self.suspects.front() {
             self.plan_alone(slot, plan);
         } else {
-            self.plan_branches(plan);
+            let most = self.step_rows();
+            self.grant_shares(most);
+            let rows = self.plan_branches(most, plan);
             self.plan_imports(plan);
-            self.plan_chunks(plan);
+            self.plan_chunks(most.saturating_sub(rows).max(self.limits.config.min_step_rows), plan);
         }
         self.choose_widths(now, plan);
         self.take_off(plan);
@@ -59,36 +77,92 @@ impl<P> Scheduler<P> {
         }
     }
 
-    fn plan_branches(&mut self, plan: &mut Plan) {
-        let mut budget = self.limits.config.max_branch_rows;
-        let mut served = 0;
-        while let Some(&slot) = self.decoding.get(served) {
-            let rows = self.seat(slot).running().branch_rows();
-            if rows > budget {
-                break;
-            }
-            budget -= rows;
-            served += 1;
-            self.push_branch(slot, plan);
-        }
-        assert!(served > 0 || self.decoding.is_empty(), "the widest beam fits into a step");
-        if served < self.decoding.len() {
-            self.decoding.rotate_left(served);
-        }
+    /// Most rows of a step: those that take as long as a step should while somebody waits for it to end.
+    fn step_rows(&self) -> usize {
+        let SchedulerConfig { max_step_time, min_step_rows, max_step_tokens, max_branch_rows, .. } =
+            self.limits.config;
+        let alone = self.running() + self.tenants.waiting() <= 1;
+        let rows = self.pace.rows_in(max_step_time).filter(|_| !alone);
+        let all = max_step_tokens.saturating_add(max_branch_rows);
+        rows.map_or(all, |rows| rows.max(min_step_rows).min(all))
     }
 
-    fn plan_chunks(&mut self, plan: &mut Plan) {
-        let config = self.limits.config;
-        let mut budget = config.max_step_tokens;
+    /// Gives each tenant that has something to compute an equal share of a step of `most` rows.
+    fn grant_shares(&mut self, most: usize) {
+        let mut tenants: Vec<TenantId> = Vec::new();
+        let ready = self.prefilling.iter().filter(|slot| self.rows_ready(**slot) > 0);
+        for slot in self.decoding.iter().chain(ready) {
+            let tenant = self.seats[slot.0 as usize].running().tenant;
+            if !tenants.contains(&tenant) {
+                tenants.push(tenant);
+            }
+        }
+        let each = most / tenants.len().max(1);
+        tenants.into_iter().for_each(|tenant| self.tenants.grant(tenant, each));
+    }
+
+    /// Gives out branch steps under `most` rows. Returns their rows.
+    fn plan_branches(&mut self, most: usize, plan: &mut Plan) -> usize {
+        let max = self.limits.config.max_branch_rows;
+        let (mut budget, mut rows_served, mut served) = (most.min(max), 0, Vec::new());
+        // Tenants that have not had their share, then whoever wants what is left.
+        for within_share in [true, false] {
+            for index in 0..self.decoding.len() {
+                let slot = self.decoding[index];
+                let running = self.seats[slot.0 as usize].running();
+                let (tenant, rows) = (running.tenant, running.branch_rows());
+                if served.contains(&slot) || (within_share && self.tenants.credit(tenant) == 0) {
+                    continue;
+                }
+                // The first is served however wide it is.
+                if rows > if served.is_empty() { max } else { budget } {
+                    break;
+                }
+                budget = budget.saturating_sub(rows);
+                rows_served += rows;
+                self.tenants.charge(tenant, rows, most);
+                served.push(slot);
+                self.push_branch(slot, plan);
+            }
+        }
+        assert!(!served.is_empty() || self.decoding.is_empty(), "the widest beam fits into a step");
+        if served.len() < self.decoding.len() {
+            self.decoding.retain(|slot| !served.contains(slot));
+            self.decoding.extend(served);
+        }
+        rows_served
+    }
+
+    fn plan_chunks(&mut self, most: usize, plan: &mut Plan) {
+        let SchedulerConfig { max_step_tokens, max_chunk, min_step_rows, .. } = self.limits.config;
+        let mut budget = most.min(max_step_tokens);
         let mut takes = std::mem::take(&mut self.takes);
         takes.clear();
-        for slot in &self.prefilling {
-            let take = self.share(*slot, config.max_chunk, budget);
-            budget -= take;
+        let shares = self.tenant_shares(budget);
+        let first = self.prefilling.iter().position(|slot| self.rows_ready(*slot) > 0);
+        for index in 0..self.prefilling.len() {
+            let slot = self.prefilling[index];
+            let running = self.seats[slot.0 as usize].running();
+            let (tenant, shape, first) = (running.tenant, running.request.shape, first == Some(index));
+            let slice = shares.iter().find(|share| share.tenant == tenant).map_or(0, |share| share.slice);
+            let left = match (shape, first) {
+                // A context that cannot be cut is not kept waiting by a bound that it could never meet.
+                (ContextShape::Whole, true) => max_step_tokens,
+                (ContextShape::Whole, false) => budget,
+                (ContextShape::Causal, first) => {
+                    budget.min(self.tenants.credit(tenant).max(usize::from(first)))
+                }
+            };
+            let take = self.share(slot, slice.max(min_step_rows).min(max_chunk), left);
+            self.tenants.charge(tenant, take, most);
+            budget = budget.saturating_sub(take);
             takes.push(take);
         }
-        for (slot, take) in self.prefilling.iter().zip(&mut takes) {
-            let share = self.share(*slot, usize::MAX, *take + budget);
+        for (index, take) in takes.iter_mut().enumerate() {
+            let slot = self.prefilling[index];
+            let share = self.share(slot, usize::MAX, *take + budget).max(*take);
+            let tenant = self.seats[slot.0 as usize].running().tenant;
+            self.tenants.charge(tenant, share - *take, most);
             budget -= share - *take;
             *take = share;
         }
@@ -96,6 +170,21 @@ impl<P> Scheduler<P> {
             self.push_chunk(self.prefilling[index], take, plan);
         }
         self.takes = takes;
+    }
+
+    /// What each request of a tenant that has rows to compute gets of `budget` in the first round.
+    fn tenant_shares(&self, budget: usize) -> Vec<Share> {
+        let mut shares: Vec<Share> = Vec::new();
+        for slot in self.prefilling.iter().filter(|slot| self.rows_ready(**slot) > 0) {
+            let tenant = self.seats[slot.0 as usize].running().tenant;
+            match shares.iter_mut().find(|share| share.tenant == tenant) {
+                Some(share) => share.requests += 1,
+                None => shares.push(Share { tenant, requests: 1, slice: 0 }),
+            }
+        }
+        let each = budget / shares.len().max(1);
+        shares.iter_mut().for_each(|share| share.slice = each / share.requests);
+        shares
     }
 
     /// Rows that a request gets when at most `budget` are left: no more than `chunk`, where its context may be cut.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use beamline_kv_cache::{HostPage, PageId};
 
+use super::tenants::TenantId;
 use crate::{event::Usage, limits::Demand, request::Request, time::Micros};
 
 /// One slot. The page tables keep their memory from request to request.
@@ -23,8 +24,11 @@ pub(super) struct Seat<P> {
 pub(super) struct Running<P> {
     pub(super) request: Request<P>,
     pub(super) demand: Demand,
+    pub(super) tenant: TenantId,
     /// Rows that it was admitted for.
     pub(super) cost: u64,
+    /// Those of them that are not computed yet, as far as is known.
+    pub(super) rows_due: u64,
     /// Leading context positions that lie in pages, or will when what is being restored is back.
     pub(super) computed: usize,
     /// Leading pages that were offered to the prefix index, or came from it.

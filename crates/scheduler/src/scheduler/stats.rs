@@ -21,6 +21,8 @@ pub struct SchedulerStats {
     pub expired: u64,
     /// Requests that nobody wanted any more.
     pub cancelled: u64,
+    /// Requests dropped from the queue, because their deadline had become impossible.
+    pub dropped: u64,
     /// Answers over a narrowed beam.
     pub degraded: u64,
     /// Requests tried again alone after a failed step.
@@ -57,6 +59,7 @@ impl SchedulerStats {
             }
             Ending::Failed(_) => self.failed += 1,
             Ending::Expired => self.expired += 1,
+            Ending::Dropped(_) => self.dropped += 1,
             Ending::Cancelled => self.cancelled += 1,
         }
     }

@@ -61,6 +61,7 @@ fn add(total: &mut Report, one: &Report) {
         failed,
         expired,
         cancelled,
+        dropped,
         refused,
         degraded,
         retried,
@@ -78,6 +79,7 @@ fn add(total: &mut Report, one: &Report) {
     total.failed += failed;
     total.expired += expired;
     total.cancelled += cancelled;
+    total.dropped += dropped;
     total.refused += refused;
     total.degraded += degraded;
     total.retried += retried;
@@ -112,6 +114,7 @@ fn every_request_ends_once_and_as_it_must() {
         ("failed", total.failed),
         ("expired", total.expired),
         ("cancelled", total.cancelled),
+        ("dropped", total.dropped),
         ("refused", total.refused),
         ("degraded", total.degraded),
         ("retried", total.retried),

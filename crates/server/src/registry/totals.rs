@@ -56,7 +56,7 @@ macro_rules! sum {
 fn sum_scheduler(a: SchedulerStats, b: SchedulerStats) -> SchedulerStats {
     sum!(
         SchedulerStats, a, b;
-        queued, running, accepted, refused, finished, failed, expired, cancelled, degraded, retried, hit_tokens,
+        queued, running, accepted, refused, finished, failed, expired, cancelled, dropped, degraded, retried, hit_tokens,
         restored_tokens, restored_pages, missed_tokens, steps, failed_steps, context_rows, branch_rows, step_micros;
         // The engine that is worst off: a sum would say nothing.
         failed_in_a_row: u64::max
