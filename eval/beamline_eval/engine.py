@@ -33,6 +33,8 @@ def batch(program, checkpoint, requests, answers, threads=None, in_flight=None, 
     command += ["--threads", str(threads)] if threads else []
     command += ["--in-flight", str(in_flight)] if in_flight else []
     command += ["--timings"] if timings else []
+    # Answers of an earlier evaluation are made anew.
+    command += ["--restart"] if os.path.isfile(answers) else []
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run([*command, requests, answers], stderr=subprocess.PIPE, text=True)
     wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)

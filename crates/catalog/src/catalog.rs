@@ -128,6 +128,11 @@ impl Catalog {
         self.parts.ids.find(item_id).map(ItemIndex)
     }
 
+    /// All tags that items have, in order of first mention.
+    pub fn tag_names(&self) -> impl Iterator<Item = &str> {
+        self.parts.tags.names()
+    }
+
     /// All items in catalog order.
     pub fn items(&self) -> impl ExactSizeIterator<Item = ItemIndex> + use<> {
         (0..narrow(self.num_items())).map(ItemIndex)

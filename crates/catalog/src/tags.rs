@@ -52,6 +52,11 @@ impl TagTable {
         self.names.find(name)
     }
 
+    /// All tags.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        (0..narrow(self.len())).map(|tag| self.names.strings().get(tag))
+    }
+
     /// Number of distinct tags.
     pub(crate) fn len(&self) -> usize {
         self.names.len()

@@ -5,6 +5,7 @@
 //! where the error is made.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use beamline_model::convention::text::PromptError;
 use beamline_model::error::ModelError;
@@ -55,14 +56,22 @@ pub enum Error {
         limit: u64,
     },
     /// No item of the history is in the catalog.
-    #[error("no item of `history` is in the catalog ({})", name(.0))]
-    NoKnownItems(Vec<String>),
+    #[error("no item of `history` is in the catalog: {0}")]
+    NoKnownItems(UnknownNames),
     /// `strict_history` was asked, and some items are not in the catalog.
-    #[error("`history` has items that are not in the catalog: {}", name(.0))]
-    UnknownItems(Vec<String>),
+    #[error("`history` has items that are not in the catalog: {0}")]
+    UnknownItems(UnknownNames),
+    /// `strict_filters` was asked, and no item has some of the tags.
+    #[error("`filters` has tags that no item of the catalog has: {0}")]
+    UnknownTags(UnknownNames),
+    /// `strict_filters` was asked, and some items are not in the catalog.
+    #[error("`filters` has items that are not in the catalog: {0}")]
+    UnknownFilterItems(UnknownNames),
     /// A token id that the model does not have.
-    #[error("`token_ids` holds {token} at position {index}, the vocabulary ends at {last}")]
+    #[error("`{param}` holds token {token} at position {index}, the vocabulary ends at {last}")]
     TokenOutOfRange {
+        /// The field.
+        param: &'static str,
         /// Its position.
         index: usize,
         /// The id.
@@ -93,14 +102,27 @@ pub enum Error {
     #[error("`prompt` {0}")]
     Prompt(PromptError),
     /// Nothing to compute from.
-    #[error("the context is empty: this model has no prompt around a history, so send at least one token")]
-    EmptyContext,
+    #[error("`{param}` gives no token to compute from: send at least one")]
+    EmptyContext {
+        /// The field.
+        param: &'static str,
+    },
+    /// No items, for a model without a prompt around them.
+    #[error(
+        "`history` is empty, and this model cannot start cold: its convention puts nothing around a history (no \
+         `prompt_prefix`, `prompt_suffix` or `generation_begin`, and no begin token by `add_special_tokens`). Send at least \
+         one item, or `prompt` or `token_ids`"
+    )]
+    NoColdStart,
     /// No events, for a model that needs some.
-    #[error("`history` is empty: this model has nothing to compute from without an event")]
+    #[error(
+        "`history` is empty, and this model cannot start cold: it reads events and has no other rows to compute from. Send \
+         at least one event"
+    )]
     EmptyHistory,
     /// None of the candidates is in the catalog.
-    #[error("no item of `candidates` is in the catalog ({})", name(.0))]
-    NoKnownCandidates(Vec<String>),
+    #[error("no item of `candidates` is in the catalog: {0}")]
+    NoKnownCandidates(UnknownNames),
     /// The model does something else.
     #[error("this model does not answer that: it answers {}", tasks(.0))]
     TaskNotSupported(&'static [&'static str]),
@@ -257,6 +279,21 @@ pub enum Error {
     Internal,
 }
 
+/// Names that a catalog does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownNames {
+    /// The names, each once.
+    pub names: Vec<String>,
+    /// The known name that the first of them may stand for, as the end of a message; empty if none is near.
+    pub hint: String,
+}
+
+impl fmt::Display for UnknownNames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", name(&self.names), self.hint)
+    }
+}
+
 /// Why a checkpoint cannot be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
@@ -328,13 +365,15 @@ impl Error {
             Self::LimitExceeded { .. } => ("limit_exceeded", 422),
             Self::NoKnownItems(_) => ("no_known_items", 422),
             Self::UnknownItems(_) => ("unknown_items", 422),
+            Self::UnknownTags(_) => ("unknown_tags", 422),
+            Self::UnknownFilterItems(_) => ("unknown_filter_items", 422),
             Self::TokenOutOfRange { .. } => ("token_out_of_range", 422),
             Self::ContextTooLong { .. }
             | Self::NeverInOneStep { .. }
             | Self::Prompt(PromptError::TooLong { .. }) => ("context_too_long", 422),
             Self::Prompt(PromptError::BeyondVocabulary { .. }) => ("token_out_of_range", 422),
             Self::Prompt(PromptError::OnlyUnknown | PromptError::Failed) => ("invalid_value", 422),
-            Self::EmptyContext => ("empty_context", 422),
+            Self::EmptyContext { .. } | Self::NoColdStart => ("empty_context", 422),
             Self::EmptyHistory => ("empty_history", 422),
             Self::NoKnownCandidates(_) => ("no_known_candidates", 422),
             Self::TaskNotSupported(_) => ("task_not_supported", 422),
@@ -370,13 +409,17 @@ impl Error {
             Self::InvalidRequest { param, .. } => param.as_deref(),
             Self::InvalidName { param }
             | Self::InvalidValue { param, .. }
-            | Self::LimitExceeded { param, .. } => Some(param),
+            | Self::LimitExceeded { param, .. }
+            | Self::TokenOutOfRange { param, .. }
+            | Self::EmptyContext { param } => Some(param),
             Self::CatalogNotFound | Self::VersionNotFound | Self::VersionLabelled(_) => Some("version"),
             Self::LabelNotFound => Some("label"),
-            Self::NoKnownItems(_) | Self::UnknownItems(_) | Self::EmptyHistory => Some("history"),
+            Self::NoKnownItems(_) | Self::UnknownItems(_) | Self::EmptyHistory | Self::NoColdStart => {
+                Some("history")
+            }
+            Self::UnknownTags(_) | Self::UnknownFilterItems(_) => Some("filters"),
             Self::NoKnownCandidates(_) => Some("candidates"),
             Self::TaskNotSupported(_) => Some("model"),
-            Self::TokenOutOfRange { .. } => Some("token_ids"),
             Self::Prompt(_) => Some("prompt"),
             Self::UnknownSidPrefix => Some("sid_prefix"),
             Self::ModelNotFound(_) => Some("model"),
@@ -471,7 +514,7 @@ impl From<Refusal> for Error {
             }
             Refusal::ShuttingDown => Self::Draining,
             Refusal::DeadlinePassed => Self::DeadlineExceeded,
-            Refusal::EmptyContext => Self::EmptyContext,
+            Refusal::EmptyContext => Self::EmptyContext { param: "history" },
             Refusal::ContextTooLong { len, limit } => Self::ContextTooLong { len, limit },
             Refusal::NeverInOneStep { len, limit } => Self::NeverInOneStep { len, limit },
             Refusal::BeamTooWide { width, limit } => Self::LimitExceeded {

@@ -9,7 +9,7 @@
 //! The prompt is tokenised as one string. Unknown fields are refused, so that a misspelt one is noticed.
 
 use beamline_wording::{did_you_mean, plain};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::presets;
@@ -22,7 +22,7 @@ pub const MAX_STEPS: usize = 32;
 const MAX_CODES: u32 = 1 << 20;
 
 /// The file as written.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Format {
     /// Version of the format; 1.
@@ -94,7 +94,7 @@ pub struct Format {
 }
 
 /// Which codes have a token.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CodesWithTokens {
     /// All of them.
@@ -105,7 +105,7 @@ pub enum CodesWithTokens {
 }
 
 /// A single token: its text, or text and id.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(untagged, deny_unknown_fields, expecting = "expected the text of a token, or {\"text\", \"id\"}")]
 pub enum Marker {
     /// The text.

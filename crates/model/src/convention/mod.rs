@@ -192,4 +192,20 @@ impl SymbolTable for Convention {
         };
         *level.tokens.get(code as usize)?
     }
+
+    fn advice(&self, level: usize, part: &SidPart) -> Option<String> {
+        let Level { tokens, prefix, suffix, .. } = self.levels.get(level)?;
+        let code = match part {
+            SidPart::Code(code) => *code,
+            SidPart::Token(text) => match text.parse() {
+                Ok(code) => code,
+                Err(_) => return Some(format!("the tokens of this level are written {prefix}0{suffix}")),
+            },
+        };
+        match (part, tokens.get(code as usize)) {
+            (SidPart::Token(_), Some(Some(_))) => Some(format!("write {code} or \"{prefix}{code}{suffix}\"")),
+            (_, Some(None)) => Some(format!("the tokenizer has no token {prefix}{code}{suffix}")),
+            _ => Some(format!("this level has the codes 0 to {}", tokens.len().saturating_sub(1))),
+        }
+    }
 }

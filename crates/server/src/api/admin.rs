@@ -1,10 +1,11 @@
 //! What is asked to change models and catalogs.
 
-use beamline_catalog::{ItemRecord, SidPart};
+use beamline_catalog::{ItemId, ItemRecord, SidPart};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::SidPartSchema;
+use super::written::{ItemIdSchema, read};
 
 /// Asks for a checkpoint to be loaded. All of it is optional.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
@@ -49,7 +50,8 @@ pub struct CatalogPatch {
     #[serde(default)]
     pub add: Vec<NewItem>,
     /// Ids of items to remove. An id that is not there is an error.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "read::<Vec<ItemId>, _>")]
+    #[schema(value_type = Vec<ItemIdSchema>)]
     pub remove: Vec<String>,
     /// Items whose tags change.
     #[serde(default)]
@@ -61,6 +63,8 @@ pub struct CatalogPatch {
 #[serde(deny_unknown_fields)]
 pub struct NewItem {
     /// The client's own id; unique within a catalog.
+    #[serde(deserialize_with = "read::<ItemId, _>")]
+    #[schema(value_type = ItemIdSchema)]
     pub item_id: String,
     /// The semantic ID, one code per level.
     #[schema(value_type = Vec<SidPartSchema>)]
@@ -78,6 +82,8 @@ pub struct NewItem {
 #[serde(deny_unknown_fields)]
 pub struct Retag {
     /// The item.
+    #[serde(deserialize_with = "read::<ItemId, _>")]
+    #[schema(value_type = ItemIdSchema)]
     pub item_id: String,
     /// All its tags from now on.
     pub tags: Vec<String>,

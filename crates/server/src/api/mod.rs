@@ -8,6 +8,8 @@
 pub mod admin;
 pub mod request;
 pub mod response;
+pub mod timestamp;
+pub mod written;
 
 pub use admin::{CatalogPatch, CatalogVersionRequest, LoadRequest, NewItem, Retag, VersionRequest};
 pub use request::{

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use beamline_catalog::SidPart;
+use beamline_catalog::{ItemId, SidPart, text};
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::de::{self, DeserializeOwned, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
 use super::SidPartSchema;
+use super::timestamp::Timestamp;
+use super::written::{ItemIdSchema, Whole, read};
 use crate::error::Error;
 
 /// Asks for items. Exactly one of `history`, `token_ids` and `prompt` must be given.
@@ -18,13 +20,17 @@ use crate::error::Error;
 pub struct RecommendRequest {
     /// Whose request this is. It finds the user's cached context faster and has no other effect.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "read::<Option<ItemId>, _>")]
+    #[schema(value_type = Option<ItemIdSchema>)]
     pub user_id: Option<String>,
-    /// What the user did, oldest first. An empty list asks for a cold start. Items that the catalog does not have are
-    /// skipped and listed in the answer.
+    /// What the user did, oldest first: item ids, or objects with more about each event. An empty list asks for a cold
+    /// start. Items that the catalog does not have are skipped and listed in the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<HistoryEntrySchema>>)]
     pub history: Option<Vec<HistoryAction>>,
     /// The context as token ids of the model, used as they are.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "read::<Option<Vec<Whole<u32>>>, _>")]
     pub token_ids: Option<Vec<u32>>,
     /// The context as text, which the model's tokenizer turns into tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,9 +42,11 @@ pub struct RecommendRequest {
     pub sid_prefix: Option<Vec<SidPart>>,
     /// Items wanted. Default 10.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "read::<Option<Whole<u64>>, _>")]
     pub num_items: Option<u64>,
     /// Width of the beam, at least `num_items`. Default 50, or `num_items` if that is more.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "read::<Option<Whole<u64>>, _>")]
     pub beam_width: Option<u64>,
     /// The model: `name` for the version that its label `stable` points at, `name@label`, or `name@version` with the
     /// first 12 digits of the checkpoint's sha256. Default: the name that the server was started with.
@@ -52,6 +60,7 @@ pub struct RecommendRequest {
     pub filters: Option<Filters>,
     /// Milliseconds after which the answer is of no more use, counted from when the request has arrived.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "read::<Option<Whole<u64>>, _>")]
     pub timeout_ms: Option<u64>,
     /// Whether the beam may be narrowed, down to `num_items`, to make the deadline. The answer says so in `degraded`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,14 +68,19 @@ pub struct RecommendRequest {
     /// Whether history items that the catalog does not have are an error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strict_history: Option<bool>,
+    /// Whether tags and items of `filters` that the catalog does not have are an error. Else the answer lists them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strict_filters: Option<bool>,
     /// Cached contexts are shared within a tenant and never between tenants.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
-    /// When the items are for, in the unit of the timestamps. Models that read times need it; others ignore it.
+    /// When the items are for, in seconds since 1970. Models that read times need it; others ignore it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "read::<Option<Timestamp>, _>")]
     pub query_time: Option<i64>,
     /// Features of the user by name, for models that read them: numbers in the model's tables.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "read::<Option<BTreeMap<String, Vec<Whole<u32>>>>, _>")]
     pub features: Option<BTreeMap<String, Vec<u32>>>,
 }
 
@@ -75,15 +89,21 @@ pub struct RecommendRequest {
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct RankRequest {
     /// Whose request this is. It finds the user's cached context faster and has no other effect.
+    #[serde(default, deserialize_with = "read::<Option<ItemId>, _>")]
+    #[schema(value_type = Option<ItemIdSchema>)]
     pub user_id: Option<String>,
     /// What the user did, oldest first. Items that the catalog does not have are skipped and listed in the answer.
     #[serde(default)]
+    #[schema(value_type = Vec<HistoryEntrySchema>)]
     pub history: Vec<HistoryAction>,
     /// The items, at most 4096, each once. Those that the catalog does not have are listed in the answer.
+    #[schema(value_type = Vec<CandidateEntrySchema>)]
     pub candidates: Vec<Candidate>,
-    /// When the predictions are for, in the unit of the timestamps. Models that read times need it; others ignore it.
+    /// When the predictions are for, in seconds since 1970. Models that read times need it; others ignore it.
+    #[serde(default, deserialize_with = "read::<Option<Timestamp>, _>")]
     pub query_time: Option<i64>,
     /// Features of the user by name, for models that read them: numbers in the model's tables.
+    #[serde(default, deserialize_with = "read::<Option<BTreeMap<String, Vec<Whole<u32>>>>, _>")]
     pub features: Option<BTreeMap<String, Vec<u32>>>,
     /// Weights by task: each candidate's score is the weighted sum of its predictions, and the best comes first. Tasks that
     /// are not named weigh nothing. Without weights a model of one task is ordered by it, others keep the order given.
@@ -94,6 +114,7 @@ pub struct RankRequest {
     /// What the log-probabilities of a model of semantic IDs are relative to.
     pub normalization: Option<Normalization>,
     /// Milliseconds after which the answer is of no more use.
+    #[serde(default, deserialize_with = "read::<Option<Whole<u64>>, _>")]
     pub timeout_ms: Option<u64>,
     /// Whether history items that the catalog does not have are an error.
     pub strict_history: Option<bool>,
@@ -106,9 +127,11 @@ pub struct RankRequest {
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Candidate {
     /// The item.
+    #[serde(deserialize_with = "read::<ItemId, _>")]
+    #[schema(value_type = ItemIdSchema)]
     pub item_id: String,
     /// Its features beside the item, for models that read them: numbers in the model's tables.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "read::<Option<BTreeMap<String, Whole<u32>>>, _>")]
     pub features: Option<BTreeMap<String, u32>>,
 }
 
@@ -118,10 +141,14 @@ pub struct Candidate {
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct WarmRequest {
     /// Whose context this is.
+    #[serde(default, deserialize_with = "read::<Option<ItemId>, _>")]
+    #[schema(value_type = Option<ItemIdSchema>)]
     pub user_id: Option<String>,
     /// What the user did, oldest first.
+    #[schema(value_type = Option<Vec<HistoryEntrySchema>>)]
     pub history: Option<Vec<HistoryAction>>,
     /// The context as token ids of the model.
+    #[serde(default, deserialize_with = "read::<Option<Vec<Whole<u32>>>, _>")]
     pub token_ids: Option<Vec<u32>>,
     /// The context as text.
     pub prompt: Option<String>,
@@ -129,14 +156,17 @@ pub struct WarmRequest {
     /// first 12 digits of the checkpoint's sha256. Default: the name that the server was started with.
     pub model: Option<String>,
     /// Milliseconds after which the work is dropped.
+    #[serde(default, deserialize_with = "read::<Option<Whole<u64>>, _>")]
     pub timeout_ms: Option<u64>,
     /// Whether history items that the catalog does not have are an error.
     pub strict_history: Option<bool>,
     /// Cached contexts are shared within a tenant and never between tenants.
     pub tenant: Option<String>,
     /// As in a request for items.
+    #[serde(default, deserialize_with = "read::<Option<Timestamp>, _>")]
     pub query_time: Option<i64>,
     /// As in a request for items.
+    #[serde(default, deserialize_with = "read::<Option<BTreeMap<String, Vec<Whole<u32>>>>, _>")]
     pub features: Option<BTreeMap<String, Vec<u32>>>,
 }
 
@@ -145,18 +175,22 @@ pub struct WarmRequest {
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct HistoryAction {
     /// The item.
+    #[serde(deserialize_with = "read::<ItemId, _>")]
+    #[schema(value_type = ItemIdSchema)]
     pub item_id: String,
     /// What was done with it; for models that read actions, the number of the action. Others ignore it.
-    #[serde(default)]
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "read::<Option<ItemId>, _>")]
+    #[schema(value_type = Option<ItemIdSchema>)]
     pub action: Option<String>,
-    /// When, in seconds since 1970. Models that read items only ignore it; the order of the list counts.
-    #[serde(default)]
+    /// When, in seconds since 1970. Models that read items only ignore it, and the order of the list counts; times that
+    /// run backwards are an error all the same.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "read::<Option<Timestamp>, _>")]
     pub timestamp: Option<i64>,
     /// Features of the item beside the item itself, for models that read them: numbers in the model's tables.
-    #[serde(default)]
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "read::<Option<BTreeMap<String, Whole<u32>>>, _>")]
     pub features: Option<BTreeMap<String, u32>>,
 }
 
@@ -165,20 +199,23 @@ pub struct HistoryAction {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Filters {
-    /// Never these items. Unknown ids have no effect.
-    #[serde(default)]
+    /// Never these items. Unknown ids have no effect and are listed in the answer.
+    #[serde(default, deserialize_with = "read::<Vec<ItemId>, _>")]
+    #[schema(value_type = Vec<ItemIdSchema>)]
     pub exclude_items: Vec<String>,
     /// Never an item of the history, the part of it that was cut off included.
     #[serde(default)]
     pub exclude_seen: bool,
-    /// Only items that have all of these tags.
+    /// Only items that have all of these tags. A tag that no item has leaves nothing, and is listed in the answer.
     #[serde(default)]
     pub require_tags: Vec<String>,
-    /// Never items that have one of these tags.
+    /// Never items that have one of these tags. A tag that no item has has no effect, and is listed in the answer.
     #[serde(default)]
     pub forbid_tags: Vec<String>,
-    /// Only these items. Unknown ids have no effect; an empty list allows nothing.
+    /// Only these items. Unknown ids have no effect and are listed in the answer; an empty list allows nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "read::<Option<Vec<ItemId>>, _>")]
+    #[schema(value_type = Option<Vec<ItemIdSchema>>)]
     pub allow_items: Option<Vec<String>>,
 }
 
@@ -219,7 +256,93 @@ macro_rules! objects_only {
     )*};
 }
 
-objects_only!(RecommendRequest, RankRequest, Candidate, WarmRequest, HistoryAction, Filters);
+objects_only!(RecommendRequest, RankRequest, WarmRequest, Filters);
+
+/// Where an item is all that there is to say, its id alone is enough: `"a"` means `{"item_id": "a"}`.
+macro_rules! objects_or_ids {
+    ($($name:ident: $of:expr),*) => {$(
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct EntryVisitor;
+
+                impl EntryVisitor {
+                    fn id<'de, E: de::Error>(self, id: impl IntoDeserializer<'de, E>) -> Result<$name, E> {
+                        ItemId::deserialize(id.into_deserializer()).map(|ItemId(id)| $of(id))
+                    }
+                }
+
+                impl<'de> Visitor<'de> for EntryVisitor {
+                    type Value = $name;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("an item id, or an object such as {\"item_id\": \"a\"}")
+                    }
+
+                    fn visit_str<E: de::Error>(self, id: &str) -> Result<$name, E> {
+                        self.id(id)
+                    }
+
+                    fn visit_u64<E: de::Error>(self, id: u64) -> Result<$name, E> {
+                        self.id(id)
+                    }
+
+                    fn visit_i64<E: de::Error>(self, id: i64) -> Result<$name, E> {
+                        self.id(id)
+                    }
+
+                    fn visit_f64<E: de::Error>(self, id: f64) -> Result<$name, E> {
+                        self.id(id)
+                    }
+
+                    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<$name, A::Error> {
+                        // The function that the derive made, not this trait's.
+                        $name::deserialize(MapAccessDeserializer::new(map))
+                    }
+                }
+
+                deserializer.deserialize_any(EntryVisitor)
+            }
+        }
+    )*};
+}
+
+objects_or_ids!(HistoryAction: HistoryAction::of_item, Candidate: Candidate::of_item);
+
+impl HistoryAction {
+    /// An event of which only the item is known.
+    pub fn of_item(item_id: String) -> Self {
+        Self { item_id, action: None, timestamp: None, features: None }
+    }
+}
+
+impl Candidate {
+    /// An item without features of its own.
+    pub fn of_item(item_id: String) -> Self {
+        Self { item_id, features: None }
+    }
+}
+
+/// An event: an item id, or an object that says more.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[schema(as = HistoryEntry)]
+pub enum HistoryEntrySchema {
+    /// The item.
+    Id(ItemIdSchema),
+    /// The item, and what was done with it and when.
+    Action(HistoryAction),
+}
+
+/// A candidate: an item id, or an object that says more.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[schema(as = CandidateEntry)]
+pub enum CandidateEntrySchema {
+    /// The item.
+    Id(ItemIdSchema),
+    /// The item and its features.
+    Candidate(Candidate),
+}
 
 /// For the request log. The derive made functions, because of `remote`; these are the traits.
 macro_rules! written_as_read {
@@ -234,14 +357,18 @@ macro_rules! written_as_read {
 
 written_as_read!(RecommendRequest, HistoryAction, Filters);
 
-/// Reads a body.
+/// Reads a body. A byte order mark before it means nothing.
 ///
 /// # Errors
 ///
 /// [`Error::InvalidJson`] when it is not JSON, [`Error::InvalidRequest`] when it is not this request.
 pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
+    let body = text::skip_mark(body).map_err(|error| Error::InvalidJson(error.to_string()))?;
+    if body.trim_ascii().is_empty() {
+        return Err(Error::InvalidJson("it is empty; send an object, {...}".into()));
+    }
     let mut reader = serde_json::Deserializer::from_slice(body);
-    let request = serde_path_to_error::deserialize(&mut reader).map_err(explain)?;
+    let request = serde_path_to_error::deserialize(&mut reader).map_err(|error| explain(error, body))?;
     reader.end().map_err(|error| Error::InvalidJson(error.to_string()))?;
     Ok(request)
 }
@@ -252,21 +379,43 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
 ///
 /// [`Error::InvalidRequest`] when it is not this request.
 pub fn parse_value<T: DeserializeOwned>(value: serde_json::Value) -> Result<T, Error> {
-    serde_path_to_error::deserialize(value).map_err(explain)
+    serde_path_to_error::deserialize(value).map_err(|error| explain(error, &[]))
 }
 
-fn explain(error: serde_path_to_error::Error<serde_json::Error>) -> Error {
+fn explain(error: serde_path_to_error::Error<serde_json::Error>, body: &[u8]) -> Error {
     let path = error.path().to_string();
     let inner = error.into_inner();
     if !inner.is_data() {
-        return Error::InvalidJson(inner.to_string());
+        let hint = if names_no_number(body, &inner) {
+            "; NaN and Infinity are not JSON, leave them out"
+        } else {
+            ""
+        };
+        return Error::InvalidJson(format!("{inner}{hint}"));
     }
     let param = (path != ".").then_some(path);
+    let inner = shorten(beamline_wording::plain(&inner.to_string()));
     let message = match &param {
         Some(param) => format!("`{param}`: {inner}"),
-        None => inner.to_string(),
+        None => inner,
     };
     Error::InvalidRequest { message, param }
+}
+
+/// Whether the JSON ends where somebody wrote `NaN` or `Infinity`, as Python does.
+fn names_no_number(body: &[u8], error: &serde_json::Error) -> bool {
+    let line = body.split(|byte| *byte == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
+    // The column is the last byte that was read: the first of a name, or the one after a sign.
+    let rest = line.get(error.column().saturating_sub(1)..).unwrap_or_default();
+    rest.starts_with(b"NaN") || rest.starts_with(b"Infinity")
+}
+
+/// Leaves out the list of all fields where the one that was meant is named.
+fn shorten(message: String) -> String {
+    match message.split_once("?), expected ") {
+        Some((start, _)) => format!("{start}?); GET /openapi.json lists all fields"),
+        None => message,
+    }
 }
 
 #[cfg(test)]
@@ -284,11 +433,69 @@ mod tests {
         assert_eq!(error(r#"{"num_items": "ten"}"#), invalid("num_items"));
         assert_eq!(error(r#"{"num_items": -1}"#), invalid("num_items"));
         assert_eq!(error(r#"{"num_items": 1e30}"#), invalid("num_items"));
-        assert_eq!(error(r#"{"history": [{"item_id": 7}]}"#), invalid("history[0].item_id"));
+        assert_eq!(error(r#"{"history": [{"item_id": 7.5}]}"#), invalid("history[0].item_id"));
+        assert_eq!(error(r#"{"history": ["a", true]}"#), invalid("history[1]"));
+        assert_eq!(
+            error(r#"{"history": [{"item_id": "a", "timestamp": "now"}]}"#),
+            invalid("history[0].timestamp")
+        );
         assert_eq!(error(r#"{"history": [{"item_id": "a"}, {}]}"#), invalid("history[1]"));
         assert_eq!(error(r#"{"filters": {"exclude": []}}"#), invalid("filters.exclude"));
         assert_eq!(error(r#"{"token_ids": [1, -2]}"#), invalid("token_ids[1]"));
         assert_eq!(error(r#"{"histroy": []}"#), invalid("histroy"));
+    }
+
+    fn message(body: &str) -> String {
+        parse::<RecommendRequest>(body.as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn ids_are_text_or_integers_at_every_place() {
+        let request = |text: &str| parse::<RecommendRequest>(text.as_bytes()).unwrap();
+        let numbers = request(
+            r#"{"user_id": 9, "history": [3, {"item_id": 4, "action": 1}], "filters": {"exclude_items": [5], "allow_items": [6]}}"#,
+        );
+        let texts = request(
+            r#"{"user_id": "9", "history": [{"item_id": "3"}, {"item_id": "4", "action": "1"}],
+                "filters": {"exclude_items": ["5"], "allow_items": ["6"]}}"#,
+        );
+        assert_eq!(numbers, texts);
+        assert_eq!(request(r#"{"history": ["a"]}"#), request(r#"{"history": [{"item_id": "a"}]}"#));
+        let rank: RankRequest = parse(br#"{"candidates": [1, "b", {"item_id": 2}]}"#).unwrap();
+        let ids: Vec<&str> = rank.candidates.iter().map(|candidate| candidate.item_id.as_str()).collect();
+        assert_eq!(ids, ["1", "b", "2"]);
+        assert!(message(r#"{"history": [3.0]}"#).contains("3.0 is a float"));
+    }
+
+    #[test]
+    fn whole_numbers_may_have_a_point() {
+        let request: RecommendRequest =
+            parse(br#"{"num_items": 5.0, "query_time": 1702254317.0, "token_ids": [1, 2.0]}"#).unwrap();
+        assert_eq!((request.num_items, request.query_time), (Some(5), Some(1_702_254_317)));
+        assert_eq!(request.token_ids, Some(vec![1, 2]));
+        assert!(message(r#"{"num_items": "5"}"#).contains("expected a whole number, 0 or more"));
+    }
+
+    #[test]
+    fn errors_say_the_next_step() {
+        let unknown = message(r#"{"histroy": []}"#);
+        assert!(unknown.contains("did you mean `history`?"), "{unknown}");
+        assert!(!unknown.contains("tenant"), "the list of fields is left out: {unknown}");
+        assert!(message(r#"{"history": [["a"]]}"#).contains(r#"an object such as {"item_id": "a"}"#));
+        assert!(message("").contains("it is empty"));
+        for text in [r#"{"query_time": NaN}"#, "{\"query_time\":\n -Infinity}", r#"{"query_time": Infinity}"#]
+        {
+            assert!(message(text).contains("NaN and Infinity are not JSON"), "{}", message(text));
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_means_nothing() {
+        assert!(parse::<RecommendRequest>("\u{feff}{\"history\": []}\r\n".as_bytes()).is_ok());
+        assert!(message("\u{feff}").contains("it is empty"));
+        let utf16: Vec<u8> = "\u{feff}{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let error = parse::<RecommendRequest>(&utf16).unwrap_err().to_string();
+        assert!(error.contains("save it as UTF-8"), "{error}");
     }
 
     #[test]

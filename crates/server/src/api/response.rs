@@ -25,6 +25,10 @@ pub struct RecommendResponse {
     pub items_returned: u64,
     /// History items that the catalog does not have, in order of first mention. They were skipped.
     pub unknown_items: Vec<String>,
+    /// Tags of `filters` that no item of the catalog has, in order of first mention.
+    pub unknown_tags: Vec<String>,
+    /// Items of `filters` that the catalog does not have, in order of first mention.
+    pub unknown_filter_items: Vec<String>,
     /// Oldest known history items that were cut off because the model's context is limited.
     pub dropped_history: u64,
     /// Set when the beam was narrowed to make the deadline.

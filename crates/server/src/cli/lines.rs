@@ -1,6 +1,8 @@
-//! Lines of bounded length.
+//! Lines of bounded length. A byte order mark before the first is skipped.
 
 use std::io::{self, BufRead, Read};
+
+use beamline_catalog::text;
 
 use crate::error::Error;
 
@@ -11,12 +13,13 @@ pub(super) type Line = Result<Vec<u8>, Error>;
 pub(super) struct Lines {
     reader: Box<dyn BufRead>,
     limit: usize,
+    at_start: bool,
 }
 
 impl Lines {
     /// Lines of at most `limit` bytes.
     pub(super) fn new(reader: Box<dyn BufRead>, limit: usize) -> Self {
-        Self { reader, limit }
+        Self { reader, limit, at_start: true }
     }
 
     /// The next line; one over the limit is passed over and is an error of its own.
@@ -32,6 +35,10 @@ impl Lines {
             self.reader.skip_until(b'\n')?;
             return Ok(Some(Err(Error::BodyTooLarge { limit: self.limit })));
         }
+        if std::mem::take(&mut self.at_start) {
+            // Every line of a file in another encoding would be an error of its own.
+            line = text::skip_mark(&line).map_err(io::Error::other)?.to_owned();
+        }
         Ok(Some(Ok(line)))
     }
 }
@@ -39,6 +46,16 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_byte_order_mark_is_skipped_once_and_utf_16_is_refused() {
+        let text = |text: &'static [u8]| Lines::new(Box::new(io::Cursor::new(text)), 9);
+        let mut lines = text(b"\xEF\xBB\xBFa\n\xEF\xBB\xBFb\n");
+        assert_eq!(lines.next().unwrap(), Some(Ok(b"a".to_vec())));
+        assert_eq!(lines.next().unwrap(), Some(Ok(b"\xEF\xBB\xBFb".to_vec())));
+        let error = text(b"\xFF\xFEa\0\n\0").next().unwrap_err();
+        assert!(error.to_string().contains("UTF-8"), "{error}");
+    }
 
     #[test]
     fn lines_over_the_limit_are_errors_and_the_next_is_read() {

@@ -55,21 +55,13 @@ pub async fn read_held<T: DeserializeOwned + Send + 'static>(
     Ok((parse(bytes).await?, held))
 }
 
-/// As [`read`], of a body that may be left out.
+/// Reads a body of any type, which may be empty.
 ///
 /// # Errors
 ///
-/// When the body is something else.
-pub async fn read_if_any<T: DeserializeOwned + Default + Send + 'static>(
-    app: &App,
-    request: Request,
-) -> Result<T, Error> {
-    let json = media(&request).is_some_and(|media| is_json(&media));
-    match receive(app, request).await?.bytes {
-        body if body.is_empty() => Ok(T::default()),
-        _ if !json => Err(Error::UnsupportedMediaType),
-        body => parse(body).await,
-    }
+/// When it is too large, or does not arrive.
+pub async fn read_any(app: &App, request: Request) -> Result<Received, Error> {
+    receive(app, request).await
 }
 
 /// Reads a change of a catalog as JSON, and leaves it to the caller to parse: it may be large.

@@ -19,7 +19,7 @@ type Name = Result<Path<String>, PathRejection>;
 
 /// The catalogs of a version: the one that serves, and earlier ones to roll back to.
 #[utoipa::path(
-    get, path = "/v1/models/{name}/catalog", tag = "catalogs",
+    get, path = "/v1/models/{name}/catalog", tag = "catalogs", operation_id = "list_catalogs",
     params(("name" = String, Path, description = "The model, `name@label` or `name@version`.")),
     responses(
         (status = 200, description = "All that are kept.", body = CatalogList),
@@ -35,7 +35,7 @@ pub async fn list(State(app): State<SharedApp>, path: Name) -> Result<Json<Catal
 /// The body is JSON lines, one item per line as in catalog.jsonl, sent as `application/x-ndjson`. It is checked and probed
 /// beside the old one; requests in flight keep theirs.
 #[utoipa::path(
-    put, path = "/v1/models/{name}/catalog", tag = "catalogs",
+    put, path = "/v1/models/{name}/catalog", tag = "catalogs", operation_id = "replace_catalog",
     request_body(content = String, content_type = "application/x-ndjson"),
     params(("name" = String, Path, description = "The model, `name@label` or `name@version`.")),
     security(("admin_key" = [])),
@@ -69,7 +69,7 @@ pub async fn replace(
 
 /// Add, remove and retag items of a version's catalog.
 #[utoipa::path(
-    patch, path = "/v1/models/{name}/catalog", tag = "catalogs", request_body = CatalogPatch,
+    patch, path = "/v1/models/{name}/catalog", tag = "catalogs", operation_id = "patch_catalog", request_body = CatalogPatch,
     params(("name" = String, Path, description = "The model, `name@label` or `name@version`.")),
     security(("admin_key" = [])),
     responses(
@@ -103,7 +103,7 @@ pub async fn patch(
 
 /// Go back to a catalog that was kept.
 #[utoipa::path(
-    post, path = "/v1/models/{name}/catalog/rollback", tag = "catalogs", request_body = CatalogVersionRequest,
+    post, path = "/v1/models/{name}/catalog/rollback", tag = "catalogs", operation_id = "roll_back_catalog", request_body = CatalogVersionRequest,
     params(("name" = String, Path, description = "The model, `name@label` or `name@version`.")),
     security(("admin_key" = [])),
     responses(

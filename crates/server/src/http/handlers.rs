@@ -1,7 +1,5 @@
 //! One function per route: read, ask the service, write. The comments are the documentation in `/openapi.json`.
 
-use std::sync::OnceLock;
-
 use axum::Json;
 use axum::extract::{Extension, Request, State};
 use axum::http::{Method, header};
@@ -41,19 +39,29 @@ pub async fn recommend(
     Extension(RequestId(id)): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, Error> {
-    let registry = app.registry()?;
-    let (mut request, _held) = body::read_held::<RecommendRequest>(&app, request).await?;
+    app.registry()?;
+    let (request, _held) = body::read_held::<RecommendRequest>(&app, request).await?;
     // Not before the body is here: a client that sends slowly must not hold a place.
     let _place = app.take_place()?;
+    let answer = answer(&app, request, id).await?;
+    Ok(reply::timed(&answer, &answer.timings_ms))
+}
+
+/// Answers a request for items that was read, and logs and counts the answer.
+pub(super) async fn answer(
+    app: &SharedApp,
+    mut request: RecommendRequest,
+    id: String,
+) -> Result<RecommendResponse, Error> {
     // From here on, the request belongs to this version and this catalog.
-    let service = registry.resolve(request.model.take().as_deref())?;
+    let service = app.registry()?.resolve(request.model.take().as_deref())?;
     let logged = app.request_log.get().map(|log| (log, log.asked(&request)));
     let answer = service.recommend(request, id).await?;
     if let Some((log, pending)) = logged {
         log.answered(pending, &answer);
     }
     metering::answered(&answer.timings_ms, answer.items.len());
-    Ok(reply::timed(&answer, &answer.timings_ms))
+    Ok(answer)
 }
 
 /// Predict what a user would do with given items.
@@ -176,15 +184,8 @@ pub async fn metrics(State(app): State<SharedApp>) -> Response {
 /// This description.
 #[utoipa::path(get, path = "/openapi.json", tag = "meta", responses((status = 200, description = "OpenAPI document.")))]
 pub async fn openapi() -> Result<Response, Error> {
-    static TEXT: OnceLock<String> = OnceLock::new();
-    let text = match TEXT.get() {
-        Some(text) => text,
-        None => {
-            let text = description::json().map_err(Error::internal)?;
-            TEXT.get_or_init(|| text)
-        }
-    };
-    Ok(([(header::CONTENT_TYPE, "application/json")], text.as_str()).into_response())
+    let text = description::json().map_err(Error::internal)?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
 }
 
 /// Where to look next.

@@ -15,9 +15,9 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tracing::Instrument;
 
-use super::host;
 use super::listen::Client;
 use super::reply::{ErrorKind, ErrorMessage};
+use super::{host, oip};
 use crate::error::Error;
 use crate::metrics;
 
@@ -41,6 +41,7 @@ pub struct RequestId(pub String);
 pub async fn observe(mut request: Request, next: Next) -> Response {
     let id = given(request.headers()).unwrap_or_else(generate);
     let endpoint = endpoint(request.uri().path());
+    let protocol = oip::is_protocol(request.uri().path());
     let method = request.method().clone();
     let client = request.extensions().get::<Client>().cloned();
     let span = tracing::info_span!("request", request_id = %id);
@@ -48,10 +49,11 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
 
     let mut watch = Watch { endpoint, started: Instant::now(), over: false };
     async {
-        let mut response = match refuse(client.as_ref(), &request, endpoint) {
+        let response = match refuse(client.as_ref(), &request, endpoint) {
             Some(error) => error.into_response(),
             None => name_methods(next.run(request).await, &method),
         };
+        let mut response = if protocol { oip::in_protocol(response) } else { response };
         let took = watch.started.elapsed();
         let outcome = response.extensions().get::<ErrorKind>().map_or("ok", |kind| kind.0);
         watch.end(outcome, took);
@@ -138,7 +140,7 @@ impl Drop for Watch {
 
 /// Paths as labels: what clients make up is not one.
 fn endpoint(path: &str) -> &'static str {
-    const KNOWN: [&str; 24] = [
+    const KNOWN: [&str; 26] = [
         "/v1/recommend",
         "/v1/rank",
         "/v1/warm",
@@ -153,6 +155,8 @@ fn endpoint(path: &str) -> &'static str {
         "/v2/health/ready",
         "/v2/models/{}",
         "/v2/models/{}/ready",
+        "/v2/models/{}/infer",
+        "/v2/models/{}/versions/{}/infer",
         "/v2/models/{}/versions/{}",
         "/v2/models/{}/versions/{}/ready",
         "/v2/repository/index",

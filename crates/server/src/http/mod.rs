@@ -6,6 +6,7 @@
 //! | [`models`] | the routes that list and change models |
 //! | [`catalogs`] | the routes that show and change catalogs |
 //! | [`oip`] | the Open Inference Protocol over the same registry |
+//! | [`infer`] | its inference: a request for items in a tensor |
 //! | [`admin`] | who may change them |
 //! | [`body`] | bodies are read with limits and in time, and errors say what is wrong |
 //! | [`body_budget`] | how many bytes of them are in memory |
@@ -23,6 +24,7 @@ pub mod body_budget;
 pub mod catalogs;
 pub mod handlers;
 pub mod host;
+pub mod infer;
 pub mod listen;
 pub mod middleware;
 pub mod models;
@@ -150,6 +152,8 @@ pub fn router(app: SharedApp) -> Router {
         .route("/v2", get(oip::server))
         .route("/v2/models/{name}", get(oip::model))
         .route("/v2/models/{name}/ready", get(oip::model_ready))
+        .route("/v2/models/{name}/infer", post(infer::infer))
+        .route("/v2/models/{name}/versions/{version}/infer", post(infer::infer_version))
         .route("/v2/models/{name}/versions/{version}", get(oip::version))
         .route("/v2/models/{name}/versions/{version}/ready", get(oip::version_ready))
         .route("/v2/repository/index", post(oip::index))

@@ -16,7 +16,7 @@ use crate::registry::root::Wanted;
 
 /// The models that are served: every loaded version, its labels and what it takes.
 #[utoipa::path(
-    get, path = "/v1/models", tag = "models",
+    get, path = "/v1/models", tag = "models", operation_id = "list_models",
     responses((status = 200, description = "All of them.", body = ModelList), (status = 503, description = "Still loading.", body = ErrorBody))
 )]
 pub async fn list(State(app): State<SharedApp>) -> Result<Json<ModelList>, Error> {
@@ -28,7 +28,7 @@ pub async fn list(State(app): State<SharedApp>) -> Result<Json<ModelList>, Error
 ///
 /// The answer comes when the version takes requests. If the checkpoint cannot be served, nothing changes.
 #[utoipa::path(
-    post, path = "/v1/models/{name}/load", tag = "models", request_body = LoadRequest,
+    post, path = "/v1/models/{name}/load", tag = "models", operation_id = "load_model", request_body = LoadRequest,
     params(("name" = String, Path, description = "The model, and its directory under the model root.")),
     security(("admin_key" = [])),
     responses(
@@ -65,7 +65,7 @@ pub async fn load(
 
 /// Take a version out of service, and free its memory once the requests that began on it have ended.
 #[utoipa::path(
-    post, path = "/v1/models/{name}/unload", tag = "models", request_body = VersionRequest,
+    post, path = "/v1/models/{name}/unload", tag = "models", operation_id = "unload_model", request_body = VersionRequest,
     params(("name" = String, Path, description = "The model.")),
     security(("admin_key" = [])),
     responses(
@@ -90,7 +90,7 @@ pub async fn unload(
 
 /// Point a label at a loaded version: the way to switch, and to roll back.
 #[utoipa::path(
-    put, path = "/v1/models/{name}/labels/{label}", tag = "models", request_body = VersionRequest,
+    put, path = "/v1/models/{name}/labels/{label}", tag = "models", operation_id = "set_label", request_body = VersionRequest,
     params(
         ("name" = String, Path, description = "The model."),
         ("label" = String, Path, description = "The label; `stable` is what requests get that name none."),
@@ -118,7 +118,7 @@ pub async fn set_label(
 
 /// Delete a label, so that its version can be unloaded.
 #[utoipa::path(
-    delete, path = "/v1/models/{name}/labels/{label}", tag = "models",
+    delete, path = "/v1/models/{name}/labels/{label}", tag = "models", operation_id = "remove_label",
     params(
         ("name" = String, Path, description = "The model."),
         ("label" = String, Path, description = "The label."),

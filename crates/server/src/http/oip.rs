@@ -1,47 +1,47 @@
 //! The health, metadata and repository routes of the Open Inference Protocol, version 2, over the same registry as `/v1`.
 //!
-//! For tools that know how to look after servers of this protocol. Inference is not among them: a request for items has no
-//! tensors, see `/v1/recommend`. Errors have the protocol's form, `{"error": "..."}`, with the statuses of `/v1`.
+//! For tools and clients of this protocol. Inference is in [`super::infer`]. Errors have the protocol's form,
+//! `{"error": "..."}`, with the statuses of `/v1`. Bodies need no content type, and may be left out.
 //!
 //! Invariant: what changes models needs the same key as under `/v1`, and does the same checks.
+
+use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use beamline_wording::did_you_mean;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::models::{change, component};
-use super::reply::ErrorKind;
-use super::{SharedApp, admin, body};
-use crate::api::ModelState;
+use super::reply::ErrorMessage;
+use super::{SharedApp, admin, body, infer};
+use crate::api::{self, ModelState};
 use crate::error::Error;
 use crate::registry::Registry;
 use crate::registry::root::Wanted;
 use crate::service::Service;
 
-/// An error in the protocol's form.
-pub struct Failed(Error);
-
-impl From<Error> for Failed {
-    fn from(error: Error) -> Self {
-        Self(error)
-    }
+/// Whether a path is one of the protocol's.
+pub(super) fn is_protocol(path: &str) -> bool {
+    path == "/v2" || path.starts_with("/v2/")
 }
 
-impl IntoResponse for Failed {
-    fn into_response(self) -> Response {
-        let class = self.0.class();
-        let status = StatusCode::from_u16(class.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, Json(json!({"error": self.0.to_string()}))).into_response();
-        response.extensions_mut().insert(ErrorKind(class.kind));
-        response
-    }
+/// The same error in the protocol's form, wherever it was made. Other answers are left as they are.
+pub(super) fn in_protocol(response: Response) -> Response {
+    let Some(ErrorMessage(message)) = response.extensions().get() else { return response };
+    let body = Json(json!({"error": message})).into_response().into_body();
+    let (mut head, _) = response.into_parts();
+    // That of the other form.
+    head.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(head, body)
 }
 
-type Answer = Result<Json<Value>, Failed>;
+type Answer = Result<Json<Value>, Error>;
 
 /// What a repository index may ask.
 #[derive(Debug, Default, Deserialize)]
@@ -57,33 +57,68 @@ struct Change {
     parameters: Parameters,
 }
 
-/// Parameters of the protocol are free; others than these are an error here.
+/// Parameters of the protocol are free. Those that would be without effect are refused by name.
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Parameters {
     directory: Option<String>,
     label: Option<String>,
     catalog: Option<String>,
     convention: Option<String>,
     version: Option<String>,
+    /// Settings of the model in another server's form; empty ones change nothing.
+    #[serde(default)]
+    config: Value,
+    /// There are no models that depend on others.
+    #[serde(default, rename = "unload_dependents")]
+    _unload_dependents: Value,
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
+}
+
+impl Parameters {
+    /// Checks that nothing was asked that would not be done.
+    fn check(&self) -> Result<(), Error> {
+        const KNOWN: [&str; 5] = ["directory", "label", "catalog", "convention", "version"];
+        if let Some(name) = self.others.keys().next() {
+            let name: String = name.chars().take(64).collect();
+            let message = format!(
+                "parameter `{name}` has no meaning here{}; the parameters are {}",
+                did_you_mean(&name, KNOWN),
+                KNOWN.join(", ")
+            );
+            return Err(Error::InvalidRequest { message, param: Some(name) });
+        }
+        let is_empty = match &self.config {
+            Value::Null => true,
+            Value::Object(fields) => fields.is_empty(),
+            Value::String(text) => matches!(text.trim(), "" | "{}"),
+            _ => false,
+        };
+        if is_empty {
+            return Ok(());
+        }
+        let message =
+            "parameter `config`: a model is set up by the files of its checkpoint; leave it out".into();
+        Err(Error::InvalidRequest { message, param: Some("config".into()) })
+    }
 }
 
 /// The server.
 #[utoipa::path(
-    get, path = "/v2", tag = "open inference protocol",
+    get, path = "/v2", tag = "open inference protocol", operation_id = "protocol_server",
     responses((status = 200, description = "Name, version and extensions of the server."))
 )]
 pub async fn server() -> Json<Value> {
     Json(json!({
         "name": "beamline",
         "version": env!("CARGO_PKG_VERSION"),
-        "extensions": ["model_repository"]
+        "extensions": ["model_repository", "binary_tensor_data"]
     }))
 }
 
 /// As `/livez`.
 #[utoipa::path(
-    get, path = "/v2/health/live", tag = "open inference protocol",
+    get, path = "/v2/health/live", tag = "open inference protocol", operation_id = "protocol_live",
     responses((status = 200, description = "Alive."), (status = 503, description = "Not alive."))
 )]
 pub async fn live(state: State<SharedApp>) -> Response {
@@ -92,7 +127,7 @@ pub async fn live(state: State<SharedApp>) -> Response {
 
 /// As `/readyz`.
 #[utoipa::path(
-    get, path = "/v2/health/ready", tag = "open inference protocol",
+    get, path = "/v2/health/ready", tag = "open inference protocol", operation_id = "protocol_ready",
     responses((status = 200, description = "Ready."), (status = 503, description = "Not ready."))
 )]
 pub async fn ready(state: State<SharedApp>) -> Response {
@@ -106,7 +141,7 @@ fn health(what: &str, good: bool) -> Response {
 
 /// A model, by the version that its label `stable` points at.
 #[utoipa::path(
-    get, path = "/v2/models/{name}", tag = "open inference protocol",
+    get, path = "/v2/models/{name}", tag = "open inference protocol", operation_id = "protocol_model",
     params(("name" = String, Path, description = "The model.")),
     responses((status = 200, description = "Its versions and platform."), (status = 404, description = "Not loaded."))
 )]
@@ -116,7 +151,7 @@ pub async fn model(State(app): State<SharedApp>, path: Result<Path<String>, Path
 
 /// A version of a model.
 #[utoipa::path(
-    get, path = "/v2/models/{name}/versions/{version}", tag = "open inference protocol",
+    get, path = "/v2/models/{name}/versions/{version}", tag = "open inference protocol", operation_id = "protocol_version",
     params(
         ("name" = String, Path, description = "The model."),
         ("version" = String, Path, description = "The version, or a label."),
@@ -133,7 +168,7 @@ pub async fn version(
 
 /// Whether a model takes requests.
 #[utoipa::path(
-    get, path = "/v2/models/{name}/ready", tag = "open inference protocol",
+    get, path = "/v2/models/{name}/ready", tag = "open inference protocol", operation_id = "protocol_model_ready",
     params(("name" = String, Path, description = "The model.")),
     responses((status = 200, description = "It does."), (status = 404, description = "Not loaded."))
 )]
@@ -143,7 +178,7 @@ pub async fn model_ready(State(app): State<SharedApp>, path: Result<Path<String>
 
 /// Whether a version takes requests.
 #[utoipa::path(
-    get, path = "/v2/models/{name}/versions/{version}/ready", tag = "open inference protocol",
+    get, path = "/v2/models/{name}/versions/{version}/ready", tag = "open inference protocol", operation_id = "protocol_version_ready",
     params(
         ("name" = String, Path, description = "The model."),
         ("version" = String, Path, description = "The version, or a label."),
@@ -160,11 +195,11 @@ pub async fn version_ready(
 
 /// All loaded versions, and what is being loaded; with `{"ready": true}` only what takes requests.
 #[utoipa::path(
-    post, path = "/v2/repository/index", tag = "open inference protocol",
+    post, path = "/v2/repository/index", tag = "open inference protocol", operation_id = "protocol_index",
     responses((status = 200, description = "Name, version and state of each."))
 )]
 pub async fn index(State(app): State<SharedApp>, request: Request) -> Answer {
-    let Wish { ready } = body::read_if_any(&app, request).await?;
+    let Wish { ready } = read(&app, request).await?;
     let list = app.registry()?.list(ModelState::Ready);
     if ready && app.is_draining() {
         return Ok(Json(json!([])));
@@ -181,7 +216,7 @@ pub async fn index(State(app): State<SharedApp>, request: Request) -> Answer {
 
 /// As `/v1/models/{name}/load`, whose fields are parameters here. A checkpoint that is loaded is left as it is.
 #[utoipa::path(
-    post, path = "/v2/repository/models/{name}/load", tag = "open inference protocol",
+    post, path = "/v2/repository/models/{name}/load", tag = "open inference protocol", operation_id = "protocol_load",
     params(("name" = String, Path, description = "The model, and its directory under the model root.")),
     security(("admin_key" = [])),
     responses(
@@ -201,7 +236,7 @@ pub async fn load(
 ) -> Answer {
     admin::check(&app, &headers)?;
     let name = component(path)?;
-    let Parameters { directory, label, catalog, convention, version } = parameters(&app, request).await?;
+    let Parameters { directory, label, catalog, convention, version, .. } = parameters(&app, request).await?;
     if version.is_some() {
         return Err(unexpected("version"));
     }
@@ -227,7 +262,7 @@ pub async fn load(
 /// Take a model out of service: all its versions, labels or not; or with the parameter `version` that one, which no label may
 /// point at.
 #[utoipa::path(
-    post, path = "/v2/repository/models/{name}/unload", tag = "open inference protocol",
+    post, path = "/v2/repository/models/{name}/unload", tag = "open inference protocol", operation_id = "protocol_unload",
     params(("name" = String, Path, description = "The model.")),
     security(("admin_key" = [])),
     responses(
@@ -246,7 +281,7 @@ pub async fn unload(
 ) -> Answer {
     admin::check(&app, &headers)?;
     let name = component(path)?;
-    let Parameters { directory, label, catalog, convention, version } = parameters(&app, request).await?;
+    let Parameters { directory, label, catalog, convention, version, .. } = parameters(&app, request).await?;
     if directory.or(label).or(catalog).or(convention).is_some() {
         return Err(unexpected("parameters"));
     }
@@ -258,24 +293,30 @@ pub async fn unload(
     Ok(Json(json!({})))
 }
 
-/// The protocol lets the body be left out.
-async fn parameters(app: &SharedApp, request: Request) -> Result<Parameters, Failed> {
-    let Change { parameters } = body::read_if_any(app, request).await?;
+/// The protocol lets the body be left out, and asks for no content type.
+async fn read<T: DeserializeOwned + Default>(app: &SharedApp, request: Request) -> Result<T, Error> {
+    let body = body::read_any(app, request).await?.bytes;
+    if body.trim_ascii().is_empty() { Ok(T::default()) } else { api::parse(&body) }
+}
+
+async fn parameters(app: &SharedApp, request: Request) -> Result<Parameters, Error> {
+    let Change { parameters } = read(app, request).await?;
+    parameters.check()?;
     Ok(parameters)
 }
 
-fn unexpected(param: &'static str) -> Failed {
-    Failed(Error::InvalidValue { param, message: "has no meaning here".into() })
+fn unexpected(param: &'static str) -> Error {
+    Error::InvalidValue { param, message: "has no meaning here".into() }
 }
 
-fn find(app: &SharedApp, reference: &str) -> Result<Service, Failed> {
-    Ok(app.registry()?.resolve(Some(reference))?)
+fn find(app: &SharedApp, reference: &str) -> Result<Service, Error> {
+    app.registry()?.resolve(Some(reference))
 }
 
 fn is_ready(app: &SharedApp, reference: &str) -> Answer {
     let service = find(app, reference)?;
     if app.is_draining() {
-        return Err(Error::Draining.into());
+        return Err(Error::Draining);
     }
     Ok(Json(json!({"name": service.served().name, "ready": true})))
 }
@@ -290,7 +331,7 @@ fn describe(app: &SharedApp, reference: &str) -> Answer {
         "name": served.name,
         "versions": versions,
         "platform": format!("beamline_{}", served.family.architecture()),
-        "inputs": [],
-        "outputs": []
+        "inputs": [{"name": infer::INPUT, "datatype": "BYTES", "shape": [1]}],
+        "outputs": [{"name": infer::OUTPUT, "datatype": "BYTES", "shape": [1]}]
     })))
 }

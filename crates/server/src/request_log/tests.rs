@@ -124,6 +124,8 @@ fn answer() -> RecommendResponse {
         items_requested: 1,
         items_returned: 0,
         unknown_items: Vec::new(),
+        unknown_tags: Vec::new(),
+        unknown_filter_items: Vec::new(),
         dropped_history: 0,
         degraded: None,
         reason: None,

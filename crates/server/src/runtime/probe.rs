@@ -45,7 +45,7 @@ pub async fn probe(service: &Service) -> Result<(), LoadError> {
         };
         let answer = match service.recommend(request, "probe".into()).await {
             // Some models have no prompt around a history.
-            Err(Error::EmptyContext) => continue,
+            Err(Error::NoColdStart | Error::EmptyContext { .. }) => continue,
             answer => answer.map_err(LoadError::Probe)?,
         };
         check(catalog, &answer.items).map_err(LoadError::WrongAnswer)?;

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use super::clip;
-use crate::api::{Filters, RecommendRequest};
+use crate::api::{Filters, HistoryAction, RecommendRequest, timestamp};
 use crate::error::Error;
 use crate::settings::RequestLimits;
 
@@ -97,14 +97,11 @@ pub(super) fn common(request: &RecommendRequest, limits: &RequestLimits) -> Resu
             ));
         }
     }
-    if let Some(history) = &request.history {
-        at_most("history", history.len() as u64, "items", limits.max_history_items)?;
-        for action in history {
-            string("history.item_id", &action.item_id, limits)?;
-            if let Some(name) = &action.action {
-                string("history.action", name, limits)?;
-            }
-        }
+    if let Some(actions) = &request.history {
+        history(actions, limits)?;
+    }
+    if let Some(time) = request.query_time {
+        timestamp::check(time).map_err(|message| invalid("query_time", message))?;
     }
     if let Some(prompt) = &request.prompt {
         at_most("prompt", prompt.len() as u64, "bytes", limits.max_prompt_bytes)?;
@@ -118,6 +115,21 @@ pub(super) fn common(request: &RecommendRequest, limits: &RequestLimits) -> Resu
         }
         None => Ok(None),
     }
+}
+
+fn history(actions: &[HistoryAction], limits: &RequestLimits) -> Result<(), Error> {
+    at_most("history", actions.len() as u64, "items", limits.max_history_items)?;
+    let wrong = |message: String| invalid("history.timestamp", message);
+    for (index, action) in actions.iter().enumerate() {
+        string("history.item_id", &action.item_id, limits)?;
+        if let Some(name) = &action.action {
+            string("history.action", name, limits)?;
+        }
+        if let Some(time) = action.timestamp {
+            timestamp::check(time).map_err(|message| wrong(format!("of event {index} {message}")))?;
+        }
+    }
+    timestamp::check_order(actions.iter().map(|action| action.timestamp)).map_err(wrong)
 }
 
 fn check_filters(filters: &Filters, limits: &RequestLimits) -> Result<(), Error> {

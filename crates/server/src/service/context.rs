@@ -14,7 +14,7 @@ use beamline_model::step::ContextShape;
 
 use super::events::{self, Given};
 use super::family::{Decoder, Family};
-use super::{Served, history};
+use super::{Served, history, nearest};
 use crate::api::{HistoryAction, RecommendRequest};
 use crate::error::Error;
 use crate::settings::HistoryCut;
@@ -131,21 +131,23 @@ fn of_tokens(
         unknown: Vec::new(),
         dropped: 0,
     };
-    let mut tokens = if let Some(actions) = &request.history {
+    let (param, mut tokens) = if let Some(actions) = &request.history {
         resolve(served, actions, request.strict_history.unwrap_or(false), &mut context)?;
-        prompt(served, decoder, room, cut, &mut context)?
+        ("history", prompt(served, decoder, room, cut, &mut context)?)
     } else if let Some(text) = &request.prompt {
-        decoder.convention.tokens_of(text, limit)?
+        ("prompt", decoder.convention.tokens_of(text, limit)?)
     } else {
-        given(served, decoder, request.token_ids.as_deref().unwrap_or_default())?
+        ("token_ids", given(served, request.token_ids.as_deref().unwrap_or_default())?)
     };
     tokens.extend(forced.tokens);
     if tokens.is_empty() {
-        return Err(Error::EmptyContext);
+        let cold = request.history.is_some();
+        return Err(if cold { Error::NoColdStart } else { Error::EmptyContext { param } });
     }
     if tokens.len() > limit {
         return Err(Error::ContextTooLong { len: tokens.len(), limit });
     }
+    in_vocabulary(param, &tokens, decoder.config.vocab_size)?;
     context.input = Input::Tokens(tokens.into());
     Ok(context)
 }
@@ -166,10 +168,12 @@ fn resolve(
         }
     }
     if strict && !context.unknown.is_empty() {
-        return Err(Error::UnknownItems(std::mem::take(&mut context.unknown)));
+        let unknown = std::mem::take(&mut context.unknown);
+        return Err(Error::UnknownItems(nearest::items(&served.catalog, unknown)));
     }
     if context.seen.is_empty() && !actions.is_empty() {
-        return Err(Error::NoKnownItems(std::mem::take(&mut context.unknown)));
+        let unknown = std::mem::take(&mut context.unknown);
+        return Err(Error::NoKnownItems(nearest::items(&served.catalog, unknown)));
     }
     Ok(())
 }
@@ -207,15 +211,21 @@ fn prompt(
 }
 
 /// Token ids that the client gave.
-fn given(served: &Served, decoder: &Decoder, tokens: &[u32]) -> Result<Vec<u32>, Error> {
-    let vocab = decoder.config.vocab_size;
-    // The length first: it is cheaper, and a client that is wrong in both ways learns the more useful.
+fn given(served: &Served, tokens: &[u32]) -> Result<Vec<u32>, Error> {
+    // Before they are looked at: it is cheaper, and a client that is wrong in both ways learns the more useful.
     if tokens.len() > served.context_limit {
         return Err(Error::ContextTooLong { len: tokens.len(), limit: served.context_limit });
     }
+    Ok(tokens.to_vec())
+}
+
+/// Checks tokens wherever they come from: a tokenizer may know more than the model.
+fn in_vocabulary(param: &'static str, tokens: &[u32], vocab: usize) -> Result<(), Error> {
     match tokens.iter().enumerate().find(|(_, token)| **token as usize >= vocab) {
-        Some((index, &token)) => Err(Error::TokenOutOfRange { index, token, last: vocab - 1 }),
-        None => Ok(tokens.to_vec()),
+        Some((index, &token)) => {
+            Err(Error::TokenOutOfRange { param, index, token, last: vocab.saturating_sub(1) })
+        }
+        None => Ok(()),
     }
 }
 

@@ -10,7 +10,7 @@ use beamline_catalog::ItemIndex;
 use beamline_model::families::hstu::inputs::{Candidates, Events, InputError, Prepared, Request};
 
 use super::family::HstuFamily;
-use super::{Served, clip, history};
+use super::{Served, clip, history, nearest};
 use crate::api::{HistoryAction, RecommendRequest};
 use crate::error::Error;
 use crate::settings::HistoryCut;
@@ -104,10 +104,10 @@ pub(super) fn input(
         }
     }
     if given.strict && !unknown.is_empty() {
-        return Err(Error::UnknownItems(unknown));
+        return Err(Error::UnknownItems(nearest::items(&served.catalog, unknown)));
     }
     if known.is_empty() && !given.history.is_empty() {
-        return Err(Error::NoKnownItems(unknown));
+        return Err(Error::NoKnownItems(nearest::items(&served.catalog, unknown)));
     }
     let seen = known.iter().map(|(_, item, _)| *item).collect();
     let dropped = history::dropped(known.len(), family.max_items(given.prefix.len()), cut).min(known.len());

@@ -92,6 +92,17 @@ impl SymbolTable for HstuSymbols {
             (Self::Levels(_), _) => None,
         }
     }
+
+    fn advice(&self, level: usize, part: &SidPart) -> Option<String> {
+        if matches!(part, SidPart::Token(_)) {
+            return Some("this model's codes are integers".to_owned());
+        }
+        let (first, count) = match self {
+            Self::Rows(rows) => (rows.first, u32::try_from(rows.count).unwrap_or(u32::MAX)),
+            Self::Levels(levels) => (0, levels.get(level)?.codes),
+        };
+        Some(format!("this level has the codes {first} to {}", count.saturating_sub(1)))
+    }
 }
 
 impl HstuSymbols {

@@ -19,6 +19,8 @@ mod context;
 mod events;
 mod family;
 mod history;
+mod nearest;
+mod preparing;
 mod rank;
 mod retrieve;
 mod search;
@@ -34,7 +36,7 @@ use beamline_scheduler::{Completed, Micros, Request, Unserved};
 use crate::api::{self, RecommendRequest, RecommendResponse, WarmRequest, WarmResponse};
 use crate::error::Error;
 use crate::settings::{HistoryCut, RequestLimits};
-use search::{engine_request, is_long};
+use search::engine_request;
 
 pub use family::{Decoder, Family, HstuFamily, HstuSymbols, ItemRows};
 pub use history::{PromptLayout, coarse_step, dropped_by};
@@ -114,7 +116,7 @@ impl Service {
         let timeout = checks::common(&request, &self.limits)?;
         let deadline = self.deadline(received, timeout);
         let build = || context::build(served, &request, self.history_cut);
-        let context = if is_long(served, &request) { tokio::task::block_in_place(build)? } else { build()? };
+        let context = self.prepare(preparing::work(served, &request), deadline, build).await?;
         let engine_request = engine_request(served, &request, &context.input, None, deadline);
         let done = self.run(engine_request, deadline).await?;
         let mut timings = timings(&done.timings);

@@ -22,7 +22,7 @@ use super::checks::Asked;
 use super::events::{self, Given};
 use super::family::HstuFamily;
 use super::search::{engine_request, search_of};
-use super::{Served, Service, checks, clip, context, ms, timings, usage};
+use super::{Served, Service, checks, clip, context, ms, nearest, preparing, timings, usage};
 use crate::api::{self, RankRequest, RankResponse, RankedCandidate, RecommendRequest};
 use crate::error::Error;
 
@@ -98,7 +98,9 @@ impl Service {
             features: request.features.as_ref().unwrap_or(&none),
             prefix: &[],
         };
-        let mut input = events::input(served, family, &given, self.history_cut)?;
+        let work = preparing::work_of_history(served, &request.history);
+        let build = || events::input(served, family, &given, self.history_cut);
+        let mut input = self.prepare(work, deadline, build).await?;
         let names = family.item_features();
         let mut candidates =
             Candidates { additional: vec![Vec::new(); names.len()], ..Candidates::default() };
@@ -139,7 +141,7 @@ impl Service {
         deadline: Option<Micros>,
     ) -> Result<Ranked, Error> {
         let build = || context::build(served, request, self.history_cut);
-        let context = tokio::task::block_in_place(build)?;
+        let context = self.prepare(preparing::work(served, request), deadline, build).await?;
         let mut leaves: Vec<Leaf> = known.iter().map(|&(_, item)| served.catalog.leaf_of(item)).collect();
         leaves.sort_unstable();
         leaves.dedup();
@@ -227,7 +229,7 @@ fn candidates(served: &Served, request: &RankRequest, service: &Service) -> Resu
         }
     }
     if known.is_empty() {
-        return Err(Error::NoKnownCandidates(unknown));
+        return Err(Error::NoKnownCandidates(nearest::items(&served.catalog, unknown)));
     }
     Ok((known, unknown))
 }

@@ -13,7 +13,7 @@ use super::checks::Asked;
 use super::events::{self, Given};
 use super::family::HstuFamily;
 use super::search::filter;
-use super::{Served, Service, slate, timings, usage};
+use super::{Served, Service, preparing, slate, timings, usage};
 use crate::api::{self, RecommendRequest, RecommendResponse};
 use crate::error::Error;
 
@@ -33,8 +33,13 @@ impl Service {
             return Err(Error::InvalidValue { param: "sid_prefix", message });
         }
         let none = BTreeMap::new();
-        let input = events::input(served, family, &Given::of(request, &none, &[])?, self.history_cut)?;
-        let filter = filter(served, request, &input.seen);
+        let given = Given::of(request, &none, &[])?;
+        let build = || {
+            let input = events::input(served, family, &given, self.history_cut)?;
+            let filter = filter(served, request, &input.seen)?;
+            Ok((input, filter))
+        };
+        let (input, filter) = self.prepare(preparing::work(served, request), deadline, build).await?;
         let catalog = &served.catalog;
         let mut answer = RecommendResponse {
             request_id,
@@ -44,6 +49,8 @@ impl Service {
             items_requested: asked.num_items as u64,
             items_returned: 0,
             unknown_items: input.unknown,
+            unknown_tags: filter.unknown_tags().to_vec(),
+            unknown_filter_items: filter.unknown_items().to_vec(),
             dropped_history: input.dropped as u64,
             degraded: None,
             reason: None,

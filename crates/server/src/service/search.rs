@@ -10,15 +10,9 @@ use beamline_scheduler::{Micros, Request, RequestId};
 
 use super::checks::Asked;
 use super::context::{self, Context, Input};
-use super::family::Family;
-use super::{Served, Service, degraded, slate, timings, usage};
+use super::{Served, Service, degraded, nearest, preparing, slate, timings, usage};
 use crate::api::{self, Normalization, RecommendRequest, RecommendResponse};
 use crate::error::Error;
-
-/// Work of preparing a request beyond which other requests should not wait for it on this thread.
-const LONG_PROMPT_BYTES: usize = 16 << 10;
-/// As [`LONG_PROMPT_BYTES`], for a filter by tags, which may look at every item.
-const MANY_ITEMS: usize = 200_000;
 
 /// A context and a filter, ready for the engine.
 struct Prepared {
@@ -41,9 +35,9 @@ impl Service {
         if !served.family.tasks().contains(&"recommend") {
             return Err(Error::TaskNotSupported(served.family.tasks()));
         }
-        let prepare = || self.prepare(served, request);
+        let build = || self.build(served, request);
         let Prepared { context, search, leaves } =
-            if is_long(served, request) { tokio::task::block_in_place(prepare)? } else { prepare()? };
+            self.prepare(preparing::work(served, request), deadline, build).await?;
 
         let mut answer = RecommendResponse {
             request_id,
@@ -53,6 +47,8 @@ impl Service {
             items_requested: asked.num_items as u64,
             items_returned: 0,
             unknown_items: Vec::new(),
+            unknown_tags: search.filter.unknown_tags().to_vec(),
+            unknown_filter_items: search.filter.unknown_items().to_vec(),
             dropped_history: context.dropped as u64,
             degraded: None,
             reason: None,
@@ -83,9 +79,9 @@ impl Service {
         Ok(answer)
     }
 
-    fn prepare(&self, served: &Served, request: &RecommendRequest) -> Result<Prepared, Error> {
+    fn build(&self, served: &Served, request: &RecommendRequest) -> Result<Prepared, Error> {
         let context = context::build(served, request, self.history_cut)?;
-        let filter = filter(served, request, &context.seen);
+        let filter = filter(served, request, &context.seen)?;
         let leaves = filter.count(served.catalog.trie().leaves(context.start));
         let search = search_of(served, &context, filter, request.normalization);
         Ok(Prepared { context, search, leaves })
@@ -149,28 +145,27 @@ pub(super) fn engine_request(
 }
 
 /// What a request allows.
-pub(super) fn filter(served: &Served, request: &RecommendRequest, seen: &[ItemIndex]) -> Filter {
-    let Some(filters) = &request.filters else { return served.catalog.filter(&FilterSpec::default()) };
-    served.catalog.filter(&FilterSpec {
+pub(super) fn filter(
+    served: &Served,
+    request: &RecommendRequest,
+    seen: &[ItemIndex],
+) -> Result<Filter, Error> {
+    let catalog = &served.catalog;
+    let Some(filters) = &request.filters else { return Ok(catalog.filter(&FilterSpec::default())) };
+    let filter = catalog.filter(&FilterSpec {
         exclude_items: &filters.exclude_items,
         exclude_seen: if filters.exclude_seen { seen } else { &[] },
         require_tags: &filters.require_tags,
         forbid_tags: &filters.forbid_tags,
         allow_items: filters.allow_items.as_deref(),
-    })
-}
-
-/// Whether preparing a request takes so long that it should not hold up a thread that serves others.
-pub(super) fn is_long(served: &Served, request: &RecommendRequest) -> bool {
-    let tags =
-        request.filters.as_ref().is_some_and(|f| !f.require_tags.is_empty() || !f.forbid_tags.is_empty());
-    let items = request.history.as_ref().map_or(0, Vec::len);
-    // A history whose items are tokenised as text.
-    let tokenised = match &served.family {
-        Family::Decoder(decoder) => !decoder.convention.composes() && items > 64,
-        Family::Hstu(_) => false,
-    };
-    request.prompt.as_ref().is_some_and(|prompt| prompt.len() > LONG_PROMPT_BYTES)
-        || (tags && served.catalog.num_items() > MANY_ITEMS)
-        || tokenised
+    });
+    if request.strict_filters.unwrap_or(false) {
+        if !filter.unknown_tags().is_empty() {
+            return Err(Error::UnknownTags(nearest::tags(catalog, filter.unknown_tags().to_vec())));
+        }
+        if !filter.unknown_items().is_empty() {
+            return Err(Error::UnknownFilterItems(nearest::items(catalog, filter.unknown_items().to_vec())));
+        }
+    }
+    Ok(filter)
 }

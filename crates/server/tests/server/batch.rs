@@ -50,9 +50,12 @@ impl Job {
         self.command(input, output, flags).output().unwrap()
     }
 
+    /// Answers all of an input, over whatever was there.
     #[track_caller]
     fn complete(&self, input: &str, output: &str, flags: &[&str]) -> String {
-        let done = self.run(input, output, flags);
+        let flags =
+            if self.path(output).exists() { [flags, &["--restart"]].concat() } else { flags.to_vec() };
+        let done = self.run(input, output, &flags);
         assert!(done.status.success(), "{}", stderr(&done));
         self.read(output)
     }
@@ -176,11 +179,36 @@ fn what_does_not_fit_is_refused_by_name() {
     assert!(stderr(&done).contains("going on after line"), "{}", stderr(&done));
     assert!(job.read("out.jsonl") == expected);
 
+    fs::remove_file(job.path("out.jsonl")).unwrap();
     assert!(job.interrupt("out.jsonl", &[], 20, "TERM"));
     let anew = job.run("in.jsonl", "out.jsonl", &["--restart", "--default-beam-width", "20"]);
     assert!(anew.status.success() && !stderr(&anew).contains("going on"), "{}", stderr(&anew));
+    refused("in.jsonl", &[], &["out.jsonl exists already", "--restart"]);
+    fs::remove_file(job.path("out.jsonl")).unwrap();
     fs::write(job.path("out.jsonl.partial"), "mine").unwrap();
     refused("in.jsonl", &[], &["out.jsonl.partial exists"]);
+}
+
+#[test]
+fn a_run_that_was_no_use_fails() {
+    let job = Job::new("{\"history\": []}\n{broken\n{broken\n");
+    let code = |output: &str, flags: &[&str]| job.run("in.jsonl", output, flags).status.code();
+    assert_eq!(code("a.jsonl", &[]), Some(0));
+    assert_eq!(code("b.jsonl", &["--max-errors", "2"]), Some(0));
+    assert_eq!(code("c.jsonl", &["--max-errors", "1"]), Some(3));
+    assert_eq!(job.read("c.jsonl"), job.read("a.jsonl"), "the output is complete all the same");
+    fs::write(job.path("in.jsonl"), "{broken\n").unwrap();
+    let none = job.run("in.jsonl", "d.jsonl", &[]);
+    assert_eq!(none.status.code(), Some(1));
+    assert!(stderr(&none).contains("no request was answered"), "{}", stderr(&none));
+
+    // An output of another input is not written over, nor is a run.
+    let refused = job.run("in.jsonl", "a.jsonl", &[]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("a.jsonl exists already"), "{}", stderr(&refused));
+    fs::write(job.path("old.trec"), "mine").unwrap();
+    assert_eq!(code("e.jsonl", &["--trec", "old.trec"]), Some(1));
+    assert_eq!(job.read("old.trec"), "mine");
 }
 
 #[test]
@@ -299,7 +327,7 @@ fn rows_are_answered_as_lines_are() {
         assert_eq!(job.complete(input, "rows.out", &["--trec", "rows.trec"]), expected, "{input}");
         assert_eq!(job.read("rows.trec"), job.read("lines.trec"));
     }
-    let refused = job.run("extra.parquet", "rows.out", &[]);
+    let refused = job.run("extra.parquet", "extra.out", &[]);
     assert!(!refused.status.success());
     assert!(stderr(&refused).contains("columns \"price\""), "{}", stderr(&refused));
     assert_eq!(job.complete("extra.parquet", "rows.out", &["--ignore-unknown-columns"]), expected);

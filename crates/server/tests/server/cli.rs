@@ -107,7 +107,10 @@ fn a_batch_between_files_appears_when_it_is_complete() {
     let failed = run(&["--catalog", "/nowhere.jsonl"]);
     assert_eq!(failed.status.code(), Some(1));
     assert_eq!(std::fs::read_to_string(&output).unwrap(), "old");
-    assert!(run(&[]).status.success());
+    let refused = run(&[]);
+    assert_eq!(refused.status.code(), Some(1), "an output is not written over unasked");
+    assert_eq!(std::fs::read_to_string(&output).unwrap(), "old");
+    assert!(run(&["--restart"]).status.success());
     assert_eq!(std::fs::read_to_string(&output).unwrap().lines().count(), 2);
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 2, "nothing is left over");
 }

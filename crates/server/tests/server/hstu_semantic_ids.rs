@@ -145,7 +145,7 @@ fn inspect_shows_what_is_there_and_lists_all_problems() {
     std::fs::write(&config, changed.to_string()).unwrap();
     let (code, text) = run(broken.path());
     assert_eq!(code, Some(1), "{text}");
-    for part in ["missing", "_attention_layers.2.", "line 1"] {
+    for part in ["missing", "_attention_layers.2.", "lines 1, ", "this level has the codes 0 to 0"] {
         assert!(text.contains(part), "{part:?} in {text}");
     }
     changed["output"]["head"]["semantic_id_levels"] = json!([{"first_token": 0, "codes": 8}]);

@@ -7,6 +7,7 @@ mod catalogs;
 mod cli;
 mod conformance;
 mod determinism;
+mod doors;
 mod errors;
 mod fuzz;
 mod harness;

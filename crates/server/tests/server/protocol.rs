@@ -15,7 +15,7 @@ fn models_are_looked_after_by_the_protocol() {
     let root = Root::new();
     root.add("flat");
     let server = root.serve(&[]);
-    assert_eq!(server.get("/v2").ok()["extensions"], json!(["model_repository"]));
+    assert_eq!(server.get("/v2").ok()["extensions"], json!(["model_repository", "binary_tensor_data"]));
     assert_eq!(server.get("/v2/health/live").ok(), json!({"live": true}));
     assert_eq!(server.get("/v2/health/ready").ok(), json!({"ready": true}));
     let model = server.get("/v2/models/shop").ok();
@@ -63,4 +63,53 @@ fn a_page_in_a_browser_changes_nothing() {
     let unload = |server: &Server| server.call("POST", "/v2/repository/models/shop/unload", None, &origin);
     failed(&unload(&server), 403);
     server.still_serves();
+}
+
+#[test]
+fn every_error_under_the_protocol_is_text() {
+    let root = Root::new();
+    let server = root.serve(&[]);
+    failed(&server.get("/v2/models/shop/config"), 404);
+    failed(&server.call("DELETE", "/v2/models/shop", None, &[]), 405);
+    failed(&server.call("POST", "/v2/repository/index", Some("{"), &[]), 400);
+    // What the stock client sends: no content type, parameters that change nothing.
+    let post = |path: &str, body: &str| server.call("POST", path, Some(body), &[]);
+    post("/v2/repository/index", "{\"ready\": true}").ok();
+    for parameters in
+        [json!({"config": "{}"}), json!({"unload_dependents": false}), json!({"label": "stable"})]
+    {
+        post("/v2/repository/models/shop/load", &json!({"parameters": parameters}).to_string()).ok();
+    }
+    let typo = json!({"parameters": {"lable": "stable"}}).to_string();
+    let message = failed(&post("/v2/repository/models/shop/load", &typo), 400);
+    assert!(message.contains("did you mean `label`?"), "{message}");
+}
+
+#[test]
+fn inference_carries_a_request_for_items() {
+    let root = Root::new();
+    let server = root.serve(&[]);
+    let tensor = |data: Value| {
+        let input = json!({"name": "request", "datatype": "BYTES", "shape": [1], "data": data});
+        json!({"id": "a", "inputs": [input]}).to_string()
+    };
+    let infer = |body: &str| server.call("POST", "/v2/models/shop/infer", Some(body), &[]);
+    let answer = infer(&tensor(json!([bodies()[0].to_string()]))).ok();
+    assert_eq!((&answer["id"], &answer["model_name"]), (&json!("a"), &json!("shop")));
+    let output = &answer["outputs"][0];
+    assert_eq!((&output["name"], &output["datatype"]), (&json!("answer"), &json!("BYTES")));
+    let items: Value = serde_json::from_str(output["data"][0].as_str().unwrap()).unwrap();
+    assert_eq!(items["items"], server.recommend(&bodies()[0]).ok()["items"]);
+
+    failed(&infer("{}"), 400);
+    failed(&infer(&tensor(json!([1]))), 400);
+    failed(&infer(&tensor(json!(["{}", "{}"]))), 400);
+    let typo = failed(&infer(&tensor(json!(["{\"histroy\": []}"]))), 400);
+    assert!(typo.contains("did you mean `history`?"), "{typo}");
+    failed(
+        &server.call("POST", "/v2/models/none/infer", Some(&tensor(json!(["{\"history\": []}"]))), &[]),
+        404,
+    );
+    let head = [("inference-header-content-length", "900")];
+    failed(&server.call("POST", "/v2/models/shop/infer", Some("{}"), &head), 400);
 }

@@ -44,18 +44,43 @@ enum Source {
     Rows(Rows),
 }
 
+/// What a file holds, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Lines,
+    Rows,
+}
+
+impl Kind {
+    /// Names of tables that would be read as lines of broken JSON are refused.
+    fn of(path: &Path) -> anyhow::Result<Self> {
+        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        match extension.to_ascii_lowercase().as_str() {
+            "parquet" => Ok(Self::Rows),
+            table @ ("csv" | "tsv" | "inter" | "xlsx" | "arrow" | "feather" | "avro" | "gz" | "zst"
+            | "zip") => bail!(
+                "a batch reads JSON lines or Parquet, not .{table}. `beamline-eval prepare` makes requests of logs in .csv, \
+                 .inter and other tables; of a table with one request per row, pandas makes Parquet"
+            ),
+            _ => Ok(Self::Lines),
+        }
+    }
+}
+
 impl Input {
     /// Opens a file by its extension, or stdin.
     pub(super) fn open(path: &Path, limit: usize, ignore_unknown_columns: bool) -> anyhow::Result<Self> {
         let source = if is_dash(path) {
             Source::Lines(Lines::new(Box::new(BufReader::new(io::stdin())), limit))
         } else {
-            let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-            if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
-                let rows = Rows::open(file, limit, ignore_unknown_columns);
-                Source::Rows(rows.with_context(|| format!("cannot read {}", path.display()))?)
-            } else {
-                Source::Lines(Lines::new(Box::new(BufReader::new(file)), limit))
+            let cannot = || format!("cannot read {}", path.display());
+            let kind = Kind::of(path).with_context(cannot)?;
+            let file = File::open(path).with_context(cannot)?;
+            match kind {
+                Kind::Rows => {
+                    Source::Rows(Rows::open(file, limit, ignore_unknown_columns).with_context(cannot)?)
+                }
+                Kind::Lines => Source::Lines(Lines::new(Box::new(BufReader::new(file)), limit)),
             }
         };
         Ok(Self { source, number: 0, digest: Sha256::new() })
@@ -116,4 +141,24 @@ impl Input {
 /// A digest as text.
 pub(super) fn hex(digest: Sha256) -> String {
     digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_that_are_no_requests_are_refused_by_name() {
+        for (name, kind) in [("a.jsonl", Kind::Lines), ("a.json", Kind::Lines), ("a", Kind::Lines)] {
+            assert_eq!(Kind::of(Path::new(name)).unwrap(), kind);
+        }
+        assert_eq!(Kind::of(Path::new("a.PARQUET")).unwrap(), Kind::Rows);
+        for name in ["a.csv", "b/a.train.inter", "A.CSV", "a.jsonl.gz"] {
+            let error = Kind::of(Path::new(name)).unwrap_err().to_string();
+            assert!(
+                error.contains("JSON lines or Parquet") && error.contains("beamline-eval prepare"),
+                "{error}"
+            );
+        }
+    }
 }

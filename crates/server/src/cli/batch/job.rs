@@ -19,10 +19,10 @@ pub(super) fn describe(
     served: &Served,
     timings: bool,
     trec: Option<(&Path, &TrecRun)>,
-) -> Job {
+) -> serde_json::Result<Job> {
     let limits = &settings.limits;
     let convention = match &served.family {
-        Family::Decoder(decoder) => format!("{:?}", decoder.convention.format()),
+        Family::Decoder(decoder) => serde_json::to_string(decoder.convention.format())?,
         Family::Hstu(_) => String::new(),
     };
     let entries = [
@@ -48,5 +48,5 @@ pub(super) fn describe(
         ("trec-tag", trec.map_or(Value::Null, |(_, run)| json!(run.describe().0))),
         ("trec-scores", trec.map_or(Value::Null, |(_, run)| json!(run.describe().1))),
     ];
-    entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    Ok(entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }

@@ -11,6 +11,7 @@
 //! the run was interrupted. It appears under its name only when it is complete.
 
 mod answer;
+mod columns;
 mod input;
 mod job;
 mod manifest;
@@ -40,6 +41,9 @@ use run::End;
 use stop::Stop;
 use trec::{TrecRun, TrecScores};
 
+/// Exit code of a run with more errors than were allowed.
+const TOO_MANY_ERRORS: u8 = 3;
+
 /// Flags of `batch`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -52,7 +56,10 @@ its `error`. `-` is stdin or stdout.
 
 Until it is complete, the output is OUTPUT.partial, with its progress in OUTPUT.partial.json. The same command goes on
 where an interrupted one stopped, and the result is byte for byte the same. If input, checkpoint, catalog or settings
-have changed since, it says what differs and does nothing; --restart begins anew.")]
+have changed since, it says what differs and does nothing; --restart begins anew. An output that is there already is
+never written over without --restart.
+
+The exit code is 1 when nothing could be done or no request was answered, and 3 with more errors than --max-errors.")]
 pub(super) struct Args {
     /// Requests: JSON lines, or Parquet if the name ends in .parquet.
     input: PathBuf,
@@ -74,9 +81,12 @@ pub(super) struct Args {
     /// Leave out columns of a Parquet input that are no field of a request. Else they are an error.
     #[arg(long)]
     ignore_unknown_columns: bool,
-    /// Begin anew, whatever an interrupted run has left.
+    /// Begin anew, whatever an interrupted run has left, and write over an output that is there.
     #[arg(long)]
     restart: bool,
+    /// Exit with 3 when more requests than this have an error. The output is complete all the same.
+    #[arg(long, value_name = "N")]
+    max_errors: Option<u64>,
     /// Add request ids, timings and cache use, which differ from run to run.
     #[arg(long)]
     timings: bool,
@@ -102,6 +112,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         "the TREC run needs a file of its own: stdout is for the answers"
     );
     ensure!(trec_file != Some(args.output.as_path()), "the answers and the TREC run are the same file");
+    if !args.restart {
+        output::refuse_to_overwrite([Some(args.output.as_path()), trec_file])?;
+    }
     let mut input = Input::open(&args.input, settings.http.max_body_bytes, args.ignore_unknown_columns)?;
     let bar = progress::bar(&args.input, &input)?;
 
@@ -111,12 +124,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if trec.is_some() {
         trec::check_catalog(&service.served().catalog)?;
     }
-    let job = job::describe(&settings, service.served(), args.timings, trec_file.zip(trec.as_ref()));
+    let job = job::describe(&settings, service.served(), args.timings, trec_file.zip(trec.as_ref()))?;
     let pause = Duration::from_millis(args.checkpoint_ms);
     let mut output = Output::open(&args.output, trec_file, job, args.restart, pause)?;
     if output.finish_publication()? {
         eprintln!("{} was complete already", args.output.display());
-        return Ok(ExitCode::SUCCESS);
+        let counts = output.progress();
+        return Ok(verdict(counts.answered, counts.failed, args.max_errors));
     }
     let resumed = output.progress().line;
     if resumed > 0 {
@@ -141,7 +155,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         End::Complete => {
             output.publish().context("cannot write the output")?;
             eprintln!("{} answered, {} errors", counts.answered, counts.failed);
-            ExitCode::SUCCESS
+            verdict(counts.answered, counts.failed, args.max_errors)
         }
         End::Stopped(code) => {
             output.checkpoint().context("cannot write the output")?;
@@ -151,6 +165,21 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     runtime.drain(Duration::ZERO)?;
     Ok(code)
+}
+
+/// What a complete run means for a job that depends on it.
+fn verdict(answered: u64, failed: u64, max_errors: Option<u64>) -> ExitCode {
+    if answered == 0 && failed > 0 {
+        eprintln!("error: no request was answered; the first lines of the output say why");
+        return ExitCode::FAILURE;
+    }
+    match max_errors {
+        Some(most) if failed > most => {
+            eprintln!("error: {failed} errors are more than --max-errors {most}");
+            ExitCode::from(TOO_MANY_ERRORS)
+        }
+        _ => ExitCode::SUCCESS,
+    }
 }
 
 /// What an interrupted run leaves.

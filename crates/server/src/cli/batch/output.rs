@@ -46,6 +46,27 @@ struct Journal {
     last: Instant,
 }
 
+/// Checks that no finished file stands where one is to be written. A run that was interrupted while it gave its files their
+/// names has left a manifest, and goes on.
+pub(super) fn refuse_to_overwrite<'a>(
+    paths: impl IntoIterator<Item = Option<&'a Path>>,
+) -> anyhow::Result<()> {
+    let paths: Vec<&Path> = paths.into_iter().flatten().filter(|path| !is_dash(path)).collect();
+    let Some(output) = paths.first() else { return Ok(()) };
+    if with_suffix(output, ".partial.json").exists() {
+        return Ok(());
+    }
+    for path in paths {
+        ensure!(
+            // A pipe or a device keeps nothing that could be lost.
+            !path.is_file(),
+            "{} exists already. Remove it, choose another name, or give --restart to write over it",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
 impl Output {
     /// Opens the files where the last run left them, or empty ones.
     pub(super) fn open(

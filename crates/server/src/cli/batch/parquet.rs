@@ -1,24 +1,28 @@
 //! Parquet: one row per request, columns named like the fields of a request, and `id`.
 //!
-//! A row becomes the JSON that a line would hold, so everything after this is the same. What Parquet writes differently:
-//! ids may be integers; a history may be a list of item ids; timestamps become seconds; a whole number may be a float,
-//! and NaN is nothing, as pandas writes integer columns with gaps. Nulls are fields that are not given.
+//! A row becomes the JSON that a line would hold, so everything after this is the same: ids, whole numbers and times
+//! follow the rules of [`crate::api::written`]. What only Parquet has: columns of times with a unit, which become
+//! seconds; nulls and NaN, which are fields that are not given, except for the time of an event, which must be a number;
+//! and columns in which pandas keeps the index of a table, which are passed over.
 
 use std::fs::File;
 use std::panic::{self, AssertUnwindSafe};
 
+use beamline_wording::did_you_mean;
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
-use parquet::schema::types::Type;
+use parquet::schema::types::{Type, TypePtr};
 use serde_json::{Map, Value};
 
+use super::columns::{self, WrongColumn};
+use crate::api::timestamp::Unit;
 use crate::cli::lines::Line;
 use crate::error::Error;
 
 /// Columns that mean something.
-const KNOWN: [&str; 17] = [
+const KNOWN: [&str; 18] = [
     "id",
     "user_id",
     "history",
@@ -33,23 +37,25 @@ const KNOWN: [&str; 17] = [
     "timeout_ms",
     "allow_degraded",
     "strict_history",
+    "strict_filters",
     "tenant",
     "query_time",
     "features",
 ];
-
-/// Whole numbers up to here are exact as floats.
-const EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// Why a file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ParquetInputError {
     /// Columns that no request has.
     #[error(
-        "no request has a field for the columns {}; the fields are {}. Give --ignore-unknown-columns to leave them out",
-        .0.join(", "), KNOWN.join(", ")
+        "no request has a field for the columns {}{}. The fields are {}. Rename the columns, or give \
+         --ignore-unknown-columns to leave them out",
+        quoted(.0), hint(.0), KNOWN.join(", ")
     )]
     UnknownColumns(Vec<String>),
+    /// A column of a type that its field cannot have.
+    #[error(transparent)]
+    WrongColumn(#[from] WrongColumn),
     /// No column that a request could be made of.
     #[error("no column is a field of a request; the fields are {}", KNOWN.join(", "))]
     NoColumns,
@@ -66,6 +72,7 @@ pub(super) enum ParquetInputError {
 /// Reads rows one by one.
 pub(super) struct Rows {
     rows: RowIter<'static>,
+    units: Units,
     limit: usize,
     read: u64,
     len: u64,
@@ -77,12 +84,13 @@ impl Rows {
         let damaged = |message| ParquetInputError::Damaged { rows: 0, message };
         let reader = decode(|| SerializedFileReader::new(file)).map_err(damaged)?;
         let schema = reader.metadata().file_metadata().schema();
-        let (known, unknown): (Vec<_>, Vec<_>) =
-            schema.get_fields().iter().cloned().partition(|field| KNOWN.contains(&field.name()));
+        let columns = schema.get_fields().iter().filter(|field| !columns::is_index(field.name())).cloned();
+        let (known, unknown): (Vec<_>, Vec<_>) = columns.partition(|field| KNOWN.contains(&field.name()));
         if !unknown.is_empty() && !ignore_unknown {
-            let names = unknown.iter().map(|field| format!("{:?}", field.name())).collect();
+            let names = unknown.iter().map(|field| field.name().to_owned()).collect();
             return Err(ParquetInputError::UnknownColumns(names));
         }
+        let units = units(&known)?;
         if known.is_empty() {
             return Err(ParquetInputError::NoColumns);
         }
@@ -90,7 +98,7 @@ impl Rows {
         let wanted = wanted.map_err(|error| damaged(error.to_string()))?;
         let len = u64::try_from(reader.metadata().file_metadata().num_rows()).unwrap_or(0);
         let rows = decode(|| RowIter::from_file_into(Box::new(reader)).project(Some(wanted)));
-        Ok(Self { rows: rows.map_err(damaged)?, limit, read: 0, len })
+        Ok(Self { rows: rows.map_err(damaged)?, units, limit, read: 0, len })
     }
 
     /// How many rows there are.
@@ -104,7 +112,8 @@ impl Rows {
             .map_err(|message| ParquetInputError::Damaged { rows: self.read, message })?;
         let Some(row) = row else { return Ok(None) };
         self.read += 1;
-        let json = request(row).and_then(|value| serde_json::to_vec(&value).map_err(Error::internal));
+        let json =
+            request(row, self.units).and_then(|value| serde_json::to_vec(&value).map_err(Error::internal));
         Ok(Some(json.and_then(|json| match json.len() > self.limit {
             true => Err(Error::BodyTooLarge { limit: self.limit }),
             false => Ok(json),
@@ -122,19 +131,47 @@ fn decode<T>(step: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String
     }
 }
 
-fn request(row: Row) -> Result<Value, Error> {
+/// The units of the two fields that are times.
+#[derive(Clone, Copy, Default)]
+struct Units {
+    query_time: Unit,
+    timestamp: Unit,
+}
+
+/// Finds the units of times, and refuses columns with a unit where no time belongs.
+fn units(columns: &[TypePtr]) -> Result<Units, WrongColumn> {
+    let mut units = Units::default();
+    for (path, unit) in columns::times(columns)? {
+        match path.join(".").as_str() {
+            "query_time" => units.query_time = unit,
+            "history.timestamp" => units.timestamp = unit,
+            path => return Err(WrongColumn::NoTime { path: path.to_owned(), unit }),
+        }
+    }
+    Ok(units)
+}
+
+/// What is wrong with a value, and where.
+struct Wrong {
+    path: String,
+    what: &'static str,
+}
+
+type Converted = Result<Value, Wrong>;
+
+fn request(row: Row, units: Units) -> Result<Value, Error> {
     let mut request = Map::new();
     for (name, field) in row.into_columns() {
         let value = match name.as_str() {
-            "user_id" => id(&field),
-            "history" => history(&field),
+            "history" => history(&field, units.timestamp),
+            "query_time" => time(&field, units.query_time),
             _ => plain(&field),
         };
         match value {
-            Some(Value::Null) => {}
-            Some(value) => drop(request.insert(name, value)),
-            None => {
-                let message = format!("column `{name}` holds a value that no request can have");
+            Ok(Value::Null) => {}
+            Ok(value) => drop(request.insert(name, value)),
+            Err(Wrong { path, what }) => {
+                let message = format!("column `{name}{path}` {what}");
                 return Err(Error::InvalidRequest { message, param: Some(name) });
             }
         }
@@ -142,37 +179,56 @@ fn request(row: Row) -> Result<Value, Error> {
     Ok(Value::Object(request))
 }
 
-/// A list of item ids, or of structs as in JSON.
-fn history(field: &Field) -> Option<Value> {
-    let Field::ListInternal(list) = field else { return plain(field) };
-    let action = |field: &Field| {
-        let mut action = match field {
-            Field::Group(_) => plain(field)?,
-            _ => Value::Object(Map::from_iter([("item_id".to_owned(), id(field)?)])),
-        };
-        // Ids that are numbers here are text in the catalog.
-        if let Some(Value::Number(number)) = action.get("item_id") {
-            let text = number.to_string();
-            action["item_id"] = text.into();
-        }
-        Some(action)
-    };
-    list.elements().iter().map(action).collect()
+fn wrong(what: &'static str) -> Wrong {
+    Wrong { path: String::new(), what }
 }
 
-/// An id: text, or an integer as decimal text.
-fn id(field: &Field) -> Option<Value> {
-    match plain(field)? {
-        Value::Number(number) if number.is_f64() => None,
-        Value::Number(number) => Some(number.to_string().into()),
-        value @ (Value::String(_) | Value::Null) => Some(value),
-        _ => None,
+/// A list of item ids, or of structs as in JSON.
+fn history(field: &Field, unit: Unit) -> Converted {
+    let Field::ListInternal(list) = field else { return plain(field) };
+    let event = |field: &Field| match field {
+        Field::Group(row) => row
+            .get_column_iter()
+            .map(|(name, field)| match name.as_str() {
+                "timestamp" if is_nan(field) => Err(wrong("is NaN: give every event a time, or null")),
+                "timestamp" => Ok((name.clone(), time(field, unit)?)),
+                _ => Ok((name.clone(), plain(field)?)),
+            })
+            .filter(|entry| !matches!(entry, Ok((_, Value::Null))))
+            .collect::<Result<Map<_, _>, _>>()
+            .map(Value::Object),
+        _ => plain(field),
+    };
+    let events = list.elements().iter().enumerate();
+    events
+        .map(|(index, field)| {
+            event(field).map_err(|inner| Wrong { path: format!("[{index}]{}", inner.path), ..inner })
+        })
+        .collect()
+}
+
+/// A time, in seconds.
+fn time(field: &Field, unit: Unit) -> Converted {
+    Ok(match field {
+        Field::TimestampMillis(value) => Unit::Milliseconds.seconds(*value).into(),
+        Field::TimestampMicros(value) => Unit::Microseconds.seconds(*value).into(),
+        Field::Date(days) => Unit::Days.seconds((*days).into()).into(),
+        Field::Long(value) => unit.seconds(*value).into(),
+        field => return plain(field),
+    })
+}
+
+fn is_nan(field: &Field) -> bool {
+    match field {
+        Field::Float(value) => value.is_nan(),
+        Field::Double(value) => value.is_nan(),
+        _ => false,
     }
 }
 
-/// A value as JSON; nothing for what JSON requests do not have.
-fn plain(field: &Field) -> Option<Value> {
-    Some(match field {
+/// A value as JSON; an error for what JSON requests do not have.
+fn plain(field: &Field) -> Converted {
+    Ok(match field {
         Field::Null => Value::Null,
         Field::Bool(value) => (*value).into(),
         Field::Byte(n) => (*n).into(),
@@ -183,36 +239,46 @@ fn plain(field: &Field) -> Option<Value> {
         Field::UShort(n) => (*n).into(),
         Field::UInt(n) => (*n).into(),
         Field::ULong(n) => (*n).into(),
-        Field::Float(n) => number((*n).into()),
-        Field::Double(n) => number(*n),
-        Field::TimestampMillis(ms) => ms.div_euclid(1000).into(),
-        Field::TimestampMicros(us) => us.div_euclid(1_000_000).into(),
+        Field::Float(n) => number((*n).into())?,
+        Field::Double(n) => number(*n)?,
         Field::Str(text) => text.as_str().into(),
         // Some writers leave out the annotation that says a column is text.
-        Field::Bytes(bytes) => std::str::from_utf8(bytes.data()).ok()?.into(),
-        Field::ListInternal(list) => list.elements().iter().map(plain).collect::<Option<_>>()?,
+        Field::Bytes(bytes) => {
+            std::str::from_utf8(bytes.data()).map_err(|_| wrong("holds bytes that are not UTF-8"))?.into()
+        }
+        Field::ListInternal(list) => list.elements().iter().map(plain).collect::<Result<_, _>>()?,
         Field::Group(row) => {
-            let fields = row.get_column_iter().map(|(name, field)| Some((name.clone(), plain(field)?)));
-            let fields: Option<Vec<(String, Value)>> = fields.collect();
-            Value::Object(fields?.into_iter().filter(|(_, value)| !value.is_null()).collect())
+            let fields = row.get_column_iter().map(|(name, field)| Ok((name.clone(), plain(field)?)));
+            let fields: Vec<(String, Value)> = fields.collect::<Result<_, _>>()?;
+            Value::Object(fields.into_iter().filter(|(_, value)| !value.is_null()).collect())
         }
         Field::MapInternal(map) => {
             let entry = |(name, field): &(Field, Field)| match plain(name)? {
-                Value::String(name) => Some((name, plain(field)?)),
-                _ => None,
+                Value::String(name) => Ok((name, plain(field)?)),
+                _ => Err(wrong("is a map whose keys are not text")),
             };
-            Value::Object(map.entries().iter().map(entry).collect::<Option<_>>()?)
+            Value::Object(map.entries().iter().map(entry).collect::<Result<_, _>>()?)
         }
-        _ => return None,
+        _ => return Err(wrong("holds a value that no request can have")),
     })
 }
 
-fn number(value: f64) -> Value {
+/// NaN is nothing, as pandas writes columns with gaps.
+fn number(value: f64) -> Converted {
     match value {
-        _ if value.is_nan() => Value::Null,
-        _ if value.fract() == 0.0 && value.abs() <= EXACT => (value as i64).into(),
-        _ => value.into(),
+        _ if value.is_nan() => Ok(Value::Null),
+        _ if value.is_infinite() => Err(wrong("holds an infinite number")),
+        _ => Ok(value.into()),
     }
+}
+
+fn quoted(names: &[String]) -> String {
+    names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
+}
+
+/// The field that the first column may stand for.
+fn hint(names: &[String]) -> String {
+    names.first().map(|name| did_you_mean(name, KNOWN)).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -221,7 +287,7 @@ mod tests {
 
     #[test]
     fn every_field_of_a_request_is_a_column() {
-        let description: Value = serde_json::from_str(&crate::openapi::json().unwrap()).unwrap();
+        let description: Value = serde_json::from_str(crate::openapi::json().unwrap()).unwrap();
         let fields =
             description["components"]["schemas"]["RecommendRequest"]["properties"].as_object().unwrap();
         let mut fields: Vec<&str> = fields.keys().map(String::as_str).chain(["id"]).collect();
@@ -233,11 +299,22 @@ mod tests {
 
     #[test]
     fn numbers_as_pandas_writes_them() {
-        assert_eq!(number(10.0), Value::from(10));
-        assert_eq!(number(f64::NAN), Value::Null);
-        assert_eq!(number(0.5), Value::from(0.5));
-        assert_eq!(plain(&Field::TimestampMillis(-1)), Some(Value::from(-1)));
-        assert_eq!(id(&Field::Long(-7)), Some(Value::from("-7")));
-        assert_eq!(id(&Field::Double(0.5)), None);
+        let json = |field: Field| plain(&field).ok();
+        assert_eq!(json(Field::Double(10.0)), Some(Value::from(10.0)));
+        assert_eq!(json(Field::Double(f64::NAN)), Some(Value::Null));
+        assert_eq!(json(Field::Double(f64::INFINITY)), None);
+        assert_eq!(json(Field::Long(-7)), Some(Value::from(-7)));
+        assert_eq!(json(Field::TimestampMillis(-1)), None, "no time belongs here");
+    }
+
+    #[test]
+    fn times_become_seconds() {
+        let seconds = |field: Field, unit| time(&field, unit).ok();
+        assert_eq!(seconds(Field::TimestampMillis(-1), Unit::Seconds), Some(Value::from(-1)));
+        assert_eq!(seconds(Field::TimestampMicros(2_500_000), Unit::Seconds), Some(Value::from(2)));
+        assert_eq!(seconds(Field::Long(3_999_999_999), Unit::Nanoseconds), Some(Value::from(3)));
+        assert_eq!(seconds(Field::Long(7), Unit::Seconds), Some(Value::from(7)));
+        assert_eq!(seconds(Field::Date(1), Unit::Seconds), Some(Value::from(86_400)));
+        assert_eq!(seconds(Field::Double(7.0), Unit::Seconds), Some(Value::from(7.0)));
     }
 }

@@ -1,11 +1,24 @@
 //! The description of the API that clients generate code from, made from the types and handlers themselves.
 //!
-//! A copy is committed as `openapi.json` beside the manifest; a test keeps it up to date.
+//! | module | one idea |
+//! | --- | --- |
+//! | [`statuses`] | the errors that an operation can answer with |
+//! | [`examples`] | a request and an answer of each |
+//!
+//! A copy is committed as `openapi.json` beside the manifest. Tests keep it up to date, compare it with the router, and
+//! have it judged by a validator that others wrote.
+
+mod examples;
+mod statuses;
+
+use std::sync::LazyLock;
 
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
-use utoipa::{Modify, OpenApi};
+use utoipa::{Modify, OpenApi, ToSchema};
 
-use crate::http::{catalogs, handlers, models, oip};
+use self::examples::Examples;
+use self::statuses::Statuses;
+use crate::http::{catalogs, handlers, infer, models, oip};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -36,12 +49,16 @@ use crate::http::{catalogs, handlers, models, oip};
         oip::index,
         oip::load,
         oip::unload,
+        infer::infer,
+        infer::infer_version,
         handlers::livez,
         handlers::readyz,
         handlers::metrics,
         handlers::openapi
     ),
-    modifiers(&AdminScheme)
+    components(schemas(ProtocolError)),
+    servers((url = "/", description = "The server that gives this description.")),
+    modifiers(&AdminScheme, &Statuses, &Examples)
 )]
 struct Api;
 
@@ -60,11 +77,23 @@ impl Modify for AdminScheme {
     }
 }
 
-/// The description as JSON, pretty-printed, with a line end.
+/// An error under `/v2`.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it describes what is written as JSON elsewhere")]
+struct ProtocolError {
+    /// For people.
+    error: String,
+}
+
+/// The description as JSON, pretty-printed, with a line end. It is made once.
 ///
 /// # Errors
 ///
 /// When it cannot be written as JSON, which a test rules out.
-pub fn json() -> Result<String, serde_json::Error> {
-    Ok(Api::openapi().to_pretty_json()? + "\n")
+pub fn json() -> Result<&'static str, &'static str> {
+    static TEXT: LazyLock<Result<String, String>> = LazyLock::new(|| {
+        let text = Api::openapi().to_pretty_json().map_err(|error| error.to_string())?;
+        Ok(text + "\n")
+    });
+    TEXT.as_deref().map_err(String::as_str)
 }
