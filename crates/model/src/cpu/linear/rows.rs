@@ -60,8 +60,7 @@ impl Rows {
         assert_eq!(x.len() % inputs, 0, "whole rows");
         let count = x.len() / inputs;
         (self.format, self.count, self.inputs) = (format, count, inputs);
-        let tiles = count.div_ceil(tallest(cpu.isa(), format));
-        self.height = count.div_ceil(tiles.max(1)).max(1);
+        self.height = height(count, cpu.isa(), format);
         self.stride = match format {
             WeightFormat::F32 => single::words_per_row(inputs),
             WeightFormat::Bf16 => bfloat16::words_per_row(cpu.bf16_kernel(), inputs),
@@ -152,6 +151,16 @@ type Prepare<'p> = dyn for<'a> Fn(&'a [f32], &'a mut Vec<f32>) -> &'a [f32] + Sy
 thread_local! {
     /// Normed rows of the tile at hand.
     static SCRATCH: std::cell::RefCell<Vec<f32>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// Rows of every tile but the last.
+fn height(count: usize, isa: Isa, format: WeightFormat) -> usize {
+    let tallest = tallest(isa, format);
+    // There, three rows are as fast as six, row by row, and two are faster than four: so tiles are full. One row is slow.
+    if isa.level() == Level::Avx2 && format == WeightFormat::F32 && count % tallest != 1 {
+        return count.clamp(1, tallest);
+    }
+    count.div_ceil(count.div_ceil(tallest).max(1)).max(1)
 }
 
 /// Rows that fit into the registers beside a panel's weights.
