@@ -23,6 +23,7 @@ mod folder;
 pub(crate) mod json;
 pub mod note;
 pub mod tensors;
+mod tokenizer_config;
 
 use std::path::{Path, PathBuf};
 
@@ -169,6 +170,7 @@ impl<C: Described> Examined<C> {
             match file::read_text(&path, file::MAX_TOKENIZER_BYTES) {
                 Ok(text) => {
                     self.digests.add("tokenizer.json", text.as_bytes());
+                    self.notes.extend(tokenizer_config::differences(directory, &text));
                     self.tokenizer = Some(text);
                 }
                 Err(error) => self.problems.push(error),

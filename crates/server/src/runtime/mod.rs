@@ -302,8 +302,9 @@ impl Opened {
         let what = "the model's weights, KV pages and host memory";
         let reservation = machine.budget.reserve(what, plan.here)?;
 
-        // Tensors pass through memory on their way: at most three at a time are packed into one.
-        let passing = checkpoint.tensors().largest_bytes().saturating_mul(3);
+        // Tensors pass through memory on their way: at most three at a time are packed into one. The room of the pages holds
+        // them, because pages are taken after the weights; what is more is asked for.
+        let passing = checkpoint.tensors().largest_bytes().saturating_mul(3).saturating_sub(memory.kv);
         let passing = machine.budget.reserve("the tensors that are being loaded", passing)?;
         let built = match checkpoint {
             AnyCheckpoint::Decoder(checkpoint) => decoder(&files, &checkpoint, &plan, settings, machine)?,
