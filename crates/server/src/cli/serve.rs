@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
@@ -24,6 +24,8 @@ use crate::request_log::RequestLog;
 use crate::settings::{AdminLayer, Flags, HttpLayer, HttpSettings, Settings};
 use crate::{logging, metrics};
 
+/// Connections that wait to be accepted; the system may allow fewer. Beyond that, clients wait a second to try again.
+const BACKLOG: u32 = 16_384;
 /// Connections of the listener for health checks.
 const HEALTH_CONNECTIONS: usize = 64;
 /// How often samples are moved into histograms when nobody asks for them.
@@ -79,11 +81,8 @@ async fn serve_async(
     let mut signals = Stop::new().context("cannot wait for signals")?;
     let reopen = Reopen::new().context("cannot wait for signals")?;
     settings.http.max_connections = files::raise_limit(settings.http.max_connections);
-    let listener = bind(settings.http.listen).await?;
-    let health = match settings.http.health_listen {
-        Some(address) => Some(bind(address).await?),
-        None => None,
-    };
+    let listener = bind(settings.http.listen)?;
+    let health = settings.http.health_listen.map(bind).transpose()?;
     let address = listener.local_addr().context("the listener has no address")?;
     let metrics = metrics::start()?;
     // Serving does not depend on who reads this.
@@ -217,8 +216,16 @@ async fn reopen_logs(mut reopen: Reopen, app: SharedApp) {
     }
 }
 
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restart must not wait until the connections of the last process are forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    listen(address).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => anyhow!(
             "port {} is in use on {}: is another server running? Choose another with --listen {}:PORT",
             address.port(),

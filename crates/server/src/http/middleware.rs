@@ -17,7 +17,7 @@ use tracing::Instrument;
 
 use super::listen::Client;
 use super::reply::{ErrorKind, ErrorMessage};
-use super::{host, oip};
+use super::{head, oip};
 use crate::error::Error;
 use crate::metrics;
 
@@ -44,12 +44,13 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     let protocol = oip::is_protocol(request.uri().path());
     let method = request.method().clone();
     let client = request.extensions().get::<Client>().cloned();
+    let head = head::check(request.version(), request.headers());
     let span = tracing::info_span!("request", request_id = %id);
     request.extensions_mut().insert(RequestId(id.clone()));
 
     let mut watch = Watch { endpoint, started: Instant::now(), over: false };
     async {
-        let response = match refuse(client.as_ref(), &request, endpoint) {
+        let response = match refuse(client.as_ref(), endpoint, head).await {
             Some(error) => error.into_response(),
             None => name_methods(next.run(request).await, &method),
         };
@@ -74,12 +75,15 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     .await
 }
 
-/// What is wrong with a request, whatever it asks.
-fn refuse(client: Option<&Client>, request: &Request, endpoint: &str) -> Option<Error> {
-    if client.is_some_and(Client::is_spare) && !HEALTH.contains(&endpoint) {
+/// Waits a moment for a place if there is none. Says what is wrong if there is none then, or with the head.
+async fn refuse(client: Option<&Client>, endpoint: &str, head: Result<(), Error>) -> Option<Error> {
+    if let Some(client) = client
+        && !HEALTH.contains(&endpoint)
+        && !client.find_place().await
+    {
         return Some(Error::TooManyConnections);
     }
-    host::check(request.version(), request.headers()).err()
+    head.err()
 }
 
 /// Says which methods a path takes: axum knows after the handler has answered.

@@ -11,7 +11,7 @@
 //! | [`body`] | bodies are read with limits and in time, and errors say what is wrong |
 //! | [`body_budget`] | how many bytes of them are in memory |
 //! | [`pace`] | the least pace of a transfer |
-//! | [`host`] | a request is for one host |
+//! | [`head`] | what the head of a request must say one way only |
 //! | [`middleware`] | request ids, the access log, request metrics, panics |
 //! | [`reply`] | answers and errors as responses |
 //! | [`listen`] | connections, and how they end |
@@ -23,7 +23,7 @@ pub mod body;
 pub mod body_budget;
 pub mod catalogs;
 pub mod handlers;
-pub mod host;
+pub mod head;
 pub mod infer;
 pub mod listen;
 pub mod middleware;

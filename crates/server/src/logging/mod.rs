@@ -76,15 +76,17 @@ pub fn flush() {
     }
 }
 
-/// Writes a last message for a person to stderr. It is lost if nobody reads there.
+/// Writes a last message for a person to stderr. It is lost if nobody reads there. It may quote files and clients, so
+/// control characters are spelled out, except the ends of its lines.
 pub fn last_words(text: &str) {
+    let text = text.lines().flat_map(|line| escape::line(line.as_bytes(), false)).collect::<Vec<u8>>();
     match LINES.get() {
         Some(lines) => {
-            lines.push(format!("{text}\n").into_bytes());
+            lines.push(text);
             lines.flush(LAST_LINES);
         }
         None => {
-            let _ = writeln!(io::stderr(), "{text}");
+            let _ = io::stderr().write_all(&text);
         }
     }
 }

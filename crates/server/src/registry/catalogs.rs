@@ -7,7 +7,8 @@
 //! Memory: every snapshot is counted against the budget until nobody reads it. Those that are kept to roll back to give
 //! way when a new one needs their room.
 //!
-//! Invariants: a change that fails changes nothing; changes of catalogs come one after the other, so none is lost.
+//! Invariants: a change that fails changes nothing; changes of a version's catalog come one after the
+//! other, so none is lost.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -145,9 +146,11 @@ impl Registry {
         reference: &str,
         make: impl FnOnce(&Service) -> Result<Made, Error>,
     ) -> Result<CatalogList, Error> {
-        let _turn = lock(&self.changing_catalog);
-        let service = self.resolve(Some(reference))?;
-        let id = id(&service);
+        let id = id(&self.resolve(Some(reference))?);
+        let turn = Arc::clone(lock(&self.changing_catalog).entry(id.clone()).or_default());
+        let _turn = lock(&turn);
+        // The version that was meant at first, wherever its label points by now, with the catalog of this moment.
+        let service = self.resolve(Some(&Reference { name: &id.0, at: Some(&id.1) }.to_string()))?;
         let (catalog, counted) = match make(&service)? {
             Made::Kept(Snapshot { catalog, memory, .. }) => (catalog, Some(memory)),
             Made::New(catalog) => (catalog, None),

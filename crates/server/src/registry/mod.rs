@@ -67,8 +67,8 @@ pub struct Registry {
     loading: Mutex<Option<String>>,
     /// The catalogs of what is in the table.
     catalogs: Mutex<HashMap<Id, Kept>>,
-    /// Held while a catalog changes.
-    changing_catalog: Mutex<()>,
+    /// For every version whose catalog was changed, what is held while it changes.
+    changing_catalog: Mutex<HashMap<Id, Arc<Mutex<()>>>>,
     /// What engines counted that are gone.
     retired: Mutex<Totals>,
     /// Where changes are kept, if anywhere. Held while anything changes.
@@ -211,6 +211,7 @@ impl Registry {
     fn retire(&self, name: &str, version: String) -> Result<ModelInfo, Error> {
         let id = (name.to_owned(), version);
         lock(&self.catalogs).remove(&id);
+        lock(&self.changing_catalog).remove(&id);
         let runtime = lock(&self.running).remove(&id);
         let runtime = runtime.ok_or_else(|| Error::internal("a version without an engine"))?;
         let info = self.info(runtime.service.served(), ModelState::Unloaded);

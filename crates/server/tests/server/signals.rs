@@ -30,6 +30,17 @@ fn sigquit_lets_requests_finish() {
 }
 
 #[test]
+fn a_second_signal_ends_at_once() {
+    let mut server = Server::start(CASE, &[&SLOW[..], &["--drain-timeout-ms", "600000"]].concat());
+    let _streams: Vec<_> = (0..24).map(|user| server.send_recommend(&long(user))).collect();
+    server.wait_for("the requests to run", |server| server.metric("beamline_requests_running", "") > 0.0);
+    server.signal("INT");
+    server.wait_for("the drain", |server| std::net::TcpStream::connect(server.address).is_err());
+    server.signal("INT");
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
 fn a_rotated_request_log_is_opened_again_and_nothing_is_broken() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("requests.jsonl");

@@ -3,6 +3,7 @@
 //! A small state machine behind a lock that is held for a moment: the connection's task reports what happens, and the
 //! table of connections judges. Time is an argument.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,17 +12,17 @@ use tokio::sync::Notify;
 use crate::http::pace::{LeastPace, Pace};
 
 /// How long a connection may be without a request before others may take its place: without having sent any,
-const FRESH_FOR: Duration = Duration::from_millis(100);
+const FRESH_FOR: Duration = Duration::from_millis(20);
 /// and between two requests.
 const IDLE_FOR: Duration = Duration::from_secs(1);
 /// How long a body may take before others may take its connection's place.
 const READING_FOR: Duration = Duration::from_secs(2);
-/// How long a peer may not read before others may take its place, and before a drain stops waiting for it.
-const STALLED_FOR: Duration = Duration::from_secs(2);
+/// How long a peer may not read before others may take its place,
+const STALLED_FOR: Duration = Duration::from_millis(250);
+/// and before a drain stops waiting for it.
+const DRAIN_STALLED_FOR: Duration = Duration::from_secs(2);
 /// How long an idle connection is left open while the server drains: a request may be on its way.
 const DRAINING_FOR: Duration = Duration::from_millis(50);
-/// How long a spare connection may be without a request before others may take its place.
-const SPARE_FOR: Duration = Duration::from_millis(20);
 
 /// What a connection is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +52,8 @@ struct State {
 /// One connection.
 #[derive(Debug)]
 pub(super) struct Conn {
-    /// Whether it is one of those beyond the limit, which are for health checks only.
-    pub(super) spare: bool,
+    /// Whether it is one of those beyond the limit. The table of connections changes it.
+    spare: AtomicBool,
     least_pace: LeastPace,
     state: Mutex<State>,
     close: Notify,
@@ -66,7 +67,17 @@ impl Conn {
     /// A connection that was just accepted. Its peer must read at the least pace.
     pub(super) fn new(spare: bool, least_pace: LeastPace, now: Instant) -> Self {
         let state = State { phase: Phase::Fresh, since: now, writing: None, unread: false, closing: false };
-        Self { spare, least_pace, state: Mutex::new(state), close: Notify::new() }
+        Self { spare: AtomicBool::new(spare), least_pace, state: Mutex::new(state), close: Notify::new() }
+    }
+
+    /// Whether it is one of those beyond the limit, which are for health checks only.
+    pub(super) fn is_spare(&self) -> bool {
+        self.spare.load(Ordering::Relaxed)
+    }
+
+    /// It has got a place within the limit.
+    pub(super) fn promote(&self) {
+        self.spare.store(false, Ordering::Relaxed);
     }
 
     /// A request has arrived, with a body that is still to come or without one.
@@ -126,7 +137,7 @@ impl Conn {
         let state = self.lock();
         let for_at_least = |time| now.saturating_duration_since(state.since) >= time;
         match (&state.writing, state.phase) {
-            (Some(pace), _) if draining => now >= pace.began() + STALLED_FOR,
+            (Some(pace), _) if draining => now >= pace.began() + DRAIN_STALLED_FOR,
             (Some(pace), _) => now >= pace.deadline(),
             (None, Phase::Fresh | Phase::Idle) => draining && for_at_least(DRAINING_FOR),
             (None, Phase::Reading | Phase::Working) => false,
@@ -141,8 +152,8 @@ impl Conn {
         match (&state.writing, state.phase) {
             _ if state.closing => None,
             (Some(pace), _) => (now >= pace.began() + STALLED_FOR).then_some(Rank(1, pace.began())),
-            (None, Phase::Fresh) => after(0, if self.spare { SPARE_FOR } else { FRESH_FOR }),
-            (None, Phase::Idle) => after(2, if self.spare { SPARE_FOR } else { IDLE_FOR }),
+            (None, Phase::Fresh) => after(0, FRESH_FOR),
+            (None, Phase::Idle) => after(2, if self.is_spare() { FRESH_FOR } else { IDLE_FOR }),
             (None, Phase::Reading) => after(3, READING_FOR),
             (None, Phase::Working) => None,
         }

@@ -36,6 +36,10 @@ use crate::settings::HttpSettings;
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
 /// Accepts that fail are logged at most so often.
 const LOG_ERRORS_EVERY: Duration = Duration::from_secs(10);
+/// How often a place is looked for while there is none,
+const TRIES: u32 = 20;
+/// and how long after each other.
+const TRY_EVERY: Duration = Duration::from_millis(5);
 /// How often connections are looked through for those whose peers do not read.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// A peer that is silent is asked for a sign of life after so long,
@@ -82,8 +86,8 @@ impl Connections {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    // Without a place the connection is closed at once: its client sees that, and not a timeout.
-                    if let Some(place) = table.admit(Instant::now()) {
+                    // Without a place the connection is closed: its client sees that, and not a timeout.
+                    if let Some(place) = find_place(&table).await {
                         self.spawn(stream, place, router.clone(), settings.read_timeout);
                     }
                 }
@@ -105,7 +109,7 @@ impl Connections {
         let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
         let (alive, ending) = (self.alive.clone(), self.ending.subscribe());
         tokio::spawn(async move {
-            serve::serve(stream, router, Arc::clone(&place.conn), head_timeout, ending).await;
+            serve::serve(stream, router, &place, head_timeout, ending).await;
             drop((alive, place));
         });
     }
@@ -119,6 +123,19 @@ impl Connections {
         let _ = open.recv().await;
         over.store(true, Ordering::Relaxed);
     }
+}
+
+/// A place for a new connection. In a burst of them, each needs a moment to send its request before it counts as idle, and
+/// the next ones wait for that.
+async fn find_place(table: &Arc<Table>) -> Option<Place> {
+    for _ in 0..TRIES {
+        let place = table.admit(Instant::now());
+        if place.is_some() {
+            return place;
+        }
+        tokio::time::sleep(TRY_EVERY).await;
+    }
+    None
 }
 
 /// Closes connections whose peers do not read, and idle ones while the server drains.

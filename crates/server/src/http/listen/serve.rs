@@ -19,43 +19,67 @@ use tokio::sync::watch;
 
 use super::conn::Conn;
 use super::stream::Stream;
+use super::table::{Place, Table};
 
 /// Largest head of a request, and what is read ahead of a body.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 /// A spare connection must send its head within this.
 const SPARE_HEAD: Duration = Duration::from_secs(2);
 
+/// How often a spare connection asks for a place,
+const TRIES: u32 = 8;
+/// and how long it waits in between.
+const TRY_EVERY: Duration = Duration::from_millis(40);
+
 /// The connection that a request came over, for handlers.
 #[derive(Clone, Debug)]
-pub struct Client(Arc<Conn>);
+pub struct Client {
+    conn: Arc<Conn>,
+    table: Arc<Table>,
+}
 
 impl Client {
     /// Whether it is beyond the limit of connections, so that only health checks are answered.
     pub fn is_spare(&self) -> bool {
-        self.0.spare
+        self.conn.is_spare()
     }
 
     /// Whether a part of the request's body was left unread. The connection cannot take another request then.
     pub fn has_unread_body(&self) -> bool {
-        self.0.has_unread_body()
+        self.conn.has_unread_body()
+    }
+
+    /// Waits a moment for a place within the limit, if it has none. Says whether it has one.
+    pub async fn find_place(&self) -> bool {
+        for _ in 0..TRIES {
+            if self.table.promote(&self.conn, Instant::now()) {
+                return true;
+            }
+            if self.table.is_crowded() {
+                return false;
+            }
+            tokio::time::sleep(TRY_EVERY).await;
+        }
+        false
     }
 }
 
-/// Serves a connection until it ends, or `conn` is told to close, or the server drains.
+/// Serves a connection until it ends, or is told to close, or the server drains.
 pub(super) async fn serve(
     tcp: TcpStream,
     router: Router,
-    conn: Arc<Conn>,
+    place: &Place,
     head_timeout: Duration,
     mut ending: watch::Receiver<bool>,
 ) {
+    let (conn, table) = (&place.conn, &place.table);
     // Answers are written at once; waiting for more to send would only delay them.
     let _ = tcp.set_nodelay(true);
     let router = TowerToHyperService::new(router);
     let service = service_fn(|request: Request<Incoming>| {
-        let at_hand = AtHand::new(&conn, !request.body().is_end_stream());
-        let mut request = request.map(|body| Tracked { body, conn: Arc::clone(&conn) });
-        request.extensions_mut().insert(Client(Arc::clone(&conn)));
+        let at_hand = AtHand::new(conn, !request.body().is_end_stream());
+        let mut request = request.map(|body| Tracked { body, conn: Arc::clone(conn) });
+        request.extensions_mut().insert(Client { conn: Arc::clone(conn), table: Arc::clone(table) });
         let answer = router.call(request);
         async move {
             let answer = answer.await;
@@ -65,13 +89,15 @@ pub(super) async fn serve(
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(if conn.spare { head_timeout.min(SPARE_HEAD) } else { head_timeout })
+        .header_read_timeout(if conn.is_spare() { head_timeout.min(SPARE_HEAD) } else { head_timeout })
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(Stream::new(tcp, Arc::clone(&conn))), service);
+        .serve_connection(TokioIo::new(Stream::new(tcp, Arc::clone(conn))), service);
     let mut connection = pin!(connection);
     let mut draining = false;
     loop {
+        // In this order: a request that has arrived keeps its connection from being closed as idle.
         tokio::select! {
+            biased;
             result = connection.as_mut() => {
                 if let Err(error) = result {
                     // Clients that hang up or send nonsense are no business of ours.

@@ -32,7 +32,7 @@ pub(super) struct Table {
 /// A place, given back when dropped.
 #[derive(Debug)]
 pub(super) struct Place {
-    table: Arc<Table>,
+    pub(super) table: Arc<Table>,
     id: u64,
     /// Who has it.
     pub(super) conn: Arc<Conn>,
@@ -58,6 +58,21 @@ impl Table {
         Some(Place { table: Arc::clone(self), id, conn })
     }
 
+    /// A place within the limit for a connection that is a spare. Says whether it has one now.
+    pub(super) fn promote(&self, conn: &Conn, now: Instant) -> bool {
+        let mut open = self.lock();
+        if conn.is_spare() && (open.conns.len() - open.spares < self.limit || open.close_one(now, false)) {
+            conn.promote();
+            open.spares -= 1;
+        }
+        !conn.is_spare()
+    }
+
+    /// Whether so many spares are taken that none may be held while waiting: they are for health checks.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.lock().spares > SPARES / 4
+    }
+
     /// Closes the connection that is of least use, if one is.
     pub(super) fn make_room(&self, now: Instant) {
         let open = self.lock();
@@ -79,7 +94,7 @@ impl Table {
 impl Open {
     /// Closes the one of least use of those that are spares or not. Says whether there was one.
     fn close_one(&self, now: Instant, spare: bool) -> bool {
-        let conns = self.conns.values().filter(|conn| conn.spare == spare);
+        let conns = self.conns.values().filter(|conn| conn.is_spare() == spare);
         let ranked = conns.filter_map(|conn| Some((conn.rank(now)?, conn)));
         let first = ranked.min_by_key(|(rank, _)| *rank).map(|(_, conn)| conn);
         first.inspect(|conn| conn.close()).is_some()
@@ -90,7 +105,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut open = self.table.lock();
         open.conns.remove(&self.id);
-        open.spares -= usize::from(self.conn.spare);
+        open.spares -= usize::from(self.conn.is_spare());
     }
 }
 
@@ -113,13 +128,18 @@ mod tests {
         working.conn.request_began(start, false);
         // The idle one gives way; until it is gone, there is one more.
         let third = table.admit(later).unwrap();
-        assert!(!third.conn.spare && idle.conn.rank(later).is_none());
+        assert!(!third.conn.is_spare() && idle.conn.rank(later).is_none());
         third.conn.request_began(later, false);
         let fourth = table.admit(later).unwrap();
-        assert!(fourth.conn.spare);
+        assert!(fourth.conn.is_spare());
+        assert!(!table.promote(&fourth.conn, later));
         drop(idle);
         drop(working);
-        assert!(!table.admit(later).unwrap().conn.spare);
+        assert!(table.promote(&fourth.conn, later) && !fourth.conn.is_spare());
+        assert_eq!(table.lock().spares, 0);
+        third.conn.request_ended(later);
+        let later = later + Duration::from_secs(5);
+        assert!(!table.admit(later).unwrap().conn.is_spare());
     }
 
     #[test]
@@ -130,7 +150,7 @@ mod tests {
         let spares: Vec<_> = (0..SPARES).map(|_| table.admit(start).unwrap()).collect();
         assert!(table.admit(start).is_none(), "all came in this moment");
         let later = start + Duration::from_millis(50);
-        assert!(table.admit(later).is_some_and(|place| place.conn.spare));
+        assert!(table.admit(later).is_some_and(|place| place.conn.is_spare()));
         drop(spares);
         let open = table.lock();
         assert_eq!((open.spares, open.conns.len()), (0, 1));
