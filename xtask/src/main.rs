@@ -2,6 +2,7 @@
 //!
 //! Each chore is a thin wrapper over commands one could type, printed before they run; only `bench` measures by itself.
 
+mod attack;
 mod bench;
 mod gpu;
 mod python;
@@ -47,6 +48,8 @@ enum Chore {
     Openapi,
     /// Measure a server on the standard workloads, against other engines if wanted.
     Bench(Box<bench::Args>),
+    /// Attack a server of its own as hostile clients and files would, and say what was lost.
+    Attack(attack::Args),
     /// Measure the kernels of the CPU against plain loops of the same instructions; `-- --help` says how.
     Kernels {
         /// Options of the measurement: --isa, --only, --threads, --json, --check, --quick.
@@ -88,6 +91,7 @@ fn main() -> Result<()> {
             run(cargo(&check).env("UPDATE_OPENAPI", "1"))
         }
         Chore::Bench(args) => bench::run(*args),
+        Chore::Attack(args) => attack::run(&args),
         Chore::Kernels { options } => {
             let example = ["run", "--release", "--package", "beamline-model", "--example", "kernels", "--"];
             run(cargo(&example).args(options))
