@@ -1,10 +1,11 @@
 //! The rows of one step, laid out for a forward pass.
 //!
-//! Place in the flow: the executor fills a batch from a plan; a family runs it. Rows of different requests lie one
-//! after the other and never see each other except through the pages their own blocks name.
+//! Place in the flow: the executor fills a batch from a plan; a family runs it. Rows of different
+//! requests lie one after the other and never see each other except through the pages their own
+//! blocks name.
 //!
-//! Invariants: every page that a step writes is written by one request and read by no other request of that step
-//! ([`Batch::check_writes`]); rows of a block are consecutive.
+//! Invariants: every page that a step writes is written by one request and read by no other request
+//! of that step ([`Batch::check_writes`]); rows of a block are consecutive.
 
 use beamline_kv_cache::PageId;
 
@@ -185,8 +186,8 @@ impl Batch {
         start..self.pages.len()
     }
 
-    /// Checks that no page is written by one request and touched by another in this step ([`PageUses::check`]), and no
-    /// place in it twice. A forward pass demands it.
+    /// Checks that no page is written by one request and touched by another in this step
+    /// ([`PageUses::check`]), and no place in it twice. A forward pass demands it.
     pub fn check_writes(&mut self, pages: usize) -> Result<(), String> {
         let Self { uses, pages: table, destinations, .. } = self;
         uses.check(pages, |at| table[at].0)?;

@@ -1,11 +1,12 @@
 //! Which pages a step reads and writes, and for whom: one rule for every device.
 //!
-//! Place in the flow: the layouts of a step, [`Batch`](crate::batch::Batch) and [`Rows`](crate::cuda::rows::Rows), note here
-//! what each request does with the page table; executors check it before anything runs.
+//! Place in the flow: the layouts of a step, [`Batch`](crate::batch::Batch) and
+//! [`Rows`](crate::cuda::rows::Rows), note here what each request does with the page table;
+//! executors check it before anything runs.
 //!
-//! Invariant: a page that a step writes is written by one request, for one purpose, and read by no other request of the
-//! step. The scheduler promises this. A broken promise would show one user another's history, so it is checked again
-//! here, where it would do the harm.
+//! Invariant: a page that a step writes is written by one request, for one purpose, and read by no
+//! other request of the step. The scheduler promises this. A broken promise would show one user
+//! another's history, so it is checked again here, where it would do the harm.
 
 use std::ops::Range;
 
@@ -49,8 +50,8 @@ impl PageUses {
         self.uses.clear();
     }
 
-    /// A request computes context rows. Its context lies in the pages `table` of the page table, of which it writes those
-    /// from number `first_written` on.
+    /// A request computes context rows. Its context lies in the pages `table` of the page table, of
+    /// which it writes those from number `first_written` on.
     pub fn push_context(&mut self, owner: u32, table: Range<usize>, first_written: usize) {
         let written = (table.start + first_written).min(table.end)..table.end;
         self.uses.push(Use { owner, read: table, written, branch: false });
@@ -160,7 +161,8 @@ mod tests {
     #[test]
     fn branch_pages_belong_to_one_request() {
         let fails = |parts: &[&[Does<'_>]], why: &str| assert_eq!(check(parts), Err(why.into()));
-        // Even where the rows of this step would lie in different places: the rows before them are read.
+        // Even where the rows of this step would lie in different places: the rows before them are
+        // read.
         fails(&[&[(1, &[0], None, &[4, 5]), (2, &[1], None, &[5, 6])]], "page 5 is written by two requests");
         fails(
             &[&[(1, &[0], None, &[4]), (2, &[4], Some(1), &[])]],

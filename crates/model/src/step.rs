@@ -1,9 +1,9 @@
 //! What the scheduler asks of a model for one pass, and what comes back.
 //!
-//! A [`Plan`] is plain data: which rows of which requests go through the model together, and in which
-//! pages their keys and values lie. The scheduler writes it, a [`StepModel`] carries it out, and the
-//! outcomes go back to the scheduler. This is the whole boundary between the two, so the scheduler can be
-//! run against a simulated model, and a model without a scheduler.
+//! A [`Plan`] is plain data: which rows of which requests go through the model together, and in
+//! which pages their keys and values lie. The scheduler writes it, a [`StepModel`] carries it out,
+//! and the outcomes go back to the scheduler. This is the whole boundary between the two, so the
+//! scheduler can be run against a simulated model, and a model without a scheduler.
 //!
 //! What must not be here: clocks, queues, channels, tensors.
 
@@ -25,25 +25,26 @@ pub enum ContextShape {
     /// A row depends on the rows before it only, so a context may be cut anywhere.
     #[default]
     Causal,
-    /// Some row depends on rows after it, so the whole context goes through the model in one step. No part of it serves
-    /// another request.
+    /// Some row depends on rows after it, so the whole context goes through the model in one step.
+    /// No part of it serves another request.
     Whole,
 }
 
 /// One pass through the model: context rows and branch rows of any mix of requests.
 ///
-/// The vectors are reused from step to step; page tables are ranges of one arena so that a plan can be
-/// cleared and refilled without allocating.
+/// The vectors are reused from step to step; page tables are ranges of one arena so that a plan can
+/// be cleared and refilled without allocating.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Pages whose contents are moved, in this order, before any row is computed: out of pages that are written by
-    /// this step or a later one, and into pages that are read.
-    /// A step that fails may have carried them out or not.
+    /// Pages whose contents are moved, in this order, before any row is computed: out of pages that
+    /// are written by this step or a later one, and into pages that are read. A step that fails may
+    /// have carried them out or not.
     pub transfers: Vec<Transfer>,
-    /// Context rows to compute, at most one chunk per request. A context of [`ContextShape::Whole`] is in one chunk.
+    /// Context rows to compute, at most one chunk per request. A context of [`ContextShape::Whole`]
+    /// is in one chunk.
     pub chunks: Vec<Chunk>,
-    /// Requests whose beams take one more step, at most one entry per request and never together with a chunk
-    /// of the same request.
+    /// Requests whose beams take one more step, at most one entry per request and never together
+    /// with a chunk of the same request.
     pub branches: Vec<BranchStep>,
     /// Arena of the page tables named by the ranges in chunks and branch steps.
     pub pages: Vec<PageId>,
@@ -56,13 +57,16 @@ pub struct Chunk {
     pub slot: Slot,
     /// Positions to compute, never empty.
     pub positions: Range<usize>,
-    /// Positions below this one already lie in pages, perhaps shared ones: they are read, never written. It
-    /// exceeds `positions.start` only when a whole context was cached and its last row is computed again
-    /// because the first expansion needs it, or because the request only waits for pages that come back with this step.
+    /// Positions below this one already lie in pages, perhaps shared ones: they are read, never
+    /// written. It exceeds `positions.start` only when a whole context was cached and its last row
+    /// is computed again because the first expansion needs it, or because the request only waits
+    /// for pages that come back with this step.
     pub cached: usize,
-    /// The request's context pages from position 0 on, enough for `positions.end`; a range of [`Plan::pages`].
+    /// The request's context pages from position 0 on, enough for `positions.end`; a range of
+    /// [`Plan::pages`].
     pub context_pages: Range<usize>,
-    /// Set on the last chunk of a request that decodes: the last row is expanded into at most this many beams.
+    /// Set on the last chunk of a request that decodes: the last row is expanded into at most this
+    /// many beams.
     pub expand: Option<usize>,
 }
 
@@ -73,8 +77,8 @@ pub struct BranchStep {
     pub slot: Slot,
     /// All context pages of the request; a range of [`Plan::pages`].
     pub context_pages: Range<usize>,
-    /// Pages that hold the branch rows of this request, row `step * beam_width + beam` in order, for as long
-    /// as the request lives; a range of [`Plan::pages`]. Never shared, never published.
+    /// Pages that hold the branch rows of this request, row `step * beam_width + beam` in order,
+    /// for as long as the request lives; a range of [`Plan::pages`]. Never shared, never published.
     pub branch_pages: Range<usize>,
 }
 
@@ -167,15 +171,15 @@ pub trait StepModel {
     /// What a finished request yields.
     type Answer: Send + 'static;
 
-    /// Takes the pulse to beat within steps, at least once per layer. A model that never beats counts as alive between
-    /// its steps only, so whoever watches takes a long step for a hang.
+    /// Takes the pulse to beat within steps, at least once per layer. A model that never beats
+    /// counts as alive between its steps only, so whoever watches takes a long step for a hang.
     fn set_pulse(&mut self, _pulse: Pulse) {}
 
     /// A request was admitted and owns `slot` until it is closed.
     fn open(&mut self, slot: Slot, payload: Self::Payload);
 
-    /// Carries out a plan. Appends exactly one outcome per entry of the plan: chunks first, then branch steps,
-    /// in the order of the plan.
+    /// Carries out a plan. Appends exactly one outcome per entry of the plan: chunks first, then
+    /// branch steps, in the order of the plan.
     ///
     /// # Errors
     ///

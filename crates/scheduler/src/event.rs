@@ -1,7 +1,7 @@
 //! What the scheduler tells whoever drives it: slots opened and closed, requests ended.
 //!
-//! Events come in one list, in the order in which they must be carried out: a slot is closed before it is
-//! opened again.
+//! Events come in one list, in the order in which they must be carried out: a slot is closed before
+//! it is opened again.
 
 use std::sync::Arc;
 
@@ -15,7 +15,8 @@ use crate::{
 /// One thing to carry out.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event<P, A> {
-    /// Open the slot at the model. After a failed step, a request that is tried again is opened again.
+    /// Open the slot at the model. After a failed step, a request that is tried again is opened
+    /// again.
     Opened {
         /// Whose slot.
         id: RequestId,

@@ -1,8 +1,9 @@
 //! Continuous batching: a pure state machine, and the thread that drives it.
 //!
-//! Place in the flow: `server` turns HTTP into a [`Request`], the [`Engine`] hands it to the [`Scheduler`], the
-//! scheduler writes a [`Plan`](beamline_model::step::Plan) per step, a
-//! [`StepModel`](beamline_model::step::StepModel) carries it out, and the outcomes come back. Reading order:
+//! Place in the flow: `server` turns HTTP into a [`Request`], the [`Engine`] hands it to the
+//! [`Scheduler`], the scheduler writes a [`Plan`](beamline_model::step::Plan) per step, a
+//! [`StepModel`](beamline_model::step::StepModel) carries it out, and the outcomes come back.
+//! Reading order:
 //!
 //! | module | one idea |
 //! | --- | --- |
@@ -16,16 +17,17 @@
 //!
 //! Invariants:
 //!
-//! - A request is admitted only with every page that it will ever need. So a running request never waits for
-//!   memory: there is no preemption, no swapping and no deadlock.
-//! - Tenants take turns by what they cost, within a tenant nobody overtakes, and a running request is passed over only for a
-//!   bounded number of steps. So nobody starves, and nobody's burst delays another tenant by more than its share.
-//! - What could only be late, by the measured pace, is refused on arrival or dropped from the queue. So under overload
-//!   what is computed is answered in time.
+//! - A request is admitted only with every page that it will ever need. So a running request never
+//!   waits for memory: there is no preemption, no swapping and no deadlock.
+//! - Tenants take turns by what they cost, within a tenant nobody overtakes, and a running request
+//!   is passed over only for a bounded number of steps. So nobody starves, and nobody's burst
+//!   delays another tenant by more than its share.
+//! - What could only be late, by the measured pace, is refused on arrival or dropped from the
+//!   queue. So under overload what is computed is answered in time.
 //! - Every accepted request ends exactly once, and its pages and slot are free when it has.
 //!
-//! The state machine knows no tensors, no HTTP, no clock and no randomness; only the engine knows time and
-//! threads.
+//! The state machine knows no tensors, no HTTP, no clock and no randomness; only the engine knows
+//! time and threads.
 
 #![forbid(unsafe_code)]
 

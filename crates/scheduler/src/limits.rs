@@ -1,7 +1,8 @@
-//! The limits, all named here and all checked before any work is done, and what a request will need.
+//! The limits, all named here and all checked before any work is done, and what a request will
+//! need.
 //!
-//! Invariant: a request that passes [`Limits::demand`] is admitted by an idle scheduler. So the head of the
-//! queue is never stuck.
+//! Invariant: a request that passes [`Limits::demand`] is admitted by an idle scheduler. So the
+//! head of the queue is never stuck.
 
 use beamline_kv_cache::CacheConfig;
 use beamline_model::step::ContextShape;
@@ -22,8 +23,9 @@ pub struct SchedulerConfig {
     pub max_beam_width: usize,
     /// Expansions of one request.
     pub max_generated_steps: usize,
-    /// Rows that all running requests together may have been admitted for: context positions that were not
-    /// cached, plus beams times generated steps. It bounds how long an admitted request can take.
+    /// Rows that all running requests together may have been admitted for: context positions that
+    /// were not cached, plus beams times generated steps. It bounds how long an admitted request
+    /// can take.
     pub max_running_cost: u64,
     /// Context rows of one step.
     pub max_step_tokens: usize,
@@ -37,11 +39,12 @@ pub struct SchedulerConfig {
     pub min_step_rows: usize,
     /// Requests of one tenant that may run whatever they cost.
     pub tenant_running: usize,
-    /// Time, by the measured pace, that the running requests of one tenant may take before more of them are admitted. It
-    /// bounds how long a seat, and a page, stays taken.
+    /// Time, by the measured pace, that the running requests of one tenant may take before more of
+    /// them are admitted. It bounds how long a seat, and a page, stays taken.
     pub tenant_running_time: Micros,
-    /// Pages that one step moves to and from host memory while others wait for it, beyond those that it evicts. A
-    /// context that comes back in more pages than this takes several steps, in which others go on.
+    /// Pages that one step moves to and from host memory while others wait for it, beyond those
+    /// that it evicts. A context that comes back in more pages than this takes several steps, in
+    /// which others go on.
     pub max_step_transfers: usize,
 }
 
@@ -88,7 +91,8 @@ pub enum ConfigError {
     TooManySlots(usize),
 }
 
-/// The limits of one scheduler over one cache. Cheap to copy, so that whoever submits can check first.
+/// The limits of one scheduler over one cache. Cheap to copy, so that whoever submits can check
+/// first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// What the operator set.
@@ -104,8 +108,8 @@ pub struct Limits {
 /// What a request will need, all of it, decided once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Demand {
-    /// Context positions that must lie in pages: all of them for a request that decodes. A warm request needs
-    /// only the whole pages that others may find.
+    /// Context positions that must lie in pages: all of them for a request that decodes. A warm
+    /// request needs only the whole pages that others may find.
     pub(crate) target: usize,
     /// Pages of those positions.
     pub(crate) context_pages: usize,

@@ -1,12 +1,13 @@
 //! How long a row takes, what work at hand will take, and how wide a beam still makes its deadline.
 //!
-//! An estimate out of what steps took, in integers so that a replay gives the same numbers. It decides the width of beams
-//! that may be narrowed, how many rows a step holds while others wait, and which requests come too late to be taken.
+//! An estimate out of what steps took, in integers so that a replay gives the same numbers. It
+//! decides the width of beams that may be narrowed, how many rows a step holds while others wait,
+//! and which requests come too late to be taken.
 
 use crate::{event::Degraded, time::Micros};
 
-/// Rows of a step that weighs as much as all before it. A step of a few rows takes mostly what every step takes, so it says
-/// little of how long many rows will take.
+/// Rows of a step that weighs as much as all before it. A step of a few rows takes mostly what
+/// every step takes, so it says little of how long many rows will take.
 const INERTIA: u64 = 512;
 /// Rows after which the estimate is trusted with refusing somebody.
 const TRUSTED: u64 = 1024;
@@ -20,7 +21,8 @@ pub(crate) struct Pace {
     /// `None` until a step was seen.
     nanos_per_row: Option<u64>,
     rows_seen: u64,
-    /// Rows that admitted requests had to compute, of those that they would have had to if nothing were cached.
+    /// Rows that admitted requests had to compute, of those that they would have had to if nothing
+    /// were cached.
     computed_share: u64,
 }
 
@@ -38,8 +40,8 @@ pub(crate) struct Beam {
     pub(crate) least: usize,
     /// Branch steps after the first expansion.
     pub(crate) branch_steps: usize,
-    /// Rows of the step that makes the first expansion, and those of them that belong to others. The steps
-    /// after it are taken to hold as many rows of others.
+    /// Rows of the step that makes the first expansion, and those of them that belong to others.
+    /// The steps after it are taken to hold as many rows of others.
     pub(crate) rows_now: usize,
     pub(crate) rows_of_others: usize,
 }
@@ -88,8 +90,9 @@ impl Pace {
         usize::try_from(time.0.saturating_mul(1000) / nanos.max(1)).ok()
     }
 
-    /// The widest acceptable beam that is estimated to end within `left`, and why it is not the whole one. Never
-    /// under the least width: an estimate may be wrong, so the deadline itself judges.
+    /// The widest acceptable beam that is estimated to end within `left`, and why it is not the
+    /// whole one. Never under the least width: an estimate may be wrong, so the deadline itself
+    /// judges.
     pub(crate) fn fit(&self, beam: Beam, left: Micros) -> (usize, Option<Degraded>) {
         assert!(beam.least >= 1 && beam.least <= beam.width);
         assert!(beam.rows_of_others <= beam.rows_now);

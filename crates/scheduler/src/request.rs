@@ -22,8 +22,8 @@ pub struct Request<P> {
     pub namespace: Namespace,
     /// The user whose newest chain of pages is remembered.
     pub session: Option<SessionKey>,
-    /// Everything that goes into the context, `words_per_position` words per position. It is what pages are
-    /// found by.
+    /// Everything that goes into the context, `words_per_position` words per position. It is what
+    /// pages are found by.
     pub words: Arc<[u32]>,
     /// Context positions.
     pub context_len: usize,
@@ -35,15 +35,17 @@ pub struct Request<P> {
     pub beam_width: usize,
     /// The fewest beams that are still an answer: `beam_width` when it may not be degraded.
     pub min_beam_width: usize,
-    /// Expansions: the first uses the last context row, each further one takes a branch step. 0 only warms
-    /// the cache and answers nothing.
+    /// Expansions: the first uses the last context row, each further one takes a branch step. 0
+    /// only warms the cache and answers nothing.
     pub generated_steps: usize,
-    /// Whether the rows of every branch step are kept: beams look back at their ancestors. Candidates, which are
-    /// ranked in micro-batches of `beam_width`, do not: each branch step overwrites the one before.
+    /// Whether the rows of every branch step are kept: beams look back at their ancestors.
+    /// Candidates, which are ranked in micro-batches of `beam_width`, do not: each branch step
+    /// overwrites the one before.
     pub keeps_branches: bool,
     /// When the answer is of no more use.
     pub deadline: Option<Micros>,
-    /// For the model. The scheduler hands it on and never looks at it, so nothing of it can fail there.
+    /// For the model. The scheduler hands it on and never looks at it, so nothing of it can fail
+    /// there.
     pub payload: Arc<P>,
 }
 
@@ -54,8 +56,8 @@ impl<P> Request<P> {
         self.generated_steps == 0
     }
 
-    /// Leading context positions that may come from, or go to, another request. None of a context that is computed
-    /// whole: a part of it is of no use.
+    /// Leading context positions that may come from, or go to, another request. None of a context
+    /// that is computed whole: a part of it is of no use.
     pub(crate) fn reusable_positions(&self) -> usize {
         match self.shape {
             ContextShape::Causal => self.reuse.reusable_positions(self.context_len).min(self.context_len),

@@ -1,4 +1,5 @@
-//! The state machine by example, one rule per test. That the rules hold together, the simulation shows.
+//! The state machine by example, one rule per test. That the rules hold together, the simulation
+//! shows.
 
 // Helpers are tests too.
 #![allow(clippy::expect_used, clippy::unwrap_used)]

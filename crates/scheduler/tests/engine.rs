@@ -1,4 +1,5 @@
-//! The engine with real threads and a model that does as it is told: what the simulation cannot show.
+//! The engine with real threads and a model that does as it is told: what the simulation cannot
+//! show.
 
 // Helpers are tests too.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
@@ -247,7 +248,8 @@ fn a_dropped_ticket_frees_what_it_held() {
     assert_eq!(handle.submit(request(Do::Answer(1), 2)).unwrap().wait().unwrap().answer, Some(1));
 }
 
-/// Steps with `poison` among good requests: the good ones are answered, and so are those that come later.
+/// Steps with `poison` among good requests: the good ones are answered, and so are those that come
+/// later.
 fn poison_harms_nobody_else(poison: Do) -> Result<Option<u64>, Unserved> {
     let (engine, handle, gate) = start(config());
     gate.shut();

@@ -1,4 +1,5 @@
-//! Contexts that come back from host memory, by example. That they come back right, the simulation shows.
+//! Contexts that come back from host memory, by example. That they come back right, the simulation
+//! shows.
 
 // Helpers are tests too.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
@@ -162,8 +163,8 @@ fn others_do_not_wait_for_what_they_do_not_need() {
         served.push(bench.plan.chunks.len() + bench.plan.branches.len());
         bench.commit();
     }
-    // Ten pages, of which those that come while somebody else is served come four at a time, less what is evicted for
-    // them in the same step.
+    // Ten pages, of which those that come while somebody else is served come four at a time, less
+    // what is evicted for them in the same step.
     assert!(imports[..2].iter().all(|moved| (1..=4).contains(moved)), "{imports:?}");
     assert_eq!(imports.iter().sum::<usize>(), 10);
     assert_eq!(served[0], 1, "nothing is computed over pages that are not back");

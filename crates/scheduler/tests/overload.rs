@@ -1,6 +1,7 @@
 //! Overload and neighbours, in virtual time: how much is answered in time, and who waits for whom.
 //!
-//! The model is a cost: a step takes a fixed time and a time for each row. Nothing here depends on the machine.
+//! The model is a cost: a step takes a fixed time and a time for each row. Nothing here depends on
+//! the machine.
 
 // A simulation is a test all over, also outside the functions that are marked as such.
 #![allow(clippy::expect_used)]
@@ -239,7 +240,8 @@ fn a_greedy_tenant_costs_a_small_one_little() {
     let world = open_loop(&[small, greedy], 60_000_000);
     let [small, greedy] = &world.outcomes[..] else { panic!("two clients") };
     assert_eq!((small.refused, small.lost.len()), (0, 0), "only the greedy one is refused");
-    // A step of a beam of 512 cannot be cut; each of the small one's three steps may meet one, and wait for another.
+    // A step of a beam of 512 cannot be cut; each of the small one's three steps may meet one, and
+    // wait for another.
     let step = PER_STEP + 512 * PER_ROW + 20_000;
     let bound = alone + (2 + STEPS as u64) * step;
     let p99 = small.percentile(99);

@@ -132,15 +132,37 @@ pub enum Error {
     /// Another model than those served.
     #[error("model {0:?} is not served here; GET /v1/models lists those that are")]
     ModelNotFound(String),
+    /// The model is served, and no label or version of it is what stands after the `@`.
+    #[error("model {model:?} is served, but nothing of it is called {at:?}: it has {known}")]
+    LabelUnknown {
+        /// The model.
+        model: String,
+        /// What was asked for.
+        at: String,
+        /// Its versions and labels.
+        known: String,
+    },
     /// Nothing is loaded.
     #[error("no model is loaded")]
     NoModel,
     /// The model is loaded, this version of it is not.
-    #[error("the model has no such version loaded; GET /v1/models lists those that are")]
-    VersionNotFound,
+    #[error("the model has no version {given:?} loaded: it has {known}{}", because(*.label))]
+    VersionNotFound {
+        /// What was asked for.
+        given: String,
+        /// Its versions and labels.
+        known: String,
+        /// Whether that is a label.
+        label: bool,
+    },
     /// The model has no such label.
-    #[error("the model has no such label; GET /v1/models lists those that it has")]
-    LabelNotFound,
+    #[error("the model has no label {given:?}: it has {known}")]
+    LabelNotFound {
+        /// What was asked for.
+        given: String,
+        /// Its versions and labels.
+        known: String,
+    },
     /// No such snapshot is kept.
     #[error("the version has no such catalog; GET its catalog to see those that are kept")]
     CatalogNotFound,
@@ -347,9 +369,9 @@ impl Error {
             Self::NotFound => ("not_found", 404),
             Self::CheckpointNotFound => ("checkpoint_not_found", 404),
             Self::CatalogNotFound => ("catalog_not_found", 404),
-            Self::LabelNotFound => ("label_not_found", 404),
-            Self::VersionNotFound => ("version_not_found", 404),
-            Self::ModelNotFound(_) => ("model_not_found", 404),
+            Self::LabelNotFound { .. } => ("label_not_found", 404),
+            Self::VersionNotFound { .. } => ("version_not_found", 404),
+            Self::ModelNotFound(_) | Self::LabelUnknown { .. } => ("model_not_found", 404),
             Self::MethodNotAllowed { .. } => ("method_not_allowed", 405),
             Self::RequestTimeout => ("request_timeout", 408),
             Self::AlreadyLoaded(_) => ("already_loaded", 409),
@@ -412,8 +434,10 @@ impl Error {
             | Self::LimitExceeded { param, .. }
             | Self::TokenOutOfRange { param, .. }
             | Self::EmptyContext { param } => Some(param),
-            Self::CatalogNotFound | Self::VersionNotFound | Self::VersionLabelled(_) => Some("version"),
-            Self::LabelNotFound => Some("label"),
+            Self::CatalogNotFound | Self::VersionNotFound { .. } | Self::VersionLabelled(_) => {
+                Some("version")
+            }
+            Self::LabelNotFound { .. } => Some("label"),
             Self::NoKnownItems(_) | Self::UnknownItems(_) | Self::EmptyHistory | Self::NoColdStart => {
                 Some("history")
             }
@@ -422,7 +446,7 @@ impl Error {
             Self::TaskNotSupported(_) => Some("model"),
             Self::Prompt(_) => Some("prompt"),
             Self::UnknownSidPrefix => Some("sid_prefix"),
-            Self::ModelNotFound(_) => Some("model"),
+            Self::ModelNotFound(_) | Self::LabelUnknown { .. } => Some("model"),
             _ => None,
         }
     }
@@ -542,6 +566,11 @@ impl From<Unserved> for Error {
             Unserved::Stopped => Self::Unhealthy,
         }
     }
+}
+
+/// What to do when a label stands where a version is wanted.
+fn because(label: bool) -> &'static str {
+    if label { ". A label is no version here: name the version that it points at" } else { "" }
 }
 
 /// The routes of tasks.

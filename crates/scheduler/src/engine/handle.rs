@@ -89,12 +89,13 @@ impl<P, A> EngineHandle<P, A> {
         Self { commands, shared }
     }
 
-    /// Submits a request, under an id that the engine gives it. Its deadline is in the engine's time, see
-    /// [`EngineHandle::now`]. Dropping the ticket drops the request. Never blocks.
+    /// Submits a request, under an id that the engine gives it. Its deadline is in the engine's
+    /// time, see [`EngineHandle::now`]. Dropping the ticket drops the request. Never blocks.
     ///
     /// # Errors
     ///
-    /// When it could never be served, when too many are waiting, or when the engine is going or gone.
+    /// When it could never be served, when too many are waiting, or when the engine is going or
+    /// gone.
     pub fn submit(&self, request: Request<P>) -> Result<Ticket<A>, Refusal> {
         self.try_submit(request).inspect_err(|_| self.shared.count_refusal())
     }
@@ -117,7 +118,8 @@ impl<P, A> EngineHandle<P, A> {
         Ok(Ticket { id, answer })
     }
 
-    /// Takes no more requests from now on, by whatever handle. See [`Engine::drain`](super::Engine::drain).
+    /// Takes no more requests from now on, by whatever handle. See
+    /// [`Engine::drain`](super::Engine::drain).
     pub fn start_drain(&self, patience: Duration) {
         self.shared.start_drain(patience);
         // When the thread is gone there is nothing to drain.
@@ -134,9 +136,10 @@ impl<P, A> EngineHandle<P, A> {
         self.shared.now()
     }
 
-    /// When the engine last showed that it goes on: between steps, within them as often as the model beats its pulse, and
-    /// at least ten times per second when idle. So when this lags [`EngineHandle::now`] by more than the longest part of a
-    /// step, such as a layer, the engine hangs or is dead.
+    /// When the engine last showed that it goes on: between steps, within them as often as the
+    /// model beats its pulse, and at least ten times per second when idle. So when this lags
+    /// [`EngineHandle::now`] by more than the longest part of a step, such as a layer, the engine
+    /// hangs or is dead.
     pub fn heartbeat(&self) -> Micros {
         self.shared.heartbeat()
     }

@@ -6,8 +6,9 @@
 //!
 //! Invariants:
 //!
-//! - At most `max_queued` requests lie in the channel and the queue together: a place is taken before a command is
-//!   sent, and given back at admission. So overload is answered at once, by whoever submits.
+//! - At most `max_queued` requests lie in the channel and the queue together: a place is taken
+//!   before a command is sent, and given back at admission. So overload is answered at once, by
+//!   whoever submits.
 //! - Every ticket is answered, even when the thread dies.
 //! - A model that panics fails a step, not the thread.
 //! - Idle, the thread sleeps on its channel, and wakes only to show that it is alive.
@@ -53,8 +54,8 @@ pub enum StartError {
 #[error("the engine thread panicked")]
 pub struct EngineDied;
 
-/// A running engine. Dropping it lets go of the thread, which ends when the last handle is gone and the last request
-/// has ended.
+/// A running engine. Dropping it lets go of the thread, which ends when the last handle is gone and
+/// the last request has ended.
 pub struct Engine<P, A> {
     handle: EngineHandle<P, A>,
     thread: JoinHandle<()>,
@@ -104,8 +105,8 @@ impl<P: Clone + Send + Sync + 'static, A: Send + 'static> Engine<P, A> {
         self.handle.clone()
     }
 
-    /// Takes no more requests, waits at most this long for those at hand, drops the rest, and ends the thread. A step
-    /// is not interrupted, so it may take one step longer. Blocks.
+    /// Takes no more requests, waits at most this long for those at hand, drops the rest, and ends
+    /// the thread. A step is not interrupted, so it may take one step longer. Blocks.
     ///
     /// # Errors
     ///

@@ -39,7 +39,8 @@ pub(super) struct Loop<M: StepModel> {
     shared: Arc<Shared>,
     /// One per request that has not ended.
     waiting: HashMap<RequestId, Waiting<M::Answer>>,
-    /// Slots at whose opening the model panicked: a step with one of them fails, which is how the request ends.
+    /// Slots at whose opening the model panicked: a step with one of them fails, which is how the
+    /// request ends.
     broken: Vec<(Slot, String)>,
 
     // Kept from pass to pass for their memory.
@@ -101,7 +102,8 @@ where
         }
     }
 
-    /// Takes all commands there are, and when idle waits a while for the first. Returns whether more may come.
+    /// Takes all commands there are, and when idle waits a while for the first. Returns whether
+    /// more may come.
     ///
     /// There are never more than places in the queue, so this ends.
     fn take_commands(&mut self, idle: bool) -> bool {
@@ -124,7 +126,8 @@ where
     fn take(&mut self, command: Command<M::Payload, M::Answer>) {
         let Command::Submit { request, submitted_at, reply, place } = command else { return };
         let id = request.id;
-        // Time in the channel is time in the queue. What was submitted before the drain began is at hand, too.
+        // Time in the channel is time in the queue. What was submitted before the drain began is at
+        // hand, too.
         match self.scheduler.submit(submitted_at, request) {
             Ok(()) => {
                 let before = self.waiting.insert(id, Waiting { reply, place: Some(place) });

@@ -1,13 +1,15 @@
 //! From the queue to a seat: tenants in turns, the requests of each in the order of their arrival.
 //!
-//! A request is admitted with all it will ever need: the pages of its context, less the cached prefix, and the pages
-//! of all its branch rows. Where host memory continues the prefix, the pages are there to be filled, not computed. So what
-//! runs can always go on, and what runs always ends. Whoever's turn it is waits until it fits, and nobody overtakes it; since
-//! it would fit into an idle scheduler, it is admitted at the latest when everything before it has ended.
+//! A request is admitted with all it will ever need: the pages of its context, less the cached
+//! prefix, and the pages of all its branch rows. Where host memory continues the prefix, the pages
+//! are there to be filled, not computed. So what runs can always go on, and what runs always ends.
+//! Whoever's turn it is waits until it fits, and nobody overtakes it; since it would fit into an
+//! idle scheduler, it is admitted at the latest when everything before it has ended.
 //!
-//! What would be late is not begun. By the measured pace, and by what was admitted before, it is known when a request
-//! will be answered: a request that could only be late is refused on arrival, and dropped if it turns out later. So
-//! under any load, what is computed is answered in time, and nobody waits for an answer that does not come.
+//! What would be late is not begun. By the measured pace, and by what was admitted before, it is
+//! known when a request will be answered: a request that could only be late is refused on arrival,
+//! and dropped if it turns out later. So under any load, what is computed is answered in time, and
+//! nobody waits for an answer that does not come.
 
 use std::sync::Arc;
 
@@ -88,7 +90,8 @@ impl<P> Scheduler<P> {
 
     /// Admits as many as fit.
     pub(super) fn admit<A>(&mut self, now: Micros, events: &mut Vec<Event<P, A>>) {
-        // Matching the same words again at every plan would be wasted: the head fits when somebody has left.
+        // Matching the same words again at every plan would be wasted: the head fits when somebody
+        // has left.
         while !self.head_waits
             && let Some(&slot) = self.free_slots.last()
             && let Some(tenant) = self.whose_turn()
@@ -108,8 +111,8 @@ impl<P> Scheduler<P> {
         );
     }
 
-    /// The tenant to serve next. One whose running requests will take long waits for some of them to end, so that others find
-    /// seats and pages.
+    /// The tenant to serve next. One whose running requests will take long waits for some of them
+    /// to end, so that others find seats and pages.
     fn whose_turn(&self) -> Option<TenantId> {
         let waits = |id: &TenantId| !self.tenants.get(*id).waiting.is_empty();
         let turn = self.turn.as_ref().and_then(|name| self.tenants.find(name)).filter(waits);
@@ -119,7 +122,8 @@ impl<P> Scheduler<P> {
         turn.or_else(|| self.tenants.next(may))
     }
 
-    /// Gives the free `slot` to the head of a queue, with all that it needs, or gives the head back.
+    /// Gives the free `slot` to the head of a queue, with all that it needs, or gives the head
+    /// back.
     fn take_seat<A>(
         &mut self,
         now: Micros,
@@ -177,8 +181,8 @@ impl<P> Scheduler<P> {
         None
     }
 
-    /// Takes the cached pages and allocates the others that a request needs, into the free seat. Holds nothing if there are not
-    /// enough, or the running requests cost too much for another.
+    /// Takes the cached pages and allocates the others that a request needs, into the free seat.
+    /// Holds nothing if there are not enough, or the running requests cost too much for another.
     fn hold_pages(&mut self, slot: Slot, head: &Queued<P>) -> Option<Held> {
         let (request, demand) = (&head.request, head.demand);
         let page_size = self.limits.page_size;

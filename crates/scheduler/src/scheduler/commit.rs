@@ -1,7 +1,7 @@
 //! What a step has done, written down.
 //!
-//! A page is published as soon as all its rows are computed, so that whoever comes next shares it, even while the
-//! request that computed it still runs.
+//! A page is published as soon as all its rows are computed, so that whoever comes next shares it,
+//! even while the request that computed it still runs.
 
 use beamline_kv_cache::Publish;
 use beamline_model::step::{Progress, Slot};
@@ -16,8 +16,8 @@ use crate::{
 };
 
 impl<P> Scheduler<P> {
-    /// The step is done and took so long. Takes the outcomes out of `outcomes`, one per entry of the plan and in its
-    /// order; a list that is anything else is a failed step.
+    /// The step is done and took so long. Takes the outcomes out of `outcomes`, one per entry of
+    /// the plan and in its order; a list that is anything else is a failed step.
     pub fn commit<A>(
         &mut self,
         now: Micros,

@@ -1,8 +1,9 @@
 //! A step that failed as a whole: who is to blame, and who tries again.
 //!
-//! Nothing is known of any request in such a step. One that was alone in it has failed. Of several, each is a suspect:
-//! it is opened anew and served alone from then on, so that the one that brings every step down brings down only its
-//! own. The others wait meanwhile; that is the price of never failing a request for what its neighbour did.
+//! Nothing is known of any request in such a step. One that was alone in it has failed. Of several,
+//! each is a suspect: it is opened anew and served alone from then on, so that the one that brings
+//! every step down brings down only its own. The others wait meanwhile; that is the price of never
+//! failing a request for what its neighbour did.
 
 use std::sync::Arc;
 
@@ -33,9 +34,9 @@ impl<P> Scheduler<P> {
         self.in_flight = in_flight;
     }
 
-    /// Starts the request over, alone. What earlier steps wrote into its context pages stays good; what the model
-    /// kept of its beams is gone, so a decode starts again at the last context row; or at the first, where the context is
-    /// computed whole.
+    /// Starts the request over, alone. What earlier steps wrote into its context pages stays good;
+    /// what the model kept of its beams is gone, so a decode starts again at the last context row;
+    /// or at the first, where the context is computed whole.
     fn suspect<A>(&mut self, slot: Slot, events: &mut Vec<Event<P, A>>) {
         assert!(!self.suspects.contains(&slot), "a suspect is never in a step with others");
         for list in [&mut self.prefilling, &mut self.decoding] {

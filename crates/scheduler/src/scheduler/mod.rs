@@ -7,13 +7,15 @@
 //!                                          └─ failed step ─► suspects ──┘
 //! ```
 //!
-//! One step is one [`Scheduler::plan`], then [`Scheduler::commit`] or [`Scheduler::fail_step`]. Between steps anything
-//! may be submitted or cancelled. Everything that has to be done outside comes back as [`Event`]s.
+//! One step is one [`Scheduler::plan`], then [`Scheduler::commit`] or [`Scheduler::fail_step`].
+//! Between steps anything may be submitted or cancelled. Everything that has to be done outside
+//! comes back as [`Event`]s.
 //!
 //! Invariants:
 //!
 //! - A seat holds every page that its request will ever need, from admission to its end.
-//! - A request is in exactly one place: the queue, or a seat and exactly one of the three lists of seats.
+//! - A request is in exactly one place: the queue, or a seat and exactly one of the three lists of
+//!   seats.
 //! - The plan is empty exactly when no request waits or runs: whoever is admitted is served.
 //! - A request that was in a failed step with others never shares a step again.
 //!
@@ -79,7 +81,8 @@ pub struct Scheduler<P> {
     prefilling: VecDeque<Slot>,
     /// Seats whose beams take branch steps, next to be served first.
     decoding: VecDeque<Slot>,
-    /// Seats that were in a failed step with others. They are served alone, one after the other, before all else.
+    /// Seats that were in a failed step with others. They are served alone, one after the other,
+    /// before all else.
     suspects: VecDeque<Slot>,
 
     /// What the step that is being carried out does, in the order of its plan.
@@ -215,7 +218,8 @@ impl<P> Scheduler<P> {
     fn end<A>(&mut self, now: Micros, slot: Slot, ending: Ending<A>, events: &mut Vec<Event<P, A>>) {
         let seat = &mut self.seats[slot.0 as usize];
         let Some(running) = seat.running.take() else { unreachable!("only a taken seat is vacated") };
-        // Tail first: of what stays cached, the end of a chain is to be evicted before its beginning.
+        // Tail first: of what stays cached, the end of a chain is to be evicted before its
+        // beginning.
         self.cache.release_chain(&seat.branch_pages);
         self.cache.release_chain(&seat.context_pages);
         seat.branch_pages.clear();

@@ -1,20 +1,23 @@
 //! What goes through the model in the next step.
 //!
-//! First the branch steps, under `max_branch_rows`: they end requests and free what those hold. Then context rows,
-//! under `max_step_tokens`. The two have budgets of their own, so that neither kind can starve the other.
+//! First the branch steps, under `max_branch_rows`: they end requests and free what those hold.
+//! Then context rows, under `max_step_tokens`. The two have budgets of their own, so that neither
+//! kind can starve the other.
 //!
-//! - While others wait, a step holds as many rows as take `max_step_time` by the measured pace, but at least
-//!   `min_step_rows`. So nobody waits long for a step of others to end.
-//! - Tenants have equal shares of a step. One that got more, because a beam cannot be cut or because nobody else wanted
-//!   it, gets as much less of the next steps (deficit round robin).
-//! - Branch steps are given in turns: first within the shares, then of what is left. Whoever is passed over comes first in
-//!   the next step.
-//! - Context rows are given out in two rounds, to the oldest first. In the first, each request gets an equal part of its
-//!   tenant's share, at most `max_chunk`, so that a long context does not keep short ones waiting; in the second, what is
-//!   left goes to the oldest again.
-//! - A context that cannot be cut gets all of its rows or none. The oldest request finds the whole budget, which such a
-//!   context never exceeds, so it waits only for those that were admitted before it.
-//! - Whoever waits for pages out of host memory gets no rows before the last of them is ordered, see `restoring`.
+//! - While others wait, a step holds as many rows as take `max_step_time` by the measured pace, but
+//!   at least `min_step_rows`. So nobody waits long for a step of others to end.
+//! - Tenants have equal shares of a step. One that got more, because a beam cannot be cut or
+//!   because nobody else wanted it, gets as much less of the next steps (deficit round robin).
+//! - Branch steps are given in turns: first within the shares, then of what is left. Whoever is
+//!   passed over comes first in the next step.
+//! - Context rows are given out in two rounds, to the oldest first. In the first, each request gets
+//!   an equal part of its tenant's share, at most `max_chunk`, so that a long context does not keep
+//!   short ones waiting; in the second, what is left goes to the oldest again.
+//! - A context that cannot be cut gets all of its rows or none. The oldest request finds the whole
+//!   budget, which such a context never exceeds, so it waits only for those that were admitted
+//!   before it.
+//! - Whoever waits for pages out of host memory gets no rows before the last of them is ordered,
+//!   see `restoring`.
 
 use beamline_model::step::{BranchStep, Chunk, ContextShape, Plan, Slot};
 
@@ -35,9 +38,9 @@ struct Share {
 }
 
 impl<P> Scheduler<P> {
-    /// Ends what is late, admits what fits and writes the next step. The plan is empty exactly when no request waits
-    /// or runs; otherwise the step has to be reported by [`Scheduler::commit`] or [`Scheduler::fail_step`] before
-    /// anything else but submissions.
+    /// Ends what is late, admits what fits and writes the next step. The plan is empty exactly when
+    /// no request waits or runs; otherwise the step has to be reported by [`Scheduler::commit`] or
+    /// [`Scheduler::fail_step`] before anything else but submissions.
     pub fn plan<A>(&mut self, now: Micros, plan: &mut Plan, events: &mut Vec<Event<P, A>>) {
         assert!(self.in_flight.is_empty(), "a step is in flight");
         plan.clear();
@@ -77,7 +80,8 @@ impl<P> Scheduler<P> {
         }
     }
 
-    /// Most rows of a step: those that take as long as a step should while somebody waits for it to end.
+    /// Most rows of a step: those that take as long as a step should while somebody waits for it to
+    /// end.
     fn step_rows(&self) -> usize {
         let SchedulerConfig { max_step_time, min_step_rows, max_step_tokens, max_branch_rows, .. } =
             self.limits.config;
@@ -146,7 +150,8 @@ impl<P> Scheduler<P> {
             let (tenant, shape, first) = (running.tenant, running.request.shape, first == Some(index));
             let slice = shares.iter().find(|share| share.tenant == tenant).map_or(0, |share| share.slice);
             let left = match (shape, first) {
-                // A context that cannot be cut is not kept waiting by a bound that it could never meet.
+                // A context that cannot be cut is not kept waiting by a bound that it could never
+                // meet.
                 (ContextShape::Whole, true) => max_step_tokens,
                 (ContextShape::Whole, false) => budget,
                 (ContextShape::Causal, first) => {
@@ -187,7 +192,8 @@ impl<P> Scheduler<P> {
         shares
     }
 
-    /// Rows that a request gets when at most `budget` are left: no more than `chunk`, where its context may be cut.
+    /// Rows that a request gets when at most `budget` are left: no more than `chunk`, where its
+    /// context may be cut.
     fn share(&self, slot: Slot, chunk: usize, budget: usize) -> usize {
         let rows = self.rows_ready(slot);
         match self.seats[slot.0 as usize].running().request.shape {
@@ -234,7 +240,8 @@ impl<P> Scheduler<P> {
         });
     }
 
-    /// Narrows the beams that are expanded first in this step, where they may be narrowed and would be late.
+    /// Narrows the beams that are expanded first in this step, where they may be narrowed and would
+    /// be late.
     fn choose_widths(&mut self, now: Micros, plan: &mut Plan) {
         let branch_rows: usize =
             plan.branches.iter().map(|branch| self.seat(branch.slot).running().branch_rows()).sum();

@@ -1,11 +1,12 @@
 //! Pages that come back from host memory, and pages that are copied there ahead of their eviction.
 //!
-//! A step waits for the transfers of its plan, so a plan holds few of them that others in it do not need: at most
-//! `max_step_transfers`. A context that comes back in more pages takes several steps, in which the others go on; nobody
-//! computes for it meanwhile. When nobody else is there to wait, all of it comes at once.
+//! A step waits for the transfers of its plan, so a plan holds few of them that others in it do not
+//! need: at most `max_step_transfers`. A context that comes back in more pages takes several steps,
+//! in which the others go on; nobody computes for it meanwhile. When nobody else is there to wait,
+//! all of it comes at once.
 //!
-//! What a step brought back counts only when the step has succeeded. Otherwise it is ordered again: the host pages are
-//! held until then, whatever the tier drops.
+//! What a step brought back counts only when the step has succeeded. Otherwise it is ordered again:
+//! the host pages are held until then, whatever the tier drops.
 
 use beamline_kv_cache::Transfer;
 use beamline_model::step::{Plan, Slot};

@@ -13,8 +13,8 @@ pub(super) struct Seat<P> {
     pub(super) context_pages: Vec<PageId>,
     /// Pages of the branch rows, never shared.
     pub(super) branch_pages: Vec<PageId>,
-    /// Host pages that follow the cached prefix and are not all back yet: number `i` belongs into the context page
-    /// `published + i`. Held until a step that moved them has succeeded.
+    /// Host pages that follow the cached prefix and are not all back yet: number `i` belongs into
+    /// the context page `published + i`. Held until a step that moved them has succeeded.
     pub(super) restoring: Vec<Arc<HostPage>>,
     /// `None` while the slot is free.
     pub(super) running: Option<Running<P>>,
@@ -73,7 +73,8 @@ impl<P> Default for Seat<P> {
 }
 
 impl<P> Seat<P> {
-    /// Pages that are not ordered back yet: while there are any, no row of the request can be computed.
+    /// Pages that are not ordered back yet: while there are any, no row of the request can be
+    /// computed.
     pub(super) fn left_to_order(&self) -> usize {
         self.restoring.len() - self.running().ordered
     }
@@ -92,8 +93,8 @@ impl<P> Seat<P> {
 }
 
 impl<P> Running<P> {
-    /// The first context row to compute next. When all lie in pages, the last one has to be computed again, because
-    /// the first expansion needs it.
+    /// The first context row to compute next. When all lie in pages, the last one has to be
+    /// computed again, because the first expansion needs it.
     pub(super) fn next_row(&self) -> usize {
         assert_eq!(self.stage, Stage::Prefill);
         self.computed.min(self.demand.target - 1)

@@ -1,9 +1,10 @@
 //! Who waits, and who is served next: tenants in turns, by what their requests cost.
 //!
-//! Every tenant has a queue of its own and an account of the rows that it was admitted for. The tenant with the lowest
-//! account is next. A tenant that was away begins at the account of whoever was served last, or at its own if that is higher: it is owed
-//! nothing for the time before. Hence two tenants that always wait are admitted for equally many rows, give or take one
-//! request, and a tenant that seldom asks is next at once, however long the queue of another is.
+//! Every tenant has a queue of its own and an account of the rows that it was admitted for. The
+//! tenant with the lowest account is next. A tenant that was away begins at the account of whoever
+//! was served last, or at its own if that is higher: it is owed nothing for the time before. Hence
+//! two tenants that always wait are admitted for equally many rows, give or take one request, and a
+//! tenant that seldom asks is next at once, however long the queue of another is.
 //!
 //! Within a tenant, requests are admitted in the order of their arrival.
 
@@ -42,7 +43,8 @@ pub(super) struct Tenant<P> {
     pub(super) running_rows: u64,
     /// The account.
     served: u64,
-    /// Rows that it may have of the next steps before others; below 0 when it had more than its share.
+    /// Rows that it may have of the next steps before others; below 0 when it had more than its
+    /// share.
     credit: i64,
 }
 
@@ -54,8 +56,8 @@ pub(super) struct Tenants<P> {
     waiting: usize,
     /// The account of whoever was served last, before that.
     clock: u64,
-    /// Accounts of tenants that went away above the clock: they come back no better off. Forgotten when nobody has anything to
-    /// do, and when there are too many.
+    /// Accounts of tenants that went away above the clock: they come back no better off. Forgotten
+    /// when nobody has anything to do, and when there are too many.
     owed: HashMap<Namespace, u64>,
 }
 
@@ -78,7 +80,8 @@ impl<P> Tenants<P> {
         self.waiting
     }
 
-    /// Every tenant that has something to do, in an order that depends on nothing but the calls before.
+    /// Every tenant that has something to do, in an order that depends on nothing but the calls
+    /// before.
     pub(super) fn ids(&self) -> impl Iterator<Item = TenantId> + use<P> {
         (0..self.tenants.len()).map(TenantId)
     }
@@ -160,8 +163,9 @@ impl<P> Tenants<P> {
         self.leave(id);
     }
 
-    /// Rows that are computed before a request of `own` rows is done: all of its tenant, and of each other tenant as many,
-    /// because they take turns. `weigh` says how many rows of a tenant count.
+    /// Rows that are computed before a request of `own` rows is done: all of its tenant, and of
+    /// each other tenant as many, because they take turns. `weigh` says how many rows of a tenant
+    /// count.
     pub(super) fn rows_before(
         &self,
         of: Option<TenantId>,
@@ -180,7 +184,8 @@ impl<P> Tenants<P> {
         tenant.credit = tenant.credit.saturating_add(rows).min(rows);
     }
 
-    /// A tenant gets rows of a step. It owes at most `most` rows: what nobody else wanted is not held against it for long.
+    /// A tenant gets rows of a step. It owes at most `most` rows: what nobody else wanted is not
+    /// held against it for long.
     pub(super) fn charge(&mut self, id: TenantId, rows: usize, most: usize) {
         let [rows, most] = [rows, most].map(|rows| i64::try_from(rows).unwrap_or(i64::MAX));
         let tenant = &mut self.tenants[id.0];

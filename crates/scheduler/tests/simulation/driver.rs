@@ -1,4 +1,5 @@
-//! Drives a scheduler through a scenario in virtual time, beside a naive account of what must come of it.
+//! Drives a scheduler through a scenario in virtual time, beside a naive account of what must come
+//! of it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -299,8 +300,8 @@ impl<'a> Driver<'a> {
         self.report.digest = mix(self.report.digest, id);
     }
 
-    /// How many steps an admitted request may take, whatever else goes on. The oldest that has rows to compute gets at least one
-    /// in every step, and branch steps come in turns.
+    /// How many steps an admitted request may take, whatever else goes on. The oldest that has rows
+    /// to compute gets at least one in every step, and branch steps come in turns.
     fn most_steps(&self, story: &Story) -> u64 {
         let config = &self.scenario.config;
         let older: usize = self.open.values().map(|id| self.live[id].story.context_len).sum();

@@ -1,8 +1,9 @@
 //! The scheduler against a simulated model and clock.
 //!
-//! The model checks every plan, the driver every event; see there for what. A failure prints the seed and the end of
-//! the trace. Replay it with `BEAMLINE_SEED=<seed> cargo test --release -p beamline-scheduler --test simulation one`,
-//! run more with `BEAMLINE_SOAK=<requests>` and `soak`, which starts at that seed, too.
+//! The model checks every plan, the driver every event; see there for what. A failure prints the
+//! seed and the end of the trace. Replay it with `BEAMLINE_SEED=<seed> cargo test --release -p
+//! beamline-scheduler --test simulation one`, run more with `BEAMLINE_SOAK=<requests>` and `soak`,
+//! which starts at that seed, too.
 
 // A simulation is a test all over, also outside the functions that are marked as such.
 #![allow(clippy::expect_used, clippy::print_stdout)]

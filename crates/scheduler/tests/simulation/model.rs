@@ -1,7 +1,8 @@
 //! A model without floats that checks everything it is asked.
 //!
-//! Every page cell holds the number that stands for its keys and values. A row that is computed is written there; a row
-//! that is attended to is read and compared with what this request's own words say must lie there.
+//! Every page cell holds the number that stands for its keys and values. A row that is computed is
+//! written there; a row that is attended to is read and compared with what this request's own words
+//! say must lie there.
 
 use std::collections::HashSet;
 

@@ -239,7 +239,8 @@ impl Traffic {
             history[at] ^= 1;
         }
         for _ in 0..rng.within(0, 6) * per_position {
-            // Few words, and the same beginning for all: contexts of different users share prefixes.
+            // Few words, and the same beginning for all: contexts of different users share
+            // prefixes.
             let position = history.len() / per_position;
             history.push(if position < 6 { position as u32 } else { rng.within(0, 3) as u32 });
         }

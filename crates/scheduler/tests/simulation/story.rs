@@ -1,7 +1,8 @@
 //! What one simulated request is, and what must come of it: a function of the request alone.
 //!
-//! Page contents are numbers. The number at a context position stands for everything that its keys and values would
-//! depend on, so a page that is stale, wrongly shared or overwritten holds a wrong number.
+//! Page contents are numbers. The number at a context position stands for everything that its keys
+//! and values would depend on, so a page that is stale, wrongly shared or overwritten holds a wrong
+//! number.
 
 use std::sync::Arc;
 

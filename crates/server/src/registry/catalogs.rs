@@ -1,11 +1,12 @@
-//! Changing the catalog of a loaded version: another snapshot is built beside the one that serves, checked, probed, and put in
-//! its place.
+//! Changing the catalog of a loaded version: another snapshot is built beside the one that serves,
+//! checked, probed, and put in its place.
 //!
-//! A catalog belongs to a version, because it is written in the codes of that checkpoint's convention. Requests keep the
-//! snapshot that they began with; the next ones get the new one. A few earlier snapshots are kept to roll back to.
+//! A catalog belongs to a version, because it is written in the codes of that checkpoint's
+//! convention. Requests keep the snapshot that they began with; the next ones get the new one. A
+//! few earlier snapshots are kept to roll back to.
 //!
-//! Memory: every snapshot is counted against the budget until nobody reads it. Those that are kept to roll back to give
-//! way when a new one needs their room.
+//! Memory: every snapshot is counted against the budget until nobody reads it. Those that are kept
+//! to roll back to give way when a new one needs their room.
 //!
 //! Invariants: a change that fails changes nothing; changes of a version's catalog come one after the
 //! other, so none is lost.
@@ -182,7 +183,8 @@ impl Registry {
         if let Some(catalogs) = lock(&self.catalogs).get_mut(&id) {
             *catalogs = kept;
         }
-        // Else the catalog that the version was loaded with would stay for as long as its engine runs.
+        // Else the catalog that the version was loaded with would stay for as long as its engine
+        // runs.
         if let Some(runtime) = lock(&self.running).get_mut(&id) {
             runtime.service = next;
         }
@@ -192,8 +194,8 @@ impl Registry {
         self.catalogs(&Reference { name, at: Some(version) }.to_string())
     }
 
-    /// Counts the memory of a new catalog. If there is not enough, the oldest of those that are kept to roll back to are
-    /// forgotten, provided that this makes room.
+    /// Counts the memory of a new catalog. If there is not enough, the oldest of those that are
+    /// kept to roll back to are forgotten, provided that this makes room.
     fn count(&self, id: &Id, catalog: &Catalog) -> Result<Arc<Reservation>, Error> {
         let reserve = || runtime::reserve_catalog(&self.machine.budget, catalog);
         let mut reserved = reserve();
@@ -216,8 +218,8 @@ impl Registry {
         reserved.map(Arc::new).map_err(|error| Error::refused(&LoadError::Memory(error), str::to_owned))
     }
 
-    /// What is kept once `snapshot` serves: the oldest beyond the limit are forgotten. Nothing for a version that was
-    /// unloaded meanwhile.
+    /// What is kept once `snapshot` serves: the oldest beyond the limit are forgotten. Nothing for
+    /// a version that was unloaded meanwhile.
     fn next_kept(&self, id: &Id, snapshot: Snapshot) -> Kept {
         let mut kept = lock(&self.catalogs).get(id).cloned().unwrap_or_default();
         let version = snapshot.catalog.version().to_owned();

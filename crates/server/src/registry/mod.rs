@@ -1,4 +1,5 @@
-//! The model registry: several versions of several models in one process, and how one takes the place of another.
+//! The model registry: several versions of several models in one process, and how one takes the
+//! place of another.
 //!
 //! ```text
 //! a version   a loaded checkpoint with its own engine, KV pages and catalog, known by digits of its sha256
@@ -6,19 +7,23 @@
 //! a label     a name within a model that points at a loaded version: `stable` unless a request says otherwise
 //! ```
 //!
-//! Place in the flow: between HTTP and [`crate::service`]. A request asks [`Registry::resolve`] once and keeps what it got.
+//! Place in the flow: between HTTP and [`crate::service`]. A request asks [`Registry::resolve`]
+//! once and keeps what it got.
 //!
-//! Loading: open, check, load the weights, start an engine, probe, and only then switch. Whatever fails before the switch
-//! changes nothing, and gives its memory back.
+//! Loading: open, check, load the weights, start an engine, probe, and only then switch. Whatever
+//! fails before the switch changes nothing, and gives its memory back.
 //!
-//! Unloading: the version leaves the table; requests that began on it finish on it; after the last of them its engine ends
-//! and its weights and pages are freed. Every version has its own pages, so those of one that is gone cannot be hit.
+//! Unloading: the version leaves the table; requests that began on it finish on it; after the last
+//! of them its engine ends and its weights and pages are freed. Every version has its own pages, so
+//! those of one that is gone cannot be hit.
 //!
-//! Invariants: one load at a time; labels point at loaded versions only; what is loaded fits the memory budget, versions that
-//! finish their last requests included, and catalogs that are kept or still read; all versions compute on one thread pool.
+//! Invariants: one load at a time; labels point at loaded versions only; what is loaded fits the
+//! memory budget, versions that finish their last requests included, and catalogs that are kept or
+//! still read; all versions compute on one thread pool.
 //!
-//! With a state directory ([`state`]) every change is on disk before it is made and answered, and a start brings back what
-//! was there ([`restore`]). Without one, a restart begins with what the command line names.
+//! With a state directory ([`state`]) every change is on disk before it is made and answered, and a
+//! start brings back what was there ([`restore`]). Without one, a restart begins with what the
+//! command line names.
 //!
 //! What this must not know: HTTP, keys.
 
@@ -78,7 +83,8 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Starts the threads, and loads the checkpoint that the settings name, if they name one. Blocks.
+    /// Starts the threads, and loads the checkpoint that the settings name, if they name one.
+    /// Blocks.
     ///
     /// # Errors
     ///
@@ -133,8 +139,9 @@ impl Registry {
         }
     }
 
-    /// Loads a checkpoint from under the root, and points a label at it. Without a label, a model's first version becomes
-    /// `stable`, and no other becomes anything. Blocks for as long as loading takes.
+    /// Loads a checkpoint from under the root, and points a label at it. Without a label, a model's
+    /// first version becomes `stable`, and no other becomes anything. Blocks for as long as loading
+    /// takes.
     ///
     /// # Errors
     ///
@@ -155,7 +162,10 @@ impl Registry {
         if let Ok(service) = table.find(loaded) {
             return Err(Error::AlreadyLoaded(service.served().version().to_owned()));
         }
-        let label = label.or_else(|| (!table.is_stable(wanted.name)).then_some(STABLE));
+        // A label of a version that is missing stays with it: the first version of a model takes it
+        // only if it is free.
+        let taken = table.is_stable(wanted.name) || self.records().has_label(wanted.name, STABLE);
+        let label = label.or_else(|| (!taken).then_some(STABLE));
         let record = self.record_of(wanted.name, opened.digest(), Source::of(wanted));
         let built = self.restored(opened, wanted.name, &record).map_err(refuse)?;
         self.admit(built, label, Some(record))
@@ -191,7 +201,8 @@ impl Registry {
         }
     }
 
-    /// Takes all versions of a model out, and its labels with them. Blocks as [`Registry::unload`] does.
+    /// Takes all versions of a model out, and its labels with them. Blocks as [`Registry::unload`]
+    /// does.
     ///
     /// # Errors
     ///
@@ -297,7 +308,8 @@ impl Registry {
         self.served().iter().map(|served| served.heartbeat_age()).max().unwrap_or_default()
     }
 
-    /// Takes no more requests, waits at most `patience` for those at hand, and ends all engines. Blocks.
+    /// Takes no more requests, waits at most `patience` for those at hand, and ends all engines.
+    /// Blocks.
     ///
     /// # Errors
     ///
@@ -312,7 +324,8 @@ impl Registry {
 
     /// Loads and probes. A version that fails the probe is ended.
     fn build(&self, opened: Opened, name: &str) -> Result<Runtime, LoadError> {
-        // Libraries that parse what a checkpoint brings have been seen to panic. What is built here is dropped then.
+        // Libraries that parse what a checkpoint brings have been seen to panic. What is built here
+        // is dropped then.
         let load = || opened.load(name, &self.settings, Scale::Server, &self.machine);
         let runtime = catch_unwind(AssertUnwindSafe(load)).unwrap_or(Err(LoadError::Panicked))?;
         match tokio::runtime::Handle::current().block_on(runtime::probe(&runtime.service)) {
@@ -325,8 +338,8 @@ impl Registry {
         }
     }
 
-    /// Makes a version known, and points a label at it, in one change. Keeps `record` of it, if it is not kept yet. A
-    /// version that is not admitted is ended.
+    /// Makes a version known, and points a label at it, in one change. Keeps `record` of it, if it
+    /// is not kept yet. A version that is not admitted is ended.
     fn admit(
         &self,
         built: Built,
@@ -387,8 +400,8 @@ impl Registry {
         self.settings.admin.state.is_some()
     }
 
-    /// Puts another table in place of the one that `make` was given, unless it fails. What it makes of the records is on
-    /// disk first; without a state directory they are empty and lead nowhere.
+    /// Puts another table in place of the one that `make` was given, unless it fails. What it makes
+    /// of the records is on disk first; without a state directory they are empty and lead nowhere.
     fn change<T>(
         &self,
         make: impl FnOnce(&Table, &mut Records) -> Result<(Table, T), Error>,
@@ -439,7 +452,8 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// What these locks guard is changed by single operations, so a panic elsewhere leaves nothing half done.
+/// What these locks guard is changed by single operations, so a panic elsewhere leaves nothing half
+/// done.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

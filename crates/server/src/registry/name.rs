@@ -6,8 +6,8 @@
 //! shop@0123456789ab     a version: the first 12 digits of the checkpoint's sha256, or more of them
 //! ```
 //!
-//! Invariant: a name is never anything but a single component of a path that goes down, and a label never looks like a
-//! version, so that a reference means one thing.
+//! Invariant: a name is never anything but a single component of a path that goes down, and a label
+//! never looks like a version, so that a reference means one thing.
 
 use std::fmt;
 
@@ -76,7 +76,8 @@ pub fn check(param: &'static str, text: &str) -> Result<(), Error> {
 ///
 /// # Errors
 ///
-/// [`Error::InvalidName`] when it is none, [`Error::InvalidValue`] when it could be taken for a version.
+/// [`Error::InvalidName`] when it is none, [`Error::InvalidValue`] when it could be taken for a
+/// version.
 pub fn check_label(param: &'static str, text: &str) -> Result<(), Error> {
     check(param, text)?;
     if is_version(text) {

@@ -9,8 +9,8 @@
 //!
 //! So the same command line starts a server for the first time and after every swap.
 //!
-//! A version that cannot be brought back does not keep the others from serving. It stays in the state, is listed as
-//! missing, and requests for it are refused by name.
+//! A version that cannot be brought back does not keep the others from serving. It stays in the
+//! state, is listed as missing, and requests for it are refused by name.
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -95,8 +95,8 @@ impl Registry {
         let model = &self.settings.model;
         if !name::is_name(&model.name) {
             let message = format!(
-                "name {:?}: a name begins with a letter or a digit, goes on with those, `_`, `.` and `-`, and has at most \
-                 64 characters",
+                "name {:?}: a name begins with a letter or a digit, goes on with those, `_`, `.` and `-`, and \
+                 has at most 64 characters",
                 model.name
             );
             return Err(LoadError::Limits(message));
@@ -118,7 +118,8 @@ impl Registry {
         lock(&self.state).as_ref().map(|state| state.records().clone()).unwrap_or_default()
     }
 
-    /// What to keep of a version that a client wants loaded: its catalogs too, if it is one that is missing.
+    /// What to keep of a version that a client wants loaded: its catalogs too, if it is one that is
+    /// missing.
     pub(super) fn record_of(&self, name: &str, digest: &str, source: Source) -> RecordedVersion {
         match self.records().find(name, digest) {
             Some((_, record)) => RecordedVersion { source, ..record.clone() },
@@ -285,7 +286,8 @@ impl Registry {
     }
 }
 
-/// The state holds the model that the command line names: it says where a checkpoint of it is, and nothing more.
+/// The state holds the model that the command line names: it says where a checkpoint of it is, and
+/// nothing more.
 fn follow_command_line(model: &ModelSettings, checkpoint: &Path, records: &mut Records) {
     let Ok(named) = Source::of_settings(model) else { return };
     let versions =
@@ -303,8 +305,8 @@ fn follow_command_line(model: &ModelSettings, checkpoint: &Path, records: &mut R
     warn!(
         name = model.name,
         checkpoint = %checkpoint.display(),
-        "the state counts, so the checkpoint of the command line is not loaded. To serve it, load it over HTTP or with \
-         `beamline models load`, or start with another --state"
+        "the state counts, so the checkpoint of the command line is not loaded. To serve it, load it over \
+         HTTP or with `beamline models load`, or start with another --state"
     );
 }
 

@@ -5,8 +5,9 @@
 //! ROOT/<name>/<directory>    one of several checkpoints of a model
 //! ```
 //!
-//! Invariant: no path that a client sent is opened. Clients send names, which are single components; what they lead to
-//! is resolved, links and all, and must lie under the root, and so must every file of the checkpoint.
+//! Invariant: no path that a client sent is opened. Clients send names, which are single
+//! components; what they lead to is resolved, links and all, and must lie under the root, and so
+//! must every file of the checkpoint.
 
 use std::path::{Path, PathBuf};
 
@@ -52,7 +53,8 @@ impl ModelRoot {
     ///
     /// # Errors
     ///
-    /// When a name is none, when there is no such checkpoint, or when anything of it lies elsewhere.
+    /// When a name is none, when there is no such checkpoint, or when anything of it lies
+    /// elsewhere.
     pub fn find(&self, wanted: Wanted<'_>) -> Result<Files, Error> {
         name::check("name", wanted.name)?;
         for (param, text) in

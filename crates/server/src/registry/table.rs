@@ -1,9 +1,10 @@
 //! Which versions are loaded, and where labels point: an immutable table, replaced as a whole.
 //!
-//! Place in the flow: every request reads the table of the moment and keeps what it found; changes make another table
-//! beside it. So a label moves between two requests, never within one.
+//! Place in the flow: every request reads the table of the moment and keeps what it found; changes
+//! make another table beside it. So a label moves between two requests, never within one.
 //!
-//! Invariant: a label points at a loaded version of its model, and a model has at least one version.
+//! Invariant: a label points at a loaded version of its model, and a model has at least one
+//! version.
 //!
 //! What this must not know: engines, files, HTTP.
 
@@ -12,6 +13,9 @@ use std::collections::BTreeMap;
 use super::name::{self, Reference, STABLE};
 use crate::error::Error;
 use crate::service::Service;
+
+/// Most versions that an error names.
+const MOST_NAMED: usize = 16;
 
 /// All models.
 #[derive(Clone, Debug, Default)]
@@ -53,7 +57,11 @@ impl Table {
         let at = reference.at.unwrap_or(STABLE);
         let version = match model.labels.get(at) {
             Some(version) => version,
-            None => model.version(at).ok_or_else(missing)?,
+            None => model.version(at).ok_or_else(|| Error::LabelUnknown {
+                model: reference.name.to_owned(),
+                at: clip(at),
+                known: model.known(),
+            })?,
         };
         model.versions.get(version).ok_or_else(missing)
     }
@@ -68,7 +76,11 @@ impl Table {
         let loaded = self.models.get(&served.name).map(|model| &model.versions);
         match loaded.and_then(|versions| versions.get(served.version())) {
             Some(_) => Ok(self.with(service)),
-            None => Err(Error::VersionNotFound),
+            None => Err(Error::VersionNotFound {
+                given: served.version().to_owned(),
+                known: self.models.get(&served.name).map_or_else(|| "none".into(), Model::known),
+                label: false,
+            }),
         }
     }
 
@@ -92,7 +104,7 @@ impl Table {
     pub(super) fn with_label(&self, name: &str, label: &str, version: &str) -> Result<(Self, String), Error> {
         let mut table = self.clone();
         let model = table.models.get_mut(name).ok_or_else(|| Error::model_not_found(name))?;
-        let version = model.version(version).ok_or(Error::VersionNotFound)?.to_owned();
+        let version = model.version(version).ok_or_else(|| model.no_version(version))?.to_owned();
         model.labels.insert(label.to_owned(), version.clone());
         Ok((table, version))
     }
@@ -105,7 +117,9 @@ impl Table {
     pub(super) fn without_label(&self, name: &str, label: &str) -> Result<Self, Error> {
         let mut table = self.clone();
         let model = table.models.get_mut(name).ok_or_else(|| Error::model_not_found(name))?;
-        model.labels.remove(label).ok_or(Error::LabelNotFound)?;
+        if model.labels.remove(label).is_none() {
+            return Err(Error::LabelNotFound { given: clip(label), known: model.known() });
+        }
         Ok(table)
     }
 
@@ -117,7 +131,7 @@ impl Table {
     pub(super) fn without(&self, name: &str, version: &str) -> Result<(Self, String), Error> {
         let mut table = self.clone();
         let model = table.models.get_mut(name).ok_or_else(|| Error::model_not_found(name))?;
-        let version = model.version(version).ok_or(Error::VersionNotFound)?.to_owned();
+        let version = model.version(version).ok_or_else(|| model.no_version(version))?.to_owned();
         let labels: Vec<String> =
             model.labels.iter().filter(|(_, target)| **target == version).map(|(l, _)| l.clone()).collect();
         if !labels.is_empty() {
@@ -147,7 +161,30 @@ impl Table {
     }
 }
 
+/// The beginning of what a client sent, to be quoted back.
+fn clip(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
 impl Model {
+    /// Its versions, each with its labels, for an error.
+    fn known(&self) -> String {
+        let version = |version: &String| {
+            let labels = self.labels.iter().filter(|(_, target)| *target == version);
+            let labels: Vec<&str> = labels.map(|(label, _)| label.as_str()).collect();
+            if labels.is_empty() { version.clone() } else { format!("{version} ({})", labels.join(", ")) }
+        };
+        let named: Vec<String> = self.versions.keys().take(MOST_NAMED).map(version).collect();
+        let more = self.versions.len().saturating_sub(named.len());
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        named.join(", ") + &more
+    }
+
+    fn no_version(&self, given: &str) -> Error {
+        let label = self.labels.contains_key(given);
+        Error::VersionNotFound { given: clip(given), known: self.known(), label }
+    }
+
     /// The version that begins with some digits, enough of them.
     fn version(&self, digits: &str) -> Option<&str> {
         if !name::is_version(digits) {

@@ -5,8 +5,8 @@
 use beamline_kv_cache::{CacheStats, HostUsage};
 use beamline_scheduler::{EngineStats, SchedulerStats};
 
-/// A sum over engines. Gauges of engines that are gone are zero, because an engine ends when nothing is left in it; their
-/// pages are gone with them.
+/// A sum over engines. Gauges of engines that are gone are zero, because an engine ends when
+/// nothing is left in it; their pages are gone with them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Totals {
     scheduler: SchedulerStats,

@@ -88,6 +88,11 @@ fn labels_point_at_loaded_versions_and_roll_back() {
     assert_eq!(ask(&format!("shop@{b}")).ok()["model"]["version"], json!(b));
     let sha256 = ask("shop@canary").ok()["model"]["sha256"].as_str().unwrap().to_owned();
     assert_eq!(ask(&format!("shop@{sha256}")).ok()["model"]["version"], json!(b));
+    let message = ask("shop@nightly").fails(404, "model_not_found")["message"].to_string();
+    assert!(
+        message.contains(&format!("{a} (stable), {b} (canary)")) || message.contains("(canary), "),
+        "{message}"
+    );
     for unknown in ["shop@nightly", "nonesuch", "shop@", "@stable", "shop@000000000000", "shop@stable@x"] {
         ask(unknown).fails(404, "model_not_found");
     }
@@ -101,6 +106,8 @@ fn labels_point_at_loaded_versions_and_roll_back() {
     label("stable", &a).ok();
     assert_eq!(slate(&server.recommend(body).ok()), first);
     label("stable", "000000000000").fails(404, "version_not_found");
+    let error = label("stable", "canary").fails(404, "version_not_found");
+    assert!(error["message"].as_str().unwrap().contains("name the version that it points at"), "{error}");
     label("0123456789ab", &a).fails(422, "invalid_value");
     label("..x", &a).fails(422, "invalid_name");
     server.put("/v1/models/none/labels/stable", &json!({"version": a})).fails(404, "model_not_found");

@@ -1,8 +1,8 @@
 //! The directory of a state: who uses it, how it is read, how a change gets there.
 //!
-//! A file is replaced by writing another beside it, flushing that to the disk, renaming it over the old one, and
-//! flushing the directory. So a crash at any moment leaves the old file or the new one. A file that is neither was
-//! damaged by something else; then nothing is guessed from it.
+//! A file is replaced by writing another beside it, flushing that to the disk, renaming it over the
+//! old one, and flushing the directory. So a crash at any moment leaves the old file or the new
+//! one. A file that is neither was damaged by something else; then nothing is guessed from it.
 
 use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
@@ -33,7 +33,10 @@ const CATALOGS: &str = "catalogs";
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// Somebody else has it.
-    #[error("state {}: another server uses this directory. Stop that server, or give each a directory of its own", .0.display())]
+    #[error(
+        "state {}: another server uses this directory. Stop that server, or give each a directory of its own",
+        .0.display()
+    )]
     InUse(PathBuf),
     /// The system refuses.
     #[error("state {}: cannot {action}: {source}", path.display())]
@@ -47,8 +50,9 @@ pub enum StateError {
     },
     /// The file is not what was written.
     #[error(
-        "state {}: {why}. Nothing of it is used. Put a good copy in its place ({PREVIOUS} beside it is the state before the \
-         last change), or move the file away to start with nothing", path.display()
+        "state {}: {why}. Nothing of it is used. Put a good copy in its place ({PREVIOUS} beside it is the \
+         state before the last change), or move the file away to start with nothing",
+        path.display()
     )]
     Damaged {
         /// The file.
@@ -57,7 +61,11 @@ pub enum StateError {
         why: String,
     },
     /// A newer server wrote it.
-    #[error("state {}: written in version {version} of its format, this server reads version {VERSION}. Use a newer server", path.display())]
+    #[error(
+        "state {}: written in version {version} of its format, this server reads version {VERSION}. Use a \
+         newer server",
+        path.display()
+    )]
     Newer {
         /// The file.
         path: PathBuf,
@@ -66,7 +74,8 @@ pub enum StateError {
     },
 }
 
-/// The file. The digest is that of `state` in compact JSON, so white space does not matter and everything else does.
+/// The file. The digest is that of `state` in compact JSON, so white space does not matter and
+/// everything else does.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
@@ -87,7 +96,8 @@ struct Header {
 #[derive(Debug)]
 pub struct StateDirectory {
     path: PathBuf,
-    /// Locked for as long as it is open; the system unlocks it when the process ends, however it ends.
+    /// Locked for as long as it is open; the system unlocks it when the process ends, however it
+    /// ends.
     _lock: File,
     records: Records,
 }
@@ -138,7 +148,8 @@ impl StateDirectory {
         let text = document(&next).map_err(|source| on(&file, "write")(source.into()))?;
         self.keep_previous();
         if let Err(error) = replace(&self.path, STATE, text.as_bytes()) {
-            // The new file may be in place and not flushed. The client hears that nothing changed, so nothing may.
+            // The new file may be in place and not flushed. The client hears that nothing changed,
+            // so nothing may.
             if let Ok(before) = document(&self.records) {
                 let _ = replace(&self.path, STATE, before.as_bytes());
             }
@@ -149,7 +160,8 @@ impl StateDirectory {
         Ok(())
     }
 
-    /// Stores a catalog, and returns the digest that names it. A catalog that is there is not written again.
+    /// Stores a catalog, and returns the digest that names it. A catalog that is there is not
+    /// written again.
     ///
     /// # Errors
     ///
@@ -190,15 +202,16 @@ impl StateDirectory {
         })
     }
 
-    /// Keeps what is on disk now beside it: the cure for a file that something else damages. A link costs nothing, and
-    /// losing it harms nobody.
+    /// Keeps what is on disk now beside it: the cure for a file that something else damages. A link
+    /// costs nothing, and losing it harms nobody.
     fn keep_previous(&self) {
         let (current, previous) = (self.path.join(STATE), self.path.join(PREVIOUS));
         let _ = fs::remove_file(&previous);
         let _ = fs::hard_link(current, previous);
     }
 
-    /// Deletes catalogs that nothing names, so that their number is bounded by what is kept in memory.
+    /// Deletes catalogs that nothing names, so that their number is bounded by what is kept in
+    /// memory.
     fn sweep(&self) {
         let named: HashSet<String> = self.records.catalogs().map(catalog_name).collect();
         let Ok(entries) = fs::read_dir(self.path.join(CATALOGS)) else { return };
@@ -276,7 +289,8 @@ fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     if bytes.len() as u64 > limit { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
 }
 
-/// Replaces a file of a directory: after this, it holds these bytes whatever happens to the machine.
+/// Replaces a file of a directory: after this, it holds these bytes whatever happens to the
+/// machine.
 fn replace(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), StateError> {
     let (path, fresh) = (directory.join(name), directory.join(format!("{name}.new")));
     let written = File::create(&fresh).and_then(|mut file| {

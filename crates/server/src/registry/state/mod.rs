@@ -1,4 +1,5 @@
-//! What a server has acknowledged, kept on disk: which versions are loaded, where labels point, which catalogs serve.
+//! What a server has acknowledged, kept on disk: which versions are loaded, where labels point,
+//! which catalogs serve.
 //!
 //! | module | one idea |
 //! | --- | --- |
@@ -12,8 +13,9 @@
 //! DIR/catalogs/<sha256>.jsonl  catalogs that came over HTTP, addressed by content
 //! ```
 //!
-//! Invariants: a change is on disk before anybody is told that it was made; the file on disk is always that of before a
-//! change or that of after it; what is damaged is refused by name, never guessed.
+//! Invariants: a change is on disk before anybody is told that it was made; the file on disk is
+//! always that of before a change or that of after it; what is damaged is refused by name, never
+//! guessed.
 
 mod directory;
 mod record;

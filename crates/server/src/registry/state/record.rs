@@ -33,8 +33,8 @@ pub struct RecordedVersion {
     pub sha256: String,
     /// Where its files are.
     pub source: Source,
-    /// Catalogs that came over HTTP and are kept, oldest first. Empty while the catalog of the checkpoint serves and
-    /// was never changed.
+    /// Catalogs that came over HTTP and are kept, oldest first. Empty while the catalog of the
+    /// checkpoint serves and was never changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub catalogs: Vec<RecordedCatalog>,
     /// Content version of the one that serves.
@@ -87,7 +87,8 @@ impl Records {
         self.models.get(model)?.versions.get(version)
     }
 
-    /// The version of a model with this digest, or whose digest begins with these digits, enough of them.
+    /// The version of a model with this digest, or whose digest begins with these digits, enough of
+    /// them.
     pub fn find(&self, model: &str, digits: &str) -> Option<(&str, &RecordedVersion)> {
         let versions = &self.models.get(model).filter(|_| name::is_version(digits))?.versions;
         let found = versions.iter().find(|(_, record)| record.sha256.starts_with(digits));
@@ -98,6 +99,11 @@ impl Records {
     pub fn labels_of(&self, model: &str, version: &str) -> Vec<String> {
         let labels = self.models.get(model).into_iter().flat_map(|model| &model.labels);
         labels.filter(|(_, target)| *target == version).map(|(label, _)| label.clone()).collect()
+    }
+
+    /// Whether a model has a label.
+    pub fn has_label(&self, model: &str, label: &str) -> bool {
+        self.models.get(model).is_some_and(|model| model.labels.contains_key(label))
     }
 
     /// Adds a version, or says something else of it.
