@@ -55,7 +55,8 @@ struct World {
     /// Beams of open slots, and expansions that they had.
     slots: HashMap<Slot, usize>,
     outcomes: Vec<Outcome>,
-    rows: u64,
+    /// How many times longer than usual everything takes.
+    slow: u64,
 }
 
 impl World {
@@ -75,7 +76,7 @@ impl World {
             live: HashMap::new(),
             slots: HashMap::new(),
             outcomes: (0..clients).map(|_| Outcome::default()).collect(),
-            rows: 0,
+            slow: 1,
         }
     }
 
@@ -135,8 +136,7 @@ impl World {
                 if over { Progress::Finished(()) } else { Progress::Expanded { rows: beams } },
             ));
         }
-        let took = PER_STEP + rows * PER_ROW;
-        self.rows += rows;
+        let took = (PER_STEP + rows * PER_ROW) * self.slow;
         self.now += took;
         self.scheduler.commit(Micros(self.now), Micros(took), &mut outcomes, &mut events);
         self.take(&mut events);
@@ -163,7 +163,10 @@ impl World {
 
 /// Clients that send at fixed rates, whatever comes of it, for so many microseconds.
 fn open_loop(clients: &[Client], time: u64) -> World {
-    let mut world = World::new(clients.len());
+    run(World::new(clients.len()), clients, time)
+}
+
+fn run(mut world: World, clients: &[Client], time: u64) -> World {
     let mut arrivals: BTreeMap<(u64, usize), ()> =
         clients.iter().enumerate().map(|(index, client)| ((client.every / 2, index), ())).collect();
     loop {
@@ -284,4 +287,24 @@ fn a_step_is_short_while_others_wait_and_whole_when_nobody_does() {
         before = world.now;
     }
     assert!(longest <= 25_000, "{longest} us");
+}
+
+#[test]
+fn a_small_tenant_waits_for_two_wide_beams_at_most_however_slow_the_model() {
+    // Where a beam of 512 takes many times as long as a step should.
+    let slow = 20;
+    let small = Client { tenant: 1, every: 1_500_000, context: 40, beams: 32, patience: Some(60_000_000) };
+    let greedy = Client { tenant: 2, every: 500_000, context: 1300, beams: 512, patience: Some(60_000_000) };
+    let mut world = World::new(2);
+    world.slow = slow;
+    let world = run(world, &[small, greedy], 120_000_000);
+    let [small, greedy] = &world.outcomes[..] else { panic!("two clients") };
+    assert_eq!((small.refused, small.lost.len()), (0, 0));
+    let widest = (PER_STEP + 512 * PER_ROW) * slow;
+    // The step that it met, and one that the other is owed meanwhile; beside its own three, chunks
+    // of the other's.
+    let bound = 2 * widest + (2 + STEPS as u64) * (PER_STEP + (64 + 64) * PER_ROW) * slow;
+    let p99 = small.percentile(99);
+    assert!(p99 <= bound, "{p99} us, the bound is {bound} us, the widest step takes {widest} us");
+    assert!(!greedy.answered.is_empty());
 }

@@ -52,10 +52,12 @@ impl<P> Scheduler<P> {
             self.plan_alone(slot, plan);
         } else {
             let most = self.step_rows();
-            self.grant_shares(most);
+            // Context rows get this many however many branch rows there are.
+            let least = self.limits.config.min_step_rows;
+            self.grant_shares(most.saturating_add(least));
             let rows = self.plan_branches(most, plan);
             self.plan_imports(plan);
-            self.plan_chunks(most.saturating_sub(rows).max(self.limits.config.min_step_rows), plan);
+            self.plan_chunks(most.saturating_sub(rows).max(least), plan);
         }
         self.choose_widths(now, plan);
         self.take_off(plan);
@@ -101,7 +103,7 @@ impl<P> Scheduler<P> {
                 tenants.push(tenant);
             }
         }
-        let each = most / tenants.len().max(1);
+        let each = (most / tenants.len().max(1)).max(1);
         tenants.into_iter().for_each(|tenant| self.tenants.grant(tenant, each));
     }
 
@@ -118,8 +120,10 @@ impl<P> Scheduler<P> {
                 if served.contains(&slot) || (within_share && self.tenants.credit(tenant) == 0) {
                     continue;
                 }
-                // The first is served however wide it is.
-                if rows > if served.is_empty() { max } else { budget } {
+                // The first is served however wide it is, unless that would delay somebody who is
+                // owed a step.
+                let waited_for = !within_share && rows > budget && self.is_owed_chunk(tenant);
+                if waited_for || rows > if served.is_empty() { max } else { budget } {
                     break;
                 }
                 budget = budget.saturating_sub(rows);
@@ -129,12 +133,19 @@ impl<P> Scheduler<P> {
                 self.push_branch(slot, plan);
             }
         }
-        assert!(!served.is_empty() || self.decoding.is_empty(), "the widest beam fits into a step");
         if served.len() < self.decoding.len() {
             self.decoding.retain(|slot| !served.contains(slot));
             self.decoding.extend(served);
         }
         rows_served
+    }
+
+    /// Whether another tenant than `than` has context rows to compute within its share.
+    fn is_owed_chunk(&self, than: TenantId) -> bool {
+        self.prefilling.iter().filter(|slot| self.rows_ready(**slot) > 0).any(|slot| {
+            let tenant = self.seats[slot.0 as usize].running().tenant;
+            tenant != than && self.tenants.credit(tenant) > 0
+        })
     }
 
     fn plan_chunks(&mut self, most: usize, plan: &mut Plan) {

@@ -184,12 +184,12 @@ impl<P> Tenants<P> {
         tenant.credit = tenant.credit.saturating_add(rows).min(rows);
     }
 
-    /// A tenant gets rows of a step. It owes at most `most` rows: what nobody else wanted is not
-    /// held against it for long.
+    /// A tenant gets rows of a step, of `most`. It owes at most these, or as many as a step has:
+    /// what nobody else wanted is not held against it for long.
     pub(super) fn charge(&mut self, id: TenantId, rows: usize, most: usize) {
-        let [rows, most] = [rows, most].map(|rows| i64::try_from(rows).unwrap_or(i64::MAX));
+        let [rows, most] = [rows, rows.max(most)].map(|rows| i64::try_from(rows).unwrap_or(i64::MAX));
         let tenant = &mut self.tenants[id.0];
-        tenant.credit = tenant.credit.saturating_sub(rows).max(-most);
+        tenant.credit = tenant.credit.saturating_sub(rows).max(tenant.credit.min(-most));
     }
 
     /// Rows that a tenant may have before others.

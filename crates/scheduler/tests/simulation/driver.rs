@@ -306,9 +306,9 @@ impl<'a> Driver<'a> {
         let config = &self.scenario.config;
         let older: usize = self.open.values().map(|id| self.live[id].story.context_len).sum();
         let rows = older + story.context_len + 1;
-        // A tenant that had more than its share waits for the others to catch up.
-        let branches =
-            story.generated_steps.saturating_sub(1) * config.max_running * (1 + self.scenario.tenants);
+        // A tenant that had more than its share, by a beam at most, waits for the others to catch up.
+        let catch_up = (1 + self.scenario.tenants) * (2 + config.max_beam_width);
+        let branches = story.generated_steps.saturating_sub(1) * config.max_running * catch_up;
         // At least one page comes back per step, for the oldest that waits for pages.
         let imports = if self.scenario.host.is_some() { rows } else { 0 };
         (rows + branches + imports) as u64
