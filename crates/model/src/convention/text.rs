@@ -50,10 +50,15 @@ impl Convention {
         if let Some(error) = self.beyond_vocabulary(&tokens) {
             return Err(error);
         }
-        match self.unknown.is_some_and(|unknown| tokens.iter().all(|token| *token == unknown)) {
-            true if !tokens.is_empty() => Err(PromptError::OnlyUnknown),
-            _ => Ok(tokens),
-        }
+        if self.is_only_unknown(&tokens)? { Err(PromptError::OnlyUnknown) } else { Ok(tokens) }
+    }
+
+    /// Whether some tokens are those of words that nobody knows, but for what the tokenizer puts around every text.
+    fn is_only_unknown(&self, tokens: &[u32]) -> Result<bool, PromptError> {
+        let Some(unknown) = self.unknown.filter(|unknown| tokens.contains(unknown)) else { return Ok(false) };
+        let around = self.tokenize("").map_err(|_| PromptError::Failed)?.len();
+        let known = tokens.iter().filter(|token| **token != unknown).count();
+        Ok(known <= around)
     }
 
     /// Bytes that no text of so many tokens exceeds, but for texts of blanks and of words that nobody knows. Normalizers may

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::client::{self, Payload, ServerArgs};
 use super::output;
-use crate::api::CatalogPatch;
+use crate::api::{self, CatalogPatch};
 use crate::runtime::Files;
 
 /// Bad records that are listed.
@@ -125,8 +125,18 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 fn push(args: &Push) -> anyhow::Result<ExitCode> {
     let path = format!("/v1/models/{}/catalog", client::reference(&args.model)?);
-    if args.file.extension().is_some_and(|extension| extension == "parquet") {
-        bail!("{}: a server takes catalogs as JSON lines, not as Parquet", args.file.display());
+    let extension = args.file.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    let other = match extension.to_ascii_lowercase().as_str() {
+        "parquet" => Some("Parquet"),
+        "json" => Some("one JSON object"),
+        "csv" => Some("CSV"),
+        _ => None,
+    };
+    if let Some(other) = other {
+        bail!(
+            "{}: a server takes catalogs as JSON lines, an item per line, not as {other}",
+            args.file.display()
+        );
     }
     let lines = std::fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
     say(&args.model, &args.server.call("PUT", &path, Payload::Lines(&lines))?)
@@ -136,10 +146,8 @@ fn patch(args: &Patch) -> anyhow::Result<ExitCode> {
     let path = format!("/v1/models/{}/catalog", client::reference(&args.model)?);
     let mut patch = match &args.file {
         Some(file) => {
-            let text =
-                std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-            serde_json::from_str::<CatalogPatch>(&text)
-                .with_context(|| format!("{} is no patch", file.display()))?
+            let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+            api::parse::<CatalogPatch>(&text).with_context(|| format!("{} is no patch", file.display()))?
         }
         None => CatalogPatch::default(),
     };

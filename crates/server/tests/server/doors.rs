@@ -161,6 +161,21 @@ fn a_prompt_of_unknown_words_is_refused() {
 }
 
 #[test]
+fn what_a_tokenizer_puts_around_every_text_is_no_known_word() {
+    let directory = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(fixture("qwen3-collisions")).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, directory.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let path = directory.path().join("convention.json");
+    let mut convention: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    convention["add_special_tokens"] = json!(true);
+    fs::write(&path, convention.to_string()).unwrap();
+    let answers = batch(directory.path(), &[], "{\"prompt\": \"nobody knows this\"}\n{\"prompt\": \"\"}\n");
+    assert_eq!(answers[0]["error"]["type"], "invalid_value", "{}", answers[0]);
+}
+
+#[test]
 fn a_prompt_that_cannot_fit_is_refused_by_its_bytes() {
     let server = Server::start(CASE, &["--max-context", "64"]);
     let error = server.recommend(&json!({"prompt": "a".repeat(200_000)})).fails(422, "context_too_long");

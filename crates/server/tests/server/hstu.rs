@@ -330,7 +330,10 @@ fn wrong_inputs_are_named() {
         body
     };
     let error = recommend(with("history", json!([event(1, 20), event(2, 10)]))).fails(422, "invalid_value");
-    assert!(error["message"].as_str().unwrap().contains("times run backwards"), "{error}");
+    assert!(
+        error["message"].as_str().unwrap().contains("runs backwards: event 1 is at 10, event 0"),
+        "{error}"
+    );
     let error = recommend(with("query_time", Value::Null)).fails(422, "invalid_value");
     assert_eq!(error["param"], "query_time");
     let error = recommend(with("history", json!([{"item_id": "i1"}]))).fails(422, "invalid_value");

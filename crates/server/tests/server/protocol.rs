@@ -68,6 +68,7 @@ fn a_page_in_a_browser_changes_nothing() {
 #[test]
 fn every_error_under_the_protocol_is_text() {
     let root = Root::new();
+    root.add("flat");
     let server = root.serve(&[]);
     failed(&server.get("/v2/models/shop/config"), 404);
     failed(&server.call("DELETE", "/v2/models/shop", None, &[]), 405);
@@ -75,11 +76,13 @@ fn every_error_under_the_protocol_is_text() {
     // What the stock client sends: no content type, parameters that change nothing.
     let post = |path: &str, body: &str| server.call("POST", path, Some(body), &[]);
     post("/v2/repository/index", "{\"ready\": true}").ok();
-    for parameters in
-        [json!({"config": "{}"}), json!({"unload_dependents": false}), json!({"label": "stable"})]
-    {
-        post("/v2/repository/models/shop/load", &json!({"parameters": parameters}).to_string()).ok();
+    for parameters in [json!({}), json!({"config": "{}"}), json!({"label": "stable"})] {
+        post("/v2/repository/models/flat/load", &json!({"parameters": parameters}).to_string()).ok();
     }
+    let dependents = json!({"parameters": {"unload_dependents": false}}).to_string();
+    post("/v2/repository/models/flat/unload", &dependents).ok();
+    let config = json!({"parameters": {"config": "{\"backend\": \"x\"}"}}).to_string();
+    assert!(failed(&post("/v2/repository/models/flat/load", &config), 400).contains("`config`"));
     let typo = json!({"parameters": {"lable": "stable"}}).to_string();
     let message = failed(&post("/v2/repository/models/shop/load", &typo), 400);
     assert!(message.contains("did you mean `label`?"), "{message}");
