@@ -4,7 +4,7 @@
 //! many as beams; one row is what retrieval and the last step of a greedy search ask for.
 
 use beamline_model::cpu::Cpu;
-use beamline_model::cpu::linear::{Linear, Output, Rows, WeightFormat};
+use beamline_model::cpu::linear::{Linear, Output, Rows, Scores, WeightFormat};
 use candle_core::{Device, Tensor};
 
 use crate::case::{Case, Kernel};
@@ -76,6 +76,27 @@ impl Kernel for Packing {
     }
 }
 
+/// The scores of a step: the logits of some tokens, and the normalisers over all.
+struct Head {
+    format: WeightFormat,
+    linear: Linear,
+    x: Vec<f32>,
+    rows: Rows,
+    scores: Scores,
+}
+
+impl Kernel for Head {
+    fn prepare(&mut self, cpu: &Cpu) {
+        self.rows.pack(cpu, &self.x, self.linear.inputs(), self.format);
+    }
+
+    fn run(&mut self, cpu: &Cpu) {
+        self.scores.begin(true);
+        (0..self.linear.outputs() as u32).step_by(64).for_each(|token| self.scores.want(token));
+        self.linear.score(cpu, &self.rows, &mut self.scores);
+    }
+}
+
 /// Every product, and what packing its rows takes.
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -86,6 +107,8 @@ pub(crate) fn cases() -> Vec<Case> {
                 cases.extend(layers.iter().map(|layer| product(model, layer, format, rows, demand)));
                 cases.push(packing(model, layers[0].inputs, format, rows));
             }
+            let vocabulary = if model == "S" { 832 } else { 3136 };
+            cases.extend([128, 32].map(|rows| head(model, layers[0].inputs, vocabulary, format, rows)));
         }
     }
     cases
@@ -114,6 +137,18 @@ fn product(model: &str, layer: &Layer, format: WeightFormat, rows: usize, demand
         demand,
         kernel: Box::new(kernel),
     }
+}
+
+fn head(model: &str, inputs: usize, outputs: usize, format: WeightFormat, rows: usize) -> Case {
+    let layer = Layer { name: "head", inputs, outputs, gated: false };
+    let kernel = Head {
+        format,
+        linear: linear(&layer, format),
+        x: numbers(rows * inputs),
+        rows: Rows::default(),
+        scores: Scores::default(),
+    };
+    Case { family: "score", kernel: Box::new(kernel), ..product(model, &layer, format, rows, None) }
 }
 
 fn packing(model: &str, inputs: usize, format: WeightFormat, rows: usize) -> Case {

@@ -132,31 +132,47 @@ impl Target<'_> {
         if !self.normalized {
             return;
         }
-        let mut logits = *sums;
-        // What does not exist weighs nothing.
-        for logit in &mut logits[PANEL.min(self.outputs - panel * PANEL)..] {
-            *logit = f32::NEG_INFINITY;
-        }
-        let halves = logits.as_chunks::<LANES>().0;
-        let mut largest = [f32::NEG_INFINITY; LANES];
-        for half in halves {
-            for lane in 0..LANES {
-                largest[lane] = larger(half[lane], largest[lane]);
-            }
-        }
-        let largest = fold_lanes(largest, larger);
-        // A NaN would be lost in a maximum and -infinity in an exponential; zero times them is not lost in a sum.
-        let mut total = [0.0f32; LANES];
-        for (half, sums) in halves.iter().zip(sums.as_chunks::<LANES>().0) {
-            for lane in 0..LANES {
-                total[lane] += sums[lane].mul_add(0.0, exp(half[lane] - largest));
-            }
-        }
+        let exist = self.outputs - panel * PANEL;
+        let (largest, total) = if exist >= PANEL {
+            summarise(sums, sums)
+        } else {
+            // What does not exist weighs nothing.
+            let mut logits = *sums;
+            logits[exist..].fill(f32::NEG_INFINITY);
+            summarise(&logits, sums)
+        };
         // SAFETY: as above.
         unsafe { self.maxima.row_segment(row, panel, 1) }.fill(largest);
         // SAFETY: as above.
-        unsafe { self.totals.row_segment(row, panel, 1) }.fill(fold_lanes(total, |a, b| a + b));
+        unsafe { self.totals.row_segment(row, panel, 1) }.fill(total);
     }
+}
+
+/// The largest logit, and the sum of exponentials relative to it; not a number if one of the sums is not finite.
+#[inline(always)]
+fn summarise(logits: &[f32; PANEL], sums: &[f32; PANEL]) -> (f32, f32) {
+    let halves = logits.as_chunks::<LANES>().0;
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    for half in halves {
+        for lane in 0..LANES {
+            largest[lane] = larger(half[lane], largest[lane]);
+        }
+    }
+    // All lanes take part in each step, and all are used, so that the compiler makes it a shuffle and one instruction.
+    for distance in [8, 4, 2, 1] {
+        let others: [f32; LANES] = std::array::from_fn(|lane| largest[lane ^ distance]);
+        for lane in 0..LANES {
+            largest[lane] = larger(largest[lane], others[lane]);
+        }
+    }
+    // A NaN would be lost in a maximum and -infinity in an exponential; zero times them is not lost in a sum.
+    let mut total = [0.0f32; LANES];
+    for (half, sums) in halves.iter().zip(sums.as_chunks::<LANES>().0) {
+        for lane in 0..LANES {
+            total[lane] += sums[lane].mul_add(0.0, exp(half[lane] - largest[lane]));
+        }
+    }
+    (largest[0], fold_lanes(total, |a, b| a + b))
 }
 
 per_isa! {
