@@ -20,8 +20,6 @@ use crate::error::ModelError;
 
 /// Items of a prompt of the third check.
 const ITEMS: usize = 256;
-/// Most ways in which the codes of a level may be found.
-const MAX_WAYS: usize = 8;
 
 /// Tokens of the text around and between items.
 #[derive(Debug, PartialEq, Eq)]
@@ -123,7 +121,8 @@ fn no_single_tokens(convention: &Convention, added: &AddedTokens) -> Option<Stri
         return Some(format!("{text:?} is no added token of tokenizer.json"));
     }
     for level in &convention.levels {
-        let mut codes = level.codes.values().map(|code| level.text(*code));
+        let used = level.tokens.iter().zip(0..).filter(|(token, _)| token.is_some());
+        let mut codes = used.map(|(_, code)| level.text(code));
         if let Some(text) = codes.find(|text| !added.contains_key(text)) {
             return Some(format!("{text} is no added token of tokenizer.json"));
         }
@@ -133,7 +132,7 @@ fn no_single_tokens(convention: &Convention, added: &AddedTokens) -> Option<Stri
         let marker = markers.iter().any(|marker| token != *marker && token.contains(marker));
         marker || convention.levels.iter().any(|level| level.is_within(token) && !is_code(convention, token))
     };
-    added.keys().find(reaches).map(|token| format!("the token {token:?} may reach into a code"))
+    added.keys().filter(reaches).min().map(|token| format!("the token {token:?} may reach into a code"))
 }
 
 /// Whether a token has the form of a code of any level, in use or not.
@@ -192,7 +191,7 @@ fn ways(level: &Level, added: &AddedTokens) -> Vec<u32> {
         }
     }
     let mut tokens: Vec<u32> = ways.into_values().collect();
+    // Every run tries the same prompts in the same order.
     tokens.sort_unstable();
-    tokens.truncate(MAX_WAYS);
     tokens
 }
