@@ -42,6 +42,12 @@ enum Chore {
         #[arg(long, value_name = "TEXT")]
         only: Option<String>,
     },
+    /// Try every parser with mutated inputs; fuzz/README.md says what fails and where inputs are kept.
+    Fuzz {
+        /// Targets, and options of the driver: --seconds, --seed, --careful.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
     /// Measure what coarse cuts of long histories are worth, and write bench/results/history-cuts.json.
     HistoryCuts,
     /// Write crates/server/openapi.json anew from the code.
@@ -81,10 +87,10 @@ fn main() -> Result<()> {
             run(cargo(&simulation).env("BEAMLINE_SOAK", requests.to_string()))
         }
         Chore::Bugs { folder, only } => {
-            // As the tests build it, so that nothing is built twice.
-            run(&mut cargo(&["build", "--release", "--workspace", "--bin", "beamline"]))?;
+            run(&mut cargo(&["build", "--release", "--package", "beamline"]))?;
             python::bugs(&folder, only.as_deref())
         }
+        Chore::Fuzz { options } => fuzz(&options),
         Chore::HistoryCuts => history_cuts(),
         Chore::Openapi => {
             let check = ["test", "--release", "--workspace", "--test", "server", "the_committed_description"];
@@ -106,6 +112,20 @@ fn test(only_python: bool) -> Result<()> {
         run(&mut cargo(&["test", "--release", "--workspace"]))?;
     }
     python::test(&root().join("target/release/beamline"))
+}
+
+fn fuzz(options: &[String]) -> Result<()> {
+    // As the tests build it, so that nothing is built twice: the binary comes with its package's tests.
+    run(&mut cargo(&["test", "--release", "--workspace", "--test", "corpus", "--no-run"]))?;
+    // An input that asks for all memory must end the driver and not the machine. The limit is in KiB.
+    let script = format!("ulimit -v {}; exec target/release/beamline-fuzz \"$@\"", 16 << 20);
+    let mut driver = Command::new("sh");
+    driver.args(["-c", &script, "sh"]).args(options).current_dir(root());
+    if Path::new("/dev/shm").is_dir() {
+        // Targets that read files are as fast as those that read memory.
+        driver.env("TMPDIR", "/dev/shm");
+    }
+    run(&mut driver).context("do it again with the seed above and --careful if no input was kept")
 }
 
 fn history_cuts() -> Result<()> {

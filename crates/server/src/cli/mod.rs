@@ -24,6 +24,9 @@ use clap::{Parser, Subcommand};
 
 use crate::logging;
 
+#[doc(hidden)]
+pub use batch::parquet_rows;
+
 /// Threads that read and write HTTP; the forward pass has its own.
 const IO_THREADS: usize = 2;
 

@@ -194,3 +194,18 @@ fn kept(output: &Output) -> String {
 fn is_dash(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
+
+/// Reads every row of a Parquet file of requests, as a batch does. A door for fuzz targets.
+///
+/// # Errors
+///
+/// When the file is damaged.
+#[doc(hidden)]
+pub fn parquet_rows(path: &Path) -> anyhow::Result<u64> {
+    let mut rows = parquet::Rows::open(std::fs::File::open(path)?, 1 << 20, true)?;
+    let mut read = 0;
+    while rows.next()?.is_some() {
+        read += 1;
+    }
+    Ok(read)
+}
