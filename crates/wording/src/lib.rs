@@ -2,8 +2,8 @@
 //!
 //! | module | one idea |
 //! | --- | --- |
-//! | [`suggest`] | the known word that a misspelt one stands for |
-//! | [`plain`] | what a parser says, without the names of Rust types |
+//! | [`suggest`](mod@suggest) | the known word that a misspelt one stands for |
+//! | [`plain`](mod@plain) | what a parser says, without the names of Rust types |
 //! | [`size`] | a number of bytes, as people read it |
 //!
 //! Place in the flow: below every other crate. It knows texts and numbers, nothing of beamline.

@@ -1,7 +1,7 @@
 //! What is asked of a device: memory, copies, kernels by name, and matrix products.
 //!
 //! Place in the flow: everything above this file is plain data and order of work, and knows addresses but no hardware. A
-//! graphics processor is one implementation ([`gpu`](super::gpu)); the tests have another, which runs the same kernel
+//! graphics processor is one implementation (`gpu`); the tests have another, which runs the same kernel
 //! sources on the CPU, thread for thread, so that all of this is tested where there is no graphics processor.
 //!
 //! There are two queues of work: computing, which is everything that names no queue, and transfers, which are copies between the device and
