@@ -20,7 +20,8 @@ impl FromStr for DeviceChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let unknown = || format!("{text:?} is no device: cpu, cuda, or cuda: and a number");
+        let unknown =
+            || format!("{text:?} is not a device: write cpu, cuda, or cuda:1 for another GPU than the first");
         match text.split_once(':') {
             None if text == "cpu" => Ok(Self::Cpu),
             None if text == "cuda" => Ok(Self::Cuda(0)),

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::SettingsError;
 
 /// The key itself, for those who have no file: no flag, because flags are seen by everybody on the machine.
-const VARIABLE: &str = "BEAMLINE_ADMIN_KEY";
+pub(super) const VARIABLE: &str = "BEAMLINE_ADMIN_KEY";
 /// Shorter keys can be guessed.
 const LEAST_BYTES: usize = 16;
 /// A longer file is no key.
@@ -43,7 +43,10 @@ impl AdminKey {
     /// When it is too short.
     pub fn new(text: &str) -> Result<Self, SettingsError> {
         if text.len() < LEAST_BYTES {
-            return Err(SettingsError::Key(format!("must have at least {LEAST_BYTES} characters")));
+            return Err(SettingsError::Key(format!(
+                "has {} characters and needs at least {LEAST_BYTES}: make one with `openssl rand -hex 32`",
+                text.chars().count()
+            )));
         }
         Ok(Self { digest: Sha256::digest(text).into() })
     }

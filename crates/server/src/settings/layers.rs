@@ -2,13 +2,12 @@
 //!
 //! A layer holds what one source says, so every field is optional; defaults are applied where layers are put together.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use beamline_model::cpu::linear::WeightFormat;
 use serde::Deserialize;
 
-use super::{ByteSize, DeviceChoice};
+use super::{ByteSize, DeviceChoice, ListenAddress};
 
 /// Declares a layer: every field optional, readable by clap and from the file, and mergeable.
 macro_rules! layer {
@@ -147,9 +146,10 @@ layer! {
     /// The HTTP side.
     #[command(next_help_heading = "HTTP")]
     pub struct HttpLayer {
-        /// Address and port; port 0 takes a free one [default: 127.0.0.1:8080].
+        /// Address and port, such as 0.0.0.0:8080 for every network; a port alone means this machine only; port 0 takes a
+        /// free one [default: 127.0.0.1:8080].
         #[arg(long, value_name = "ADDR", env = "BEAMLINE_LISTEN")]
-        pub listen: SocketAddr,
+        pub listen: ListenAddress,
         /// Largest body, such as 2MiB [default: 2MiB].
         #[arg(long, value_name = "SIZE", env = "BEAMLINE_MAX_BODY_BYTES")]
         pub max_body_bytes: ByteSize,
@@ -174,7 +174,7 @@ layer! {
         pub max_connections: usize,
         /// Another address, for health checks and metrics alone: /livez, /readyz, /metrics [default: none].
         #[arg(long, value_name = "ADDR", env = "BEAMLINE_HEALTH_LISTEN")]
-        pub health_listen: SocketAddr,
+        pub health_listen: ListenAddress,
         /// After SIGTERM, go on taking requests for so long while /readyz says no, so that load balancers notice
         /// [default: 0].
         #[arg(long, value_name = "MS", env = "BEAMLINE_DRAIN_DELAY_MS")]

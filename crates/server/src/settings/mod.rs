@@ -6,8 +6,10 @@
 //! Invariant: a key of the file that no setting has is an error, so that a misspelt one is noticed.
 
 mod device;
+pub mod environment;
 pub(crate) mod key;
 pub mod layers;
+mod listen;
 pub mod size;
 #[cfg(test)]
 mod tests;
@@ -25,6 +27,7 @@ pub use key::AdminKey;
 pub use layers::{
     AdminLayer, EngineLayer, HistoryCut, HttpLayer, LimitsLayer, LogFormat, LogLayer, ModelLayer,
 };
+pub use listen::ListenAddress;
 pub use size::ByteSize;
 
 use crate::http::pace::LeastPace;
@@ -51,14 +54,14 @@ pub enum SettingsError {
         source: std::io::Error,
     },
     /// The config file is not what it should be.
-    #[error("config file {}: {source}", path.display())]
+    #[error("config file {}: {message}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
-        source: Box<toml::de::Error>,
+        /// What is wrong, with the line.
+        message: String,
     },
-    /// The admin key is none.
+    /// The admin key is too short, or too long.
     #[error("the admin key {0}")]
     Key(String),
     /// A setting must be at least one.
@@ -69,7 +72,8 @@ pub enum SettingsError {
     Contradiction(String),
     /// A setting has no default and was not given.
     #[error(
-        "no checkpoint: give --checkpoint DIR, set BEAMLINE_CHECKPOINT, or put `checkpoint` under [model] in the config file"
+        "no checkpoint: give --checkpoint DIR, set BEAMLINE_CHECKPOINT, or put `checkpoint` under [model] in the config file; \
+         `beamline demo` serves the demo"
     )]
     NoCheckpoint,
 }
@@ -301,8 +305,10 @@ fn read_file(path: &Path) -> Result<File, SettingsError> {
         return Err(read(std::io::Error::other("too large for a config file")));
     }
     let text = std::fs::read_to_string(path).map_err(read)?;
-    toml::from_str(&text)
-        .map_err(|source| SettingsError::Parse { path: path.to_owned(), source: Box::new(source) })
+    toml::from_str(&text).map_err(|error| {
+        let message = beamline_wording::plain(error.to_string().trim_end());
+        SettingsError::Parse { path: path.to_owned(), message }
+    })
 }
 
 fn model(layer: ModelLayer, device: DeviceChoice) -> Result<ModelSettings, SettingsError> {
@@ -406,14 +412,14 @@ fn http(layer: HttpLayer) -> Result<HttpSettings, SettingsError> {
     let write_timeout = millis(positive("write-timeout-ms", layer.write_timeout_ms, 30_000)?);
     let rate = layer.min_transfer_rate.map_or(1 << 10, |size| size.0) as u64;
     let body_memory = layer.max_body_memory.map_or(256 << 20, |size| size.0);
-    let listen = layer.listen.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 8080).into());
-    if layer.health_listen.is_some_and(|health| health == listen && health.port() != 0) {
+    let listen = layer.listen.map_or_else(|| (Ipv4Addr::LOCALHOST, 8080).into(), |listen| listen.0);
+    if layer.health_listen.is_some_and(|health| health.0 == listen && listen.port() != 0) {
         let message = "health-listen is the address of listen: give it another port";
         return Err(SettingsError::Contradiction(message.into()));
     }
     Ok(HttpSettings {
         listen,
-        health_listen: layer.health_listen,
+        health_listen: layer.health_listen.map(|listen| listen.0),
         max_body_bytes: positive("max-body-bytes", Some(max_body_bytes), max_body_bytes)?,
         read_timeout,
         body_pace: LeastPace::new(BODY_WINDOW.min(read_timeout), rate),

@@ -67,7 +67,7 @@ fn a_graphics_processor_has_one_weight_format() {
     assert!(resolve(random).unwrap_err().to_string().contains("they need device cuda"));
     let both = format!("{random}checkpoint = 'a'\n[engine]\ndevice = 'cuda'");
     assert!(resolve(&both).unwrap_err().to_string().contains("give one of them"));
-    assert!(resolve("[engine]\ndevice = 'gpu'").unwrap_err().to_string().contains("no device"));
+    assert!(resolve("[engine]\ndevice = 'gpu'").unwrap_err().to_string().contains("not a device"));
 }
 
 #[test]
@@ -79,6 +79,19 @@ fn what_the_file_misspells_is_an_error() {
     }
     let flags = Flags { config: Some("/nowhere/beamline.toml".into()), ..Flags::default() };
     assert!(matches!(Settings::resolve(flags, HttpLayer::default()), Err(SettingsError::Read { .. })));
+}
+
+#[test]
+fn an_error_in_the_file_is_plain_and_says_what_was_meant() {
+    let message = |text: &str| {
+        let (_directory, flags) = file(text);
+        Settings::resolve(flags, HttpLayer::default()).unwrap_err().to_string()
+    };
+    let misspelt = message("[model]\ncheckpiont = 'a'");
+    assert!(misspelt.contains("line 2") && misspelt.contains("did you mean `checkpoint`?"), "{misspelt}");
+    let wrong = message("[engine]\nthreads = 'two'");
+    assert!(wrong.contains("expected a whole number") && !wrong.contains("usize"), "{wrong}");
+    assert!(message("[http]\nlisten = 'shop'").contains("write 127.0.0.1:8080"));
 }
 
 #[test]
