@@ -496,8 +496,9 @@ impl Error {
                 ModelError::Internal(_) => return Self::internal(error),
             },
             LoadError::Panicked => Refused::Damaged,
+            LoadError::Layout { .. } => Refused::Unreadable,
             LoadError::NoConvention(_) => Refused::Convention,
-            LoadError::Catalog { .. } | LoadError::NoCatalog(_) | LoadError::Depth { .. } => Refused::Catalog,
+            LoadError::Catalog { .. } | LoadError::NoCatalog { .. } | LoadError::Depth { .. } => Refused::Catalog,
             // Of the moment, not of the model.
             LoadError::Probe(error @ (Self::Overloaded | Self::Backlog { .. } | Self::Draining)) => {
                 return error.clone();

@@ -90,6 +90,15 @@ impl Registry {
     ///
     /// When it cannot be loaded.
     pub fn start(settings: Settings) -> Result<Self, LoadError> {
+        Self::start_with(settings, || {})
+    }
+
+    /// As [`Registry::start`]. Calls `opened` when the checkpoint was opened and found undamaged, before it is loaded.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::start`].
+    pub fn start_with(settings: Settings, opened: impl FnOnce()) -> Result<Self, LoadError> {
         let admin = &settings.admin;
         let root = admin.model_root.as_deref().map(|path| {
             ModelRoot::new(path)
@@ -119,7 +128,7 @@ impl Registry {
             missing: RwLock::default(),
             settings,
         };
-        registry.bring_back()?;
+        registry.bring_back(opened)?;
         Ok(registry)
     }
 

@@ -65,8 +65,9 @@ impl Missing {
 }
 
 impl Registry {
-    /// Loads what the state holds and what the command line names. Blocks.
-    pub(super) fn bring_back(&self) -> Result<(), LoadError> {
+    /// Loads what the state holds and what the command line names. Blocks. Calls `opened` when the checkpoint of the command
+    /// line was opened and found undamaged; at once where there is none to open.
+    pub(super) fn bring_back(&self, opened: impl FnOnce()) -> Result<(), LoadError> {
         let mut records = self.records();
         let model = &self.settings.model;
         let named = match model.checkpoint() {
@@ -76,6 +77,10 @@ impl Registry {
             }
             named => named.is_ok(),
         };
+        let mut opened = Some(opened);
+        if !named {
+            opened.take().into_iter().for_each(|opened| opened());
+        }
         for (name, recorded) in &records.models {
             for (version, record) in &recorded.versions {
                 let built =
@@ -88,20 +93,24 @@ impl Registry {
                 }
             }
         }
-        if named { self.load_command_line() } else { Ok(()) }
+        match opened {
+            Some(opened) => self.load_command_line(opened),
+            None => Ok(()),
+        }
     }
 
-    fn load_command_line(&self) -> Result<(), LoadError> {
+    fn load_command_line(&self, tell: impl FnOnce()) -> Result<(), LoadError> {
         let model = &self.settings.model;
         if !name::is_name(&model.name) {
             let message = format!(
-                "name {:?}: a name begins with a letter or a digit, goes on with those, `_`, `.` and `-`, and \
-                 has at most 64 characters",
+                "--name {:?} is not a valid name: use letters, digits, `_`, `.` and `-`, start with a letter or a digit, and take \
+                 at most 64 characters",
                 model.name
             );
             return Err(LoadError::Limits(message));
         }
         let opened = Opened::open(Files::of(model)?)?;
+        tell();
         let record = RecordedVersion {
             sha256: opened.digest().to_owned(),
             source: Source::of_settings(model)?,

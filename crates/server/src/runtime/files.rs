@@ -2,11 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use beamline_model::checkpoint::file::{MAX_CONVENTION_BYTES, read_text};
+use beamline_catalog::SymbolTable;
+use beamline_model::checkpoint::config::Config;
+use beamline_model::checkpoint::file::{MAX_CONFIG_BYTES, MAX_CONVENTION_BYTES, read_text};
+use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
 use beamline_model::error::ModelError;
+use beamline_model::families::hstu::config::HstuConfig;
 
-use super::LoadError;
+use super::{LoadError, layout};
+use crate::service::HstuSymbols;
 use crate::settings::{ModelSettings, SettingsError};
 
 /// What is meant to be served: used by subcommands that look at a checkpoint without running it, too.
@@ -70,10 +75,48 @@ impl Files {
             return Ok(file.clone());
         }
         let beside = ["catalog.jsonl", "catalog.parquet"].map(|name| self.checkpoint.join(name));
-        beside
-            .into_iter()
-            .find(|file| file.exists())
-            .ok_or_else(|| LoadError::NoCatalog(self.checkpoint.clone()))
+        beside.into_iter().find(|file| file.exists()).ok_or_else(|| LoadError::NoCatalog {
+            path: self.checkpoint.clone(),
+            likely: layout::likely_catalog(&self.checkpoint),
+        })
+    }
+
+    /// Checks that the directory holds what a checkpoint must, and that there are a convention and a catalog. Random weights
+    /// need nothing but a config.json.
+    ///
+    /// # Errors
+    ///
+    /// When it does not, with all that is wrong.
+    pub fn check_layout(&self) -> Result<(), LoadError> {
+        if self.random_weights.is_some() {
+            return Ok(());
+        }
+        let problems = layout::problems(&self.checkpoint);
+        if !problems.is_empty() {
+            return Err(LoadError::Layout { path: self.checkpoint.clone(), problems });
+        }
+        // Both are small and are read again when they are needed: weights may take minutes until then.
+        if !layout::is_hstu(&self.checkpoint) {
+            self.format()?;
+        }
+        self.catalog().map(drop)
+    }
+
+    /// What the codes of semantic IDs mean to this checkpoint. Its weights are not read.
+    ///
+    /// # Errors
+    ///
+    /// When config.json, the convention or the tokenizer cannot be used.
+    pub fn symbols(&self) -> Result<Box<dyn SymbolTable>, LoadError> {
+        let text = read_text(&self.checkpoint.join("config.json"), MAX_CONFIG_BYTES);
+        let text = text.map_err(|source| self.blame(source))?;
+        if HstuConfig::is_hstu(&text) {
+            let config = HstuConfig::parse(&text).map_err(|source| self.blame(source))?;
+            return Ok(Box::new(HstuSymbols::of(&config)));
+        }
+        let vocab_size = Config::parse(&text).map_err(|source| self.blame(source))?.vocab_size;
+        let convention = Convention::bind(self.format()?, &self.checkpoint, vocab_size);
+        Ok(Box::new(convention.map_err(|source| self.blame(source))?))
     }
 
     /// An error of the checkpoint.

@@ -19,6 +19,7 @@
 pub mod budget;
 mod files;
 mod gpu;
+pub mod layout;
 mod physical;
 mod probe;
 mod sizing;
@@ -30,7 +31,6 @@ use std::time::{Duration, Instant};
 
 use beamline_catalog::{Catalog, CatalogError, CatalogLimits, SymbolTable};
 use beamline_model::checkpoint::Checkpoint;
-use beamline_model::checkpoint::file::{MAX_CONFIG_BYTES, read_text};
 use beamline_model::checkpoint::note::Note;
 use beamline_model::checkpoint::tensors::Tensors;
 use beamline_model::convention::Convention;
@@ -58,6 +58,7 @@ use budget::{Budget, OverBudget, Reservation};
 use sizing::LargestRequest;
 
 pub use files::Files;
+pub use layout::LayoutProblem;
 pub use physical::default_budget;
 pub use probe::probe;
 
@@ -75,10 +76,18 @@ pub enum LoadError {
         /// What is wrong.
         source: ModelError,
     },
+    /// The directory does not hold what a checkpoint must.
+    #[error("checkpoint {}: {}", path.display(), join(problems))]
+    Layout {
+        /// The directory.
+        path: PathBuf,
+        /// All that is wrong with it.
+        problems: Vec<LayoutProblem>,
+    },
     /// The checkpoint has no convention.
     #[error(
-        "checkpoint {}: no convention.json, so it is not known how histories and items are written as tokens; write one, or \
-         name a preset with --convention", .0.display()
+        "checkpoint {}: convention.json is missing, which says how histories and items are written as tokens: write one \
+         (weights/README.md shows how), or name a preset such as --convention minionerec", .0.display()
     )]
     NoConvention(PathBuf),
     /// The catalog cannot be served.
@@ -90,8 +99,16 @@ pub enum LoadError {
         source: Box<CatalogError>,
     },
     /// The checkpoint has no catalog.
-    #[error("checkpoint {}: neither catalog.jsonl nor catalog.parquet; name a catalog with --catalog", .0.display())]
-    NoCatalog(PathBuf),
+    #[error(
+        "checkpoint {}: there is no catalog: put catalog.jsonl or catalog.parquet into it, or name one with --catalog FILE{}",
+        path.display(), match likely { Some(name) => format!("; is {name} the catalog?"), None => String::new() }
+    )]
+    NoCatalog {
+        /// The directory.
+        path: PathBuf,
+        /// A file in it that may be one.
+        likely: Option<String>,
+    },
     /// A largest request does not fit.
     #[error("{0}")]
     Limits(String),
@@ -248,6 +265,7 @@ impl Opened {
     /// When it is missing or damaged.
     pub fn open(files: Files) -> Result<Self, LoadError> {
         let start = Instant::now();
+        files.check_layout()?;
         let checkpoint = match &files.random_weights {
             Some(config) => {
                 Checkpoint::without_weights(config).map(|made_up| AnyCheckpoint::Decoder(Box::new(made_up)))
@@ -256,7 +274,7 @@ impl Opened {
         };
         let checkpoint = checkpoint.map_err(|source| files.blame(source))?;
         if files.random_weights.is_some() {
-            warn!("the weights are made up: times are to be believed, answers are not");
+            warn!("random weights: timings are valid, answers are meaningless");
         }
         checkpoint.notes().iter().for_each(|note| warn!("{note}"));
         info!(
@@ -362,9 +380,7 @@ enum AnyCheckpoint {
 impl AnyCheckpoint {
     /// config.json says of which family it is.
     fn open(directory: &Path) -> Result<Self, ModelError> {
-        // What cannot be read is told there.
-        let text = read_text(&directory.join("config.json"), MAX_CONFIG_BYTES);
-        if text.is_ok_and(|text| HstuConfig::is_hstu(&text)) {
+        if layout::is_hstu(directory) {
             return Hstu::open(directory).map(|opened| Self::Hstu(Box::new(opened)));
         }
         Checkpoint::open(directory).map(|opened| Self::Decoder(Box::new(opened)))
@@ -549,7 +565,6 @@ fn decoder(
     info!(
         levels = convention.format().levels,
         generated_steps = steps,
-        composes = convention.composes(),
         ms = ms(start),
         "bound the convention"
     );
@@ -618,7 +633,7 @@ fn read_catalog(
     let memory = Arc::new(reserve_catalog(&machine.budget, &catalog)?);
     info!(
         items = catalog.num_items(),
-        leaves = catalog.num_leaves(),
+        semantic_ids = catalog.num_leaves(),
         version = catalog.version(),
         memory = %ByteSize(memory.bytes()),
         ms = ms(start),
@@ -657,6 +672,10 @@ pub fn with_catalog(
             .map_err(|error| LoadError::Limits(error.to_string()))??;
     }
     Ok(service.over(Arc::new(Served { catalog, catalog_memory, family, ..Served::clone(served) })))
+}
+
+fn join(problems: &[LayoutProblem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 fn ms(start: Instant) -> u64 {
