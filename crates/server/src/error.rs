@@ -498,7 +498,9 @@ impl Error {
             LoadError::Panicked => Refused::Damaged,
             LoadError::Layout { .. } => Refused::Unreadable,
             LoadError::NoConvention(_) => Refused::Convention,
-            LoadError::Catalog { .. } | LoadError::NoCatalog { .. } | LoadError::Depth { .. } => Refused::Catalog,
+            LoadError::Catalog { .. } | LoadError::NoCatalog { .. } | LoadError::Depth { .. } => {
+                Refused::Catalog
+            }
             // Of the moment, not of the model.
             LoadError::Probe(error @ (Self::Overloaded | Self::Backlog { .. } | Self::Draining)) => {
                 return error.clone();

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use super::{Normalization, SidPartSchema};
 
 /// A slate and how it came about.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RecommendResponse {
     /// The request's id, also in the header `x-request-id` and in the server's log.
     pub request_id: String,
@@ -97,7 +97,7 @@ pub struct WarmResponse {
 }
 
 /// Which checkpoint answered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ModelName {
     /// Name by which it is asked for.
     pub name: String,
@@ -110,7 +110,7 @@ pub struct ModelName {
 }
 
 /// A recommended item.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Item {
     /// The client's id.
     pub item_id: String,
@@ -128,7 +128,7 @@ pub struct Item {
 }
 
 /// Why there are fewer items than requested.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// No item passes the filters and the SID prefix.
@@ -159,7 +159,7 @@ pub enum DegradedReason {
 }
 
 /// What a request used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Usage {
     /// Tokens of the context.
     pub context_tokens: u64,
@@ -172,7 +172,7 @@ pub struct Usage {
 }
 
 /// Milliseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Timings {
     /// Waiting for admission.
     pub queue: f64,

@@ -1,17 +1,14 @@
 //! `beamline catalog check`: reads a catalog as a server would, and reports its shape or everything that is wrong.
 //! `beamline catalog push`, `patch`, `list`, `rollback`: the catalogs of a running server.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use beamline_catalog::{Catalog, CatalogError, CatalogLimits, SymbolTable, WrittenSymbols};
-use beamline_model::checkpoint::config::Config;
-use beamline_model::checkpoint::file::{MAX_CONFIG_BYTES, read_text};
-use beamline_model::convention::Convention;
 use serde_json::{Value, json};
 
-use super::client::{self, Payload, ServerArgs};
+use super::client::{self, ModelFlag, Payload, ServerArgs};
 use super::output;
 use crate::api::{self, CatalogPatch};
 use crate::runtime::Files;
@@ -28,7 +25,7 @@ pub(super) enum Command {
     Push(Push),
     /// Add, remove and retag items of a running server's catalog, all or nothing.
     Patch(Patch),
-    /// The catalogs of a running server: the one that serves, and earlier ones that are kept.
+    /// List the catalogs of a running server: the one that serves, and earlier ones that are kept.
     List(List),
     /// Go back to a catalog that is kept.
     Rollback(Rollback),
@@ -38,20 +35,20 @@ pub(super) enum Command {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The patch is {\"add\": [{\"item_id\", \"sid\", \"tags\", \"title\"}], \"remove\": [\"i7\"], \"retag\": [{\"item_id\", \"tags\"}]}, each part if
-there is one. Items are removed, then retagged, then added.
+there is one. Items are removed, then retagged, then added. An item that is removed is also unknown in histories: to stop
+selling an item that people have bought, retag it, and ask with forbid_tags.
 
-  beamline catalog patch patch.json --model shop
-  beamline catalog patch --remove i7 --remove i9 --model shop")]
+  beamline catalog patch shop patch.json
+  beamline catalog patch shop --remove i7 --remove i9")]
 pub(super) struct Patch {
-    /// The changes, .json.
-    #[arg(required_unless_present = "remove")]
-    file: Option<PathBuf>,
+    /// Whose catalog (shop, shop@canary, or shop@version), then the changes, a .json file.
+    #[arg(value_names = ["MODEL", "FILE"], num_args = 0..=2)]
+    words: Vec<String>,
     /// An item to remove; may be given several times.
     #[arg(long, value_name = "ITEM")]
     remove: Vec<String>,
-    /// Whose catalog: a model, for the version that `stable` points at, or model@label, or model@version.
-    #[arg(long, value_name = "NAME")]
-    model: String,
+    #[command(flatten)]
+    model: ModelFlag,
     #[command(flatten)]
     server: ServerArgs,
 }
@@ -59,9 +56,11 @@ pub(super) struct Patch {
 /// Flags of `catalog list`.
 #[derive(Debug, clap::Args)]
 pub(super) struct List {
-    /// Whose catalogs: a model, model@label, or model@version.
-    #[arg(long, value_name = "NAME")]
-    model: String,
+    /// Whose catalogs: shop, for the version that its label stable points at, or shop@canary, or shop@version.
+    #[arg(value_name = "MODEL", num_args = 0..=1)]
+    words: Vec<String>,
+    #[command(flatten)]
+    model: ModelFlag,
     /// Print the server's answer as JSON.
     #[arg(long)]
     json: bool,
@@ -72,11 +71,11 @@ pub(super) struct List {
 /// Flags of `catalog rollback`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Rollback {
-    /// The version to go back to, as `catalog list` names it.
-    version: String,
-    /// Whose catalog: a model, model@label, or model@version.
-    #[arg(long, value_name = "NAME")]
-    model: String,
+    /// Whose catalog (shop, shop@canary, or shop@version), then the version to go back to, as `catalog list` shows it.
+    #[arg(value_names = ["MODEL", "VERSION"], num_args = 0..=2)]
+    words: Vec<String>,
+    #[command(flatten)]
+    model: ModelFlag,
     #[command(flatten)]
     server: ServerArgs,
 }
@@ -85,14 +84,14 @@ pub(super) struct Rollback {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Try it:
-  beamline catalog push catalog.jsonl --model shop
-  beamline catalog push catalog.jsonl --model shop@canary --server http://127.0.0.1:8080 --admin-key-file key")]
+  beamline catalog push shop catalog.jsonl
+  beamline catalog push shop@canary catalog.jsonl --server http://127.0.0.1:8080 --admin-key-file key")]
 pub(super) struct Push {
-    /// The catalog, .jsonl.
-    file: PathBuf,
-    /// Whose catalog: a model, for the version that `stable` points at, or model@label, or model@version.
-    #[arg(long, value_name = "NAME")]
-    model: String,
+    /// Whose catalog (shop, shop@canary, or shop@version), then the file, .jsonl.
+    #[arg(value_names = ["MODEL", "FILE"], num_args = 0..=2)]
+    words: Vec<String>,
+    #[command(flatten)]
+    model: ModelFlag,
     #[command(flatten)]
     server: ServerArgs,
 }
@@ -102,11 +101,12 @@ pub(super) struct Push {
 pub(super) struct Check {
     /// The catalog, .jsonl or .parquet.
     file: PathBuf,
-    /// Also check every SID against the convention and tokenizer of this checkpoint.
+    /// Also check every SID against the convention and tokenizer of this checkpoint, and print the version that a server
+    /// shows [default: the directory of the file, if it holds a config.json].
     #[arg(long, value_name = "DIR")]
     checkpoint: Option<PathBuf>,
     /// The convention, if it does not lie beside the checkpoint.
-    #[arg(long, value_name = "FILE|PRESET", requires = "checkpoint")]
+    #[arg(long, value_name = "FILE|PRESET")]
     convention: Option<String>,
     /// Print the report as JSON.
     #[arg(long)]
@@ -124,8 +124,10 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn push(args: &Push) -> anyhow::Result<ExitCode> {
-    let path = format!("/v1/models/{}/catalog", client::reference(&args.model)?);
-    let extension = args.file.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    let (model, [file]) =
+        args.model.split(&args.words, ["FILE"], "beamline catalog push shop catalog.jsonl")?;
+    let path = format!("/v1/models/{}/catalog", client::reference(model)?);
+    let extension = Path::new(file).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     let other = match extension.to_ascii_lowercase().as_str() {
         "parquet" => Some("Parquet"),
         "json" => Some("one JSON object"),
@@ -133,30 +135,43 @@ fn push(args: &Push) -> anyhow::Result<ExitCode> {
         _ => None,
     };
     if let Some(other) = other {
-        bail!(
-            "{}: a server takes catalogs as JSON lines, an item per line, not as {other}",
-            args.file.display()
-        );
+        bail!("{file}: a server takes catalogs as JSON lines, an item per line, not as {other}");
     }
-    let lines = std::fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
-    say(&args.model, &args.server.call("PUT", &path, Payload::Lines(&lines))?)
+    let lines = std::fs::read(file).with_context(|| format!("cannot read {file}"))?;
+    say(model, &args.server.call("PUT", &path, Payload::Lines(&lines))?)
 }
 
 fn patch(args: &Patch) -> anyhow::Result<ExitCode> {
-    let path = format!("/v1/models/{}/catalog", client::reference(&args.model)?);
-    let mut patch = match &args.file {
+    let (model, file) = match args.remove.is_empty() {
+        true => {
+            let usage = "beamline catalog patch shop patch.json";
+            let (model, [file]) = args.model.split(&args.words, ["FILE"], usage)?;
+            (model, Some(file))
+        }
+        // With items to remove, a file may come on top.
+        false => {
+            let usage = "beamline catalog patch shop --remove i7";
+            match args.model.split(&args.words, ["FILE"], usage) {
+                Ok((model, [file])) => (model, Some(file)),
+                Err(_) => (args.model.split(&args.words, [], usage)?.0, None),
+            }
+        }
+    };
+    let path = format!("/v1/models/{}/catalog", client::reference(model)?);
+    let mut patch = match file {
         Some(file) => {
-            let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-            api::parse::<CatalogPatch>(&text).with_context(|| format!("{} is no patch", file.display()))?
+            let text = std::fs::read(file).with_context(|| format!("cannot read {file}"))?;
+            api::parse::<CatalogPatch>(&text).map_err(|error| anyhow!("{file} is not a patch: {error}"))?
         }
         None => CatalogPatch::default(),
     };
     patch.remove.extend(args.remove.iter().cloned());
-    say(&args.model, &args.server.call("PATCH", &path, Payload::Json(serde_json::to_value(patch)?))?)
+    say(model, &args.server.call("PATCH", &path, Payload::Json(serde_json::to_value(patch)?))?)
 }
 
 fn list(args: &List) -> anyhow::Result<ExitCode> {
-    let path = format!("/v1/models/{}/catalog", client::reference(&args.model)?);
+    let (model, []) = args.model.split(&args.words, [], "beamline catalog list shop")?;
+    let path = format!("/v1/models/{}/catalog", client::reference(model)?);
     let answer = args.server.call("GET", &path, Payload::None)?;
     if args.json {
         output::print(&(serde_json::to_string_pretty(&answer)? + "\n"))?;
@@ -172,9 +187,10 @@ fn list(args: &List) -> anyhow::Result<ExitCode> {
 }
 
 fn roll_back(args: &Rollback) -> anyhow::Result<ExitCode> {
-    let path = format!("/v1/models/{}/catalog/rollback", client::reference(&args.model)?);
-    let version = json!({"version": args.version});
-    say(&args.model, &args.server.call("POST", &path, Payload::Json(version))?)
+    let usage = "beamline catalog rollback shop 0011223344556677";
+    let (model, [version]) = args.model.split(&args.words, ["VERSION"], usage)?;
+    let path = format!("/v1/models/{}/catalog/rollback", client::reference(model)?);
+    say(model, &args.server.call("POST", &path, Payload::Json(json!({"version": version})))?)
 }
 
 /// What serves after a change.
@@ -192,36 +208,56 @@ fn text(value: &Value) -> String {
 
 fn check(args: Check) -> anyhow::Result<ExitCode> {
     let limits = CatalogLimits { max_listed_problems: LISTED, ..CatalogLimits::default() };
-    let catalog = match &args.checkpoint {
+    let checkpoint = args.checkpoint.clone().or_else(|| around(&args.file));
+    let catalog = match &checkpoint {
         Some(checkpoint) => {
-            let files = Files {
-                checkpoint: checkpoint.clone(),
-                random_weights: None,
-                catalog: None,
-                convention: args.convention.clone(),
-            };
-            read(&args, &convention(&files)?, &limits)
+            let convention = args.convention.clone();
+            let files =
+                Files { checkpoint: checkpoint.clone(), random_weights: None, catalog: None, convention };
+            read(&args, &*files.symbols()?, &limits)
         }
         None => {
             WrittenSymbols::scan_path(&args.file, &limits).and_then(|symbols| read(&args, &symbols, &limits))
         }
     };
-    let report = catalog.with_context(|| format!("{} cannot be served", args.file.display()))?.report();
+    let catalog = catalog.map_err(|error| {
+        let (name, text) = (args.file.display().to_string(), error.to_string());
+        // An error of reading names the file itself.
+        if text.contains(&name) { anyhow!("{text}") } else { anyhow!("{name} cannot be served: {text}") }
+    })?;
+    let report = catalog.report();
     if args.json {
-        output::print(&(serde_json::to_string_pretty(&report)? + "\n"))?;
-    } else {
-        output::print(&report.to_string())?;
+        let mut json = serde_json::to_value(&report)?;
+        if checkpoint.is_none() {
+            // A version counts the tokens of a checkpoint: without one there is none that a server would print.
+            json["version"] = Value::Null;
+        }
+        output::print(&(serde_json::to_string_pretty(&json)? + "\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let text = report.to_string();
+    match checkpoint {
+        Some(checkpoint) => output::print(&format!("{text}  as served with {}\n", checkpoint.display()))?,
+        None => {
+            let name = args.file.display();
+            let rest = text.split_once('\n').map_or("", |(_, rest)| rest);
+            output::print(&format!(
+                "catalog {name}\n{rest}  not checked against a model: name one with --checkpoint DIR, which gives the version too\n"
+            ))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn read(args: &Check, symbols: &dyn SymbolTable, limits: &CatalogLimits) -> Result<Catalog, CatalogError> {
-    Catalog::read_path(&args.file, symbols, limits)
+/// The checkpoint that a catalog lies in.
+fn around(file: &Path) -> Option<PathBuf> {
+    let folder = match file.parent()? {
+        parent if parent.as_os_str().is_empty() => Path::new("."),
+        parent => parent,
+    };
+    folder.join("config.json").is_file().then(|| folder.to_owned())
 }
 
-/// The convention of a checkpoint, without its weights.
-fn convention(files: &Files) -> anyhow::Result<Convention> {
-    let path = files.checkpoint.join("config.json");
-    let vocab_size = Config::parse(&read_text(&path, MAX_CONFIG_BYTES)?)?.vocab_size;
-    Ok(Convention::bind(files.format()?, &files.checkpoint, vocab_size)?)
+fn read(args: &Check, symbols: &dyn SymbolTable, limits: &CatalogLimits) -> Result<Catalog, CatalogError> {
+    Catalog::read_path(&args.file, symbols, limits)
 }

@@ -18,7 +18,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
 
 /// Which server, and how to be let in.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Server")]
 pub(super) struct ServerArgs {
     /// Where the server listens. Only http: for a server behind TLS, go through a tunnel.
@@ -27,6 +27,39 @@ pub(super) struct ServerArgs {
     /// File with the admin key, if the server has one; or put the key itself into BEAMLINE_ADMIN_KEY.
     #[arg(long, value_name = "FILE", env = "BEAMLINE_ADMIN_KEY_FILE")]
     admin_key_file: Option<PathBuf>,
+}
+
+/// The model, for those who would rather name it by a flag than as the first word.
+#[derive(Debug, clap::Args)]
+pub(super) struct ModelFlag {
+    /// The model, instead of the first argument.
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+}
+
+impl ModelFlag {
+    /// The model and the other words. `names` says what they are, `usage` is a command line that is right.
+    ///
+    /// # Errors
+    ///
+    /// When there are more words or fewer.
+    pub(super) fn split<'a, const N: usize>(
+        &'a self,
+        words: &'a [String],
+        names: [&str; N],
+        usage: &str,
+    ) -> anyhow::Result<(&'a str, [&'a str; N])> {
+        let mut given = self.model.iter().chain(words).map(String::as_str);
+        let model = given.next();
+        let rest: Vec<&str> = given.collect();
+        match (model, <[&str; N]>::try_from(rest)) {
+            (Some(model), Ok(rest)) => Ok((model, rest)),
+            _ => {
+                let wanted: Vec<&str> = std::iter::once("MODEL").chain(names).collect();
+                bail!("give {}, for example: {usage}", wanted.join(" "))
+            }
+        }
+    }
 }
 
 /// What is sent.
@@ -40,6 +73,11 @@ pub(super) enum Payload<'a> {
 }
 
 impl ServerArgs {
+    /// A server that is asked and not changed.
+    pub(super) fn at(server: String) -> Self {
+        Self { server, admin_key_file: None }
+    }
+
     /// Sends a request and reads the answer; `null` when it is empty.
     ///
     /// # Errors
@@ -48,7 +86,7 @@ impl ServerArgs {
     pub(super) fn call(&self, method: &str, path: &str, payload: Payload<'_>) -> anyhow::Result<Value> {
         let base = self.server.trim_end_matches('/');
         if !base.starts_with("http://") {
-            bail!("{base}: not an http:// address");
+            bail!("{base} is not a server's address: write http://HOST:PORT, such as http://127.0.0.1:8080");
         }
         let (media, body) = match payload {
             Payload::None => (None, Vec::new()),
@@ -71,12 +109,20 @@ impl ServerArgs {
             Some(_) => agent.run(request.body(body).map_err(unsendable)?),
             None => agent.run(request.body(()).map_err(unsendable)?),
         };
-        let mut answer = sent.with_context(|| format!("no answer from {base}"))?;
+        let mut answer = sent.with_context(|| {
+            format!("no answer from {base}: is the server running? Name it with --server URL")
+        })?;
         let text = answer.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_string()?;
         let status = answer.status();
         if !status.is_success() {
             return Err(match serde_json::from_str::<ErrorBody>(&text) {
-                Ok(ErrorBody { error }) => anyhow!("{} ({}, {})", error.message, error.kind, status.as_u16()),
+                Ok(ErrorBody { error }) => {
+                    let cure = match error.kind.as_str() {
+                        "unauthorized" => "; name the file that holds it with --admin-key-file FILE",
+                        _ => "",
+                    };
+                    anyhow!("{}{cure} ({}, {})", error.message, error.kind, status.as_u16())
+                }
                 Err(_) => anyhow!("{base} answered {status}: is it a beamline server?"),
             });
         }
@@ -92,7 +138,7 @@ pub(super) fn name<'a>(what: &str, text: &'a str) -> anyhow::Result<&'a str> {
     if is_name(text) {
         Ok(text)
     } else {
-        bail!("{what} {text:?} is no name: letters, digits, `_`, `.` and `-`")
+        bail!("{what} {text:?} is not a valid name: use letters, digits, `_`, `.` and `-`")
     }
 }
 
@@ -102,4 +148,25 @@ pub(super) fn reference(text: &str) -> anyhow::Result<&str> {
     name("model", model)?;
     at.map_or(Ok(""), |at| name("label or version", at))?;
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_model_is_the_first_word_or_a_flag() {
+        let words = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+        let (flag, none) = (ModelFlag { model: Some("shop".into()) }, ModelFlag { model: None });
+        let usage = "beamline catalog push shop catalog.jsonl";
+        for (flag, words) in [(&none, words(&["shop", "file"])), (&flag, words(&["file"]))] {
+            assert_eq!(flag.split(&words, ["FILE"], usage).unwrap(), ("shop", ["file"]));
+        }
+        for (flag, words) in
+            [(&none, words(&["file"])), (&flag, words(&["shop", "file"])), (&none, words(&[]))]
+        {
+            let error = flag.split(&words, ["FILE"], usage).unwrap_err().to_string();
+            assert_eq!(error, format!("give MODEL FILE, for example: {usage}"));
+        }
+    }
 }

@@ -12,14 +12,17 @@ use serde_json::json;
 
 use super::{output, serve};
 use crate::api::{self, RecommendRequest};
-use crate::logging;
 use crate::registry::Registry;
 use crate::settings::{AdminLayer, Flags, HttpLayer, Settings};
 
 /// Where the demo lies within the project.
 const DEMO: &str = "weights/demo/checkpoint";
-/// Items of the history in the request to try: enough to fill a page, so that a second request finds it cached.
-const HISTORY: usize = 12;
+/// Items of the history in the request to try: just enough to fill a page, so that a second request finds it cached.
+const HISTORY: usize = 8;
+/// Where in the visitor's history they begin: there the visitor turns to things for a baby, as the README tells.
+const BEGIN: usize = 8;
+/// A tag of the demo's items, which a shop would filter by.
+const IN_STOCK: &str = "in_stock";
 /// Visitors of the demo shop, one request per line, beside the checkpoint's directory.
 const VISITORS: &str = "../sample_requests.jsonl";
 /// Longest of them that is read.
@@ -46,23 +49,26 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Some(named) => named,
         None => find(args.demo_dir)?,
     });
-    logging::start(&settings.log, "info")?;
+    super::start_log(&settings.log, "info")?;
     let visitor = settings.model.checkpoint.as_deref().and_then(visitor);
     serve::serve(settings, |registry, address| announce(registry, address, visitor.unwrap_or_default()))
 }
 
-/// The newest items of the first visitor, if there is one. The demo works without.
+/// Some items of the first visitor, if there is one. The demo works without.
 fn visitor(checkpoint: &Path) -> Option<Vec<String>> {
     let mut line = Vec::new();
     let file = BufReader::new(File::open(checkpoint.join(VISITORS)).ok()?);
     file.take(MAX_VISITOR_BYTES).read_until(b'\n', &mut line).ok()?;
     let request: RecommendRequest = api::parse(&line).ok()?;
-    let mut history = request.history?;
-    let newest = history.split_off(history.len().saturating_sub(HISTORY));
-    Some(newest.into_iter().map(|action| action.item_id).collect())
+    Some(request.history?.into_iter().skip(BEGIN).take(HISTORY).map(|action| action.item_id).collect())
 }
 
-fn find(named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+/// The directory of the demo checkpoint.
+///
+/// # Errors
+///
+/// When it is neither where the project was built nor in the current directory.
+pub(super) fn find(named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     if let Some(directory) = named {
         return Ok(directory);
     }
@@ -86,18 +92,31 @@ fn announce(registry: &Registry, address: SocketAddr, mut visitor: Vec<String>) 
     if visitor.is_empty() {
         visitor = related(catalog).into_iter().map(|item| catalog.item_id(item).to_owned()).collect();
     }
-    let items: Vec<_> = visitor.iter().map(|item| json!({"item_id": item})).collect();
-    let body = json!({"user_id": "me", "history": items, "num_items": 5, "filters": {"exclude_seen": true}});
-    // Within single quotes, a shell ends the string at a quote.
-    let body = body.to_string().replace('\'', "'\\''");
+    let tagged = catalog.items().any(|item| catalog.tags(item).any(|tag| tag == IN_STOCK));
     output::print(&format!(
-        "\nThe demo is ready. Recommendations for somebody who looked at these items:\n\n\
-         curl -s http://{address}/v1/recommend -H 'content-type: application/json' \\\n     -d '{body}'\n\n\
+        "\nThe demo is ready. Ask what somebody who looked at these items wants next:\n\n{}\n\n\
          Run it twice: the second answer reports the cached context in usage.cached_tokens.\n\
          More: http://{address}/v1/models, http://{address}/openapi.json, http://{address}/metrics\n\
          Your own model: beamline serve --checkpoint DIR; all settings: beamline serve --help\n\
-         Stop with Ctrl-C.\n\n"
+         Stop with Ctrl-C.\n\n",
+        curl(address, &visitor, tagged)
     ))
+}
+
+/// A request to copy: fields in reading order, one item a line, and an answer that can be read.
+fn curl(address: SocketAddr, items: &[String], tagged: bool) -> String {
+    let items: Vec<String> =
+        items.iter().map(|item| format!("    {{\"item_id\": {}}}", json!(item))).collect();
+    let tags = if tagged { format!(", \"require_tags\": [\"{IN_STOCK}\"]") } else { String::new() };
+    let body = format!(
+        "{{\n  \"user_id\": \"ada\",\n  \"history\": [\n{}\n  ],\n  \"num_items\": 3,\n  \"filters\": {{\"exclude_seen\": true{tags}}}\n}}",
+        items.join(",\n")
+    );
+    // Within single quotes, a shell ends the string at a quote.
+    let body = body.replace('\'', "'\\''");
+    format!(
+        "curl -s http://{address}/v1/recommend -H 'content-type: application/json' -d '{body}' | python3 -m json.tool"
+    )
 }
 
 /// A few items that have something in common, so that the answer is worth reading.
@@ -109,4 +128,16 @@ fn related(catalog: &Catalog) -> Vec<ItemIndex> {
     let alike: Vec<ItemIndex> = all().filter(shares).collect();
     let step = (alike.len() / HISTORY).max(1);
     alike.into_iter().step_by(step).take(HISTORY).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::curl;
+
+    #[test]
+    fn the_request_to_copy_survives_quotes() {
+        let text = curl(([127, 0, 0, 1], 8080).into(), &["men's \"shirt\"".to_owned()], false);
+        assert!(text.contains(r#"{"item_id": "men'\''s \"shirt\""}"#), "{text}");
+        assert!(text.ends_with("| python3 -m json.tool") && !text.contains("require_tags"), "{text}");
+    }
 }

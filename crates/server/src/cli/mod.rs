@@ -5,6 +5,7 @@
 mod batch;
 mod catalog;
 mod client;
+mod completions;
 mod demo;
 mod files;
 mod in_flight;
@@ -14,30 +15,46 @@ mod models;
 mod output;
 mod recommend;
 mod replay;
+mod report;
 mod serve;
 mod signals;
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::logging;
+use crate::settings::{LogSettings, environment};
 
 #[doc(hidden)]
 pub use batch::parquet_rows;
 
 /// Threads that read and write HTTP; the forward pass has its own.
 const IO_THREADS: usize = 2;
+/// Version, commit and features, for reports of problems.
+#[cfg(feature = "cuda")]
+const VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("BEAMLINE_COMMIT"), ", with CUDA)");
+/// Version, commit and features, for reports of problems.
+#[cfg(not(feature = "cuda"))]
+const VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("BEAMLINE_COMMIT"), ", without CUDA)");
+/// What runs when no subcommand is named.
+const DEFAULT_COMMAND: &str = "demo";
+/// Exit code of a command line that cannot be understood.
+const WRONG_USAGE: u8 = 2;
 
 /// Serves generative recommenders: give it a checkpoint in Hugging Face layout and an item catalog, send it a user's
 /// history, get items, ranked.
 ///
-/// Without a subcommand it serves the demo.
+/// Without a subcommand it serves the demo, with any flags of `beamline demo`.
 #[derive(Debug, Parser)]
 #[command(
     name = "beamline",
-    version,
+    version = VERSION,
     after_help = "\
 Start here:
   beamline                                          serve the demo, and print a request to try
@@ -51,7 +68,7 @@ Every flag has an environment twin (--max-beam-width is BEAMLINE_MAX_BEAM_WIDTH)
 )]
 struct Cli {
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
@@ -74,28 +91,92 @@ enum Command {
     /// See and change what a running server has loaded.
     #[command(subcommand)]
     Models(models::Command),
+    /// Print a script that completes commands and flags in your shell.
+    Completions(completions::Args),
 }
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let command = Cli::parse().command.or_else(|| Cli::parse_from(["beamline", "demo"]).command);
-    let result = match command {
-        Some(Command::Serve(args)) => serve::run(args),
-        Some(Command::Demo(args)) => demo::run(args),
-        Some(Command::Recommend(args)) => recommend::run(args),
-        Some(Command::Batch(args)) => batch::run(args),
-        Some(Command::Replay(args)) => replay::run(args),
-        Some(Command::Inspect(args)) => inspect::run(&args),
-        Some(Command::Catalog(command)) => catalog::run(command),
-        Some(Command::Models(command)) => models::run(command),
-        None => Ok(ExitCode::FAILURE),
+    let cli = match Cli::try_parse_from(with_default_command(std::env::args_os())) {
+        Ok(cli) => cli,
+        // Help and the version are no errors, and go to stdout.
+        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) => {
+            report::line(report::usage(&error).trim_end());
+            return ExitCode::from(WRONG_USAGE);
+        }
+    };
+    let result = match cli.command {
+        Command::Serve(args) => serve::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Recommend(args) => recommend::run(args),
+        Command::Batch(args) => batch::run(args),
+        Command::Replay(args) => replay::run(args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Catalog(command) => catalog::run(command),
+        Command::Models(command) => models::run(command),
+        Command::Completions(args) => completions::run(&args),
     };
     let code = result.unwrap_or_else(|error| {
-        logging::last_words(&format!("error: {error:#}"));
+        report::line(&format!("error: {}", report::text(&error)));
         ExitCode::FAILURE
     });
     logging::flush();
     code
+}
+
+/// The arguments, with `demo` put in where no subcommand is named: `beamline --listen 9000` serves the demo there.
+fn with_default_command(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    const OWN: [&str; 4] = ["-h", "--help", "-V", "--version"];
+    let mut arguments: Vec<OsString> = arguments.collect();
+    if arguments.is_empty() {
+        arguments.push("beamline".into());
+    }
+    let named = arguments.get(1).is_some_and(|first| {
+        let text = first.to_string_lossy();
+        !text.starts_with('-') || OWN.contains(&text.as_ref())
+    });
+    if !named {
+        arguments.insert(1, DEFAULT_COMMAND.into());
+    }
+    arguments
+}
+
+/// Starts the log, and warns of variables that look like settings and are none.
+///
+/// # Errors
+///
+/// When the filter of the log cannot be understood.
+fn start_log(settings: &LogSettings, default: &str) -> anyhow::Result<()> {
+    logging::start(settings, default).context("--log")?;
+    for warning in unknown_variables() {
+        tracing::warn!("{warning}");
+    }
+    Ok(())
+}
+
+/// As [`start_log`] for subcommands that have no log.
+fn warn_of_variables() {
+    for warning in unknown_variables() {
+        report::line(&format!("warning: {warning}"));
+    }
+}
+
+fn unknown_variables() -> Vec<String> {
+    let mut flags = BTreeSet::new();
+    collect_variables(&Cli::command(), &mut flags);
+    let present = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())));
+    environment::warnings(&flags, present)
+}
+
+/// The variables of a command's flags, and of its subcommands'.
+fn collect_variables(command: &clap::Command, into: &mut BTreeSet<String>) {
+    let variables = command.get_arguments().filter_map(|argument| argument.get_env());
+    into.extend(variables.map(|name| name.to_string_lossy().into_owned()));
+    for subcommand in command.get_subcommands() {
+        collect_variables(subcommand, into);
+    }
 }
 
 /// The asynchronous runtime of a subcommand.
@@ -111,11 +192,24 @@ fn tokio_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_without_a_subcommand_are_those_of_the_demo() {
+        let parsed = |arguments: &[&str]| {
+            let arguments = std::iter::once("beamline").chain(arguments.iter().copied()).map(OsString::from);
+            with_default_command(arguments)
+        };
+        assert_eq!(parsed(&[]), ["beamline", "demo"]);
+        assert_eq!(parsed(&["--listen", "9000"]), ["beamline", "demo", "--listen", "9000"]);
+        for named in [["--help"], ["-V"], ["serve"], ["srve"]] {
+            assert_eq!(parsed(&named), ["beamline", named[0]]);
+        }
+        assert_eq!(with_default_command(std::iter::empty()), ["beamline", "demo"]);
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
+use anyhow::bail;
 use serde_json::{Value, json};
 
-use super::client::{self, Payload, ServerArgs};
+use super::client::{self, ModelFlag, Payload, ServerArgs};
 use super::output;
 use crate::api::LoadRequest;
 use crate::settings::ByteSize;
@@ -15,7 +16,8 @@ use crate::settings::ByteSize;
 Try it:
   beamline models list
   beamline models load shop --directory 2026-11-21 --label canary
-  beamline models label shop stable 0123456789ab        switch, or roll back
+  beamline models label shop stable 0123456789ab        switch
+  beamline models label shop stable --previous          roll back
   beamline models unload shop ba9876543210")]
 pub(super) enum Command {
     /// List every loaded version, its labels, its catalog and the memory it takes.
@@ -29,7 +31,10 @@ pub(super) enum Command {
     /// Load a checkpoint from under the server's --model-root, next to what it serves.
     Load {
         /// The model, which is also its directory under the model root.
-        name: String,
+        #[arg(value_name = "MODEL", num_args = 0..=1)]
+        words: Vec<String>,
+        #[command(flatten)]
+        model: ModelFlag,
         /// The checkpoint's directory within that, if the model has several.
         #[arg(long, value_name = "NAME")]
         directory: Option<String>,
@@ -47,24 +52,26 @@ pub(super) enum Command {
     },
     /// Take a version out of service and free its memory, once the requests that began on it have ended.
     Unload {
-        /// The model.
-        name: String,
-        /// The version, as `list` shows it.
-        version: String,
+        /// The model, then the version, as `list` shows it.
+        #[arg(value_names = ["MODEL", "VERSION"], num_args = 0..=2)]
+        words: Vec<String>,
+        #[command(flatten)]
+        model: ModelFlag,
         #[command(flatten)]
         server: ServerArgs,
     },
     /// Point a label at a loaded version: new requests get it from then on.
     Label {
-        /// The model.
-        name: String,
-        /// The label; `stable` is what requests get that name none.
-        label: String,
-        /// The version, as `list` shows it.
-        #[arg(required_unless_present = "delete")]
-        version: Option<String>,
+        /// The model, then the label (`stable` is for requests that name none), then the version, as `list` shows it.
+        #[arg(value_names = ["MODEL", "LABEL", "VERSION"], num_args = 0..=3)]
+        words: Vec<String>,
+        #[command(flatten)]
+        model: ModelFlag,
+        /// Roll back: point the label at the other version that is loaded, where there are two.
+        #[arg(long, conflicts_with = "delete")]
+        previous: bool,
         /// Delete the label instead.
-        #[arg(long, conflicts_with = "version")]
+        #[arg(long)]
         delete: bool,
         #[command(flatten)]
         server: ServerArgs,
@@ -72,39 +79,87 @@ pub(super) enum Command {
 }
 
 pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
+    super::warn_of_variables();
     match command {
         Command::List { json, server } => {
             let list = server.call("GET", "/v1/models", Payload::None)?;
             let text = if json { serde_json::to_string_pretty(&list)? + "\n" } else { table(&list) };
             output::print(&text)?;
         }
-        Command::Load { name, directory, label, catalog, convention, server } => {
-            let path = format!("/v1/models/{}/load", client::name("model", &name)?);
+        Command::Load { words, model, directory, label, catalog, convention, server } => {
+            let usage = "beamline models load shop --directory 2026-11-21";
+            let (name, []) = model.split(&words, [], usage)?;
+            let path = format!("/v1/models/{}/load", client::name("model", name)?);
             let request = LoadRequest { directory, label, catalog, convention };
             let loaded = server.call("POST", &path, Payload::Json(serde_json::to_value(request)?))?;
             say("loaded", &loaded)?;
         }
-        Command::Unload { name, version, server } => {
-            let path = format!("/v1/models/{}/unload", client::name("model", &name)?);
+        Command::Unload { words, model, server } => {
+            let usage = "beamline models unload shop ba9876543210";
+            let (name, [version]) = model.split(&words, ["VERSION"], usage)?;
+            let path = format!("/v1/models/{}/unload", client::name("model", name)?);
             let gone = server.call("POST", &path, Payload::Json(json!({"version": version})))?;
             say("unloaded", &gone)?;
         }
-        Command::Label { name, label, version, delete: _, server } => {
-            let (name, label) = (client::name("model", &name)?, client::name("label", &label)?);
-            let path = format!("/v1/models/{name}/labels/{label}");
-            match version {
-                Some(version) => {
-                    let moved = server.call("PUT", &path, Payload::Json(json!({"version": version})))?;
-                    say(&format!("{label} points at"), &moved)?;
-                }
-                None => {
-                    server.call("DELETE", &path, Payload::None)?;
-                    output::print(&format!("deleted {name}@{label}\n"))?;
-                }
-            }
+        Command::Label { words, model, previous, delete, server } => {
+            label(&words, &model, previous, delete, &server)?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn label(
+    words: &[String],
+    model: &ModelFlag,
+    previous: bool,
+    delete: bool,
+    server: &ServerArgs,
+) -> anyhow::Result<()> {
+    let path = |name: &str, label: &str| -> anyhow::Result<String> {
+        let (name, label) = (client::name("model", name)?, client::name("label", label)?);
+        Ok(format!("/v1/models/{name}/labels/{label}"))
+    };
+    if delete {
+        let usage = "beamline models label shop canary --delete";
+        let (name, [label]) = model.split(words, ["LABEL"], usage)?;
+        server.call("DELETE", &path(name, label)?, Payload::None)?;
+        output::print(&format!("deleted {name}@{label}\n"))?;
+        return Ok(());
+    }
+    let (name, label, version) = if previous {
+        let usage = "beamline models label shop stable --previous";
+        let (name, [label]) = model.split(words, ["LABEL"], usage)?;
+        let list = server.call("GET", "/v1/models", Payload::None)?;
+        (name, label, other_version(&list, name, label)?)
+    } else {
+        let usage = "beamline models label shop stable 0123456789ab";
+        let (name, [label, version]) = model.split(words, ["LABEL", "VERSION"], usage)?;
+        (name, label, version.to_owned())
+    };
+    let moved = server.call("PUT", &path(name, label)?, Payload::Json(json!({"version": version})))?;
+    Ok(say(&format!("{label} points at"), &moved)?)
+}
+
+/// The version that a label does not point at, if there is exactly one.
+fn other_version(list: &Value, name: &str, label: &str) -> anyhow::Result<String> {
+    let of_model = || list["models"].as_array().into_iter().flatten().filter(|model| model["name"] == name);
+    let has_label =
+        |model: &Value| model["labels"].as_array().is_some_and(|labels| labels.iter().any(|l| l == label));
+    if !of_model().any(&has_label) {
+        bail!("{name} has no label {label}; `beamline models list` shows the labels that it has");
+    }
+    let others: Vec<String> =
+        of_model().filter(|model| !has_label(model)).map(|model| text(&model["version"])).collect();
+    match others.as_slice() {
+        [other] => Ok(other.clone()),
+        [] => bail!(
+            "no other version of {name} is loaded: load the earlier one first, with `beamline models load {name}`"
+        ),
+        _ => bail!(
+            "{name} has several other versions, {}: name the one to point {label} at",
+            others.join(", ")
+        ),
+    }
 }
 
 fn say(done: &str, model: &Value) -> std::io::Result<()> {
@@ -152,4 +207,27 @@ fn labels(model: &Value) -> String {
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or("?").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rolling_back_finds_the_other_version() {
+        let list = |versions: &[(&str, &[&str])]| {
+            let models: Vec<Value> = versions
+                .iter()
+                .map(|(version, labels)| json!({"name": "shop", "version": version, "labels": labels}))
+                .collect();
+            json!({"models": models})
+        };
+        let two = list(&[("new", &["stable"]), ("old", &[])]);
+        assert_eq!(other_version(&two, "shop", "stable").unwrap(), "old");
+        let error = |list: &Value, label: &str| other_version(list, "shop", label).unwrap_err().to_string();
+        assert!(error(&two, "canary").contains("no label canary"));
+        assert!(error(&list(&[("new", &["stable"])]), "stable").contains("load the earlier one first"));
+        let three = list(&[("new", &["stable"]), ("old", &[]), ("older", &["canary"])]);
+        assert!(error(&three, "stable").contains("old, older: name the one"));
+    }
 }

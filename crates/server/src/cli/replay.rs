@@ -17,7 +17,6 @@ use super::batch;
 use super::in_flight::InFlight;
 use super::lines::{Line, Lines};
 use crate::api::{self, ErrorBody};
-use crate::logging;
 use crate::request_log::line::{LoggedAnswer, LoggedItem};
 use crate::runtime::{Runtime, Scale};
 use crate::service::Service;
@@ -114,7 +113,7 @@ struct Counts {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut settings = Settings::resolve(args.flags.clone(), HttpLayer::default())?;
-    logging::start(&settings.log, "warn")?;
+    super::start_log(&settings.log, "warn")?;
     let in_flight = args.in_flight as usize;
     settings.engine.max_queued = settings.engine.max_queued.max(in_flight);
     let file = File::open(&args.log).with_context(|| format!("cannot read {}", args.log.display()))?;

@@ -19,10 +19,10 @@ use super::signals::{Reopen, Stop};
 use super::{files, output, tokio_runtime};
 use crate::http::listen::Connections;
 use crate::http::{App, SharedApp, admin, health_router, router};
+use crate::metrics;
 use crate::registry::Registry;
 use crate::request_log::RequestLog;
 use crate::settings::{AdminLayer, Flags, HttpLayer, HttpSettings, Settings};
-use crate::{logging, metrics};
 
 /// Connections that wait to be accepted; the system may allow fewer. Beyond that, clients wait a second to try again.
 const BACKLOG: u32 = 16_384;
@@ -40,9 +40,9 @@ Try it:
   curl -s http://127.0.0.1:8080/v1/recommend -H 'content-type: application/json' \\
        -d '{\"history\": [{\"item_id\": \"an item of your catalog\"}], \"num_items\": 5}'
 
-The first line on stdout is `listening on http://ADDRESS`; the log goes to stderr. SIGTERM, SIGINT or SIGQUIT stops
-taking requests, finishes those in flight and exits with 0; a second one exits at once. SIGHUP or SIGUSR1 opens the
-request log again, as after a rotation.")]
+The first line on stdout is `listening on http://ADDRESS`, once the checkpoint was opened; the log goes to stderr.
+SIGTERM, SIGINT or SIGQUIT stops taking requests, finishes those in flight and exits with 0; a second one exits at once.
+SIGHUP or SIGUSR1 opens the request log again, as after a rotation.")]
 pub(super) struct Args {
     #[command(flatten)]
     flags: Flags,
@@ -58,7 +58,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if settings.admin.model_root.is_none() && settings.admin.state.is_none() {
         settings.model.checkpoint()?;
     }
-    logging::start(&settings.log, "info")?;
+    super::start_log(&settings.log, "info")?;
     serve(settings, |_, _| Ok(()))
 }
 
@@ -85,11 +85,6 @@ async fn serve_async(
     let health = settings.http.health_listen.map(bind).transpose()?;
     let address = listener.local_addr().context("the listener has no address")?;
     let metrics = metrics::start()?;
-    // Serving does not depend on who reads this.
-    if let Err(error) = output::print(&format!("listening on http://{address}\n")) {
-        warn!(%error, "cannot write to stdout");
-    }
-    info!(%address, "listening");
 
     let request_log = settings.request_log.as_ref().map(RequestLog::start).transpose()?;
     let requests = settings.engine.max_running.saturating_add(settings.engine.max_queued);
@@ -122,9 +117,18 @@ async fn serve_async(
 
     let patience = settings.http.drain_timeout;
     let delay = settings.http.drain_delay;
-    let loading = tokio::task::spawn_blocking(move || Registry::start(settings));
+    // The line is for people and scripts that wait for a server: it comes when the checkpoint was opened, so that one
+    // that cannot be read is told without it.
+    let opened = move || {
+        // Serving does not depend on who reads this.
+        if let Err(error) = output::print(&format!("listening on http://{address}\n")) {
+            warn!(%error, "cannot write to stdout");
+        }
+        info!(%address, "listening");
+    };
+    let loading = tokio::task::spawn_blocking(move || Registry::start_with(settings, opened));
     let registry = tokio::select! {
-        loaded = loading => loaded.context("loading panicked")??,
+        loaded = loading => loaded.context("loading ended in an internal error")??,
         () = signals.next() => {
             info!("stopped while loading");
             return Ok(());

@@ -141,8 +141,6 @@ fn recommend_prints_a_table_or_json() {
     assert_eq!(error.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&error.stderr).contains("no_known_items"));
     assert_eq!(run(&[]).status.code(), Some(2), "a history is required");
-    let nothing = beamline().args(["recommend", "--cold-start"]).output().unwrap();
-    assert!(String::from_utf8_lossy(&nothing.stderr).contains("no checkpoint"));
 }
 
 #[test]
@@ -230,11 +228,12 @@ fn the_demo_prints_a_request_that_works() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let curl = lines.find(|line| line.starts_with("curl")).unwrap();
-    let body = lines.next().unwrap();
-    let url = curl.split(' ').find(|word| word.starts_with("http://")).unwrap();
-    let body = body.trim().strip_prefix("-d '").unwrap().strip_suffix('\'').unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let text: Vec<String> = lines.take_while(|line| !line.contains("Run it twice")).collect();
+    let curl = text.join("\n");
+    let curl = &curl[curl.find("curl").unwrap()..];
+    let url = curl.split_whitespace().find(|word| word.starts_with("http://")).unwrap();
+    let body = curl.split_once("-d '").unwrap().1.rsplit_once('\'').unwrap().0;
     let ask = || -> Value {
         let mut response = ureq::post(url).header("content-type", "application/json").send(body).unwrap();
         response.body_mut().read_json().unwrap()
@@ -242,7 +241,7 @@ fn the_demo_prints_a_request_that_works() {
     let (first, second) = (ask(), ask());
     child.kill().unwrap();
     child.wait().unwrap();
-    assert_eq!(first["items_returned"], 5);
+    assert_eq!(first["items_returned"], 3);
     assert_eq!(first["items"], second["items"]);
     assert!(second["usage"]["cached_tokens"].as_u64().unwrap() > 0, "as the demo says");
 }

@@ -9,6 +9,7 @@ mod conformance;
 mod determinism;
 mod doors;
 mod errors;
+mod first_hour;
 mod fuzz;
 mod harness;
 mod host_tier;

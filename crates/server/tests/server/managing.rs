@@ -31,6 +31,7 @@ fn models_are_managed_from_the_command_line() {
     let a = list["models"][0]["version"].as_str().unwrap().to_owned();
     let refused = run(&server, &["models", "load", "shop", "--directory", "b"], None).unwrap_err();
     assert!(refused.contains("unauthorized") && !refused.contains(key), "{refused}");
+    assert!(refused.contains("--admin-key-file FILE"), "{refused}");
     let loaded = ask(&["models", "load", "shop", "--directory", "b", "--label", "canary"]).unwrap();
     let b = loaded.trim().strip_prefix("loaded shop@").unwrap().strip_suffix(" (canary)").unwrap().to_owned();
     let table = ask(&["models", "list"]).unwrap();
@@ -40,6 +41,10 @@ fn models_are_managed_from_the_command_line() {
         ask(&["models", "label", "shop", "stable", &b]).unwrap(),
         format!("stable points at shop@{b} (canary, stable)\n")
     );
+    let back = ask(&["models", "label", "shop", "stable", "--previous"]).unwrap();
+    assert_eq!(back, format!("stable points at shop@{a} (stable)\n"));
+    let forth = ask(&["models", "label", "--model", "shop", "stable", "--previous"]).unwrap();
+    assert_eq!(forth, format!("stable points at shop@{b} (canary, stable)\n"));
     assert_eq!(ask(&["models", "unload", "shop", &a]).unwrap(), format!("unloaded shop@{a}\n"));
     let refused = ask(&["models", "unload", "shop", &b]).unwrap_err();
     assert!(refused.contains("version_labelled"), "{refused}");
@@ -49,7 +54,7 @@ fn models_are_managed_from_the_command_line() {
         &["models", "load", "a/b"],
         &["models", "label", "shop", "a b", "x"],
     ] {
-        assert!(ask(bad).unwrap_err().contains("is no name"), "{bad:?}");
+        assert!(ask(bad).unwrap_err().contains("is not a valid name"), "{bad:?}");
     }
 
     let catalog = root.path().join("shop/a/catalog.jsonl");
@@ -75,7 +80,7 @@ fn models_are_managed_from_the_command_line() {
     assert_eq!(server.recommend(&tagged).ok()["items"][0]["item_id"], kept["item_id"]);
     let refused = ask(&["catalog", "patch", "--remove", gone, "--model", "shop"]).unwrap_err();
     assert!(refused.contains(gone), "{refused}");
-    let table = ask(&["catalog", "list", "--model", "shop"]).unwrap();
+    let table = ask(&["catalog", "list", "shop"]).unwrap();
     assert_eq!(table.matches("kept").count(), 2, "{table}");
     assert_eq!(
         ask(&["catalog", "rollback", &serving, "--model", "shop"]).unwrap(),
@@ -83,7 +88,7 @@ fn models_are_managed_from_the_command_line() {
     );
     std::fs::write(&patch, "{\"drop\": []}").unwrap();
     let refused = ask(&["catalog", "patch", patch.to_str().unwrap(), "--model", "shop"]).unwrap_err();
-    assert!(refused.contains("is no patch") && refused.contains("drop"), "{refused}");
+    assert!(refused.contains("is not a patch") && refused.contains("drop"), "{refused}");
     let refused = ask(&["catalog", "push", "catalog.parquet", "--model", "shop"]).unwrap_err();
     assert!(refused.contains("not as Parquet"), "{refused}");
     std::fs::write(&pushed, "{}").unwrap();

@@ -30,7 +30,6 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 
 use super::in_flight::InFlight;
-use crate::logging;
 use crate::runtime::{Runtime, Scale};
 use crate::settings::{Flags, HttpLayer, Settings};
 use answer::Answerer;
@@ -102,7 +101,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut settings = Settings::resolve(args.flags.clone(), HttpLayer::default())?;
-    logging::start(&settings.log, "warn")?;
+    super::start_log(&settings.log, "warn")?;
     let in_flight = args.in_flight as usize;
     // Nobody else is asking, so none of ours may be refused.
     settings.engine.max_queued = settings.engine.max_queued.max(in_flight);

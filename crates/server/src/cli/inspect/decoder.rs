@@ -3,14 +3,14 @@
 use beamline_model::checkpoint::config::Config;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
-use beamline_model::cpu::pages::PageStore;
+use beamline_model::cpu::pages::{PAGE_SIZE, PageStore};
 
-use super::{Findings, kv_memory, within};
+use super::{Findings, within};
 use crate::runtime::Files;
+use crate::settings::ByteSize;
 
-pub(super) fn config(text: &str, findings: &mut Findings) -> Option<Config> {
-    // What is wrong with it is told with the weights.
-    let config = Config::parse(text).ok()?;
+/// What config.json says.
+pub(super) fn describe(config: &Config, findings: &mut Findings) {
     findings.line("architecture", config.architecture.name());
     findings.line(
         "sizes",
@@ -27,10 +27,11 @@ pub(super) fn config(text: &str, findings: &mut Findings) -> Option<Config> {
     let head = if config.tied_head { "tied" } else { "untied" };
     findings.line("vocabulary", format!("{} rows, {head} output matrix", config.vocab_size));
     findings.line("positions", config.max_positions);
-    kv_memory(PageStore::bytes_per_page(config.layers, config.kv_heads, config.head_dim), findings);
-    Some(config)
+    let page = PageStore::bytes_per_page(config.layers, config.kv_heads, config.head_dim);
+    findings.line("KV memory", format!("{} per {PAGE_SIZE} context tokens", ByteSize(page)));
 }
 
+/// How histories and items are written as tokens.
 pub(super) fn convention(
     files: &Files,
     config: Option<&Config>,
@@ -42,15 +43,25 @@ pub(super) fn convention(
         .line("codes", format.level_code_counts.iter().map(u32::to_string).collect::<Vec<_>>().join(", "));
     // Without config.json the vocabulary's size is unknown; the tokenizer can be looked at all the same.
     let vocab_size = config.map_or(format.vocab_size.unwrap_or(usize::MAX), |config| config.vocab_size);
-    let convention = findings.take(Convention::bind(format, &files.checkpoint, vocab_size))?;
-    findings.notes.extend(convention.notes().iter().map(ToString::to_string));
+    let convention = match Convention::bind(format, &files.checkpoint, vocab_size) {
+        Ok(convention) => convention,
+        Err(error) => {
+            findings.model_error(&error);
+            return None;
+        }
+    };
+    findings.notes(convention.notes());
     findings.line("generated", format!("{} tokens per item", convention.steps().len()));
     match convention.prompt(std::iter::empty::<&[u32]>()) {
-        Ok(prompt) => findings.line(
-            "prompt",
-            format!("{} tokens without items, {} more per item", prompt.len(), convention.tokens_per_item()),
-        ),
-        Err(error) => findings.problems.push(error.to_string()),
+        Ok(prompt) => {
+            let cold = if prompt.is_empty() { " (an empty history cannot be answered)" } else { "" };
+            let per_item = convention.tokens_per_item();
+            findings.line(
+                "prompt",
+                format!("{} tokens without items{cold}, {per_item} more per item", prompt.len()),
+            );
+        }
+        Err(error) => findings.problem(error),
     }
     Some(convention)
 }

@@ -1,15 +1,21 @@
 //! What is special to HSTU models: sizes, what they read, what they answer.
 
-use beamline_model::cpu::pages::PageStore;
+use beamline_kv_cache::ReuseClass;
+use beamline_model::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_model::families::hstu::config::{HstuConfig, ResearchHead, VariantConfig};
 
-use super::{Findings, kv_memory};
+use super::Findings;
+use crate::settings::ByteSize;
 
-pub(super) fn config(text: &str, findings: &mut Findings) -> Option<HstuConfig> {
-    // What is wrong with it is told with the weights.
-    let config = HstuConfig::parse(text).ok()?;
+/// What config.json says.
+pub(super) fn describe(config: &HstuConfig, findings: &mut Findings) {
     let stack = &config.stack;
-    findings.line("architecture", format!("hstu, variant {:?}", config.variant.variant()).to_lowercase());
+    let variant = match &config.variant {
+        VariantConfig::Research(..) => "research",
+        VariantConfig::Dlrm(..) => "dlrm",
+        VariantConfig::Nvidia(..) => "nvidia",
+    };
+    findings.line("architecture", format!("hstu, variant {variant}"));
     findings.line(
         "sizes",
         format!(
@@ -56,10 +62,19 @@ pub(super) fn config(text: &str, findings: &mut Findings) -> Option<HstuConfig> 
         }
     };
     findings.line("answers", answers);
-    findings.line("reuse", format!("{:?}", config.reuse()));
+    findings.line("cached", reuse(config.reuse()));
     let page = PageStore::bytes_per_page_of(stack.layers, stack.heads, stack.key_dim, stack.value_dim);
-    kv_memory(page, findings);
-    Some(config)
+    findings.line("KV memory", format!("{} per {PAGE_SIZE} context rows", ByteSize(page)));
+}
+
+/// What the cache keeps of a user's history for the next visit.
+fn reuse(class: ReuseClass) -> &'static str {
+    match class {
+        ReuseClass::CrossRequest => "the history, for later requests of the user",
+        ReuseClass::CrossRequestMinusLast => "the history but its last event, for later requests of the user",
+        ReuseClass::WithinRequest => "the history within one request: each event changes what came before",
+        ReuseClass::Exact => "the history, for later requests with exactly the same one",
+    }
 }
 
 fn ranks<'a>(tasks: impl Iterator<Item = &'a str>, most: usize) -> String {

@@ -1,171 +1,192 @@
 //! `beamline inspect`: what is in a checkpoint directory, and everything that is wrong with it.
 //!
-//! Loading stops at the first error; this goes on with what does not depend on it, so that whoever made the checkpoint
+//! ```text
+//! layout    which files are there             as `serve` asks
+//! family    config, weights, convention       by the functions that `serve` reads them with, going on after a problem
+//! catalog   items and their semantic IDs      likewise
+//! serve     load, start, probe, stop          the very same function as `serve`, where nothing was wrong before
+//! ```
+//!
+//! Loading stops at the first error. This goes on with what does not depend on it, so that the author of a checkpoint
 //! can fix all of it at once.
 //!
-//! `decoder` and `hstu` know what is special to a family.
+//! Invariant: "no problems found" means that `serve` with the same settings would now be ready.
 
 mod decoder;
+mod findings;
 mod hstu;
+mod limits;
+mod weights;
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use anyhow::bail;
 use beamline_catalog::{Catalog, CatalogLimits, SymbolTable};
-use beamline_model::checkpoint::config::Config;
-use beamline_model::checkpoint::described::Described;
-use beamline_model::checkpoint::file::{MAX_CONFIG_BYTES, read_text};
-use beamline_model::checkpoint::tensors::Tensors;
-use beamline_model::checkpoint::{Checkpoint, Examined};
-use beamline_model::cpu::pages::PAGE_SIZE;
-use beamline_model::error::ModelError;
-use beamline_model::escaped::Escaped;
+use beamline_model::checkpoint::Checkpoint;
 use beamline_model::families::hstu::config::HstuConfig;
 
 use super::output;
-use crate::runtime::{Files, LoadError};
-use crate::settings::ByteSize;
+use crate::registry::Registry;
+use crate::runtime::{Files, LoadError, layout};
+use crate::settings::{
+    AdminLayer, ByteSize, EngineLayer, Flags, HttpLayer, LimitsLayer, LogLayer, ModelLayer, Settings,
+};
+use findings::Findings;
 
 /// Flags of `inspect`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Try it:
+  beamline inspect DIR                      everything, and whether it would serve
+  beamline inspect DIR --quick              without loading the weights
+  beamline inspect --limits                 what the server accepts at most, and the flags that change it
+
+The exit status is 0 when `beamline serve` with the same flags would serve this checkpoint, and 1 when it would not.")]
 pub(super) struct Args {
     /// The checkpoint directory.
-    checkpoint: PathBuf,
+    #[arg(required_unless_present = "limits")]
+    checkpoint: Option<PathBuf>,
     /// The convention, if it does not lie beside the checkpoint. HSTU models have none.
-    #[arg(long, value_name = "FILE|PRESET")]
+    #[arg(long, value_name = "FILE|PRESET", env = "BEAMLINE_CONVENTION")]
     convention: Option<String>,
     /// The catalog, if it does not lie beside the checkpoint.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "BEAMLINE_CATALOG")]
     catalog: Option<PathBuf>,
     /// List every tensor.
     #[arg(long)]
     tensors: bool,
-}
-
-/// What is found on the way.
-#[derive(Default)]
-struct Findings {
-    text: String,
-    problems: Vec<String>,
-    notes: Vec<String>,
-}
-
-impl Findings {
-    fn line(&mut self, name: &str, value: impl std::fmt::Display) {
-        // Writing to a String cannot fail.
-        let _ = writeln!(self.text, "{name:<13} {value}");
-    }
-
-    /// Keeps what went well, or notes what went wrong.
-    fn take<T, E: std::fmt::Display>(&mut self, result: Result<T, E>) -> Option<T> {
-        result.map_err(|error| self.problems.push(error.to_string())).ok()
-    }
+    /// Look at the files only: do not load the weights and ask the model.
+    #[arg(long)]
+    quick: bool,
+    /// Print every limit of the server and the flag that changes it.
+    #[arg(long)]
+    limits: bool,
+    /// Config file (TOML) of the server that this checkpoint is for.
+    #[arg(long, value_name = "FILE", env = "BEAMLINE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Memory of all models of that server [default: three quarters of the machine's].
+    #[arg(long, value_name = "SIZE", env = "BEAMLINE_MODEL_MEMORY")]
+    model_memory: Option<ByteSize>,
+    #[command(flatten)]
+    engine: EngineLayer,
+    #[command(flatten)]
+    requests: LimitsLayer,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let mut findings = Findings::default();
+    super::warn_of_variables();
+    let settings = settings(args)?;
+    if args.limits {
+        output::print(&limits::table(&settings))?;
+    }
+    let Some(checkpoint) = &args.checkpoint else { return Ok(ExitCode::SUCCESS) };
     let files = Files {
         random_weights: None,
+        checkpoint: checkpoint.clone(),
+        catalog: settings.model.catalog.clone(),
+        convention: settings.model.convention.clone(),
+    };
+    let mut findings = Findings::default();
+    findings.line("checkpoint", files.checkpoint.display());
+    findings.layout(layout::problems(&files.checkpoint));
+    if files.checkpoint.join("config.json").is_file() {
+        let symbols = family(&files, args.tensors, &mut findings);
+        catalog(&files, symbols.as_deref(), &mut findings);
+    }
+    if findings.is_clean() && !args.quick {
+        serve_once(settings, &mut findings)?;
+    }
+    output::print(&findings.text(args.quick))?;
+    Ok(if findings.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn settings(args: &Args) -> anyhow::Result<Settings> {
+    let model = ModelLayer {
         checkpoint: args.checkpoint.clone(),
         catalog: args.catalog.clone(),
         convention: args.convention.clone(),
+        ..ModelLayer::default()
     };
-    findings.line("checkpoint", files.checkpoint.display());
-    // What is wrong with it is told below.
-    let text = read_text(&files.checkpoint.join("config.json"), MAX_CONFIG_BYTES).ok();
-    // Without config.json it is taken for a decoder, as most are.
-    if text.as_deref().is_some_and(HstuConfig::is_hstu) {
-        let config = text.and_then(|text| hstu::config(&text, &mut findings));
-        weights::<HstuConfig>(&files, args.tensors, &mut findings);
-        let symbols = config.as_ref().map(crate::service::HstuSymbols::of);
-        catalog(&files, symbols.as_ref().map(|symbols| symbols as &dyn SymbolTable), &mut findings);
-    } else {
-        let config = text.and_then(|text| decoder::config(&text, &mut findings));
-        weights::<Config>(&files, args.tensors, &mut findings);
-        let convention = decoder::convention(&files, config.as_ref(), &mut findings);
-        catalog(&files, convention.as_ref().map(|symbols| symbols as &dyn SymbolTable), &mut findings);
+    let flags = Flags {
+        config: args.config.clone(),
+        model,
+        engine: args.engine.clone(),
+        limits: args.requests.clone(),
+        log: LogLayer::default(),
+    };
+    let admin = AdminLayer { model_memory: args.model_memory, ..AdminLayer::default() };
+    let mut settings = Settings::resolve_server(flags, HttpLayer::default(), admin)?;
+    // What else a server may load, keep or write is not looked at.
+    (settings.admin.model_root, settings.admin.state, settings.request_log) = (None, None, None);
+    if settings.model.random_weights.is_some() {
+        bail!("the config file names random_weights, which are no checkpoint to inspect");
     }
-
-    let Findings { mut text, problems, notes } = findings;
-    if !notes.is_empty() {
-        text.push_str("\nworth knowing:\n");
-        notes.iter().for_each(|note| text.push_str(&format!("- {note}\n")));
-    }
-    if problems.is_empty() {
-        text.push_str("\nno problems found\n");
-    } else {
-        let _ = writeln!(text, "\n{} problem{}:", problems.len(), if problems.len() == 1 { "" } else { "s" });
-        for problem in &problems {
-            let _ = writeln!(text, "- {}", problem.replace('\n', "\n  "));
-        }
-    }
-    output::print(&text)?;
-    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(settings)
 }
 
-/// What is in the files, and all that is wrong with them.
-fn weights<C: Described>(files: &Files, list: bool, findings: &mut Findings) {
-    let Examined { tensors, digest, problems, notes, .. } = Checkpoint::<C>::examine(&files.checkpoint);
-    if let Some(tensors) = &tensors {
-        describe(tensors, list, findings);
-    }
-    if let Some(digest) = digest {
-        findings.line("sha256", digest);
-    }
-    for problem in problems {
-        match problem {
-            ModelError::Mismatch(problems) => findings.problems.extend(problems),
-            other => findings.problems.push(other.to_string()),
+/// Config, weights and convention; what semantic IDs mean, if that can be told.
+fn family(files: &Files, list: bool, findings: &mut Findings) -> Option<Box<dyn SymbolTable>> {
+    if layout::is_hstu(&files.checkpoint) {
+        let examined = Checkpoint::<HstuConfig>::examine(&files.checkpoint);
+        let config = examined.config.clone();
+        if let Some(config) = &config {
+            hstu::describe(config, findings);
         }
+        weights::describe(examined, list, findings);
+        return config
+            .map(|config| Box::new(crate::service::HstuSymbols::of(&config)) as Box<dyn SymbolTable>);
     }
-    findings.notes.extend(notes.iter().map(ToString::to_string));
-}
-
-fn describe(tensors: &Tensors, list: bool, findings: &mut Findings) {
-    findings.line("weights", format!("{} in {}", ByteSize(tensors.bytes()), tensors.files().join(", ")));
-    findings.line("parameters", format!("{} in {} tensors", tensors.parameters(), tensors.entries().len()));
-    let mut dtypes: BTreeMap<String, (usize, usize)> = BTreeMap::new();
-    for entry in tensors.entries().values() {
-        let count = dtypes.entry(format!("{:?}", entry.dtype)).or_default();
-        count.0 += 1;
-        count.1 += entry.shape.iter().product::<usize>();
+    let examined = Checkpoint::examine(&files.checkpoint);
+    let config = examined.config.clone();
+    if let Some(config) = &config {
+        decoder::describe(config, findings);
     }
-    for (dtype, (tensors, values)) in dtypes {
-        findings.line("", format!("{dtype}: {tensors} tensors, {values} values"));
-    }
-    if list {
-        for (name, entry) in tensors.entries() {
-            findings.line("", format!("{} {:?} {:?}", Escaped(name), entry.shape, entry.dtype));
-        }
-    }
-}
-
-fn kv_memory(page_bytes: usize, findings: &mut Findings) {
-    findings.line("KV memory", format!("{} per {PAGE_SIZE} context tokens", ByteSize(page_bytes)));
+    weights::describe(examined, list, findings);
+    let convention = decoder::convention(files, config.as_ref(), findings);
+    convention.map(|convention| Box::new(convention) as Box<dyn SymbolTable>)
 }
 
 fn catalog(files: &Files, symbols: Option<&dyn SymbolTable>, findings: &mut Findings) {
+    let Some(path) = findings.take(files.catalog().map_err(within)) else { return };
     // Without symbols the SIDs mean nothing; `beamline catalog check` looks at a catalog alone.
     let Some(symbols) = symbols else { return };
-    let path = match files.catalog() {
-        Ok(path) => path,
-        Err(_) => {
-            findings.line("catalog", "none beside the checkpoint; name one with --catalog when serving");
-            return;
-        }
-    };
     let read = Catalog::read_path(&path, symbols, &CatalogLimits::default());
     if let Some(catalog) = findings.take(read.map_err(|error| format!("{}: {error}", path.display()))) {
-        let _ = write!(findings.text, "\n{}", catalog.report());
+        findings.paragraph(&catalog.report().to_string());
     }
+}
+
+/// Does all that `serve` does up to its first request.
+fn serve_once(settings: Settings, findings: &mut Findings) -> anyhow::Result<()> {
+    let started = super::tokio_runtime()?
+        .block_on(async { tokio::task::spawn_blocking(move || Registry::start(settings)).await });
+    match started {
+        Ok(Ok(registry)) => {
+            let (used, limit) = registry.memory();
+            let limit = limit.map_or(String::new(), |limit| format!(" of {}", ByteSize(limit)));
+            findings.line("memory", format!("{}{limit}: weights, contexts and catalog", ByteSize(used)));
+            // It has answered the probe; how its engine ends is of no interest.
+            let _ = registry.drain(Duration::ZERO);
+        }
+        Ok(Err(error)) => findings.problem(within(error)),
+        Err(_) => findings.problem("loading it ends in an internal error: please report this as a bug"),
+    }
+    Ok(())
 }
 
 /// Without the directory, which was named above.
 fn within(error: LoadError) -> String {
     match error {
         LoadError::Model { source, .. } => source.to_string(),
+        LoadError::Layout { problems, .. } => {
+            problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        }
+        LoadError::NoCatalog { ref path, .. } | LoadError::NoConvention(ref path) => {
+            let text = error.to_string();
+            text.strip_prefix(&format!("checkpoint {}: ", path.display())).unwrap_or(&text).to_owned()
+        }
         other => other.to_string(),
     }
 }
