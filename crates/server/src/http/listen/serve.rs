@@ -51,14 +51,15 @@ impl Client {
 
     /// Waits a moment for a place within the limit, if it has none. Says whether it has one.
     pub async fn find_place(&self) -> bool {
+        if self.table.promote(&self.conn, Instant::now()) {
+            return true;
+        }
+        let Some(_turn) = self.table.wait() else { return false };
         for _ in 0..TRIES {
+            tokio::time::sleep(TRY_EVERY).await;
             if self.table.promote(&self.conn, Instant::now()) {
                 return true;
             }
-            if self.table.is_crowded() {
-                return false;
-            }
-            tokio::time::sleep(TRY_EVERY).await;
         }
         false
     }
@@ -82,6 +83,8 @@ pub(super) async fn serve(
         request.extensions_mut().insert(Client { conn: Arc::clone(conn), table: Arc::clone(table) });
         let answer = router.call(request);
         async move {
+            // Requests that one client sends in one go take turns with those of others.
+            tokio::task::yield_now().await;
             let answer = answer.await;
             drop(at_hand);
             answer

@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use tokio::sync::{Semaphore, SemaphorePermit};
+
 use super::conn::Conn;
 use crate::http::pace::LeastPace;
 
@@ -27,6 +29,8 @@ pub(super) struct Table {
     limit: usize,
     least_pace: LeastPace,
     open: Mutex<Open>,
+    /// Spares that may wait for a place.
+    waiting: Semaphore,
 }
 
 /// A place, given back when dropped.
@@ -40,7 +44,7 @@ pub(super) struct Place {
 
 impl Table {
     pub(super) fn new(limit: usize, least_pace: LeastPace) -> Self {
-        Self { limit, least_pace, open: Mutex::default() }
+        Self { limit, least_pace, open: Mutex::default(), waiting: Semaphore::new(SPARES / 4) }
     }
 
     /// A place for a new connection, if there is one or another gives its own up.
@@ -68,9 +72,9 @@ impl Table {
         !conn.is_spare()
     }
 
-    /// Whether so many spares are taken that none may be held while waiting: they are for health checks.
-    pub(super) fn is_crowded(&self) -> bool {
-        self.lock().spares > SPARES / 4
+    /// The right to wait for a place as a spare, if not too many wait: most spares are for health checks.
+    pub(super) fn wait(&self) -> Option<SemaphorePermit<'_>> {
+        self.waiting.try_acquire().ok()
     }
 
     /// Closes the connection that is of least use, if one is.
