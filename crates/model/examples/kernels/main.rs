@@ -9,10 +9,13 @@
 
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a measurement for people to run")]
 
+mod attention;
 mod case;
 mod peaks;
+mod pointwise;
 mod products;
 mod report;
+mod retrieval;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -47,7 +50,10 @@ struct Options {
 }
 
 fn all_cases() -> Vec<Case> {
-    products::cases()
+    [products::cases(), attention::cases(), pointwise::cases(), retrieval::cases()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn main() -> ExitCode {

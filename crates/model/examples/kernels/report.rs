@@ -54,12 +54,12 @@ pub(crate) fn below_demand(figures: &[Figure]) -> usize {
 /// Prints a table.
 pub(crate) fn print(figures: &[Figure]) {
     println!(
-        "{:<10} {:>7} {:<8} {:<5} {:<34} {:>10} {:>8} {:>8} {:>6}",
+        "{:<10} {:>7} {:<9} {:<5} {:<34} {:>10} {:>8} {:>8} {:>6}",
         "isa", "threads", "family", "format", "shape", "us", "G/s", "loop", "share"
     );
     for figure in figures {
         println!(
-            "{:<10} {:>7} {:<8} {:<5} {:<34} {:>10.1} {:>8.1} {:>8} {:>6}{}",
+            "{:<10} {:>7} {:<9} {:<5} {:<34} {:>10.1} {:>8.1} {:>8} {:>6}{}",
             figure.isa,
             figure.threads,
             figure.family,

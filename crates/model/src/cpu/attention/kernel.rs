@@ -10,7 +10,7 @@ use beamline_kv_cache::PageId;
 use super::softmax::Softmax;
 use super::{Block, Heads, Sees, Tables};
 use crate::cpu::isa::{Isa, per_isa};
-use crate::cpu::pages::{HeadPages, PAGE_SIZE, VALUE_BLOCK};
+use crate::cpu::pages::{HeadPages, PAGE_SIZE};
 use crate::cpu::tile::{COLUMNS, MOST_ROWS, Product, SharedMatrix, Strided, rows_at_once};
 use crate::cpu::vector::dot;
 
@@ -212,14 +212,8 @@ fn see_ancestors_body<const R: usize>(
 
 #[inline(always)]
 fn add_weighted(sums: &mut [f32], weight: f32, values: &[f32]) {
-    let (sums, values) = (sums.as_chunks_mut::<VALUE_BLOCK>().0, values.as_chunks::<VALUE_BLOCK>().0);
-    for (sums, values) in sums.iter_mut().zip(values) {
-        // Copies lie in registers, and nothing else points at them.
-        let (mut added, values) = (*sums, *values);
-        for column in 0..VALUE_BLOCK {
-            added[column] = weight.mul_add(values[column], added[column]);
-        }
-        *sums = added;
+    for (sum, value) in sums.iter_mut().zip(values) {
+        *sum = weight.mul_add(*value, *sum);
     }
 }
 

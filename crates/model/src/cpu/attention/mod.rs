@@ -85,6 +85,11 @@ pub struct Heads {
     pub dim: usize,
 }
 
+/// Whether no two blocks have a row in common, as they are written by different threads.
+pub(super) fn are_apart(blocks: &[Block]) -> bool {
+    blocks.windows(2).all(|pair| pair[0].rows.end <= pair[1].rows.start)
+}
+
 impl Heads {
     /// Width of a row `[query heads | key heads | value heads]`.
     pub fn qkv_width(self) -> usize {
@@ -92,8 +97,8 @@ impl Heads {
     }
 }
 
-/// Attends with all blocks. `qkv` is `[rows, qkv_width]` with queries rotated; keys and values are
-/// read from `pages`, where the rows' own were written before. `out` is
+/// Attends with all blocks, whose rows ascend. `qkv` is `[rows, qkv_width]` with queries rotated; keys
+/// and values are read from `pages`, where the rows' own were written before. `out` is
 /// `[rows, query heads * dim]`.
 pub fn attend(
     cpu: &Cpu,
@@ -104,6 +109,7 @@ pub fn attend(
     tables: Tables<'_>,
     out: &mut [f32],
 ) {
+    assert!(are_apart(blocks), "rows of blocks ascend");
     let out = SharedMatrix::new(out, heads.query * heads.dim);
     let tasks = blocks.len() * heads.key_value;
     cpu.each(tasks, 1, |task| {
@@ -113,4 +119,22 @@ pub fn attend(
         let (block, index) = (&blocks[task / heads.key_value], task % heads.key_value);
         kernel::attend(cpu.isa(), Head { heads, index, pages: &pages[index] }, qkv, block, tables, out);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_that_share_a_row_are_refused() {
+        let of = |rows: &[Range<usize>]| {
+            let sees = Sees::Causal { first_position: 0 };
+            let block =
+                |rows: &Range<usize>| Block { rows: rows.clone(), context_pages: 0..1, sees: sees.clone() };
+            are_apart(&rows.iter().map(block).collect::<Vec<_>>())
+        };
+        assert!(of(&[]) && of(&[0..3, 3..5, 7..9]));
+        assert!(!of(&[0..3, 2..5]));
+        assert!(!of(&[3..5, 0..3]));
+    }
 }

@@ -11,7 +11,7 @@
 //! is exactly one, and the multiplication is left out.
 
 use crate::cpu::isa::{Isa, per_isa};
-use crate::cpu::pages::{PAGE_SIZE, VALUE_BLOCK};
+use crate::cpu::pages::PAGE_SIZE;
 use crate::cpu::tile::MOST_ROWS;
 use crate::cpu::vector::{LANES, exp_or_zero, fold_lanes, larger};
 
@@ -24,7 +24,7 @@ pub(super) struct Softmax {
     totals: Vec<[f32; LANES]>,
     /// `[query][width]`.
     sums: Vec<f32>,
-    /// Width of a value, a multiple of [`VALUE_BLOCK`].
+    /// Width of a value, padding included.
     width: usize,
 }
 
@@ -78,17 +78,8 @@ impl Softmax {
     #[inline(always)]
     pub(super) fn write(&self, query: usize, out: &mut [f32]) {
         let total = fold_lanes(self.totals[query], |a, b| a + b);
-        let (full, rest) = out.as_chunks_mut::<VALUE_BLOCK>();
-        let (sums, rest_sums) =
-            self.sums[query * self.width..][..self.width].split_at(full.len() * VALUE_BLOCK);
-        for (out, sums) in full.iter_mut().zip(sums.as_chunks::<VALUE_BLOCK>().0) {
-            let mut weighted = *sums;
-            for sum in &mut weighted {
-                *sum /= total;
-            }
-            *out = weighted;
-        }
-        for (out, sum) in rest.iter_mut().zip(rest_sums) {
+        // Plain slices: over arrays the compiler goes across them, with gathers.
+        for (out, sum) in out.iter_mut().zip(&self.sums[query * self.width..]) {
             *out = sum / total;
         }
     }
@@ -173,9 +164,7 @@ fn weigh<const CHUNKS: usize>(
         }
         *totals = added;
         if decay != 1.0 {
-            for sums in sums[member * width..][..width].as_chunks_mut::<VALUE_BLOCK>().0 {
-                *sums = decayed(*sums, decay);
-            }
+            sums[member * width..][..width].iter_mut().for_each(|sum| *sum *= decay);
         }
     }
 }
@@ -194,14 +183,6 @@ fn hide(chunks: &mut [[f32; LANES]], visible: u32) {
         }
         *chunk = seen;
     }
-}
-
-#[inline(always)]
-fn decayed(mut sums: [f32; VALUE_BLOCK], decay: f32) -> [f32; VALUE_BLOCK] {
-    for sum in &mut sums {
-        *sum *= decay;
-    }
-    sums
 }
 
 #[cfg(test)]
@@ -247,12 +228,14 @@ mod tests {
     #[test]
     fn weights_of_all_pages_add_up_with_every_instruction_set() {
         for height in 1..=MOST_ROWS {
-            for last in [1, 3, 16 - height.min(15), 17, PAGE_SIZE - height + 1] {
-                let (portable, off) = run(Isa::all()[0], height, 32, last);
+            for (last, width) in
+                [(1, 32), (3, 272), (16 - height.min(15), 48), (17, 64), (PAGE_SIZE - height + 1, 16)]
+            {
+                let (portable, off) = run(Isa::all()[0], height, width, last);
                 assert!(off.iter().all(|&off| off < 1e-5), "{off:?}");
                 assert!(portable.iter().all(|mean| (mean - 1.0).abs() < 1e-5), "{portable:?}");
                 for isa in Isa::all() {
-                    let (out, _) = run(isa, height, 32, last);
+                    let (out, _) = run(isa, height, width, last);
                     let equal = out.iter().zip(&portable).all(|(a, b)| a.to_bits() == b.to_bits());
                     assert!(equal, "{height} queries, {last} keys with {}", isa.name());
                 }
@@ -266,7 +249,7 @@ mod tests {
             for place in [0, 7, 15, 16, 31] {
                 for page in 0..2 {
                     let mut softmax = Softmax::default();
-                    softmax.begin(1, VALUE_BLOCK);
+                    softmax.begin(1, 16);
                     for at in 0..2 {
                         let mut logits = [[0.5; PAGE_SIZE]];
                         if at == page {
@@ -274,7 +257,7 @@ mod tests {
                         }
                         softmax.weigh(isa, 0, &mut logits, &[PAGE_SIZE]);
                     }
-                    let mut out = [0.0; VALUE_BLOCK];
+                    let mut out = [0.0; 16];
                     softmax.write(0, &mut out);
                     assert!(out[0].is_nan(), "place {place} of page {page} with {}", isa.name());
                 }

@@ -38,7 +38,7 @@ mod strips;
 use std::ops::Range;
 
 use super::Cpu;
-use super::attention::{Block, Tables};
+use super::attention::{Block, Tables, are_apart};
 use super::mask::Mask;
 use super::pages::HeadPages;
 use super::tile::SharedMatrix;
@@ -104,8 +104,10 @@ pub struct Call<'a> {
     pub tables: Tables<'a>,
 }
 
-/// Attends with all blocks. `out` is `[rows, heads * value_dim]`; rows of no block are not touched.
+/// Attends with all blocks, whose rows ascend. `out` is `[rows, heads * value_dim]`; rows of no
+/// block are not touched.
 pub fn attend(cpu: &Cpu, call: &Call<'_>, blocks: &[Block], out: &mut [f32]) {
+    assert!(are_apart(blocks), "rows of blocks ascend");
     let heads = call.shape.heads;
     let out = SharedMatrix::new(out, heads * call.shape.value_dim);
     let tasks = TASKS_PER_THREAD * cpu.threads();
