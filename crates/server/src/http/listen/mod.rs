@@ -32,8 +32,9 @@ use table::{Place, Table};
 
 use crate::settings::HttpSettings;
 
-/// After an accept that failed, of file handles say, trying at once would only burn the processor.
-const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
+/// After an accept that failed, for want of file handles say, trying at once would only burn the processor. Several tries
+/// may pass before enough idle connections have closed, and a health check waits for all of them.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(10);
 /// Accepts that fail are logged at most so often.
 const LOG_ERRORS_EVERY: Duration = Duration::from_secs(10);
 /// How often a place is looked for while there is none,
