@@ -87,7 +87,7 @@ fn main() -> Result<()> {
             run(cargo(&simulation).env("BEAMLINE_SOAK", requests.to_string()))
         }
         Chore::Bugs { folder, only } => {
-            run(&mut cargo(&["build", "--release", "--package", "beamline"]))?;
+            build(&["--bin", "beamline"])?;
             python::bugs(&folder, only.as_deref())
         }
         Chore::Fuzz { options } => fuzz(&options),
@@ -99,8 +99,8 @@ fn main() -> Result<()> {
         Chore::Bench(args) => bench::run(*args),
         Chore::Attack(args) => attack::run(&args),
         Chore::Kernels { options } => {
-            let example = ["run", "--release", "--package", "beamline-model", "--example", "kernels", "--"];
-            run(cargo(&example).args(options))
+            build(&["--example", "kernels"])?;
+            run(Command::new(root().join("target/release/examples/kernels")).args(options))
         }
         Chore::Gpu(args) => gpu::bundle(&args),
     }
@@ -129,12 +129,18 @@ fn fuzz(options: &[String]) -> Result<()> {
 }
 
 fn history_cuts() -> Result<()> {
-    run(&mut cargo(&["build", "--release", "--package", "beamline"]))?;
+    build(&["--bin", "beamline", "--example", "history_cuts"])?;
     let checkpoint = ["--checkpoint", "weights/demo/checkpoint"];
-    let example = ["run", "--release", "--package", "beamline", "--example", "history_cuts", "--"];
     let path = root().join("bench/results/history-cuts.json");
     let file = std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-    run(cargo(&example).args(checkpoint).stdout(file))
+    let example = root().join("target/release/examples/history_cuts");
+    run(Command::new(example).args(checkpoint).current_dir(root()).stdout(file))
+}
+
+/// Builds some targets as the tests build them: for one package alone, cargo would take other features and build the
+/// large dependencies once more.
+fn build(targets: &[&str]) -> Result<()> {
+    run(cargo(&["build", "--release", "--workspace"]).args(targets))
 }
 
 fn cargo(arguments: &[&str]) -> Command {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use super::server::Server;
-use crate::{cargo, root};
+use crate::root;
 
 /// Where attacks take place.
 pub(super) struct Arena {
@@ -30,7 +30,7 @@ impl Arena {
         let binary = match binary {
             Some(binary) => binary,
             None => {
-                crate::run(&mut cargo(&["build", "--release", "--package", "beamline"]))?;
+                crate::build(&["--bin", "beamline"])?;
                 root().join("target/release/beamline")
             }
         };

@@ -35,7 +35,7 @@ use self::record::Record;
 use self::report::{Report, Run};
 use self::server::Launch;
 use self::workload::{Shape, Tools, Workload};
-use crate::{cargo, root};
+use crate::root;
 
 /// Beams that the peers are compared at.
 const COMPARED_BEAMS: [usize; 2] = [32, 128];
@@ -152,7 +152,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let binary = match &args.binary {
         Some(binary) => absolute(binary),
         None => {
-            crate::run(&mut cargo(&["build", "--release", "--package", "beamline"]))?;
+            crate::build(&["--bin", "beamline"])?;
             root().join("target/release/beamline")
         }
     };

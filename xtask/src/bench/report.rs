@@ -121,7 +121,7 @@ fn ratios(out: &mut String, records: &[Record]) {
     if !visits.iter().any(|r| r.engine != "beamline") {
         return;
     }
-    out.push_str("\n### Against other engines\n\nMedian milliseconds a request. Hugging Face searches the same trie; CTranslate2 and vLLM search without one, which is\nless work. beamline's times include HTTP, the others' do not.\n\n");
+    out.push_str("\n### Against other engines\n\nMedian milliseconds a request. Hugging Face searches the same trie; CTranslate2, OpenVINO and vLLM search without\none, which is less work. beamline's times include HTTP, the others' do not.\n\n");
     out.push_str("| workload | visit | beams | beamline | fastest other | ratio | all others |\n| --- | --- | --- | --- | --- | --- | --- |\n");
     for line in compare(&visits) {
         let all: Vec<String> = line.others.iter().map(|(name, ms)| format!("{name} {ms:.1}")).collect();
