@@ -65,9 +65,11 @@ def main():
     arguments = parser.parse_args()
     if not arguments.folder or not os.path.isdir(arguments.folder):
         parser.error("name a folder of bug reports, or set BEAMLINE_BUGS")
+    # Some commands run in a folder of their own, where a relative path would name something else.
+    folder = os.path.abspath(arguments.folder)
     engine, verdicts = Engine(os.path.abspath(arguments.binary)), {}
-    for name in sorted(os.listdir(arguments.folder)):
-        path = os.path.join(arguments.folder, name)
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
         if not os.path.isfile(os.path.join(path, "README.md")) or (arguments.only and arguments.only not in name):
             continue
         verdict, complaints = check(path, engine)
@@ -76,7 +78,7 @@ def main():
         for complaint in complaints[:5]:
             print(f"    {complaint}")
     if not verdicts:
-        parser.error(f"{arguments.folder} holds no folder with a README.md")
+        parser.error(f"{folder} holds no folder with a README.md")
     print(", ".join(f"{len(names)} {verdict}" for verdict, names in verdicts.items()))
     return 0 if list(verdicts) == ["right"] else 1
 

@@ -95,6 +95,24 @@ class Reports(unittest.TestCase):
         self.assertEqual(calls.parse(text), [("POST", "/v2/x/load", {}, '{"a": 1}'), ("GET", "/y", {"Accept": "text/plain"}, None),
                                              ("POST", "/z", {"Content-Type": "application/json"}, '{"b": 2}')])
 
+    def test_a_folder_that_is_named_from_where_one_stands(self):
+        report = self.folder("Refused.")
+        seen = []
+
+        def check(path, engine):
+            seen.append(path)
+            return "right", []
+
+        before, arguments, checks = os.getcwd(), sys.argv, run.check
+        os.chdir(os.path.dirname(report.path))
+        try:
+            sys.argv, run.check = ["run.py", "."], check
+            run.main()
+        finally:
+            os.chdir(before)
+            sys.argv, run.check = arguments, checks
+        self.assertTrue(seen and all(os.path.isabs(path) for path in seen), seen)
+
 
 if __name__ == "__main__":
     unittest.main()
