@@ -95,7 +95,7 @@ impl Display for ModelError {
     }
 }
 
-/// The message of the system is part of the text: whoever prints a chain of causes would print it twice.
+/// The message of the system is part of the text: a printed chain of causes would hold it twice.
 impl std::error::Error for ModelError {}
 
 /// One wrong size in config.json makes every tensor wrong; a message of all of them hides what it says.

@@ -1,6 +1,6 @@
 //! Text that others wrote, made safe to print.
 //!
-//! Names of tensors, types and fields come from whoever made a checkpoint. Printed as they are, a line break forges a line of the log and
+//! Names of tensors, types and fields come from the checkpoint. Printed as they are, a line break forges a line of the log and
 //! an escape sequence moves the cursor of a terminal. So control characters, and characters that change the order of what
 //! follows them, are written as `\u{..}`.
 

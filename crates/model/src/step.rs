@@ -135,7 +135,7 @@ impl<A> Progress<A> {
 #[error("the model failed: {0}")]
 pub struct StepError(pub String);
 
-/// Tells whoever watches the engine that a step makes progress. Beating costs next to nothing.
+/// Tells the watcher of the engine that a step makes progress. Beating costs next to nothing.
 #[derive(Clone)]
 pub struct Pulse(Arc<dyn Fn() + Send + Sync>);
 
@@ -172,7 +172,7 @@ pub trait StepModel {
     type Answer: Send + 'static;
 
     /// Takes the pulse to beat within steps, at least once per layer. A model that never beats
-    /// counts as alive between its steps only, so whoever watches takes a long step for a hang.
+    /// counts as alive between its steps only, so a watcher takes a long step for a hang.
     fn set_pulse(&mut self, _pulse: Pulse) {}
 
     /// A request was admitted and owns `slot` until it is closed.

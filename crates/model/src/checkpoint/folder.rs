@@ -1,6 +1,6 @@
 //! Weights that lie in a checkpoint's directory and are not read.
 //!
-//! Whoever put a second set of weights there may mean that one, so it is told which one counts.
+//! An author may mean the second set of weights, so a note names the one that counts.
 
 use std::path::Path;
 

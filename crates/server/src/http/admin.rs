@@ -27,7 +27,7 @@ pub fn check(app: &App, headers: &HeaderMap) -> Result<(), Error> {
     if given.is_some_and(|given| key.is(given)) { Ok(()) } else { Err(Error::Unauthorized) }
 }
 
-/// Whether whoever reaches this server may change models and catalogs.
+/// Whether a client without a key may change models and catalogs.
 pub fn is_open(app: &App) -> bool {
     app.admin_key.is_none() && app.settings.listen.ip().to_canonical().is_loopback()
 }

@@ -1,6 +1,6 @@
 //! Lines for a file or a pipe that may be slow, full or gone: a bounded queue, and one thread that writes.
 //!
-//! Place in the flow: below the log and the request log. Whoever has a line hands it over and goes on.
+//! Place in the flow: below the log and the request log. A caller hands a line over and goes on.
 //!
 //! Invariants: handing over never waits and never fails; the queue is bounded in bytes; a line that is not written is
 //! counted; after a failed write the next line begins on a line of its own.

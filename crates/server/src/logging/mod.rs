@@ -1,6 +1,6 @@
 //! The log: structured, to stderr, so that stdout stays free for results.
 //!
-//! Invariants: whoever logs never waits and never fails, whatever becomes of stderr; lines that could not be written
+//! Invariants: logging never waits and never fails, even where stderr is gone; lines that could not be written
 //! are counted in `beamline_log_lines_dropped_total`; no line can imitate another.
 
 mod escape;
