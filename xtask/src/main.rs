@@ -5,6 +5,7 @@
 mod attack;
 mod bench;
 mod gpu;
+mod mdone;
 mod python;
 
 use std::path::{Path, PathBuf};

@@ -11,6 +11,7 @@ mod client;
 mod contexts;
 mod load;
 mod machine;
+mod open_loop;
 mod pages;
 mod peers;
 mod plot;
@@ -20,6 +21,7 @@ mod record;
 mod report;
 mod server;
 mod soak;
+mod usable;
 mod visits;
 mod workload;
 
@@ -50,7 +52,8 @@ Sections:
   beams        the same at 8, 32, 128 and 512 beams
   contexts     64 to 4096 tokens
   concurrency  1 to 16 requests at once
-  open-loop    Poisson arrivals: the highest rate with P99 under 100 ms
+  open-loop    Poisson arrivals: 10, 30 and 50 % of what back-to-back requests leave room for, and the highest rate
+               with P99 under 100 ms, beside an M/D/1 queue. S takes a quarter of an hour
   catalogs     10 thousand to 20 million items (not in the default list: it takes minutes and gigabytes)
   pages        an empty, a half full and a full page pool (not in the default list)
 
@@ -122,6 +125,12 @@ pub(crate) struct Args {
     /// Arrivals a second of --soak.
     #[arg(long, default_value_t = 20.0)]
     rate: f64,
+    /// Requests of a point of section `open-loop`: 1000, or 200 with --quick.
+    #[arg(long)]
+    point_requests: Option<usize>,
+    /// Longest time of a point of section `open-loop`, in seconds; slow models get fewer requests.
+    #[arg(long, default_value_t = 300)]
+    point_seconds: u64,
     /// Sizes of section `catalogs`.
     #[arg(long, value_delimiter = ',', default_value = "10000,100000,1000000,5000000,20000000")]
     catalog_items: Vec<usize>,
@@ -195,6 +204,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         server_arguments: bench.launch.arguments.clone(),
         machine: machine::describe(),
         versions: machine::versions(&binary, &pythons),
+        usable: usable::usable(&records),
         records,
     };
     write(&out, run, args.add)
@@ -215,11 +225,13 @@ impl Bench<'_> {
                 "concurrency" => {
                     let levels: &[usize] = if self.args.quick { &[1, 4, 16] } else { &[1, 2, 4, 8, 16] };
                     let server = self.launch.start(&workload.checkpoint, &[])?;
-                    records.extend(rates::concurrency(&server, workload, levels, self.plan())?);
+                    let window = Duration::from_secs(if self.args.quick { 2 } else { 5 });
+                    let plan = rates::Plan { beams: BEAMS, window };
+                    records.extend(rates::concurrency(&server, workload, levels, plan)?);
                 }
                 "open-loop" => {
                     let server = self.launch.start(&workload.checkpoint, &[])?;
-                    records.extend(rates::sweep(&server, workload, self.plan())?);
+                    records.extend(open_loop::measure(&server, workload, self.open_loop())?);
                 }
                 "catalogs" => {
                     let sizes = &self.args.catalog_items;
@@ -238,9 +250,11 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn plan(&self) -> rates::Plan {
-        let (window, bisections) = if self.args.quick { (2, 1) } else { (5, 3) };
-        rates::Plan { beams: BEAMS, window: Duration::from_secs(window), bisections }
+    fn open_loop(&self) -> open_loop::Plan {
+        let (requests, bisections) = if self.args.quick { (200, 1) } else { (1000, 3) };
+        let requests = self.args.point_requests.unwrap_or(requests);
+        let longest = Duration::from_secs(self.args.point_seconds);
+        open_loop::Plan { beams: BEAMS, requests, longest, bisections }
     }
 
     /// beamline, the peers, and beamline again, so that a machine that changed meanwhile is noticed.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::load::Exchanges;
+use super::usable::Beside;
 
 /// One point of one section.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -37,6 +38,9 @@ pub(super) struct Record {
     /// Requests due a second, in the open loop.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rate: Option<f64>,
+    /// What an M/D/1 queue does at that rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) beside: Option<Beside>,
     /// What is varied where it is none of the above: items of the catalog, share of the pages in use, minute.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) x: Option<f64>,
@@ -85,6 +89,11 @@ fn round(milliseconds: f64) -> f64 {
 }
 
 impl Record {
+    /// Whether every request was answered, and the P99 lies under an objective.
+    pub(super) fn is_good(&self, objective_ms: f64) -> bool {
+        self.requests > 0 && self.refused == 0 && self.ms.p99 < objective_ms
+    }
+
     /// Summarises exchanges with beamline.
     pub(super) fn of(
         workload: &str,

@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::rates::TARGET_MS;
+use super::open_loop::TARGET_MS;
 use super::record::Record;
+use super::usable::{Usable, usable};
 
 /// A results file: one run after the other.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -26,6 +27,9 @@ pub(super) struct Run {
     pub(super) server_arguments: Vec<String>,
     pub(super) machine: Value,
     pub(super) versions: Value,
+    /// What `open-loop` found, beside M/D/1 queues.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) usable: Vec<Usable>,
     pub(super) records: Vec<Record>,
 }
 
@@ -101,16 +105,51 @@ fn table(out: &mut String, section: &str, workload: &str, records: &[&Record]) {
     }
 }
 
-/// What the sweep found.
+/// What the search found, and what a queue would hold.
 fn highest(out: &mut String, records: &[&Record]) {
     for visit in ["cold", "warm"] {
-        let good = |r: &&&Record| r.visit == visit && r.refused == 0 && r.ms.p99 < TARGET_MS;
+        let good = |r: &&&Record| r.visit == visit && r.is_good(TARGET_MS);
         let best = records.iter().filter(good).filter_map(|r| r.rate).fold(0.0, f64::max);
         if best > 0.0 {
             let _ = writeln!(out, "Highest rate with P99 under {TARGET_MS} ms, {visit}: {best} a second.");
         } else if records.iter().any(|r| r.visit == visit) {
             let _ = writeln!(out, "No rate has a P99 under {TARGET_MS} ms, {visit}.");
         }
+    }
+    for found in usable(records.iter().copied()) {
+        let Some(u) = found.u else { continue };
+        let _ = writeln!(
+            out,
+            "A queue that takes {} ms for each (M/D/1), {}: {:.1} a second. U = {u:.2}.",
+            found.alone_ms, found.visit, found.queue
+        );
+    }
+    out.push('\n');
+    beside_the_queue(out, records);
+}
+
+/// Every rate beside the queue's percentiles.
+fn beside_the_queue(out: &mut String, records: &[&Record]) {
+    if records.iter().all(|r| r.beside.is_none()) {
+        return;
+    }
+    out.push_str("| visit | load | arrivals/s | requests | P50 ms | M/D/1 | P99 ms | M/D/1 | P99 over that of M/D/1 |\n");
+    let _ = writeln!(out, "|{}", " --- |".repeat(9));
+    for r in records {
+        let (Some(beside), Some(rate)) = (r.beside, r.rate) else { continue };
+        let of_queue = |ms: Option<f64>| ms.map_or_else(String::new, |ms| format!("{ms:.1}"));
+        let ratio = beside.p99.map_or_else(String::new, |p99| format!("{:.2}", r.ms.p99 / p99));
+        let _ = writeln!(
+            out,
+            "| {} | {:.2} | {rate} | {} | {:.1} | {} | {:.1} | {} | {ratio} |",
+            r.visit,
+            beside.load,
+            r.requests,
+            r.ms.p50,
+            of_queue(beside.p50),
+            r.ms.p99,
+            of_queue(beside.p99)
+        );
     }
     out.push('\n');
 }
