@@ -5,8 +5,11 @@
 mod attack;
 mod bench;
 mod gpu;
+mod hit_rate;
 mod mdone;
+mod plot;
 mod python;
+mod simulate;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -55,6 +58,10 @@ enum Chore {
     Openapi,
     /// Measure a server on the standard workloads, against other engines if wanted.
     Bench(Box<bench::Args>),
+    /// Simulate the scheduler in virtual time beside reference policies, and write bench/results/simulate.*.
+    Simulate(simulate::Args),
+    /// Replay real logs against the bookkeeping of the cache, and write bench/results/hit-rate.*.
+    HitRate(hit_rate::Args),
     /// Attack a server of its own as hostile clients and files would, and say what was lost.
     Attack(attack::Args),
     /// Measure the kernels of the CPU against plain loops of the same instructions; `-- --help` says how.
@@ -98,6 +105,8 @@ fn main() -> Result<()> {
             run(cargo(&check).env("UPDATE_OPENAPI", "1"))
         }
         Chore::Bench(args) => bench::run(*args),
+        Chore::Simulate(args) => simulate::run(&args),
+        Chore::HitRate(args) => hit_rate::run(&args),
         Chore::Attack(args) => attack::run(&args),
         Chore::Kernels { options } => {
             build(&["--example", "kernels"])?;
