@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use beamline_kv_cache::{CacheConfig, Namespace, ReuseClass, SessionKey};
 use beamline_model::step::{ContextShape, Plan, Progress, Slot};
-use beamline_scheduler::{Event, Micros, Request, RequestId, Scheduler, SchedulerConfig};
+use beamline_scheduler::{Event, Micros, Priority, Request, RequestId, Scheduler, SchedulerConfig};
 use criterion::{Criterion, criterion_group, criterion_main};
 
 const CONTEXT: usize = 640;
@@ -33,6 +33,7 @@ fn request(id: u64, user: u32) -> Request<()> {
         shape: ContextShape::Causal,
         beam_width: BEAMS,
         min_beam_width: BEAMS,
+        priority: Priority::Interactive,
         keeps_branches: true,
         generated_steps: STEPS,
         deadline: None,

@@ -11,7 +11,7 @@
 //! | [`request`](crate::Request) | what is asked |
 //! | [`limits`](crate::Limits) | what may be asked, and what it will need |
 //! | [`event`](crate::Event) | what the scheduler tells: slots opened and closed, requests ended |
-//! | `pace` | how long a row takes, and how wide a beam still makes its deadline |
+//! | `pace` | how long steps take, and how wide a beam still makes its deadline |
 //! | [`scheduler`](crate::Scheduler) | submit, plan, commit |
 //! | [`engine`](crate::Engine) | channels, clock, panics, answers |
 //!
@@ -19,9 +19,9 @@
 //!
 //! - A request is admitted only with every page that it will ever need. So a running request never
 //!   waits for memory: there is no preemption, no swapping and no deadlock.
-//! - Tenants take turns by what they cost, within a tenant nobody overtakes, and a running request
-//!   is passed over only for a bounded number of steps. So nobody starves, and nobody's burst
-//!   delays another tenant by more than its share.
+//! - Served first is who can still meet its goal, of those the tenant that had least, of its
+//!   requests the most urgent. Whoever missed the goal is owed a share of the rows. So nobody
+//!   starves, and nobody's burst delays another tenant by more than a step.
 //! - What could only be late, by the measured pace, is refused on arrival or dropped from the
 //!   queue. So under overload what is computed is answered in time.
 //! - Every accepted request ends exactly once, and its pages and slot are free when it has.
@@ -43,6 +43,6 @@ pub use beamline_model::step::ContextShape;
 pub use engine::{Completed, Engine, EngineDied, EngineHandle, EngineStats, StartError, Ticket, Unserved};
 pub use event::{Degraded, Ended, Ending, Event, Failure, Timings, Usage};
 pub use limits::{ConfigError, Limits, SchedulerConfig};
-pub use request::{Refusal, Request, RequestId};
+pub use request::{Priority, Refusal, Request, RequestId};
 pub use scheduler::{Scheduler, SchedulerStats};
 pub use time::Micros;

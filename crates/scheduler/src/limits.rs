@@ -29,19 +29,25 @@ pub struct SchedulerConfig {
     pub max_running_cost: u64,
     /// Context rows of one step.
     pub max_step_tokens: usize,
-    /// Context rows of one request in one step while others wait for rows.
+    /// Context rows of one request in one step while others wait.
     pub max_chunk: usize,
     /// Branch rows of one step.
     pub max_branch_rows: usize,
-    /// How long a step should take while others wait: its rows are bounded by the measured pace.
+    /// How long a step should take while there are others: its rows are bounded by the measured
+    /// curve.
     pub max_step_time: Micros,
     /// Fewest rows that this bound leaves: fewer cost almost as much time.
     pub min_step_rows: usize,
-    /// Requests of one tenant that may run whatever they cost.
-    pub tenant_running: usize,
-    /// Time, by the measured pace, that the running requests of one tenant may take before more of
-    /// them are admitted. It bounds how long a seat, and a page, stays taken.
-    pub tenant_running_time: Micros,
+    /// How soon after its arrival a request should be answered. It bounds nothing; it says what is
+    /// served first.
+    pub objective: Micros,
+    /// A request that takes long alone should be answered within this many times that.
+    pub stretch: u64,
+    /// Part of the rows, in percent, that go to those who missed their goal while others can still
+    /// meet theirs. At least 1, at most 99.
+    pub late_share: u64,
+    /// The same for those who can wait, where nobody missed a goal.
+    pub batch_share: u64,
     /// Pages that one step moves to and from host memory while others wait for it, beyond those
     /// that it evicts. A context that comes back in more pages than this takes several steps, in
     /// which others go on.
@@ -62,8 +68,10 @@ impl Default for SchedulerConfig {
             max_branch_rows: 8192,
             max_step_time: Micros(20_000),
             min_step_rows: 64,
-            tenant_running: 8,
-            tenant_running_time: Micros(250_000),
+            objective: Micros(100_000),
+            stretch: 5,
+            late_share: 25,
+            batch_share: 10,
             max_step_transfers: 32,
         }
     }
@@ -142,7 +150,8 @@ impl Limits {
             ("max_step_tokens", config.max_step_tokens),
             ("max_chunk", config.max_chunk),
             ("min_step_rows", config.min_step_rows),
-            ("tenant_running", config.tenant_running),
+            ("late_share", config.late_share.min(100 - config.late_share.min(100)) as usize),
+            ("batch_share", config.batch_share.min(100 - config.batch_share.min(100)) as usize),
             ("pages", limits.pages),
             ("page_size", limits.page_size),
             ("words_per_position", limits.words_per_position),

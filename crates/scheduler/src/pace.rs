@@ -1,10 +1,19 @@
-//! How long a row takes, what work at hand will take, and how wide a beam still makes its deadline.
+//! How long steps take: what work at hand will take, what sharing a step saves, and how wide a beam
+//! still makes its deadline.
 //!
-//! An estimate out of what steps took, in integers so that a replay gives the same numbers. It
-//! decides the width of beams that may be narrowed, how many rows a step holds while others wait,
-//! and which requests come too late to be taken.
+//! Two estimates out of what steps took. The *mean per row* says how fast work at hand goes away: it
+//! decides which requests come too late to be taken, and how wide a beam may be. The *curve* says
+//! that a step takes a fixed time and a time for each row: it decides what shares a step and how
+//! many rows a step holds.
+//!
+//! The same steps give the same numbers: a replay decides alike.
+
+mod curve;
+
+pub(crate) use curve::Curve;
 
 use crate::{event::Degraded, time::Micros};
+use curve::Fit;
 
 /// Rows of a step that weighs as much as all before it. A step of a few rows takes mostly what
 /// every step takes, so it says little of how long many rows will take.
@@ -24,11 +33,12 @@ pub(crate) struct Pace {
     /// Rows that admitted requests had to compute, of those that they would have had to if nothing
     /// were cached.
     computed_share: u64,
+    fit: Fit,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { nanos_per_row: None, rows_seen: 0, computed_share: WHOLE }
+        Self { nanos_per_row: None, rows_seen: 0, computed_share: WHOLE, fit: Fit::default() }
     }
 }
 
@@ -52,6 +62,7 @@ impl Pace {
         if rows == 0 {
             return;
         }
+        self.fit.observe(took, rows);
         let rows = rows as u64;
         let sample = took.0.saturating_mul(1000) / rows;
         self.rows_seen = self.rows_seen.saturating_add(rows);
@@ -84,10 +95,9 @@ impl Pace {
         Some(Micros(rows.saturating_mul(nanos) / 1000))
     }
 
-    /// How many rows take so long, once that can be trusted.
-    pub(crate) fn rows_in(&self, time: Micros) -> Option<usize> {
-        let nanos = self.nanos_per_row.filter(|_| self.rows_seen >= TRUSTED)?;
-        usize::try_from(time.0.saturating_mul(1000) / nanos.max(1)).ok()
+    /// What a step takes by the rows in it, once that can be trusted.
+    pub(crate) fn curve(&self) -> Option<Curve> {
+        self.fit.curve().filter(|_| self.rows_seen >= TRUSTED)
     }
 
     /// The widest acceptable beam that is estimated to end within `left`, and why it is not the
@@ -153,7 +163,6 @@ mod tests {
         pace.observe(Micros(50_000), 4096);
         let time = pace.time_of(1000).unwrap();
         assert!(time < Micros(50_000), "{time:?}");
-        assert!(pace.rows_in(time).is_some_and(|rows| (990..=1010).contains(&rows)));
     }
 
     proptest! {

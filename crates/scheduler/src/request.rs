@@ -13,6 +13,19 @@ use crate::time::Micros;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
+/// What a request may keep waiting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// Somebody waits for the answer: it should come within the objective.
+    #[default]
+    Interactive,
+    /// It may wait: it is served where interactive requests leave room, and has its share in any
+    /// case.
+    Batch,
+    /// It is served when nobody else wants to be, and is the first to be refused.
+    Shadow,
+}
+
 /// One request: a context to compute, and beams to expand over it.
 #[derive(Clone, Debug)]
 pub struct Request<P> {
@@ -44,6 +57,8 @@ pub struct Request<P> {
     pub keeps_branches: bool,
     /// When the answer is of no more use.
     pub deadline: Option<Micros>,
+    /// Who goes first.
+    pub priority: Priority,
     /// For the model. The scheduler hands it on and never looks at it, so nothing of it can fail
     /// there.
     pub payload: Arc<P>,

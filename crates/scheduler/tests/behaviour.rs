@@ -10,8 +10,8 @@ use std::time::Duration;
 use beamline_kv_cache::{CacheConfig, Namespace, ReuseClass, SessionKey};
 use beamline_model::step::{ContextShape, Plan, Progress, Slot};
 use beamline_scheduler::{
-    ConfigError, Degraded, Ended, Ending, Event, Failure, Micros, Refusal, Request, RequestId, Scheduler,
-    SchedulerConfig, Usage,
+    ConfigError, Degraded, Ended, Ending, Event, Failure, Micros, Priority, Refusal, Request, RequestId,
+    Scheduler, SchedulerConfig, Usage,
 };
 
 const CONFIG: SchedulerConfig = SchedulerConfig {
@@ -27,8 +27,10 @@ const CONFIG: SchedulerConfig = SchedulerConfig {
     max_step_transfers: 4,
     max_step_time: Micros(20_000),
     min_step_rows: 4,
-    tenant_running: 8,
-    tenant_running_time: Micros(250_000),
+    objective: Micros(100_000),
+    stretch: 5,
+    late_share: 25,
+    batch_share: 10,
 };
 
 const CACHE: CacheConfig =
@@ -40,12 +42,14 @@ struct Bench {
     now: Micros,
     plan: Plan,
     events: Vec<Event<(), u64>>,
+    per_step: u64,
+    per_row: u64,
 }
 
 impl Bench {
     fn new(config: SchedulerConfig) -> Self {
         let scheduler = Scheduler::new(config, CACHE).unwrap();
-        Self { scheduler, now: Micros(0), plan: Plan::default(), events: Vec::new() }
+        Self { scheduler, now: Micros(0), plan: Plan::default(), events: Vec::new(), per_step: 0, per_row: 1 }
     }
 
     fn submit(&mut self, request: Request<()>) {
@@ -56,9 +60,11 @@ impl Bench {
         self.scheduler.plan(self.now, &mut self.plan, &mut self.events);
     }
 
-    /// The step takes a microsecond per row. Beams stay whole and there are three expansions.
+    /// The step takes a microsecond per row, a branch step counting as one, unless told otherwise.
+    /// Beams stay whole, and the second step of each is the last.
     fn commit(&mut self) {
-        let took = Micros(self.plan.context_rows() as u64 + self.plan.branches.len() as u64);
+        let rows = self.plan.context_rows() as u64 + self.plan.branches.len() as u64;
+        let took = Micros(self.per_step + self.per_row * rows);
         let chunks = self.plan.chunks.iter().map(|chunk| match chunk.expand {
             Some(rows) => (chunk.slot, Progress::Expanded { rows }),
             None => (chunk.slot, Progress::Prefilled),
@@ -115,6 +121,7 @@ fn request(id: u64, len: usize, beam_width: usize) -> Request<()> {
         shape: ContextShape::Causal,
         beam_width,
         min_beam_width: beam_width,
+        priority: Priority::Interactive,
         keeps_branches: true,
         generated_steps: 3,
         deadline: None,
@@ -152,37 +159,81 @@ fn a_context_then_a_branch_step_per_further_expansion() {
     assert_eq!((ended.timings.prefilled_at, ended.timings.finished_at), (Some(Micros(10)), Micros(11)));
 }
 
-#[test]
-fn the_oldest_gets_what_is_left_after_everybody_had_a_chunk() {
-    let mut bench = Bench::new(CONFIG);
-    for (id, len) in [(1, 60), (2, 5), (3, 20)] {
-        bench.submit(request(id, len, 2));
+/// A bench that knows what steps take: a fixed time, and one for each row.
+fn measured(config: SchedulerConfig, per_step: u64, per_row: u64) -> Bench {
+    let mut bench = Bench::new(config);
+    (bench.per_step, bench.per_row) = (per_step, per_row);
+    for id in 1000..1040 {
+        bench.submit(request(id, 30, 4));
+        bench.finish();
     }
-    bench.plan();
-    // 8 + 5 + 8 in the first round, 11 more to the oldest.
-    assert_eq!(bench.chunks(), [(0, 0..19), (1, 0..5), (2, 0..8)]);
-    bench.commit();
-    bench.plan();
-    assert_eq!(bench.chunks(), [(0, 19..43), (2, 8..16)]);
-    assert_eq!(bench.branches(), [1]);
+    bench.now = bench.now.after(Duration::from_secs(10));
+    bench
 }
 
 #[test]
-fn whoever_is_passed_over_decodes_first_in_the_next_step() {
-    let mut bench = Bench::new(CONFIG);
+fn where_rows_take_the_time_requests_are_served_one_after_the_other() {
+    let mut bench = measured(SchedulerConfig { min_step_rows: 32, ..CONFIG }, 1, 100);
     for id in 0..3 {
-        bench.submit(Request { generated_steps: 4, ..request(id, 4, 8) });
+        bench.submit(request(id, 30, 4));
     }
+    let order: Vec<u64> = bench.finish().iter().map(|ended| ended.id.0).collect();
+    assert_eq!(order, [0, 1, 2]);
+    bench.submit(request(3, 30, 4));
+    bench.submit(request(4, 30, 4));
+    bench.plan();
+    assert_eq!((bench.plan.chunks.len(), bench.plan.branches.len()), (1, 0));
+}
+
+#[test]
+fn where_steps_take_the_time_requests_share_them() {
+    let mut bench = measured(CONFIG, 10_000, 1);
+    for id in 0..3 {
+        bench.submit(request(id, 8, 4));
+    }
+    bench.plan();
+    assert_eq!(bench.plan.chunks.len(), 3);
+    bench.commit();
+    bench.plan();
+    assert_eq!(bench.plan.branches.len(), 3);
+}
+
+#[test]
+fn a_small_request_goes_before_a_large_one_that_has_begun() {
+    let config = SchedulerConfig { min_step_rows: 8, max_step_time: Micros(800), ..CONFIG };
+    let mut bench = measured(SchedulerConfig { objective: Micros(2_000), ..config }, 1, 100);
+    bench.submit(request(0, 64, 16));
+    bench.submit(request(1, 64, 16));
     bench.step();
-    let mut turns = Vec::new();
-    for _ in 0..3 {
-        bench.plan();
-        turns.push(bench.branches());
-        let mut outcomes = bench.plan.branches.iter();
-        let mut outcomes = outcomes.by_ref().map(|b| (b.slot, Progress::Expanded { rows: 8 })).collect();
-        bench.scheduler.commit(bench.now, Micros(1), &mut outcomes, &mut bench.events);
-    }
-    assert_eq!(turns, [[0, 1], [2, 0], [1, 2]]);
+    bench.submit(request(2, 8, 1));
+    bench.step();
+    let ended = bench.finish();
+    let order: Vec<u64> = ended.iter().map(|ended| ended.id.0).collect();
+    assert_eq!(order, [2, 0, 1]);
+}
+
+#[test]
+fn whoever_can_wait_does() {
+    let mut bench = measured(CONFIG, 1, 100);
+    let priority = |id, priority| Request { priority, ..request(id, 30, 4) };
+    bench.submit(priority(0, Priority::Shadow));
+    bench.submit(priority(1, Priority::Batch));
+    bench.submit(priority(2, Priority::Interactive));
+    let order: Vec<u64> = bench.finish().iter().map(|ended| ended.id.0).collect();
+    assert_eq!(order, [2, 1, 0]);
+}
+
+#[test]
+fn the_same_context_is_computed_once_for_two_who_ask_together() {
+    let mut bench = Bench::new(CONFIG);
+    let first = request(1, 40, 2);
+    bench.submit(first.clone());
+    bench.submit(again(2, &first));
+    let ended = bench.finish();
+    let cached: Vec<usize> = ended.iter().map(|ended| ended.usage.cached_tokens).collect();
+    assert_eq!((cached, bench.scheduler.cache().stats().duplicates), (vec![0, 40], 0));
+    let rows = bench.scheduler.stats().context_rows;
+    assert_eq!(rows, 40 + 1, "of the second, the last row alone");
 }
 
 #[test]
@@ -227,27 +278,6 @@ fn the_reuse_class_is_obeyed() {
         bench.submit(again(2, &first));
         assert_eq!(bench.finish()[0].usage.cached_tokens, cached as usize, "{class:?}");
     }
-}
-
-#[test]
-fn pages_are_shared_while_their_first_request_still_runs() {
-    let mut bench = Bench::new(CONFIG);
-    let first = request(1, 40, 2);
-    bench.submit(first.clone());
-    bench.step();
-    bench.submit(again(2, &first));
-    bench.plan();
-    assert_eq!(bench.chunks(), [(0, 32..40), (1, 32..40)]);
-    bench.commit();
-    let cache = bench.scheduler.cache().stats();
-    // Both computed the last two pages; the second to publish took the pages of the first.
-    assert_eq!((cache.duplicates, cache.published), (2, 10));
-    bench.plan();
-    let tables = &bench.plan.branches;
-    assert_eq!(
-        bench.plan.pages[tables[0].context_pages.clone()],
-        bench.plan.pages[tables[1].context_pages.clone()]
-    );
 }
 
 #[test]
@@ -334,7 +364,7 @@ fn late_requests_are_dropped_wherever_they_are() {
     bench.submit(Request { deadline, ..request(1, 10, 2) });
     bench.submit(Request { deadline, ..request(2, 10, 2) });
     bench.step();
-    assert_eq!(bench.now, Micros(10));
+    assert_eq!(bench.now, Micros(8));
     bench.plan();
     assert!(bench.plan.is_empty());
     let ended = bench.ended();
@@ -391,17 +421,18 @@ fn a_beam_is_narrowed_only_where_it_may_be_and_only_when_it_would_be_late() {
 #[test]
 fn after_a_failed_step_each_request_tries_again_alone() {
     let mut bench = Bench::new(CONFIG);
-    for id in 0..3 {
+    for id in 0..2 {
         bench.submit(request(id, 6, 2));
     }
     bench.plan();
+    assert_eq!(bench.plan.chunks.len(), 2);
     bench.events.clear();
     bench.fail();
     let reopened = |slot| {
         let id = RequestId(u64::from(slot));
         [Event::Closed(Slot(slot)), Event::Opened { id, slot: Slot(slot), payload: Arc::new(()) }]
     };
-    assert_eq!(bench.events, [reopened(0), reopened(1), reopened(2)].concat());
+    assert_eq!(bench.events, [reopened(0), reopened(1)].concat());
     bench.submit(request(3, 6, 2));
     bench.plan();
     assert_eq!(bench.chunks(), [(0, 0..6)]);
@@ -414,9 +445,9 @@ fn after_a_failed_step_each_request_tries_again_alone() {
     assert_eq!(bench.branches(), [1], "alone to its end");
     bench.commit();
     let ended = bench.finish();
-    assert!(ended.len() == 3 && ended.iter().all(|ended| ended.ending == Ending::Finished(7)));
+    assert!(ended.len() == 2 && ended.iter().all(|ended| ended.ending == Ending::Finished(7)));
     let stats = bench.scheduler.stats();
-    assert_eq!((stats.failed, stats.finished, stats.retried, stats.failed_steps), (1, 3, 3, 2));
+    assert_eq!((stats.failed, stats.finished, stats.retried, stats.failed_steps), (1, 2, 2, 2));
 }
 
 #[test]
@@ -446,16 +477,14 @@ fn a_whole_context_is_in_one_chunk_however_many_wait() {
     for (id, len) in [(0, 20), (1, 20), (2, 12), (3, 32)] {
         bench.submit(whole(id, len));
     }
-    bench.plan();
-    assert_eq!(bench.chunks(), [(0, 0..20), (2, 0..12)], "whoever fits beside the oldest");
-    bench.commit();
-    bench.plan();
-    assert_eq!(bench.chunks(), [(1, 0..20)]);
-    bench.commit();
-    bench.plan();
-    assert_eq!(bench.chunks(), [(3, 0..32)], "a step of its own");
-    bench.commit();
-    assert_eq!(bench.finish().len(), 4);
+    let mut chunks = Vec::new();
+    while !bench.scheduler.is_idle() {
+        bench.plan();
+        chunks.extend(bench.chunks().into_iter().map(|(_, positions)| positions));
+        bench.commit();
+    }
+    chunks.sort_by_key(|positions| positions.end);
+    assert_eq!(chunks, [0..12, 0..20, 0..20, 0..32]);
 }
 
 #[test]
@@ -463,14 +492,13 @@ fn a_whole_context_does_not_starve_beside_contexts_that_are_cut() {
     let mut bench = Bench::new(CONFIG);
     bench.submit(request(0, 60, 2));
     bench.submit(whole(1, 32));
-    let mut served = Vec::new();
     for id in 2..40 {
-        bench.submit(request(id, 4, 1));
-        bench.plan();
-        served.extend(bench.chunks());
-        bench.commit();
+        if bench.scheduler.stats().queued < 8 {
+            bench.submit(request(id, 4, 1));
+        }
+        bench.step();
     }
-    assert!(served.contains(&(1, 0..32)), "{served:?}");
+    assert!(bench.ended().iter().any(|ended| ended.id == RequestId(1)));
 }
 
 #[test]

@@ -19,8 +19,8 @@ use std::{
 use beamline_kv_cache::{CacheConfig, Namespace, ReuseClass};
 use beamline_model::step::{ContextShape, Plan, Progress, Pulse, Slot, StepError, StepModel};
 use beamline_scheduler::{
-    Engine, EngineDied, EngineHandle, Failure, Micros, Refusal, Request, RequestId, SchedulerConfig, Ticket,
-    Unserved,
+    Engine, EngineDied, EngineHandle, Failure, Micros, Priority, Refusal, Request, RequestId,
+    SchedulerConfig, Ticket, Unserved,
 };
 
 const PAGES: u32 = 64;
@@ -178,6 +178,7 @@ fn request(payload: Do, beam_width: usize) -> Request<Do> {
         shape: ContextShape::Causal,
         beam_width,
         min_beam_width: beam_width,
+        priority: Priority::Interactive,
         keeps_branches: true,
         generated_steps: 2,
         deadline: None,

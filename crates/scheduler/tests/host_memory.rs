@@ -11,7 +11,7 @@ use beamline_kv_cache::{
 };
 use beamline_model::step::{ContextShape, Plan, Progress};
 use beamline_scheduler::{
-    Ended, Ending, Event, Failure, Micros, Request, RequestId, Scheduler, SchedulerConfig,
+    Ended, Ending, Event, Failure, Micros, Priority, Request, RequestId, Scheduler, SchedulerConfig,
 };
 
 const PAGE_SIZE: usize = 4;
@@ -122,6 +122,7 @@ fn request(user: u32, len: usize) -> Request<()> {
         shape: ContextShape::Causal,
         beam_width: 1,
         min_beam_width: 1,
+        priority: Priority::Interactive,
         keeps_branches: true,
         generated_steps: 3,
         deadline: None,

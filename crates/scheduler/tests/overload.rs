@@ -11,26 +11,41 @@ use std::sync::Arc;
 
 use beamline_kv_cache::{CacheConfig, Namespace, ReuseClass};
 use beamline_model::step::{ContextShape, Plan, Progress, Slot};
-use beamline_scheduler::{Ending, Event, Micros, Refusal, Request, RequestId, Scheduler, SchedulerConfig};
+use beamline_scheduler::{
+    Ending, Event, Micros, Priority, Refusal, Request, RequestId, Scheduler, SchedulerConfig,
+};
 
 /// Microseconds of a step, whatever is in it, and of each row.
 const PER_STEP: u64 = 500;
 const PER_ROW: u64 = 50;
 const STEPS: usize = 3;
 
-/// Requests that one client sends, one every so many microseconds.
+/// When a client sends.
+#[derive(Clone, Copy)]
+enum When {
+    /// One every so many microseconds.
+    Every(u64),
+    /// At random, one in so many microseconds in the mean.
+    About(u64),
+    /// So many at a time, each when an earlier one has ended.
+    Closed(usize),
+}
+
+/// Requests that one client sends.
 #[derive(Clone, Copy)]
 struct Client {
     tenant: u8,
-    every: u64,
+    when: When,
     context: usize,
     beams: usize,
     patience: Option<u64>,
+    priority: Priority,
 }
 
 /// What became of the requests of a client, and how long those that were answered took.
 #[derive(Debug, Default)]
 struct Outcome {
+    arrived: Vec<u64>,
     answered: Vec<u64>,
     refused: usize,
     /// Dropped or expired: time from arrival.
@@ -40,10 +55,25 @@ struct Outcome {
 
 impl Outcome {
     fn percentile(&self, percent: usize) -> u64 {
-        let mut times = self.answered.clone();
-        times.sort_unstable();
-        times[(times.len() - 1) * percent / 100]
+        percentile(self.answered.clone(), percent)
     }
+
+    /// Times of the same arrivals in one queue, each served to its end.
+    fn first_come_first_served(&self, service: u64) -> Vec<u64> {
+        let mut free = 0;
+        self.arrived
+            .iter()
+            .map(|at| {
+                free = free.max(*at) + service;
+                free - at
+            })
+            .collect()
+    }
+}
+
+fn percentile(mut times: Vec<u64>, percent: usize) -> u64 {
+    times.sort_unstable();
+    times[(times.len() - 1) * percent / 100]
 }
 
 struct World {
@@ -57,6 +87,9 @@ struct World {
     outcomes: Vec<Outcome>,
     /// How many times longer than usual everything takes.
     slow: u64,
+    dice: u64,
+    /// When to stop, whatever is left.
+    halt: Option<u64>,
 }
 
 impl World {
@@ -77,12 +110,30 @@ impl World {
             slots: HashMap::new(),
             outcomes: (0..clients).map(|_| Outcome::default()).collect(),
             slow: 1,
+            dice: 1,
+            halt: None,
         }
+    }
+
+    /// A time until the next of events that come at random, one in `mean` microseconds.
+    fn wait(&mut self, mean: u64) -> u64 {
+        // xorshift64*
+        self.dice ^= self.dice >> 12;
+        self.dice ^= self.dice << 25;
+        self.dice ^= self.dice >> 27;
+        let uniform = (self.dice.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1_u64 << 53) as f64;
+        (-(1.0 - uniform).ln() * mean as f64) as u64
+    }
+
+    /// How many requests of a client have not ended.
+    fn live(&self, client: usize) -> usize {
+        self.live.values().filter(|(of, _)| *of == client).count()
     }
 
     fn submit(&mut self, client: usize, from: &Client, at: u64) {
         let id = RequestId(self.next_id);
         self.next_id += 1;
+        self.outcomes[client].arrived.push(at);
         let words: Vec<u32> = (0..from.context as u32).map(|word| (id.0 as u32) << 12 | word).collect();
         let request = Request {
             id,
@@ -94,6 +145,7 @@ impl World {
             shape: ContextShape::Causal,
             beam_width: from.beams,
             min_beam_width: from.beams,
+            priority: from.priority,
             generated_steps: STEPS,
             keeps_branches: true,
             deadline: from.patience.map(|patience| Micros(at + patience)),
@@ -167,8 +219,14 @@ fn open_loop(clients: &[Client], time: u64) -> World {
 }
 
 fn run(mut world: World, clients: &[Client], time: u64) -> World {
-    let mut arrivals: BTreeMap<(u64, usize), ()> =
-        clients.iter().enumerate().map(|(index, client)| ((client.every / 2, index), ())).collect();
+    let mut arrivals: BTreeMap<(u64, usize), ()> = BTreeMap::new();
+    for (index, client) in clients.iter().enumerate() {
+        match client.when {
+            When::Every(every) => drop(arrivals.insert((world.now + every / 2, index), ())),
+            When::About(mean) => drop(arrivals.insert((world.now + world.wait(mean), index), ())),
+            When::Closed(_) => {}
+        }
+    }
     loop {
         while let Some((&(at, index), ())) = arrivals.first_key_value()
             && at <= world.now
@@ -176,7 +234,22 @@ fn run(mut world: World, clients: &[Client], time: u64) -> World {
         {
             arrivals.pop_first();
             world.submit(index, &clients[index], at);
-            arrivals.insert((at + clients[index].every, index), ());
+            let wait = match clients[index].when {
+                When::About(mean) => world.wait(mean),
+                When::Every(every) => every,
+                When::Closed(_) => unreachable!("it has no arrivals of its own"),
+            };
+            arrivals.insert((at + wait, index), ());
+        }
+        for (index, client) in clients.iter().enumerate() {
+            if let When::Closed(many) = client.when
+                && world.now < time
+            {
+                (world.live(index)..many).for_each(|_| world.submit(index, client, world.now));
+            }
+        }
+        if world.halt.is_some_and(|at| world.now >= at) {
+            return world;
         }
         if !world.step() {
             match arrivals.first_key_value() {
@@ -188,12 +261,22 @@ fn run(mut world: World, clients: &[Client], time: u64) -> World {
 }
 
 /// Beams are whole pages here, so that their number can be told from the plan.
-const TYPICAL: Client = Client { tenant: 0, every: 0, context: 300, beams: 32, patience: Some(10_000_000) };
+const TYPICAL: Client = Client {
+    tenant: 0,
+    when: When::Closed(0),
+    context: 300,
+    beams: 32,
+    patience: Some(10_000_000),
+    priority: Priority::Interactive,
+};
+/// The largest.
+const HEAVY: Client = Client { context: 1300, beams: 512, ..TYPICAL };
 
 /// Requests per second that are answered when nobody is ever late: many at a time, no deadlines.
 fn capacity(client: Client) -> f64 {
     let rows = (client.context + (STEPS - 1) * client.beams) as u64;
-    let busy = open_loop(&[Client { every: rows * PER_ROW / 2, patience: None, ..client }], 20_000_000);
+    let busy =
+        open_loop(&[Client { when: When::Every(rows * PER_ROW / 2), patience: None, ..client }], 20_000_000);
     busy.outcomes[0].answered.len() as f64 / (busy.now as f64 / 1e6)
 }
 
@@ -203,7 +286,10 @@ fn goodput_stays_near_capacity_under_any_overload() {
     for patience in [1_000_000, 10_000_000] {
         for factor in [2, 4, 16] {
             let every = (1e6 / (capacity * f64::from(factor))) as u64;
-            let world = open_loop(&[Client { every, patience: Some(patience), ..TYPICAL }], 60_000_000);
+            let world = open_loop(
+                &[Client { when: When::Every(every), patience: Some(patience), ..TYPICAL }],
+                60_000_000,
+            );
             let outcome = &world.outcomes[0];
             let goodput = outcome.answered.len() as f64 / (world.now as f64 / 1e6);
             let case = format!("{factor} times, {patience} us: {goodput:.1} of {capacity:.1} per second");
@@ -220,14 +306,15 @@ fn goodput_stays_near_capacity_under_any_overload() {
 fn nobody_is_refused_below_capacity() {
     let capacity = capacity(TYPICAL);
     let every = (1e6 / (capacity * 0.7)) as u64;
-    let world = open_loop(&[Client { every, patience: Some(1_000_000), ..TYPICAL }], 30_000_000);
+    let world =
+        open_loop(&[Client { when: When::Every(every), patience: Some(1_000_000), ..TYPICAL }], 30_000_000);
     let Outcome { refused, lost, .. } = &world.outcomes[0];
     assert_eq!((*refused, lost.len()), (0, 0));
 }
 
 #[test]
 fn a_request_that_would_be_late_alone_is_tried() {
-    let mut world = open_loop(&[Client { every: 50_000, ..TYPICAL }], 2_000_000);
+    let mut world = open_loop(&[Client { when: When::Every(50_000), ..TYPICAL }], 2_000_000);
     let hopeless = Client { patience: Some(1000), ..TYPICAL };
     let at = world.now;
     world.submit(0, &hopeless, at);
@@ -236,10 +323,10 @@ fn a_request_that_would_be_late_alone_is_tried() {
 
 #[test]
 fn a_greedy_tenant_costs_a_small_one_little() {
-    let small = Client { tenant: 1, every: 66_000, context: 40, beams: 32, patience: Some(10_000_000) };
+    let small = Client { tenant: 1, when: When::Every(66_000), context: 40, ..TYPICAL };
     let alone = open_loop(&[small], 20_000_000).outcomes.remove(0).percentile(99);
     // Sixteen times what the machine can do, of the largest requests.
-    let greedy = Client { tenant: 2, every: 9_000, context: 1300, beams: 512, patience: Some(10_000_000) };
+    let greedy = Client { tenant: 2, when: When::Every(9_000), ..HEAVY };
     let world = open_loop(&[small, greedy], 60_000_000);
     let [small, greedy] = &world.outcomes[..] else { panic!("two clients") };
     assert_eq!((small.refused, small.lost.len()), (0, 0), "only the greedy one is refused");
@@ -254,7 +341,13 @@ fn a_greedy_tenant_costs_a_small_one_little() {
 
 #[test]
 fn tenants_that_always_wait_get_equal_shares_whatever_their_requests_cost() {
-    let of = |tenant, context, every| Client { tenant, every, context, beams: 32, patience: Some(5_000_000) };
+    let of = |tenant, context, every| Client {
+        tenant,
+        when: When::Every(every),
+        context,
+        patience: Some(5_000_000),
+        ..TYPICAL
+    };
     let clients = [of(1, 1000, 10_000), of(2, 250, 3_000), of(3, 60, 1_500)];
     let world = open_loop(&clients, 60_000_000);
     let rows: Vec<usize> = (0..3)
@@ -269,7 +362,7 @@ fn tenants_that_always_wait_get_equal_shares_whatever_their_requests_cost() {
 
 #[test]
 fn a_step_is_short_while_others_wait_and_whole_when_nobody_does() {
-    let mut world = open_loop(&[Client { every: 20_000, ..TYPICAL }], 2_000_000);
+    let mut world = open_loop(&[Client { when: When::Every(20_000), ..TYPICAL }], 2_000_000);
     let long = Client { context: 4000, ..TYPICAL };
     let at = world.now;
     world.submit(0, &long, at);
@@ -293,8 +386,9 @@ fn a_step_is_short_while_others_wait_and_whole_when_nobody_does() {
 fn a_small_tenant_waits_for_two_wide_beams_at_most_however_slow_the_model() {
     // Where a beam of 512 takes many times as long as a step should.
     let slow = 20;
-    let small = Client { tenant: 1, every: 1_500_000, context: 40, beams: 32, patience: Some(60_000_000) };
-    let greedy = Client { tenant: 2, every: 500_000, context: 1300, beams: 512, patience: Some(60_000_000) };
+    let patience = Some(60_000_000);
+    let small = Client { tenant: 1, when: When::Every(1_500_000), context: 40, patience, ..TYPICAL };
+    let greedy = Client { tenant: 2, when: When::Every(500_000), patience, ..HEAVY };
     let mut world = World::new(2);
     world.slow = slow;
     let world = run(world, &[small, greedy], 120_000_000);
@@ -307,4 +401,90 @@ fn a_small_tenant_waits_for_two_wide_beams_at_most_however_slow_the_model() {
     let p99 = small.percentile(99);
     assert!(p99 <= bound, "{p99} us, the bound is {bound} us, the widest step takes {widest} us");
     assert!(!greedy.answered.is_empty());
+}
+
+/// What a request takes alone.
+fn service(client: Client) -> u64 {
+    let rows = client.context + (STEPS - 1) * client.beams;
+    STEPS as u64 * PER_STEP + rows as u64 * PER_ROW
+}
+
+#[test]
+fn equal_requests_wait_no_longer_than_in_one_queue() {
+    for load in [0.1, 0.3, 0.5, 0.7, 0.9] {
+        let when = When::About((service(TYPICAL) as f64 / load) as u64);
+        let world = open_loop(&[Client { when, ..TYPICAL }], 200_000_000);
+        let outcome = &world.outcomes[0];
+        let queue = outcome.first_come_first_served(service(TYPICAL));
+        let (ours, theirs) = (outcome.percentile(50), percentile(queue.clone(), 50));
+        assert!(ours * 100 <= theirs * 102, "P50 at {load}: {ours} us, {theirs} us in one queue");
+        let (ours, theirs) = (outcome.percentile(99), percentile(queue.clone(), 99));
+        if theirs <= 100_000 {
+            assert!(ours * 100 <= theirs * 102, "P99 at {load}: {ours} us, {theirs} us in one queue");
+        }
+        let missed = |times: &[u64]| times.iter().filter(|took| **took > 100_000).count();
+        let (ours, theirs) = (missed(&outcome.answered), missed(&queue));
+        assert!(ours <= theirs, "at {load}, {ours} miss the objective, {theirs} in one queue");
+    }
+}
+
+#[test]
+fn small_requests_wait_little_beside_large_ones_of_their_own_tenant() {
+    let small = Client { when: When::About(66_000), context: 100, ..TYPICAL };
+    let alone = open_loop(&[small], 60_000_000).outcomes.remove(0).percentile(99);
+    for many in [1, 16] {
+        let heavy = Client { when: When::Closed(many), patience: None, ..HEAVY };
+        let world = open_loop(&[small, heavy], 60_000_000);
+        let p99 = world.outcomes[0].percentile(99);
+        assert_eq!((world.outcomes[0].refused, world.outcomes[0].lost.len()), (0, 0));
+        // A beam of 512 is not cut.
+        let bound = 5 * alone / 2 + PER_STEP + 512 * PER_ROW;
+        assert!(p99 <= bound, "{p99} us beside {many}, {alone} us alone");
+        assert!(world.outcomes[1].answered.len() > 300, "{}", world.outcomes[1].answered.len());
+    }
+}
+
+#[test]
+fn under_overload_most_of_what_is_answered_meets_the_objective() {
+    let capacity = capacity(TYPICAL);
+    let when = When::About((1e6 / (capacity * 2.0)) as u64);
+    let world = open_loop(&[Client { when, ..TYPICAL }], 60_000_000);
+    let outcome = &world.outcomes[0];
+    let in_time = outcome.answered.iter().filter(|took| **took <= 100_000).count();
+    assert!(in_time * 3 >= outcome.answered.len() * 2, "{in_time} of {}", outcome.answered.len());
+}
+
+#[test]
+fn batch_requests_take_what_is_left_and_have_their_share() {
+    let shoppers = |load: f64| When::About((service(TYPICAL) as f64 / load) as u64);
+    let alone = open_loop(&[Client { when: shoppers(0.5), ..TYPICAL }], 60_000_000);
+    let replay = Client { when: When::Closed(8), priority: Priority::Batch, patience: None, ..TYPICAL };
+    for (load, least) in [(0.5, 40), (3.0, 7)] {
+        let world = open_loop(&[Client { when: shoppers(load), ..TYPICAL }, replay], 60_000_000);
+        let rows: Vec<usize> = world.outcomes.iter().map(|outcome| outcome.answered.len()).collect();
+        let share = rows[1] * 100 / (rows[0] + rows[1]);
+        assert!(share >= least, "{share} percent at {load}");
+        if load < 1.0 {
+            let p99 = world.outcomes[0].percentile(99);
+            let bound = alone.outcomes[0].percentile(99) * 3 / 2;
+            assert!(p99 <= bound, "{p99} us beside a replay, {bound} us is the bound");
+        }
+    }
+}
+
+#[test]
+fn recovery_from_overload_is_quick() {
+    let capacity = capacity(TYPICAL);
+    let burst = Client { when: When::About((1e6 / (capacity * 4.0)) as u64), ..TYPICAL };
+    let calm = Client { when: When::About((1e6 / (capacity * 0.3)) as u64), ..TYPICAL };
+    let world = World { halt: Some(10_000_000), ..World::new(2) };
+    let mut world = run(world, &[burst, Client { when: When::Closed(0), ..TYPICAL }], 10_000_000);
+    assert!(world.live(0) > 8, "the burst has left work behind");
+    world.halt = None;
+    // The second client comes at its moderate rate from now on.
+    let begin = world.now;
+    let world = run(world, &[Client { when: When::Closed(0), ..burst }, calm], begin + 20_000_000);
+    let p99 = world.outcomes[1].percentile(99);
+    assert!(p99 <= 2 * 100_000, "{p99} us");
+    assert_eq!(world.outcomes[1].lost.len() + world.outcomes[1].refused, 0);
 }

@@ -1,15 +1,16 @@
-//! From the queue to a seat: tenants in turns, the requests of each in the order of their arrival.
+//! From the queue to a seat, and from the door back home.
 //!
-//! A request is admitted with all it will ever need: the pages of its context, less the cached
-//! prefix, and the pages of all its branch rows. Where host memory continues the prefix, the pages
-//! are there to be filled, not computed. So what runs can always go on, and what runs always ends.
-//! Whoever's turn it is waits until it fits, and nobody overtakes it; since it would fit into an
-//! idle scheduler, it is admitted at the latest when everything before it has ended.
+//! A request is admitted when the next step is to compute for it, with all it will ever need: the
+//! pages of its context, less the cached prefix, and the pages of all its branch rows. Where host
+//! memory continues the prefix, the pages are there to be filled, not computed. So what runs can
+//! always go on, and what runs always ends. Whoever does not fit waits until it does, and nobody
+//! else is admitted meanwhile; since it would fit into an idle scheduler, it is admitted at the
+//! latest when all that runs has ended.
 //!
-//! What would be late is not begun. By the measured pace, and by what was admitted before, it is
-//! known when a request will be answered: a request that could only be late is refused on arrival,
-//! and dropped if it turns out later. So under any load, what is computed is answered in time, and
-//! nobody waits for an answer that does not come.
+//! What would be late is not begun. By the measured pace it is known when a request would be
+//! answered: one that could only be late is refused on arrival, and dropped if it turns out later.
+//! So under any load, what is computed is answered in time, and nobody waits for an answer that does
+//! not come.
 
 use std::sync::Arc;
 
@@ -17,15 +18,40 @@ use beamline_model::step::Slot;
 
 use super::{
     Place, Queued, Scheduler,
+    order::{Candidate, Class, WHOLE},
     seat::{Running, Stage},
-    tenants::{Tenant, TenantId},
+    tenants::TenantId,
 };
 use crate::{
     event::{Ended, Ending, Event, Timings, Usage},
-    limits::SchedulerConfig,
-    request::{Refusal, Request},
+    limits::Demand,
+    request::{Priority, Refusal, Request},
     time::Micros,
 };
+
+/// Part of the time until a deadline that must be to spare when a request is accepted behind others.
+const SPARE: u64 = 8;
+
+/// What became of a request that was to get a seat.
+pub(super) enum Seating<P> {
+    /// It has one.
+    Seated(Slot),
+    /// It was over at once: all that it wanted was there.
+    Over,
+    /// There is no room for it now.
+    NoRoom(Queued<P>),
+}
+
+/// Rows that are computed before a request.
+#[derive(Default)]
+struct Before {
+    /// Of whoever is on time, sooner than it.
+    on_time: u64,
+    /// Of all who are on time.
+    all_on_time: u64,
+    /// Of those behind.
+    behind: u64,
+}
 
 impl<P> Scheduler<P> {
     /// Ends what is late, before any more work is done for it.
@@ -36,104 +62,159 @@ impl<P> Scheduler<P> {
             }
         }
         for tenant in self.tenants.ids() {
-            self.expire_queue(now, tenant, events);
-        }
-    }
-
-    /// Ends those of a tenant who are late, or will be even if nobody but their tenant is served.
-    fn expire_queue<A>(&mut self, now: Micros, tenant: TenantId, events: &mut Vec<Event<P, A>>) {
-        let mut before = self.tenants.get(tenant).running_rows;
-        let mut index = 0;
-        while let Some(queued) = self.tenants.get(tenant).waiting.get(index) {
-            let rows = before.saturating_add(self.pace.expected_rows(queued.demand.cost));
-            let ending = match &queued.request {
-                request if request.is_late(now) => Some(Ending::Expired),
-                // What would be late alone is tried: an estimate may be wrong.
-                request if before > 0 => self.late(now, request.deadline, rows).map(Ending::Dropped),
-                _ => None,
-            };
-            match ending {
-                None => {
-                    before = rows;
+            let mut index = 0;
+            while let Some(queued) = self.tenants.get(tenant).waiting.get(index) {
+                if !queued.request.is_late(now) {
                     index += 1;
-                }
-                Some(ending) => {
-                    if let Some(queued) = self.tenants.remove(tenant, index) {
-                        self.end_queued(now, queued, ending, events);
-                    }
+                } else if let Some(queued) = self.tenants.remove(tenant, index) {
+                    self.end_queued(now, queued, Ending::Expired, events);
                 }
             }
         }
     }
 
-    /// Why a request that comes now, for so many rows with an empty cache, would be late.
+    /// Ends those in the order who wait, and would be late even if nobody but their tenant were
+    /// served.
+    pub(super) fn drop_hopeless<A>(&mut self, now: Micros, events: &mut Vec<Event<P, A>>) {
+        let mut before = vec![0_u64; self.tenants.ids().count()];
+        let mut order = std::mem::take(&mut self.order);
+        order.retain(|candidate| {
+            let before = &mut before[candidate.tenant.index()];
+            let rows = before.saturating_add(candidate.rows);
+            let left = candidate.deadline.filter(|_| candidate.slot.is_none());
+            let late = left.map_or(0, |by| self.time_of(rows).0.saturating_sub(by.since(now).0));
+            // What would be late alone is tried: an estimate may be wrong.
+            if late == 0 || *before == 0 {
+                *before = rows;
+                return true;
+            }
+            let why = Refusal::Backlog { late: Micros(late) };
+            let Some(index) = self.tenants.position(candidate.tenant, candidate.id()) else { return true };
+            if let Some(queued) = self.tenants.remove(candidate.tenant, index) {
+                self.end_queued(now, queued, Ending::Dropped(why), events);
+            }
+            false
+        });
+        self.order = order;
+    }
+
+    fn time_of(&self, rows: u64) -> Micros {
+        self.pace.time_of(rows).unwrap_or_default()
+    }
+
+    /// Why a request that comes now would be late: on time behind those who are, or else behind
+    /// everybody.
     pub(super) fn late_behind_the_queue(
         &self,
         now: Micros,
         request: &Request<P>,
-        tenant: Option<TenantId>,
-        cost: u64,
+        demand: &Demand,
     ) -> Option<Refusal> {
-        let pace = &self.pace;
-        let rows =
-            |tenant: &Tenant<P>| pace.expected_rows(tenant.waiting_rows).saturating_add(tenant.running_rows);
-        let own = pace.expected_rows(cost);
-        let rows = self.tenants.rows_before(tenant, own, rows);
-        if rows > own { self.late(now, request.deadline, rows) } else { None }
+        let left = request.deadline?.since(now);
+        // It may be narrowed rather than refused.
+        let narrowed = request.beam_width.saturating_sub(request.min_beam_width);
+        let cost = demand.cost.saturating_sub(narrowed.saturating_mul(request.generated_steps) as u64);
+        let own = self.pace.expected_rows(cost);
+        let goal = self.goal(now, request, own);
+        let before = self.rows_before(request, own, goal);
+        if before.all_on_time + before.behind == 0 {
+            return None;
+        }
+        // Those behind get their share meanwhile.
+        let others = self.percent_behind();
+        let soon = self.time_of(before.on_time.saturating_add(own)).0.saturating_mul(100) / (100 - others);
+        let span = goal.since(now);
+        let in_time = soon <= left.0 && soon.saturating_add(self.margin(span.0)) <= span.0;
+        if request.priority == Priority::Interactive && in_time {
+            return None;
+        }
+        let behind = self.time_of(before.behind.saturating_add(own)).0.saturating_mul(WHOLE);
+        let share = match request.priority {
+            Priority::Interactive => self.behind.share(Class::Late, self.limits.config.late_share),
+            _ => self.behind.share(Class::Batch, self.limits.config.batch_share),
+        };
+        let last = self.time_of(before.all_on_time).0.saturating_add(behind / share);
+        // An estimate may be wrong: whoever were accepted for the last moment would wait in vain.
+        let left = left.0 - left.0 / SPARE;
+        (last > left).then(|| Refusal::Backlog { late: Micros(last - left) })
     }
 
-    /// Whether so many rows take longer than there is time.
-    fn late(&self, now: Micros, deadline: Option<Micros>, rows: u64) -> Option<Refusal> {
-        let (left, time) = (deadline?.since(now), self.pace.time_of(rows)?);
-        (time > left).then(|| Refusal::Backlog { late: time.since(left) })
-    }
-
-    /// Admits as many as fit.
-    pub(super) fn admit<A>(&mut self, now: Micros, events: &mut Vec<Event<P, A>>) {
-        // Matching the same words again at every plan would be wasted: the head fits when somebody
-        // has left.
-        while !self.head_waits
-            && let Some(&slot) = self.free_slots.last()
-            && let Some(tenant) = self.whose_turn()
-            && let Some(head) = self.tenants.remove(tenant, 0)
-        {
-            let name = head.request.namespace;
-            self.turn = None;
-            if let Some(head) = self.take_seat(now, slot, head, events) {
-                self.tenants.put_back(head);
-                self.turn = Some(name);
-                self.head_waits = true;
+    /// Those of its tenant that go first, and of each other tenant as much, because they share.
+    fn rows_before(&self, request: &Request<P>, own: u64, goal: Micros) -> Before {
+        let tenant = self.tenants.find(&request.namespace);
+        let last = match request.priority {
+            Priority::Interactive => Class::Late,
+            Priority::Batch => Class::Batch,
+            Priority::Shadow => Class::Shadow,
+        };
+        let mut each: Vec<(TenantId, Before)> = Vec::new();
+        for candidate in self.order.iter().chain(&self.arrived) {
+            let index = each.iter().position(|(id, _)| *id == candidate.tenant).unwrap_or_else(|| {
+                each.push((candidate.tenant, Before::default()));
+                each.len() - 1
+            });
+            let sums = &mut each[index].1;
+            match candidate.class() {
+                Class::OnTime => {
+                    sums.all_on_time += candidate.rows;
+                    if candidate.goal() <= goal {
+                        sums.on_time += candidate.rows;
+                    }
+                }
+                class if class <= last => sums.behind += candidate.rows,
+                _ => {}
             }
         }
-        assert!(
-            self.tenants.waiting() == 0 || self.running() > 0,
-            "an idle scheduler admits whoever's turn it is"
-        );
+        let mut before = Before::default();
+        if let Some((_, mine)) = each.iter().find(|(id, _)| Some(*id) == tenant) {
+            before.on_time = mine.on_time;
+            before.all_on_time = mine.all_on_time;
+            before.behind = mine.behind;
+        }
+        let mine = [before.on_time + own, before.all_on_time + own, before.behind + own];
+        for (_, theirs) in each.iter().filter(|(id, _)| Some(*id) != tenant) {
+            before.on_time += theirs.all_on_time.min(mine[0]);
+            before.all_on_time += theirs.all_on_time.min(mine[1]);
+            before.behind += theirs.behind.min(mine[2]);
+        }
+        before
     }
 
-    /// The tenant to serve next. One whose running requests will take long waits for some of them
-    /// to end, so that others find seats and pages.
-    fn whose_turn(&self) -> Option<TenantId> {
-        let waits = |id: &TenantId| !self.tenants.get(*id).waiting.is_empty();
-        let turn = self.turn.as_ref().and_then(|name| self.tenants.find(name)).filter(waits);
-        let SchedulerConfig { tenant_running, tenant_running_time, .. } = self.limits.config;
-        let rows = self.pace.rows_in(tenant_running_time).map_or(u64::MAX, |rows| rows as u64);
-        let may = |tenant: &Tenant<P>| tenant.running < tenant_running || tenant.running_rows < rows;
-        turn.or_else(|| self.tenants.next(may))
+    /// Admits a request that waits, if there is room.
+    pub(super) fn seat_for<A>(
+        &mut self,
+        now: Micros,
+        candidate: &Candidate,
+        events: &mut Vec<Event<P, A>>,
+    ) -> Option<Slot> {
+        let Some(&slot) = self.free_slots.last() else {
+            self.no_room = Some(candidate.id());
+            return None;
+        };
+        let index = self.tenants.position(candidate.tenant, candidate.id())?;
+        let queued = self.tenants.remove(candidate.tenant, index)?;
+        match self.take_seat(now, slot, queued, events) {
+            Seating::Seated(slot) => Some(slot),
+            Seating::Over => None,
+            Seating::NoRoom(queued) => {
+                self.tenants.put_back(index, queued);
+                self.no_room = Some(candidate.id());
+                None
+            }
+        }
     }
 
-    /// Gives the free `slot` to the head of a queue, with all that it needs, or gives the head
-    /// back.
+    /// Gives the free `slot` to a request, with all that it needs, or gives the request back.
     fn take_seat<A>(
         &mut self,
         now: Micros,
         slot: Slot,
         head: Queued<P>,
         events: &mut Vec<Event<P, A>>,
-    ) -> Option<Queued<P>> {
-        let Some(held) = self.hold_pages(slot, &head) else { return Some(head) };
+    ) -> Seating<P> {
+        let Some(held) = self.hold_pages(slot, &head) else { return Seating::NoRoom(head) };
         let Held { cached, restored, cost } = held;
-        let Queued { request, demand, queued_at } = head;
+        let Queued { request, demand, queued_at, goal } = head;
         let (id, len) = (request.id, request.context_len);
         self.stats.hit_tokens += cached as u64;
         self.stats.restored_tokens += restored as u64;
@@ -152,11 +233,11 @@ impl<P> Scheduler<P> {
             let timings =
                 Timings { queued_at, admitted_at: Some(now), prefilled_at: Some(now), finished_at: now };
             self.announce(Ended { id, ending: Ending::Warmed, usage, timings }, events);
-            return None;
+            return Seating::Over;
         }
 
         self.pace.observe_admission(cost, demand.cost);
-        let tenant = self.tenants.admitted(request.namespace, cost);
+        let tenant = self.tenants.admitted(request.namespace);
         events.push(Event::Opened { id, slot, payload: Arc::clone(&request.payload) });
         seat.running = Some(Running {
             request,
@@ -171,6 +252,7 @@ impl<P> Scheduler<P> {
             stage: Stage::Prefill,
             usage,
             queued_at,
+            goal,
             admitted_at: now,
             prefilled_at: None,
         });
@@ -178,7 +260,7 @@ impl<P> Scheduler<P> {
         self.running_cost += cost;
         self.places.insert(id, Place::Seat(slot));
         self.prefilling.push_back(slot);
-        None
+        Seating::Seated(slot)
     }
 
     /// Takes the cached pages and allocates the others that a request needs, into the free seat.

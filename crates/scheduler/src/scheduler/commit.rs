@@ -43,8 +43,6 @@ impl<P> Scheduler<P> {
             running.usage.steps += 1;
             let rows = rows.min(running.rows_due);
             running.rows_due -= rows;
-            let tenant = running.tenant;
-            self.tenants.advanced(tenant, rows);
             let ending = match work {
                 Work::Context { end, expand, .. } => self.advance_context(now, slot, end, expand, progress),
                 Work::Branch { .. } => self.advance_branches(slot, progress),
@@ -54,6 +52,7 @@ impl<P> Scheduler<P> {
             }
         }
         self.in_flight = in_flight;
+        self.refresh_order();
     }
 
     fn count_step(&mut self, took: Micros) {

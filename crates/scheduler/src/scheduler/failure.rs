@@ -32,6 +32,7 @@ impl<P> Scheduler<P> {
         }
         in_flight.clear();
         self.in_flight = in_flight;
+        self.refresh_order();
     }
 
     /// Starts the request over, alone. What earlier steps wrote into its context pages stays good;

@@ -1,7 +1,7 @@
 //! The state machine: submit, plan, commit.
 //!
 //! ```text
-//!            submit         plan: admit            commit: advance
+//!            submit      plan: rank, admit         commit: advance
 //!  Request ────────► queue ─────────────► seat ─────────────────────► Ended
 //!                                          │  prefilling ─► decoding ───▲
 //!                                          └─ failed step ─► suspects ──┘
@@ -24,9 +24,11 @@
 mod admission;
 mod commit;
 mod failure;
+mod order;
 mod planning;
 mod restoring;
 mod seat;
+mod shared_work;
 mod stats;
 mod tenants;
 
@@ -42,6 +44,7 @@ use crate::{
     request::{Refusal, Request, RequestId},
     time::Micros,
 };
+use order::{Behind, Candidate};
 use seat::{Seat, Work};
 use tenants::{Queued, Tenants};
 
@@ -65,21 +68,27 @@ pub struct Scheduler<P> {
 
     /// Where every request is that has not ended.
     places: HashMap<RequestId, Place>,
-    /// Those who wait, and whose turn it is.
+    /// Those who wait, and what their tenants had.
     tenants: Tenants<P>,
-    /// The tenant whose turn it is and whose head did not fit. Nobody overtakes it.
-    turn: Option<Namespace>,
-    /// Nobody has left since it did not fit.
-    head_waits: bool,
+    /// Who found no room. Nobody has left since.
+    no_room: Option<RequestId>,
+    /// Everybody who had not ended when the last step was planned, in the order in which they are
+    /// served, and those who came since.
+    order: Vec<Candidate>,
+    arrived: Vec<Candidate>,
+    /// Whether somebody missed its goal or may wait, and what those are owed; see `order`.
+    somebody_is_behind: bool,
+    behind: Behind,
+    /// When there was last more than one request.
+    crowded_at: Option<Micros>,
 
     /// One per slot.
     seats: Box<[Seat<P>]>,
     free_slots: Vec<Slot>,
     /// Cost of all requests in seats.
     running_cost: u64,
-    /// Seats whose context is not computed yet, by admission.
+    /// Seats whose context is not computed yet, and seats whose beams take branch steps.
     prefilling: VecDeque<Slot>,
-    /// Seats whose beams take branch steps, next to be served first.
     decoding: VecDeque<Slot>,
     /// Seats that were in a failed step with others. They are served alone, one after the other,
     /// before all else.
@@ -89,8 +98,6 @@ pub struct Scheduler<P> {
     in_flight: Vec<(Slot, Work)>,
     /// Seats for which that step brings pages back.
     importing: Vec<Slot>,
-    /// Scratch of the planner: rows given to each prefilling seat.
-    takes: Vec<usize>,
 }
 
 impl<P> Scheduler<P> {
@@ -110,8 +117,12 @@ impl<P> Scheduler<P> {
             stats: SchedulerStats::default(),
             places: HashMap::with_capacity(config.max_queued + config.max_running),
             tenants: Tenants::default(),
-            turn: None,
-            head_waits: false,
+            no_room: None,
+            order: Vec::new(),
+            arrived: Vec::new(),
+            somebody_is_behind: false,
+            behind: Behind::default(),
+            crowded_at: None,
             seats: (0..slots).map(|_| Seat::default()).collect(),
             free_slots: (0..slots).rev().map(Slot).collect(),
             running_cost: 0,
@@ -120,7 +131,6 @@ impl<P> Scheduler<P> {
             suspects: VecDeque::with_capacity(config.max_running),
             in_flight: Vec::with_capacity(config.max_running),
             importing: Vec::with_capacity(config.max_running),
-            takes: Vec::with_capacity(config.max_running),
         })
     }
 
@@ -165,7 +175,10 @@ impl<P> Scheduler<P> {
         let demand = self.acceptable(now, &request).inspect_err(|_| self.stats.refused += 1)?;
         self.stats.accepted += 1;
         self.places.insert(request.id, Place::Queue(request.namespace));
-        self.tenants.push(Queued { request, demand, queued_at: now });
+        let goal = self.goal(now, &request, self.pace.expected_rows(demand.cost));
+        let id = request.id;
+        let tenant = self.tenants.push(Queued { request, demand, queued_at: now, goal });
+        self.note_arrival(now, tenant, id);
         Ok(())
     }
 
@@ -176,7 +189,8 @@ impl<P> Scheduler<P> {
             None => return false,
             Some(&Place::Seat(slot)) => self.end(now, slot, Ending::Cancelled, events),
             Some(Place::Queue(tenant)) => {
-                let place = self.tenants.position(tenant, id);
+                let tenant = self.tenants.find(tenant);
+                let place = tenant.and_then(|tenant| Some((tenant, self.tenants.position(tenant, id)?)));
                 let Some(queued) = place.and_then(|(tenant, index)| self.tenants.remove(tenant, index))
                 else {
                     unreachable!("a request without a seat is in the queue")
@@ -184,6 +198,7 @@ impl<P> Scheduler<P> {
                 self.end_queued(now, queued, Ending::Cancelled, events);
             }
         }
+        self.refresh_order();
         true
     }
 
@@ -199,8 +214,7 @@ impl<P> Scheduler<P> {
         if self.tenants.waiting() >= limit {
             return Err(Refusal::QueueFull { limit });
         }
-        let tenant = self.tenants.find(&request.namespace);
-        match self.late_behind_the_queue(now, request, tenant, demand.cost) {
+        match self.late_behind_the_queue(now, request, &demand) {
             Some(refusal) => Err(refusal),
             None => Ok(demand),
         }
@@ -226,7 +240,7 @@ impl<P> Scheduler<P> {
         seat.context_pages.clear();
         seat.restoring.clear();
         self.running_cost -= running.cost;
-        self.tenants.ended(running.tenant, running.rows_due);
+        self.tenants.ended(running.tenant);
         for list in [&mut self.prefilling, &mut self.decoding, &mut self.suspects] {
             list.retain(|other| *other != slot);
         }
@@ -259,7 +273,7 @@ impl<P> Scheduler<P> {
     fn announce<A>(&mut self, ended: Ended<A>, events: &mut Vec<Event<P, A>>) {
         let place = self.places.remove(&ended.id);
         assert!(place.is_some(), "a request ends once");
-        self.head_waits = false;
+        self.no_room = None;
         self.stats.count(&ended);
         events.push(Event::Ended(ended));
     }
@@ -294,8 +308,6 @@ impl<P> Scheduler<P> {
                 let place = Place::Queue(queued.request.namespace);
                 assert_eq!(self.places.get(&queued.request.id), Some(&place));
             }
-            let rows: u64 = tenant.waiting.iter().map(|queued| queued.demand.cost).sum();
-            assert_eq!(rows, tenant.waiting_rows);
         }
         if self.running() == 0 {
             assert_eq!(self.cache.available(), self.limits.pages, "pages leaked");

@@ -1,63 +1,91 @@
 //! What goes through the model in the next step.
 //!
-//! First the branch steps, under `max_branch_rows`: they end requests and free what those hold.
-//! Then context rows, under `max_step_tokens`. The two have budgets of their own, so that neither
-//! kind can starve the other.
+//! The step is for whoever is first, see `order`. Others share it where that saves more than it
+//! costs: who shares a step saves its fixed part, and delays those who are in it already by its
+//! rows. So on a processor contexts are computed one after the other, beams together, and on a
+//! device everybody goes together. The curve that says so is measured; see `pace`.
 //!
-//! - While others wait, a step holds as many rows as take `max_step_time` by the measured pace, but
-//!   at least `min_step_rows`. So nobody waits long for a step of others to end.
-//! - Tenants have equal shares of a step. One that got more, because a beam cannot be cut or
-//!   because nobody else wanted it, gets as much less of the next steps (deficit round robin).
-//! - Branch steps are given in turns: first within the shares, then of what is left. Whoever is
-//!   passed over comes first in the next step.
-//! - Context rows are given out in two rounds, to the oldest first. In the first, each request gets
-//!   an equal part of its tenant's share, at most `max_chunk`, so that a long context does not keep
-//!   short ones waiting; in the second, what is left goes to the oldest again.
-//! - A context that cannot be cut gets all of its rows or none. The oldest request finds the whole
-//!   budget, which such a context never exceeds, so it waits only for those that were admitted
-//!   before it.
+//! - While there are others, or were in the last second, a step holds as many rows as take
+//!   `max_step_time`, at least `min_step_rows`: whoever comes next waits no longer. A beam is not
+//!   cut, nor is a context that cannot be.
+//! - Nobody shares a step where that would make one of those in it miss its goal.
+//! - Context rows are bounded by `max_step_tokens`, branch rows by `max_branch_rows`.
+//! - A request is admitted when it is first, or shares; one more waits in a seat, so that its pages
+//!   are on their way.
 //! - Whoever waits for pages out of host memory gets no rows before the last of them is ordered,
-//!   see `restoring`.
+//!   see `restoring`. Whoever waits for pages that another computes gets none before they are there,
+//!   see `shared_work`.
 
 use beamline_model::step::{BranchStep, Chunk, ContextShape, Plan, Slot};
 
 use super::{
     Scheduler,
+    order::{Candidate, RowsByClass},
     seat::{Stage, Work},
-    tenants::TenantId,
 };
-use crate::{event::Event, limits::SchedulerConfig, pace::Beam, time::Micros};
+use crate::{
+    event::Event,
+    limits::SchedulerConfig,
+    pace::{Beam, Curve},
+    time::Micros,
+};
 
-/// What a tenant gets of the context rows of a step.
-struct Share {
-    tenant: TenantId,
-    /// Requests that have rows to compute.
-    requests: usize,
-    /// Rows of each of them.
-    slice: usize,
+/// How long steps stay short after there was last more than one request.
+const CROWDED: Micros = Micros(1_000_000);
+/// Rows of a step before it is known what they take.
+const UNKNOWN_BURST: usize = 1024;
+
+/// A step that is being composed.
+struct Step {
+    /// Most rows.
+    most: usize,
+    curve: Option<Curve>,
+    requests: u64,
+    context_rows: usize,
+    branch_rows: usize,
+    /// Least time that one of its requests has to spare.
+    slack: Micros,
+    rows_by_class: RowsByClass,
+    /// Requests that want to be served and are not in it.
+    left: u64,
+    /// Somebody behind was passed over.
+    passed_over: bool,
+    /// Nobody else is admitted: somebody before found no room.
+    closed: bool,
+}
+
+impl Step {
+    fn rows(&self) -> usize {
+        self.context_rows + self.branch_rows
+    }
+
+    /// Whether another one with so many rows should share it.
+    fn welcomes(&self, rows: usize) -> bool {
+        // Before anything is known, or where all steps were alike, one shares: so it becomes known.
+        let Some(curve) = self.curve.filter(|curve| curve.is_known) else { return self.requests < 2 };
+        let nanos = curve.per_row.saturating_mul(rows as u64);
+        let costs = nanos.saturating_mul(self.requests);
+        costs <= curve.per_step.saturating_mul(self.left) && Micros(nanos / 1000) <= self.slack
+    }
 }
 
 impl<P> Scheduler<P> {
-    /// Ends what is late, admits what fits and writes the next step. The plan is empty exactly when
-    /// no request waits or runs; otherwise the step has to be reported by [`Scheduler::commit`] or
-    /// [`Scheduler::fail_step`] before anything else but submissions.
+    /// Ends what is late, admits who is to be served and writes the next step. The plan is empty
+    /// exactly when no request waits or runs; otherwise the step has to be reported by
+    /// [`Scheduler::commit`] or [`Scheduler::fail_step`] before anything else but submissions.
     pub fn plan<A>(&mut self, now: Micros, plan: &mut Plan, events: &mut Vec<Event<P, A>>) {
         assert!(self.in_flight.is_empty(), "a step is in flight");
         plan.clear();
+        let told = events.len();
         self.expire(now, events);
-        self.admit(now, events);
-        // What was evicted is copied out before its pages are filled or written.
-        self.cache.take_transfers(&mut plan.transfers);
         if let Some(&slot) = self.suspects.front() {
+            self.cache.take_transfers(&mut plan.transfers);
             self.plan_alone(slot, plan);
         } else {
-            let most = self.step_rows();
-            // Context rows get this many however many branch rows there are.
-            let least = self.limits.config.min_step_rows;
-            self.grant_shares(most.saturating_add(least));
-            let rows = self.plan_branches(most, plan);
-            self.plan_imports(plan);
-            self.plan_chunks(most.saturating_sub(rows).max(least), plan);
+            self.compose(now, plan, events);
+        }
+        if events.len() > told {
+            self.refresh_order();
         }
         self.choose_widths(now, plan);
         self.take_off(plan);
@@ -82,142 +110,182 @@ impl<P> Scheduler<P> {
         }
     }
 
-    /// Most rows of a step: those that take as long as a step should while somebody waits for it to
-    /// end.
-    fn step_rows(&self) -> usize {
+    /// A step for whoever is first, and for those who share it.
+    fn compose<A>(&mut self, now: Micros, plan: &mut Plan, events: &mut Vec<Event<P, A>>) {
+        let most = self.step_rows(now);
+        self.tenants.settle(self.burst());
+        self.rank(now);
+        self.drop_hopeless(now, events);
+        let Some(first) = self.first(most) else { return };
+        let mut step = Step {
+            most,
+            curve: self.pace.curve(),
+            requests: 0,
+            context_rows: 0,
+            branch_rows: 0,
+            slack: Micros(u64::MAX),
+            rows_by_class: RowsByClass::default(),
+            left: self.order.len() as u64,
+            passed_over: false,
+            closed: false,
+        };
+        self.consider(now, first, &mut step, plan, events);
+        for index in (0..self.order.len()).filter(|index| *index != first) {
+            if step.requests > 0 && (step.rows() >= most || !step.welcomes(1)) {
+                break;
+            }
+            self.consider(now, index, &mut step, plan, events);
+        }
+        if step.requests == 0 {
+            self.serve_whoever_can(&mut step, plan);
+        }
+        self.settle_behind(&step.rows_by_class, most);
+    }
+
+    /// Everybody waits for pages: brings back all of somebody's at once, and serves them.
+    fn serve_whoever_can(&mut self, step: &mut Step, plan: &mut Plan) {
+        let seated = |candidate: &Candidate| Some((*candidate, candidate.slot?));
+        let Some((candidate, slot)) = self.order.iter().find_map(seated) else { return };
+        self.import(slot, usize::MAX, plan);
+        self.include(&candidate, slot, step, plan);
+    }
+
+    /// Most rows of a step.
+    fn step_rows(&mut self, now: Micros) -> usize {
         let SchedulerConfig { max_step_time, min_step_rows, max_step_tokens, max_branch_rows, .. } =
             self.limits.config;
-        let alone = self.running() + self.tenants.waiting() <= 1;
-        let rows = self.pace.rows_in(max_step_time).filter(|_| !alone);
+        if self.running() + self.tenants.waiting() > 1 {
+            self.crowded_at = Some(now);
+        }
+        let crowded = self.crowded_at.is_some_and(|at| now.since(at) < CROWDED);
+        let rows = self.pace.curve().filter(|_| crowded).map(|curve| curve.rows_in(max_step_time));
         let all = max_step_tokens.saturating_add(max_branch_rows);
         rows.map_or(all, |rows| rows.max(min_step_rows).min(all))
     }
 
-    /// Gives each tenant that has something to compute an equal share of a step of `most` rows.
-    fn grant_shares(&mut self, most: usize) {
-        let mut tenants: Vec<TenantId> = Vec::new();
-        let ready = self.prefilling.iter().filter(|slot| self.rows_ready(**slot) > 0);
-        for slot in self.decoding.iter().chain(ready) {
-            let tenant = self.seats[slot.0 as usize].running().tenant;
-            if !tenants.contains(&tenant) {
-                tenants.push(tenant);
-            }
-        }
-        let each = (most / tenants.len().max(1)).max(1);
-        tenants.into_iter().for_each(|tenant| self.tenants.grant(tenant, each));
+    /// Rows of two steps: what a tenant may have before another that waits as well.
+    fn burst(&self) -> u64 {
+        let rows = self.pace.curve().map(|curve| curve.rows_in(self.limits.config.max_step_time));
+        2 * rows.unwrap_or(UNKNOWN_BURST).max(self.limits.config.min_step_rows) as u64
     }
 
-    /// Gives out branch steps under `most` rows. Returns their rows.
-    fn plan_branches(&mut self, most: usize, plan: &mut Plan) -> usize {
-        let max = self.limits.config.max_branch_rows;
-        let (mut budget, mut rows_served, mut served) = (most.min(max), 0, Vec::new());
-        // Tenants that have not had their share, then whoever wants what is left.
-        for within_share in [true, false] {
-            for index in 0..self.decoding.len() {
-                let slot = self.decoding[index];
-                let running = self.seats[slot.0 as usize].running();
-                let (tenant, rows) = (running.tenant, running.branch_rows());
-                if served.contains(&slot) || (within_share && self.tenants.credit(tenant) == 0) {
-                    continue;
-                }
-                // The first is served however wide it is, unless that would delay somebody who is
-                // owed a step.
-                let waited_for = !within_share && rows > budget && self.is_owed_chunk(tenant);
-                if waited_for || rows > if served.is_empty() { max } else { budget } {
-                    break;
-                }
-                budget = budget.saturating_sub(rows);
-                rows_served += rows;
-                self.tenants.charge(tenant, rows, most);
-                served.push(slot);
-                self.push_branch(slot, plan);
+    /// Puts somebody into the step who can be served and should be.
+    fn consider<A>(
+        &mut self,
+        now: Micros,
+        index: usize,
+        step: &mut Step,
+        plan: &mut Plan,
+        events: &mut Vec<Event<P, A>>,
+    ) {
+        let candidate = self.order[index];
+        // Whoever found no room is tried again when somebody has left, and nobody passes it.
+        step.closed |= self.no_room == Some(candidate.id());
+        if candidate.slot.is_none() {
+            if step.requests > 0 && (step.closed || self.somebody_is_ready(plan)) {
+                step.passed_over |= candidate.is_behind();
+                return;
+            }
+            if let Some(other) = self.computes_the_same(&candidate) {
+                // What it waits for is computed in its stead.
+                return self.serve(&candidate, other, step, plan);
+            }
+            if step.closed {
+                return;
             }
         }
-        if served.len() < self.decoding.len() {
-            self.decoding.retain(|slot| !served.contains(slot));
-            self.decoding.extend(served);
-        }
-        rows_served
+        let slot = candidate.slot.or_else(|| self.seat_for(now, &candidate, events));
+        // What was evicted for it is copied out before its pages are filled or written.
+        self.cache.take_transfers(&mut plan.transfers);
+        step.closed |= self.no_room == Some(candidate.id());
+        let Some(slot) = slot else { return };
+        self.note_seat(index, slot);
+        self.serve(&candidate, slot, step, plan);
     }
 
-    /// Whether another tenant than `than` has context rows to compute within its share.
-    fn is_owed_chunk(&self, than: TenantId) -> bool {
-        self.prefilling.iter().filter(|slot| self.rows_ready(**slot) > 0).any(|slot| {
-            let tenant = self.seats[slot.0 as usize].running().tenant;
-            tenant != than && self.tenants.credit(tenant) > 0
+    /// Whether somebody has a seat, nothing computed yet, and no part in the step.
+    fn somebody_is_ready(&self, plan: &Plan) -> bool {
+        self.prefilling.iter().any(|slot| {
+            let idle = self.seats[slot.0 as usize].running().usage.steps == 0;
+            idle && !plan.chunks.iter().any(|chunk| chunk.slot == *slot)
         })
     }
 
-    fn plan_chunks(&mut self, most: usize, plan: &mut Plan) {
-        let SchedulerConfig { max_step_tokens, max_chunk, min_step_rows, .. } = self.limits.config;
-        let mut budget = most.min(max_step_tokens);
-        let mut takes = std::mem::take(&mut self.takes);
-        takes.clear();
-        let shares = self.tenant_shares(budget);
-        let first = self.prefilling.iter().position(|slot| self.rows_ready(*slot) > 0);
-        for index in 0..self.prefilling.len() {
-            let slot = self.prefilling[index];
-            let running = self.seats[slot.0 as usize].running();
-            let (tenant, shape, first) = (running.tenant, running.request.shape, first == Some(index));
-            let slice = shares.iter().find(|share| share.tenant == tenant).map_or(0, |share| share.slice);
-            let left = match (shape, first) {
-                // A context that cannot be cut is not kept waiting by a bound that it could never
-                // meet.
-                (ContextShape::Whole, true) => max_step_tokens,
-                (ContextShape::Whole, false) => budget,
-                (ContextShape::Causal, first) => {
-                    budget.min(self.tenants.credit(tenant).max(usize::from(first)))
-                }
-            };
-            let take = self.share(slot, slice.max(min_step_rows).min(max_chunk), left);
-            self.tenants.charge(tenant, take, most);
-            budget = budget.saturating_sub(take);
-            takes.push(take);
+    /// Puts the request of a seat into the step, once its pages are ordered, if it may share it.
+    fn serve(&mut self, candidate: &Candidate, slot: Slot, step: &mut Step, plan: &mut Plan) {
+        let in_step = |plan: &Plan| {
+            plan.chunks.iter().any(|chunk| chunk.slot == slot)
+                || plan.branches.iter().any(|branch| branch.slot == slot)
+        };
+        if in_step(plan) {
+            return;
         }
-        for (index, take) in takes.iter_mut().enumerate() {
-            let slot = self.prefilling[index];
-            let share = self.share(slot, usize::MAX, *take + budget).max(*take);
-            let tenant = self.seats[slot.0 as usize].running().tenant;
-            self.tenants.charge(tenant, share - *take, most);
-            budget -= share - *take;
-            *take = share;
-        }
-        for (index, &take) in takes.iter().enumerate().filter(|(_, take)| **take > 0) {
-            self.push_chunk(self.prefilling[index], take, plan);
-        }
-        self.takes = takes;
-    }
-
-    /// What each request of a tenant that has rows to compute gets of `budget` in the first round.
-    fn tenant_shares(&self, budget: usize) -> Vec<Share> {
-        let mut shares: Vec<Share> = Vec::new();
-        for slot in self.prefilling.iter().filter(|slot| self.rows_ready(**slot) > 0) {
-            let tenant = self.seats[slot.0 as usize].running().tenant;
-            match shares.iter_mut().find(|share| share.tenant == tenant) {
-                Some(share) => share.requests += 1,
-                None => shares.push(Share { tenant, requests: 1, slice: 0 }),
+        if self.seats[slot.0 as usize].left_to_order() > 0 {
+            // One at least comes back in a step, so that nobody waits for ever.
+            let least = usize::from(self.importing.is_empty());
+            let budget = self.transfers_left(plan).max(least);
+            self.import(slot, budget, plan);
+            if self.seats[slot.0 as usize].left_to_order() > 0 {
+                return;
             }
         }
-        let each = budget / shares.len().max(1);
-        shares.iter_mut().for_each(|share| share.slice = each / share.requests);
-        shares
+        self.include(candidate, slot, step, plan);
     }
 
-    /// Rows that a request gets when at most `budget` are left: no more than `chunk`, where its
-    /// context may be cut.
-    fn share(&self, slot: Slot, chunk: usize, budget: usize) -> usize {
-        let rows = self.rows_ready(slot);
-        match self.seats[slot.0 as usize].running().request.shape {
-            ContextShape::Causal => rows.min(chunk).min(budget),
-            ContextShape::Whole if rows <= budget => rows,
-            ContextShape::Whole => 0,
+    fn include(&mut self, candidate: &Candidate, slot: Slot, step: &mut Step, plan: &mut Plan) {
+        let running = self.seats[slot.0 as usize].running();
+        let (stage, tenant) = (running.stage, running.tenant);
+        let wanted = match stage {
+            Stage::Prefill => running.rows_left(),
+            Stage::Decode { .. } => running.branch_rows(),
+        };
+        // Beside those on time, those behind get what they are owed, in their order.
+        let class = candidate.class();
+        let owed = self.behind.owed(class).saturating_sub(step.rows_by_class.of(class));
+        if step.rows_by_class.before(class) && (step.passed_over || wanted as u64 > owed) {
+            step.passed_over = true;
+            return;
         }
+        let Some(rows) = self.rows_in_step(slot, wanted, step) else { return };
+        match stage {
+            Stage::Prefill => {
+                step.context_rows += rows;
+                self.push_chunk(slot, rows, plan);
+            }
+            Stage::Decode { .. } => {
+                step.branch_rows += rows;
+                self.push_branch(slot, plan);
+            }
+        }
+        self.tenants.charge(tenant, rows, step.requests == 0);
+        step.requests += 1;
+        step.left = step.left.saturating_sub(1);
+        if !candidate.is_behind() {
+            step.slack = step.slack.min(candidate.slack);
+        }
+        step.rows_by_class.add(class, rows);
     }
 
-    /// Rows of a request that this step could compute: none before all that comes back is ordered.
-    fn rows_ready(&self, slot: Slot) -> usize {
-        let seat = &self.seats[slot.0 as usize];
-        if seat.left_to_order() > 0 { 0 } else { seat.running().rows_left() }
+    /// How many of the rows that a request wants it gets, if any.
+    fn rows_in_step(&self, slot: Slot, wanted: usize, step: &Step) -> Option<usize> {
+        let SchedulerConfig { max_step_tokens, max_branch_rows, max_chunk, min_step_rows, .. } =
+            self.limits.config;
+        let running = self.seats[slot.0 as usize].running();
+        let of_kind = match running.stage {
+            Stage::Prefill => max_step_tokens - step.context_rows,
+            Stage::Decode { .. } => max_branch_rows - step.branch_rows,
+        };
+        if step.requests > 0 {
+            let fits = wanted <= of_kind.min(step.most.saturating_sub(step.rows()));
+            return (fits && step.welcomes(wanted)).then_some(wanted);
+        }
+        let cut = running.stage == Stage::Prefill && running.request.shape == ContextShape::Causal;
+        if !cut {
+            return Some(wanted);
+        }
+        let alone = step.left <= 1;
+        let chunk = if alone { max_step_tokens } else { max_chunk };
+        Some(wanted.min(of_kind).min(chunk).min(step.most.max(min_step_rows)))
     }
 
     fn push_chunk(&mut self, slot: Slot, rows: usize, plan: &mut Plan) {

@@ -14,20 +14,6 @@ use beamline_model::step::{Plan, Slot};
 use super::Scheduler;
 
 impl<P> Scheduler<P> {
-    /// Orders pages back for the requests that wait for them, the oldest first.
-    pub(super) fn plan_imports(&mut self, plan: &mut Plan) {
-        let waits = |slot: &Slot| self.seats[slot.0 as usize].left_to_order() > 0;
-        if !self.prefilling.iter().any(waits) {
-            return;
-        }
-        let others = !plan.branches.is_empty() || !self.prefilling.iter().all(waits);
-        // One at least, so that nobody waits forever.
-        let mut budget = if others { self.transfers_left(plan).max(1) } else { usize::MAX };
-        for index in 0..self.prefilling.len() {
-            budget -= self.import(self.prefilling[index], budget, plan);
-        }
-    }
-
     /// Orders at most `most` pages back for one request. Returns how many.
     pub(super) fn import(&mut self, slot: Slot, most: usize, plan: &mut Plan) -> usize {
         let seat = &mut self.seats[slot.0 as usize];
@@ -80,7 +66,7 @@ impl<P> Scheduler<P> {
         self.cache.take_transfers(&mut plan.transfers);
     }
 
-    fn transfers_left(&self, plan: &Plan) -> usize {
+    pub(super) fn transfers_left(&self, plan: &Plan) -> usize {
         self.limits.config.max_step_transfers.saturating_sub(plan.transfers.len())
     }
 }

@@ -39,6 +39,8 @@ pub(super) struct Running<P> {
     pub(super) stage: Stage,
     pub(super) usage: Usage,
     pub(super) queued_at: Micros,
+    /// When it should be answered, see `order`.
+    pub(super) goal: Micros,
     pub(super) admitted_at: Micros,
     pub(super) prefilled_at: Option<Micros>,
 }
@@ -103,6 +105,15 @@ impl<P> Running<P> {
     /// Context rows to compute before the request can go on.
     pub(super) fn rows_left(&self) -> usize {
         self.demand.target - self.next_row()
+    }
+
+    /// Steps to the end, if no context is cut.
+    pub(super) fn steps_left(&self) -> u64 {
+        let expansions = self.request.generated_steps;
+        match self.stage {
+            Stage::Prefill => expansions.max(1) as u64,
+            Stage::Decode { taken, .. } => expansions.saturating_sub(1 + taken) as u64,
+        }
     }
 
     /// Beams alive.

@@ -1,12 +1,16 @@
-//! Who waits, and who is served next: tenants in turns, by what their requests cost.
+//! Who waits, and what each tenant had: tenants share the model by the rows computed for them.
 //!
-//! Every tenant has a queue of its own and an account of the rows that it was admitted for. The
-//! tenant with the lowest account is next. A tenant that was away begins at the account of whoever
-//! was served last, or at its own if that is higher: it is owed nothing for the time before. Hence
-//! two tenants that always wait are admitted for equally many rows, give or take one request, and a
-//! tenant that seldom asks is next at once, however long the queue of another is.
+//! Every tenant has a queue of its own and an account of its rows. Whose account is lowest is served
+//! first. So two tenants that always wait get equally many rows, and a tenant that seldom asks is
+//! served at the next step, however long the queue of another is.
 //!
-//! Within a tenant, requests are admitted in the order of their arrival.
+//! - A tenant that was away begins a *burst* below the lowest account: it is served at once, and may
+//!   finish a request of that size. It begins no lower than it left, so that going away gains
+//!   nothing.
+//! - Whoever was served last goes on until its account is a burst above another: requests that
+//!   could be finished are not interleaved.
+//!
+//! What this must not know: which request of a tenant is served first; see `order`.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -26,26 +30,29 @@ pub(super) struct Queued<P> {
     pub(super) request: Request<P>,
     pub(super) demand: Demand,
     pub(super) queued_at: Micros,
+    /// When it should be answered, see `order`.
+    pub(super) goal: Micros,
 }
 
 /// A tenant that has something to do: an index, dense and small.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct TenantId(usize);
+
+impl TenantId {
+    /// Below the number of [`Tenants::ids`].
+    pub(super) fn index(self) -> usize {
+        self.0
+    }
+}
 
 pub(super) struct Tenant<P> {
     name: Option<Namespace>,
+    /// In the order of arrival.
     pub(super) waiting: VecDeque<Queued<P>>,
-    /// Rows that waiting requests will be admitted for, if nothing of them is cached.
-    pub(super) waiting_rows: u64,
     /// Requests in seats.
     pub(super) running: usize,
-    /// Rows that they still need.
-    pub(super) running_rows: u64,
     /// The account.
     served: u64,
-    /// Rows that it may have of the next steps before others; below 0 when it had more than its
-    /// share.
-    credit: i64,
 }
 
 /// All tenants that have something to do.
@@ -54,10 +61,14 @@ pub(super) struct Tenants<P> {
     unused: Vec<TenantId>,
     by_name: HashMap<Namespace, TenantId>,
     waiting: usize,
-    /// The account of whoever was served last, before that.
+    /// Whoever was served last.
+    turn: Option<TenantId>,
+    /// Rows of a burst.
+    burst: u64,
+    /// The lowest account of those that have something to do, or had last.
     clock: u64,
-    /// Accounts of tenants that went away above the clock: they come back no better off. Forgotten
-    /// when nobody has anything to do, and when there are too many.
+    /// Accounts of tenants that went away. Those that would begin where a new one begins are
+    /// forgotten when there are too many.
     owed: HashMap<Namespace, u64>,
 }
 
@@ -68,7 +79,10 @@ impl<P> Default for Tenants<P> {
             unused: Vec::new(),
             by_name: HashMap::new(),
             waiting: 0,
-            clock: 0,
+            turn: None,
+            burst: 0,
+            // So that the first may begin a burst below.
+            clock: 1 << 32,
             owed: HashMap::new(),
         }
     }
@@ -80,8 +94,8 @@ impl<P> Tenants<P> {
         self.waiting
     }
 
-    /// Every tenant that has something to do, in an order that depends on nothing but the calls
-    /// before.
+    /// Every tenant, those without anything to do among them, in an order that depends on nothing
+    /// but the calls before.
     pub(super) fn ids(&self) -> impl Iterator<Item = TenantId> + use<P> {
         (0..self.tenants.len()).map(TenantId)
     }
@@ -95,106 +109,68 @@ impl<P> Tenants<P> {
         self.by_name.get(name).copied()
     }
 
-    /// Takes a request in, behind those of its tenant.
-    pub(super) fn push(&mut self, queued: Queued<P>) {
-        let id = self.enter(queued.request.namespace);
-        let tenant = &mut self.tenants[id.0];
-        tenant.waiting_rows += queued.demand.cost;
-        tenant.waiting.push_back(queued);
-        self.waiting += 1;
+    /// Says how many rows a burst has, and where the lowest account is.
+    pub(super) fn settle(&mut self, burst: u64) {
+        self.burst = burst;
+        let lowest = self.by_name.values().map(|id| self.tenants[id.0].served).min();
+        self.clock = lowest.map_or(self.clock, |lowest| self.clock.max(lowest));
     }
 
-    /// The tenant to serve next, among those that may be served.
-    pub(super) fn next(&self, may: impl Fn(&Tenant<P>) -> bool) -> Option<TenantId> {
-        let waits = self.ids().filter(|id| !self.get(*id).waiting.is_empty() && may(self.get(*id)));
-        waits.min_by_key(|id| {
-            let tenant = self.get(*id);
-            (tenant.served, tenant.waiting.front().map(|head| (head.queued_at, head.request.id)))
-        })
+    /// The account of a tenant, as it counts for whose turn it is.
+    pub(super) fn account(&self, id: TenantId) -> u64 {
+        let served = self.get(id).served;
+        // Nobody interrupts for a whole burst whoever was served last, but one that begins.
+        if self.turn == Some(id) { served.saturating_sub(self.burst.saturating_sub(1)) } else { served }
+    }
+
+    /// Rows of a step for a tenant; `first` when the step is for it above all.
+    pub(super) fn charge(&mut self, id: TenantId, rows: usize, first: bool) {
+        self.tenants[id.0].served += rows as u64;
+        if first {
+            self.turn = Some(id);
+        }
+    }
+
+    /// Takes a request in, behind those of its tenant.
+    pub(super) fn push(&mut self, queued: Queued<P>) -> TenantId {
+        let id = self.enter(queued.request.namespace);
+        self.tenants[id.0].waiting.push_back(queued);
+        self.waiting += 1;
+        id
     }
 
     /// Takes a waiting request out, by its place in the queue of its tenant.
     pub(super) fn remove(&mut self, id: TenantId, index: usize) -> Option<Queued<P>> {
-        let tenant = &mut self.tenants[id.0];
-        let queued = tenant.waiting.remove(index)?;
-        tenant.waiting_rows -= queued.demand.cost;
+        let queued = self.tenants[id.0].waiting.remove(index)?;
         self.waiting -= 1;
         self.leave(id);
         Some(queued)
     }
 
-    /// Gives the head of a queue back, which was taken out and could not be admitted.
-    pub(super) fn put_back(&mut self, queued: Queued<P>) {
+    /// Gives a request back that was taken out at `index` and could not be admitted.
+    pub(super) fn put_back(&mut self, index: usize, queued: Queued<P>) {
         let id = self.enter(queued.request.namespace);
-        let tenant = &mut self.tenants[id.0];
-        tenant.waiting_rows += queued.demand.cost;
-        tenant.waiting.push_front(queued);
+        let waiting = &mut self.tenants[id.0].waiting;
+        waiting.insert(index.min(waiting.len()), queued);
         self.waiting += 1;
     }
 
-    /// Where a request waits.
-    pub(super) fn position(&self, name: &Namespace, request: RequestId) -> Option<(TenantId, usize)> {
-        let id = self.find(name)?;
-        let index = self.get(id).waiting.iter().position(|queued| queued.request.id == request)?;
-        Some((id, index))
+    /// The place of a request in the queue of its tenant.
+    pub(super) fn position(&self, id: TenantId, request: RequestId) -> Option<usize> {
+        self.get(id).waiting.iter().position(|queued| queued.request.id == request)
     }
 
-    /// A request of a tenant got a seat, for so many rows.
-    pub(super) fn admitted(&mut self, name: Namespace, rows: u64) -> TenantId {
+    /// A request of a tenant got a seat.
+    pub(super) fn admitted(&mut self, name: Namespace) -> TenantId {
         let id = self.enter(name);
-        let tenant = &mut self.tenants[id.0];
-        self.clock = self.clock.max(tenant.served);
-        tenant.served += rows.max(1);
-        tenant.running += 1;
-        tenant.running_rows += rows;
+        self.tenants[id.0].running += 1;
         id
     }
 
-    /// A running request needs fewer rows.
-    pub(super) fn advanced(&mut self, id: TenantId, rows: u64) {
-        self.tenants[id.0].running_rows -= rows;
-    }
-
-    /// A running request has ended, with so many rows left.
-    pub(super) fn ended(&mut self, id: TenantId, rows_left: u64) {
-        let tenant = &mut self.tenants[id.0];
-        tenant.running -= 1;
-        tenant.running_rows -= rows_left;
+    /// A running request has ended.
+    pub(super) fn ended(&mut self, id: TenantId) {
+        self.tenants[id.0].running -= 1;
         self.leave(id);
-    }
-
-    /// Rows that are computed before a request of `own` rows is done: all of its tenant, and of
-    /// each other tenant as many, because they take turns. `weigh` says how many rows of a tenant
-    /// count.
-    pub(super) fn rows_before(
-        &self,
-        of: Option<TenantId>,
-        own: u64,
-        weigh: impl Fn(&Tenant<P>) -> u64,
-    ) -> u64 {
-        let mine = of.map_or(0, |id| weigh(self.get(id))).saturating_add(own);
-        let others = self.ids().filter(|id| Some(*id) != of).map(|id| weigh(self.get(id)).min(mine));
-        others.fold(mine, u64::saturating_add)
-    }
-
-    /// Gives a tenant its share of a step. What it did not use of earlier ones is lost.
-    pub(super) fn grant(&mut self, id: TenantId, rows: usize) {
-        let rows = i64::try_from(rows).unwrap_or(i64::MAX);
-        let tenant = &mut self.tenants[id.0];
-        tenant.credit = tenant.credit.saturating_add(rows).min(rows);
-    }
-
-    /// A tenant gets rows of a step, of `most`. It owes at most these, or as many as a step has:
-    /// what nobody else wanted is not held against it for long.
-    pub(super) fn charge(&mut self, id: TenantId, rows: usize, most: usize) {
-        let [rows, most] = [rows, rows.max(most)].map(|rows| i64::try_from(rows).unwrap_or(i64::MAX));
-        let tenant = &mut self.tenants[id.0];
-        tenant.credit = tenant.credit.saturating_sub(rows).max(tenant.credit.min(-most));
-    }
-
-    /// Rows that a tenant may have before others.
-    pub(super) fn credit(&self, id: TenantId) -> usize {
-        usize::try_from(self.get(id).credit).unwrap_or(0)
     }
 
     fn enter(&mut self, name: Namespace) -> TenantId {
@@ -202,21 +178,13 @@ impl<P> Tenants<P> {
             return id;
         }
         let id = self.unused.pop().unwrap_or_else(|| {
-            self.tenants.push(Tenant {
-                name: None,
-                waiting: VecDeque::new(),
-                waiting_rows: 0,
-                running: 0,
-                running_rows: 0,
-                served: 0,
-                credit: 0,
-            });
+            self.tenants.push(Tenant { name: None, waiting: VecDeque::new(), running: 0, served: 0 });
             TenantId(self.tenants.len() - 1)
         });
+        let begins = self.clock.saturating_sub(self.burst);
         let tenant = &mut self.tenants[id.0];
         tenant.name = Some(name);
-        tenant.credit = 0;
-        tenant.served = self.clock.max(self.owed.remove(&name).unwrap_or_default());
+        tenant.served = begins.max(self.owed.remove(&name).unwrap_or_default());
         self.by_name.insert(name, id);
         id
     }
@@ -224,20 +192,24 @@ impl<P> Tenants<P> {
     /// Forgets a tenant that has nothing to do.
     fn leave(&mut self, id: TenantId) {
         let tenant = &mut self.tenants[id.0];
-        if tenant.waiting.is_empty() && tenant.running == 0 {
-            assert_eq!((tenant.waiting_rows, tenant.running_rows), (0, 0), "rows of nobody");
-            let served = tenant.served;
-            let Some(name) = tenant.name.take() else { return };
-            self.by_name.remove(&name);
-            self.unused.push(id);
-            if served > self.clock {
-                self.owed.insert(name, served);
-            }
+        if !tenant.waiting.is_empty() || tenant.running > 0 {
+            return;
+        }
+        let served = tenant.served;
+        let Some(name) = tenant.name.take() else { return };
+        self.by_name.remove(&name);
+        self.unused.push(id);
+        if self.turn == Some(id) {
+            self.turn = None;
+        }
+        if self.by_name.is_empty() {
+            self.clock = self.clock.max(served);
+        }
+        self.owed.insert(name, served);
+        if self.owed.len() > MOST_OWED {
+            let begins = self.clock.saturating_sub(self.burst);
+            self.owed.retain(|_, served| *served > begins);
             if self.owed.len() > MOST_OWED {
-                let clock = self.clock;
-                self.owed.retain(|_, served| *served > clock);
-            }
-            if self.by_name.is_empty() || self.owed.len() > MOST_OWED {
                 self.owed.clear();
             }
         }

@@ -52,8 +52,7 @@ pub(crate) struct Report {
 struct Live {
     story: Story,
     deadline: Option<Micros>,
-    /// Plan number by which it must have ended.
-    due: Option<u64>,
+    admitted: bool,
     cancelled: bool,
 }
 
@@ -71,8 +70,6 @@ pub(crate) struct Driver<'a> {
     /// Who owns which slot.
     open: HashMap<Slot, u64>,
     waiting: usize,
-    /// The newest request of each tenant that was admitted.
-    last_admitted: HashMap<u64, u64>,
     plans: u64,
     report: Report,
     /// Where to write what happens, when somebody wants to read it.
@@ -103,7 +100,6 @@ impl<'a> Driver<'a> {
             live: BTreeMap::new(),
             open: HashMap::new(),
             waiting: 0,
-            last_admitted: HashMap::new(),
             plans: 0,
             report: Report::default(),
             trace,
@@ -170,7 +166,7 @@ impl<'a> Driver<'a> {
         }
         if result.is_ok() {
             self.waiting += 1;
-            self.live.insert(id.0, Live { story, deadline, due: None, cancelled: false });
+            self.live.insert(id.0, Live { story, deadline, admitted: false, cancelled: false });
         } else {
             self.report.refused += 1;
         }
@@ -234,17 +230,12 @@ impl<'a> Driver<'a> {
         }
         for chunk in &plan.chunks {
             self.report.digest = mix(self.report.digest, chunk.positions.end as u64);
-            let hoards = chunk.positions.len() > config.max_chunk;
-            let waits = |other: &u64| {
-                let slot = self.open.iter().find(|(_, id)| *id == other).map(|(slot, _)| *slot);
-                !plan.branches.iter().any(|b| Some(b.slot) == slot)
-                    && !plan.chunks.iter().any(|c| Some(c.slot) == slot)
-            };
-            if hoards && self.scenario.is_trouble_free() {
-                let waiting = self.open.values().filter(|id| waits(id)).count();
-                // Whoever decodes and is passed over waits for branch rows, not for these.
-                let decoding = self.open.len() - plan.chunks.len() - plan.branches.len();
-                assert!(waiting <= decoding, "a long context keeps others waiting");
+            let story = &self.live[&self.open[&chunk.slot]].story;
+            let hoards = chunk.positions.len() > config.max_chunk && story.shape == ContextShape::Causal;
+            // Whoever shares a step is welcome there with all of its rows.
+            let alone = plan.chunks.len() + plan.branches.len() == 1;
+            if hoards && alone && self.scenario.is_trouble_free() {
+                assert_eq!(self.live.len(), 1, "a long context keeps others waiting");
             }
         }
     }
@@ -272,46 +263,20 @@ impl<'a> Driver<'a> {
     }
 
     fn opened(&mut self, id: u64, slot: Slot) {
-        let again = self.was_overtaken(id, self.live[&id].story.tenant);
-        let due = self.plans + self.most_steps(&self.live[&id].story);
         assert_eq!(self.open.insert(slot, id), None);
         let live = self.live.get_mut(&id).expect("the request has not ended");
-        if again {
-            assert!(
-                !self.scenario.is_trouble_free() && live.due.is_some(),
-                "{id} was overtaken in the queue"
-            );
+        if live.admitted {
+            assert!(!self.scenario.is_trouble_free(), "{id} was opened twice");
             return;
         }
-        live.due = Some(due);
+        live.admitted = true;
         assert!(live.deadline.is_none_or(|deadline| deadline > self.now), "late work is dropped");
-        let tenant = self.live[&id].story.tenant;
-        self.admitted(id, tenant);
+        self.admitted(id);
     }
 
-    /// Whether a later request of the same tenant was admitted already.
-    fn was_overtaken(&self, id: u64, tenant: u64) -> bool {
-        self.last_admitted.get(&tenant).is_some_and(|last| id <= *last)
-    }
-
-    fn admitted(&mut self, id: u64, tenant: u64) {
+    fn admitted(&mut self, id: u64) {
         self.waiting -= 1;
-        self.last_admitted.insert(tenant, id);
         self.report.digest = mix(self.report.digest, id);
-    }
-
-    /// How many steps an admitted request may take, whatever else goes on. The oldest that has rows
-    /// to compute gets at least one in every step, and branch steps come in turns.
-    fn most_steps(&self, story: &Story) -> u64 {
-        let config = &self.scenario.config;
-        let older: usize = self.open.values().map(|id| self.live[id].story.context_len).sum();
-        let rows = older + story.context_len + 1;
-        // A tenant that had more than its share, by a beam at most, waits for the others to catch up.
-        let catch_up = (1 + self.scenario.tenants) * (2 + config.max_beam_width);
-        let branches = story.generated_steps.saturating_sub(1) * config.max_running * catch_up;
-        // At least one page comes back per step, for the oldest that waits for pages.
-        let imports = if self.scenario.host.is_some() { rows } else { 0 };
-        (rows + branches + imports) as u64
     }
 
     fn ended(&mut self, ended: Ended<u64>) {
@@ -320,15 +285,12 @@ impl<'a> Driver<'a> {
         self.report.digest = mix(mix(self.report.digest, id), self.now.0);
         self.report.degraded += u64::from(ended.usage.degraded.is_some());
         let (usage, timings, story) = (&ended.usage, &ended.timings, &live.story);
-        if live.due.is_none() && ended.timings.admitted_at.is_some() {
+        if !live.admitted && timings.admitted_at.is_some() {
             // Admitted and over at once.
             assert_eq!((&ended.ending, usage.steps), (&Ending::Warmed, 0));
-            assert!(!self.was_overtaken(id, story.tenant), "{id} was overtaken in the queue");
-            self.admitted(id, story.tenant);
-        } else if live.due.is_none() {
+            self.admitted(id);
+        } else if !live.admitted {
             self.waiting -= 1;
-        } else if self.scenario.is_trouble_free() {
-            assert!(live.due.is_some_and(|due| self.plans <= due), "{id} took too long");
         }
 
         assert_eq!(usage.context_tokens, story.context_len);
@@ -369,7 +331,7 @@ impl<'a> Driver<'a> {
                 self.report.expired += 1;
             }
             Ending::Dropped(_) => {
-                assert!(live.due.is_none() && live.deadline.is_some(), "nothing was done for it");
+                assert!(!live.admitted && live.deadline.is_some(), "nothing was done for it");
                 self.report.dropped += 1;
             }
             Ending::Cancelled => {

@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::AtomicU64};
 
 use beamline_kv_cache::{CacheConfig, HostMemory, HostPage, LruTier, Namespace, ReuseClass, SessionKey};
 use beamline_model::step::ContextShape;
-use beamline_scheduler::{Micros, Request, RequestId, SchedulerConfig};
+use beamline_scheduler::{Micros, Priority, Request, RequestId, SchedulerConfig};
 
 use crate::{
     rng::{Rng, mix},
@@ -98,8 +98,10 @@ impl Scenario {
                 max_step_transfers: rng.within(0, 8),
                 max_step_time: Micros(rng.within(50, 2000) as u64),
                 min_step_rows: rng.within(1, 16),
-                tenant_running: rng.within(1, 16),
-                tenant_running_time: Micros(rng.within(100, 20_000) as u64),
+                objective: Micros(rng.within(100, 20_000) as u64),
+                stretch: rng.within(1, 10) as u64,
+                late_share: rng.within(1, 99) as u64,
+                batch_share: rng.within(1, 99) as u64,
             },
             pages: pages as u32,
             page_size: page_size as u32,
@@ -195,6 +197,8 @@ impl Traffic {
         let finishes_at = if rng.permille(100) { rng.within(1, scenario.max_steps) } else { usize::MAX };
         let deadline =
             rng.permille(scenario.deadline).then(|| Micros(now.0 + rng.within(1, scenario.patience) as u64));
+        let priority =
+            *rng.pick(&[Priority::Interactive, Priority::Interactive, Priority::Batch, Priority::Shadow]);
         let session = rng.permille(800).then(|| SessionKey::new(&namespace, &user.to_string()));
         let id = self.next_id;
         self.next_id += 1;
@@ -208,6 +212,7 @@ impl Traffic {
             shape,
             beam_width,
             min_beam_width,
+            priority,
             keeps_branches: true,
             generated_steps,
             deadline,

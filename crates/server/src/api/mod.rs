@@ -13,8 +13,8 @@ pub mod written;
 
 pub use admin::{CatalogPatch, CatalogVersionRequest, LoadRequest, NewItem, Retag, VersionRequest};
 pub use request::{
-    Candidate, Filters, HistoryAction, Normalization, RankRequest, RecommendRequest, WarmRequest, parse,
-    parse_value,
+    Candidate, Filters, HistoryAction, Normalization, Priority, RankRequest, RecommendRequest, WarmRequest,
+    parse, parse_value,
 };
 pub use response::{
     CatalogInfo, CatalogList, Degraded, DegradedReason, ErrorBody, ErrorDetail, Health, Item, LabelDeleted,

@@ -62,6 +62,9 @@ pub struct RecommendRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[serde(default, deserialize_with = "read::<Option<Whole<u64>>, _>")]
     pub timeout_ms: Option<u64>,
+    /// Who goes first. Default `interactive`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
     /// Whether the beam may be narrowed, down to `num_items`, to make the deadline. The answer says so in `degraded`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_degraded: Option<bool>,
@@ -116,6 +119,8 @@ pub struct RankRequest {
     /// Milliseconds after which the answer is of no more use.
     #[serde(default, deserialize_with = "read::<Option<Whole<u64>>, _>")]
     pub timeout_ms: Option<u64>,
+    /// Who goes first. Default `interactive`.
+    pub priority: Option<Priority>,
     /// Whether history items that the catalog does not have are an error.
     pub strict_history: Option<bool>,
     /// Cached contexts are shared within a tenant and never between tenants.
@@ -158,6 +163,8 @@ pub struct WarmRequest {
     /// Milliseconds after which the work is dropped.
     #[serde(default, deserialize_with = "read::<Option<Whole<u64>>, _>")]
     pub timeout_ms: Option<u64>,
+    /// Who goes first. Default `interactive`.
+    pub priority: Option<Priority>,
     /// Whether history items that the catalog does not have are an error.
     pub strict_history: Option<bool>,
     /// Cached contexts are shared within a tenant and never between tenants.
@@ -228,6 +235,29 @@ pub enum Normalization {
     FullVocab,
     /// Softmax over the continuations that are allowed.
     AllowedSet,
+}
+
+/// What a request may keep waiting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    /// Somebody waits for the answer: it is served so that it comes within the server's objective.
+    #[default]
+    Interactive,
+    /// It may wait: it takes what interactive requests leave, and a share of the machine in any case.
+    Batch,
+    /// It is served when nobody else wants to be: for trying out what users do not see.
+    Shadow,
+}
+
+impl From<Priority> for beamline_scheduler::Priority {
+    fn from(priority: Priority) -> Self {
+        match priority {
+            Priority::Interactive => Self::Interactive,
+            Priority::Batch => Self::Batch,
+            Priority::Shadow => Self::Shadow,
+        }
+    }
 }
 
 /// Left to itself, serde takes an array for an object whose fields have no names. Nobody means that.

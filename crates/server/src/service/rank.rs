@@ -22,6 +22,7 @@ use super::checks::Asked;
 use super::events::{self, Given};
 use super::family::HstuFamily;
 use super::search::{engine_request, search_of};
+use super::served::Whose;
 use super::{Served, Service, checks, clip, context, ms, nearest, preparing, timings, usage};
 use crate::api::{self, RankRequest, RankResponse, RankedCandidate, RecommendRequest};
 use crate::error::Error;
@@ -116,9 +117,12 @@ impl Service {
         let width = known.len().min(MICRO_BATCH);
         let job = HstuJob { request: prepared, work: Work::Rank };
         let steps = 1 + known.len().div_ceil(width);
-        let tenant = request.tenant.as_deref();
-        let engine =
-            served.hstu_request(family, job, request.user_id.as_deref(), tenant, width, steps, deadline);
+        let whose = Whose {
+            user: request.user_id.as_deref(),
+            tenant: request.tenant.as_deref(),
+            priority: request.priority,
+        };
+        let engine = served.hstu_request(family, job, whose, (width, steps), deadline);
         let done = self.run(engine, deadline).await?;
         let Some(Answer::Hstu(HstuAnswer::Predictions(predictions))) = &done.answer else {
             return Err(Error::internal("a ranking without predictions"));
@@ -199,6 +203,7 @@ fn shared(request: &RankRequest) -> RecommendRequest {
         model: request.model.clone(),
         normalization: request.normalization,
         timeout_ms: request.timeout_ms,
+        priority: request.priority,
         strict_history: request.strict_history,
         tenant: request.tenant.clone(),
         query_time: request.query_time,

@@ -13,6 +13,7 @@ use super::checks::Asked;
 use super::events::{self, Given};
 use super::family::HstuFamily;
 use super::search::filter;
+use super::served::Whose;
 use super::{Served, Service, preparing, slate, timings, usage};
 use crate::api::{self, RecommendRequest, RecommendResponse};
 use crate::error::Error;
@@ -67,8 +68,12 @@ impl Service {
         let wanted =
             Retrieve { count: asked.num_items, catalog: Arc::clone(catalog), filter: filter.clone() };
         let job = HstuJob { request: prepared, work: Work::Retrieve(wanted) };
-        let (user, tenant) = (request.user_id.as_deref(), request.tenant.as_deref());
-        let done = self.run(served.hstu_request(family, job, user, tenant, 1, 1, deadline), deadline).await?;
+        let whose = Whose {
+            user: request.user_id.as_deref(),
+            tenant: request.tenant.as_deref(),
+            priority: request.priority,
+        };
+        let done = self.run(served.hstu_request(family, job, whose, (1, 1), deadline), deadline).await?;
         let Some(Answer::Hstu(HstuAnswer::Items(items))) = &done.answer else {
             return Err(Error::internal("a retrieval without items"));
         };

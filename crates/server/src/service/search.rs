@@ -137,6 +137,7 @@ pub(super) fn engine_request(
         shape: input.shape(),
         beam_width: width,
         min_beam_width: least,
+        priority: request.priority.unwrap_or_default().into(),
         keeps_branches: true,
         generated_steps,
         deadline,

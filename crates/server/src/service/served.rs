@@ -12,8 +12,15 @@ use beamline_model::executor::hstu::HstuJob;
 use beamline_scheduler::{EngineHandle, Micros, Request, RequestId};
 
 use super::family::{Family, HstuFamily};
-use crate::api::{CatalogInfo, MemoryInfo, ModelInfo, ModelName, ModelState};
+use crate::api::{CatalogInfo, MemoryInfo, ModelInfo, ModelName, ModelState, Priority};
 use crate::runtime::budget::Reservation;
+
+/// Who asks, and how urgent it is.
+pub(super) struct Whose<'a> {
+    pub(super) user: Option<&'a str>,
+    pub(super) tenant: Option<&'a str>,
+    pub(super) priority: Option<Priority>,
+}
 
 /// Digits of the digest that make a version.
 const VERSION_DIGITS: usize = 12;
@@ -102,15 +109,13 @@ impl Served {
         Namespace::new(format!("{} {}", self.digest, self.weight_format).as_bytes(), tenant.as_bytes())
     }
 
-    /// A request of an HSTU model for the engine: `width` rows at a time, in `steps` expansions.
+    /// A request of an HSTU model for the engine: rows at a time, and expansions.
     pub(super) fn hstu_request(
         &self,
         family: &HstuFamily,
         job: HstuJob,
-        user: Option<&str>,
-        tenant: Option<&str>,
-        width: usize,
-        steps: usize,
+        Whose { user, tenant, priority }: Whose<'_>,
+        (width, steps): (usize, usize),
         deadline: Option<Micros>,
     ) -> Request<AnyJob> {
         let namespace = self.namespace(tenant.unwrap_or_default());
@@ -124,6 +129,7 @@ impl Served {
             shape: family.config.context_shape(),
             beam_width: width,
             min_beam_width: width,
+            priority: priority.unwrap_or_default().into(),
             keeps_branches: false,
             generated_steps: steps,
             deadline,

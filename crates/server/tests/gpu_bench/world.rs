@@ -13,7 +13,7 @@ use beamline_model::cuda::qwen::DeviceQwen;
 use beamline_model::decode::{Normalization, SearchRequest, Step};
 use beamline_model::executor::any::{AnyExecutor, AnyJob};
 use beamline_model::executor::{Found, Job};
-use beamline_scheduler::{Engine, Request, RequestId, SchedulerConfig};
+use beamline_scheduler::{Engine, Priority, Request, RequestId, SchedulerConfig};
 
 use crate::stepped::{Stepped, Steps};
 use crate::{Args, shapes};
@@ -165,6 +165,7 @@ impl World {
             shape: beamline_scheduler::ContextShape::Causal,
             beam_width: beams,
             min_beam_width: beams,
+            priority: Priority::Interactive,
             keeps_branches: true,
             generated_steps: self.steps.len(),
             deadline: None,

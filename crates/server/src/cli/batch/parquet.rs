@@ -22,7 +22,7 @@ use crate::cli::lines::Line;
 use crate::error::Error;
 
 /// Columns that mean something.
-const KNOWN: [&str; 18] = [
+const KNOWN: [&str; 19] = [
     "id",
     "user_id",
     "history",
@@ -35,6 +35,7 @@ const KNOWN: [&str; 18] = [
     "normalization",
     "filters",
     "timeout_ms",
+    "priority",
     "allow_degraded",
     "strict_history",
     "strict_filters",

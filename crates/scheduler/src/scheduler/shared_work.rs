@@ -1,0 +1,29 @@
+//! Work that is done once.
+//!
+//! Two requests may begin with the same rows that are not cached yet: a user who asks twice, two
+//! users of one prompt. Whoever comes second waits for the pages of the first, which is served in
+//! its stead, and finds them cached when it is admitted.
+
+use beamline_model::step::Slot;
+
+use super::{Scheduler, order::Candidate};
+
+impl<P> Scheduler<P> {
+    /// The seat that is computing pages which a waiting request needs as well.
+    pub(super) fn computes_the_same(&self, candidate: &Candidate) -> Option<Slot> {
+        let index = self.tenants.position(candidate.tenant, candidate.id())?;
+        let queued = &self.tenants.get(candidate.tenant).waiting[index];
+        let page = self.limits.page_size * self.limits.words_per_position;
+        self.prefilling.iter().copied().find(|slot| {
+            let running = self.seats[slot.0 as usize].running();
+            let pages = running.demand.shared_pages.min(queued.demand.shared_pages);
+            let (mine, theirs) = (&queued.request.words, &running.request.words);
+            running.request.namespace == queued.request.namespace
+                && running.published < pages
+                && (0..=running.published).all(|at| {
+                    let words = at * page..(at + 1) * page;
+                    mine.get(words.clone()) == theirs.get(words)
+                })
+        })
+    }
+}
