@@ -9,11 +9,13 @@
 //! The same steps give the same numbers: a replay decides alike.
 
 mod curve;
+mod load;
 
 pub(crate) use curve::Curve;
 
 use crate::{event::Degraded, time::Micros};
 use curve::Fit;
+use load::Load;
 
 /// Rows of a step that weighs as much as all before it. A step of a few rows takes mostly what
 /// every step takes, so it says little of how long many rows will take.
@@ -34,11 +36,18 @@ pub(crate) struct Pace {
     /// were cached.
     computed_share: u64,
     fit: Fit,
+    load: Load,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { nanos_per_row: None, rows_seen: 0, computed_share: WHOLE, fit: Fit::default() }
+        Self {
+            nanos_per_row: None,
+            rows_seen: 0,
+            computed_share: WHOLE,
+            fit: Fit::default(),
+            load: Load::default(),
+        }
     }
 }
 
@@ -93,6 +102,17 @@ impl Pace {
     pub(crate) fn time_of(&self, rows: u64) -> Option<Micros> {
         let nanos = self.nanos_per_row.filter(|_| self.rows_seen >= TRUSTED)?;
         Some(Micros(rows.saturating_mul(nanos) / 1000))
+    }
+
+    /// A step that took so long has ended now.
+    pub(crate) fn observe_end(&mut self, now: Micros, took: Micros) {
+        self.load.observe(now, took);
+    }
+
+    /// How many times over a moment that is saved now is saved: everybody who comes before the next
+    /// pause gains it. By the load of the last second.
+    pub(crate) fn worth(&self) -> u64 {
+        self.load.worth()
     }
 
     /// What a step takes by the rows in it, once that can be trusted.

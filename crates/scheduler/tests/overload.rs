@@ -293,10 +293,10 @@ fn goodput_stays_near_capacity_under_any_overload() {
             let outcome = &world.outcomes[0];
             let goodput = outcome.answered.len() as f64 / (world.now as f64 / 1e6);
             let case = format!("{factor} times, {patience} us: {goodput:.1} of {capacity:.1} per second");
-            assert!(goodput >= 0.85 * capacity, "{case}");
+            assert!(goodput >= 0.9 * capacity, "{case}");
             // Nobody waits for an answer that does not come.
             let late = outcome.lost.iter().filter(|took| **took >= patience).count();
-            assert!(late * 100 <= outcome.answered.len(), "{case}, {late} waited in vain");
+            assert!(late * 50 <= outcome.answered.len(), "{case}, {late} waited in vain");
             assert!(outcome.refused > 0, "{case}");
         }
     }
@@ -413,7 +413,7 @@ fn service(client: Client) -> u64 {
 fn equal_requests_wait_no_longer_than_in_one_queue() {
     for load in [0.1, 0.3, 0.5, 0.7, 0.9] {
         let when = When::About((service(TYPICAL) as f64 / load) as u64);
-        let world = open_loop(&[Client { when, ..TYPICAL }], 200_000_000);
+        let world = open_loop(&[Client { when, ..TYPICAL }], 100_000_000);
         let outcome = &world.outcomes[0];
         let queue = outcome.first_come_first_served(service(TYPICAL));
         let (ours, theirs) = (outcome.percentile(50), percentile(queue.clone(), 50));

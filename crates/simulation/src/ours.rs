@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use beamline_kv_cache::{CacheConfig, Namespace, ReuseClass, SessionKey};
 use beamline_model::step::{ContextShape, Plan, Progress, Slot};
-use beamline_scheduler::{Ending, Event, Micros, Request, RequestId, Scheduler, SchedulerConfig};
+use beamline_scheduler::{Ending, Event, Micros, Priority, Request, RequestId, Scheduler, SchedulerConfig};
 
 use crate::curve::{Curve, Rows, Visit};
 use crate::traffic::{Class, End, Fate, Job, Traffic};
@@ -221,6 +221,7 @@ fn request(
         shape: ContextShape::Causal,
         beam_width: visit.beams,
         min_beam_width: visit.beams,
+        priority: Priority::Interactive,
         generated_steps: visit.steps,
         keeps_branches: true,
         deadline,

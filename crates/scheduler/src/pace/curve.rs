@@ -16,6 +16,8 @@ const ORIGIN: f64 = 0.5;
 const OUTLIER: f64 = 3.0;
 /// Least part of a step that is taken to depend on its rows.
 const LEAST_SLOPE: f64 = 1.0 / 64.0;
+/// How many times the fixed part the rows of a step should take.
+const LEAST_WORK: u64 = 8;
 /// Spread of the rows of steps, as variance over squared mean, below which the parts of the line
 /// cannot be told apart.
 const LEAST_SPREAD: f64 = 0.02;
@@ -38,11 +40,12 @@ impl Curve {
         Micros(nanos / 1000)
     }
 
-    /// Rows of a step that takes so long. At least as many as take twice the fixed part: shorter
-    /// steps would waste the processor.
+    /// Rows of a step that takes so long. At least as many as take eight times the fixed part:
+    /// shorter steps would waste the processor.
     pub(crate) fn rows_in(&self, time: Micros) -> usize {
         let left = time.0.saturating_mul(1000).saturating_sub(self.per_step);
-        usize::try_from(left.max(self.per_step.saturating_mul(2)) / self.per_row).unwrap_or(usize::MAX)
+        usize::try_from(left.max(self.per_step.saturating_mul(LEAST_WORK)) / self.per_row)
+            .unwrap_or(usize::MAX)
     }
 }
 
@@ -127,7 +130,7 @@ mod tests {
         assert!(curve.time_of(2, 100).0.abs_diff(8000) < 400);
         let rows = curve.rows_in(Micros(20_000));
         assert!((430..470).contains(&rows), "{rows}");
-        assert!(curve.rows_in(Micros(1)) >= 90, "a step is worth its fixed part");
+        assert!(curve.rows_in(Micros(1)) >= 380, "a step is worth its fixed part");
     }
 
     #[test]

@@ -32,6 +32,7 @@ impl<P> Scheduler<P> {
             self.fail_step(now, Failure::Protocol("not one outcome per entry of the plan"), events);
             return;
         }
+        self.pace.observe_end(now, took);
         self.count_step(took);
         self.confirm_imports();
         let mut in_flight = std::mem::take(&mut self.in_flight);

@@ -78,6 +78,7 @@ pub struct Scheduler<P> {
     arrived: Vec<Candidate>,
     /// Whether somebody missed its goal or may wait, and what those are owed; see `order`.
     somebody_is_behind: bool,
+    is_forgiving: bool,
     behind: Behind,
     /// When there was last more than one request.
     crowded_at: Option<Micros>,
@@ -121,6 +122,7 @@ impl<P> Scheduler<P> {
             order: Vec::new(),
             arrived: Vec::new(),
             somebody_is_behind: false,
+            is_forgiving: true,
             behind: Behind::default(),
             crowded_at: None,
             seats: (0..slots).map(|_| Seat::default()).collect(),

@@ -1,9 +1,10 @@
 //! What goes through the model in the next step.
 //!
 //! The step is for whoever is first, see `order`. Others share it where that saves more than it
-//! costs: who shares a step saves its fixed part, and delays those who are in it already by its
-//! rows. So on a processor contexts are computed one after the other, beams together, and on a
-//! device everybody goes together. The curve that says so is measured; see `pace`.
+//! costs: who shares a step saves its fixed part for all who wait, and for those who come before the
+//! next pause; it delays those who are in the step already by its rows. So on a processor contexts
+//! are computed one after the other, beams together, and on a device everybody goes together. The
+//! curve that says so is measured, and so is the load; see `pace`.
 //!
 //! - While there are others, or were in the last second, a step holds as many rows as take
 //!   `max_step_time`, at least `min_step_rows`: whoever comes next waits no longer. A beam is not
@@ -40,6 +41,8 @@ struct Step {
     /// Most rows.
     most: usize,
     curve: Option<Curve>,
+    /// What time saved is worth.
+    worth: u64,
     requests: u64,
     context_rows: usize,
     branch_rows: usize,
@@ -65,7 +68,8 @@ impl Step {
         let Some(curve) = self.curve.filter(|curve| curve.is_known) else { return self.requests < 2 };
         let nanos = curve.per_row.saturating_mul(rows as u64);
         let costs = nanos.saturating_mul(self.requests);
-        costs <= curve.per_step.saturating_mul(self.left) && Micros(nanos / 1000) <= self.slack
+        let saves = curve.per_step.saturating_mul(self.left).saturating_mul(self.worth);
+        costs <= saves && Micros(nanos / 1000) <= self.slack
     }
 }
 
@@ -120,6 +124,7 @@ impl<P> Scheduler<P> {
         let mut step = Step {
             most,
             curve: self.pace.curve(),
+            worth: self.pace.worth(),
             requests: 0,
             context_rows: 0,
             branch_rows: 0,
