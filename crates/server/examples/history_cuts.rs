@@ -20,7 +20,9 @@ use beamline_kv_cache::{
     TransferError,
 };
 use beamline_model::step::{Plan, Progress, Slot, StepError, StepModel};
-use beamline_scheduler::{Ending, Event, Micros, Request, RequestId, Scheduler, SchedulerConfig, Usage};
+use beamline_scheduler::{
+    Ending, Event, Micros, Priority, Request, RequestId, Scheduler, SchedulerConfig, Usage,
+};
 use clap::Parser;
 use serde_json::{Value, json};
 
@@ -308,6 +310,7 @@ impl Simulated {
             shape: beamline_scheduler::ContextShape::Causal,
             beam_width: 32,
             min_beam_width: 32,
+            priority: Priority::Interactive,
             keeps_branches: true,
             generated_steps: 3,
             deadline: None,

@@ -10,7 +10,7 @@ use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::cpu::pages::PAGE_SIZE;
 use beamline_model::error::ModelError;
 use beamline_model::families::qwen::first_layer_table_bytes;
-use beamline_scheduler::SchedulerConfig;
+use beamline_scheduler::{Micros, SchedulerConfig};
 
 use super::{LoadError, Scale};
 use crate::service::PromptLayout;
@@ -184,6 +184,7 @@ pub(super) fn scheduler_config(
         max_running_cost: default.max_running_cost.max(cost),
         max_step_tokens: settings.engine.max_step_tokens,
         max_branch_rows: default.max_branch_rows.max(largest.beams),
+        objective: Micros(0).after(settings.engine.objective),
         max_step_transfers: (STEP_TRANSFER_BYTES / page_bytes.max(1)).max(1),
         ..default
     }

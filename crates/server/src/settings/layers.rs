@@ -97,6 +97,10 @@ layer! {
         /// Context tokens that one step computes [default: 4096].
         #[arg(long, value_name = "N", env = "BEAMLINE_MAX_STEP_TOKENS")]
         pub max_step_tokens: usize,
+        /// How soon after its arrival a request should be answered. It says who goes first, and refuses nobody
+        /// [default: 100].
+        #[arg(long, value_name = "MS", env = "BEAMLINE_OBJECTIVE_MS")]
+        pub objective_ms: u64,
         /// Users whose newest context is found without a search [default: 100000].
         #[arg(long, value_name = "N", env = "BEAMLINE_SESSIONS")]
         pub sessions: u32,

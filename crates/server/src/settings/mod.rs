@@ -179,6 +179,8 @@ pub struct EngineSettings {
     pub max_queued: usize,
     /// Context rows of a step.
     pub max_step_tokens: usize,
+    /// How soon after its arrival a request should be answered.
+    pub objective: Duration,
     /// Users whose newest context is remembered.
     pub sessions: u32,
     /// How long histories are cut.
@@ -357,6 +359,7 @@ fn engine(layer: EngineLayer) -> Result<EngineSettings, SettingsError> {
         max_running: at_most("max-running", MAX_REQUESTS, positive("max-running", layer.max_running, 128)?)?,
         max_queued: at_most("max-queued", MAX_REQUESTS, positive("max-queued", layer.max_queued, 1024)?)?,
         max_step_tokens: positive("max-step-tokens", layer.max_step_tokens, 4096)?,
+        objective: millis(positive("objective-ms", layer.objective_ms, 100)?),
         sessions: layer.sessions.unwrap_or(100_000),
         history_cut: layer.history_cut.unwrap_or_default(),
     })

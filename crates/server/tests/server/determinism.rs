@@ -29,6 +29,7 @@ fn random_request(random: &mut Random, catalog: &[String], past: &[String]) -> V
         "num_items": num_items,
         "beam_width": num_items + random.below(60),
         "normalization": *random.pick(&["full_vocab", "allowed_set"]),
+        "priority": *random.pick(&["interactive", "batch", "shadow"]),
     });
     if random.below(3) == 0 {
         let excluded: Vec<&String> = (0..random.below(40)).map(|_| random.pick(catalog)).collect();

@@ -40,6 +40,7 @@ fn bodies_that_are_no_request() {
     shaped(json!({"history": [], "num_items": 1.5}), "num_items");
     shaped(json!({"history": [], "beam_width": -1}), "beam_width");
     shaped(json!({"history": [], "normalization": "softmax"}), "normalization");
+    shaped(json!({"history": [], "priority": "urgent"}), "priority");
     shaped(json!({"history": [], "beams": 5}), "beams");
     shaped(json!({"history": [], "filters": {"exclude": []}}), "filters.exclude");
     shaped(json!({"token_ids": [1, -1]}), "token_ids[1]");

@@ -38,6 +38,7 @@ fn whatever_is_sent_has_an_answer() {
         "beam_width",
         "model",
         "normalization",
+        "priority",
         "filters",
         "timeout_ms",
         "allow_degraded",
