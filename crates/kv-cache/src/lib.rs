@@ -9,6 +9,7 @@
 //! | which pages may the rest be written to? | free list, then eviction of the least recently used |
 //! | what did this user's last visit leave behind? | sessions: user -> tail of the newest chain |
 //! | what was evicted and need not be computed again? | host tier: a second memory, moved to and from by [`Transfer`]s |
+//! | what outlives the process? | [`disk`] tier: files behind that memory |
 //!
 //! ```text
 //!              match_prefix                    allocate             compute, then publish
@@ -73,8 +74,8 @@
 //! vectors, and, with a host tier, one host page per eviction. Breaking a rule of use (releasing what is not held, publishing out of order) is a bug of the caller and
 //! panics; no request content can cause it.
 //!
-//! This crate must not know: contents of pages, tensors, devices, models, threads, async; and the clock in one place only:
-//! [`MokaTier`], behind the trait [`HostTier`].
+//! This crate must not know: contents of pages, tensors, devices, models, async. Clocks, threads and files are in two
+//! places only, behind traits: [`MokaTier`] is a [`HostTier`], [`disk::DiskThreads`] a [`disk::DiskIo`].
 
 #![forbid(unsafe_code)]
 
@@ -82,6 +83,8 @@ mod allocation;
 mod cache;
 mod chain;
 mod config;
+pub mod disk;
+mod fetch;
 mod host;
 mod index;
 mod invariants;
@@ -103,6 +106,7 @@ mod tests;
 pub use allocation::OutOfPages;
 pub use cache::KvCache;
 pub use config::{CacheConfig, ConfigError};
+pub use fetch::Fetch;
 pub use host::{HostContents, HostKey, HostMemory, HostPage, HostTier, HostUsage, LruTier, MokaTier};
 pub use namespace::{Namespace, SessionKey};
 pub use page::PageId;

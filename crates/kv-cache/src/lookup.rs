@@ -71,6 +71,19 @@ impl KvCache {
         self.find(ns, session, words, wanted).pages * self.page_size
     }
 
+    /// How many pages [`KvCache::match_prefix`] would find, and the link that the page after them follows.
+    pub(crate) fn end_of_prefix(
+        &self,
+        ns: &Namespace,
+        session: Option<SessionKey>,
+        words: &[u32],
+        max_positions: usize,
+    ) -> (usize, Link) {
+        let found = self.find(ns, session, words, self.positions(words).min(max_positions));
+        let link = found.tail.map_or_else(|| self.hash.root(ns), |tail| self.place(tail).link);
+        (found.pages, link)
+    }
+
     /// Remembers where the user's newest chain ends: at the last published page of the table `pages`. To be called
     /// while the table's references are still held. A table without published pages leaves the session as it is.
     pub fn remember(&mut self, key: SessionKey, ns: &Namespace, pages: &[PageId]) {

@@ -3,6 +3,8 @@
 //! A page leaves when it is evicted. So that a step need not wait for copies, the pages that would be evicted next are
 //! copied ahead, a few per step; a page that is already there when it is evicted costs nothing.
 //!
+//! Where pages outlive the process, those that stay on the device are copied as well, once, and not into host memory.
+//!
 //! It comes back by [`KvCache::match_host`], which continues where the match on the device ended. The caller allocates
 //! pages for what it found, has the contents imported, and then publishes them like pages it had computed. Until then
 //! nobody else can see them.
@@ -14,7 +16,7 @@ use crate::{
     chain::Link,
     host::{HostKey, HostMemory, HostPage},
     namespace::Namespace,
-    page::PageId,
+    page::{PageId, PageRef},
     transfer::Transfer,
 };
 
@@ -27,13 +29,21 @@ pub(crate) struct Host {
     cold: Vec<PageId>,
     /// Scratch: keys of a chain that was hit.
     keys: Vec<HostKey>,
+    /// Published pages that were not saved yet, if the tier saves pages. At most twice as many as there are pages.
+    unsaved: Vec<PageRef>,
 }
 
 impl KvCache {
     /// Gives the cache a second memory for what it evicts.
     #[must_use]
     pub fn with_host_memory(mut self, memory: HostMemory) -> Self {
-        self.host = Some(Host { memory, transfers: Vec::new(), cold: Vec::new(), keys: Vec::new() });
+        self.host = Some(Host {
+            memory,
+            transfers: Vec::new(),
+            cold: Vec::new(),
+            keys: Vec::new(),
+            unsaved: Vec::new(),
+        });
         self
     }
 
@@ -85,10 +95,16 @@ impl KvCache {
         found
     }
 
-    /// Copies ahead at most `most` of the pages that would be evicted next and are not in the host tier yet, as far as
-    /// [`HostMemory::window`] reaches.
+    /// Copies ahead at most `most` pages: those that would be evicted next and are not in the host tier yet, as far as
+    /// [`HostMemory::window`] reaches, then those that are to outlive the process, the newest first.
     pub fn copy_ahead(&mut self, most: usize) {
-        let Some(host) = &mut self.host else { return };
+        let copied = self.copy_cold(most);
+        self.save(most - copied);
+    }
+
+    /// Copies pages that would be evicted next. Returns how many.
+    fn copy_cold(&mut self, most: usize) -> usize {
+        let Some(host) = &mut self.host else { return 0 };
         let window = host.memory.window.saturating_sub(self.free.len());
         let mut cold = std::mem::take(&mut host.cold);
         cold.clear();
@@ -98,9 +114,45 @@ impl KvCache {
         for &page in &cold {
             self.offload(page);
         }
+        let copied = cold.len();
         if let Some(host) = &mut self.host {
             host.cold = cold;
         }
+        copied
+    }
+
+    /// Copies at most `most` pages of the device to where they outlive the process. Of a chain the end first, so that it is
+    /// the oldest there, too.
+    fn save(&mut self, most: usize) {
+        let mut left = most;
+        while left > 0
+            && let Some(host) = &mut self.host
+            && host.memory.tier.may_save()
+            && let Some(PageRef { page: id, generation }) = host.unsaved.pop()
+        {
+            let page = &self.pages[id.index()];
+            let Some(place) = page.place().filter(|_| page.generation == generation) else { continue };
+            let (ns, key) = (place.ns, key_of(&place.link));
+            if host.memory.tier.is_saved(&key) {
+                continue;
+            }
+            let page_bytes = host.memory.page_bytes;
+            let page = HostPage::new(ns, self.words_up_to(id), page_bytes);
+            let Some(host) = &mut self.host else { return };
+            host.memory.tier.save(key, Arc::clone(&page));
+            host.transfers.push(Transfer::Export { page: id, to: page });
+            left -= 1;
+        }
+    }
+
+    /// A page was published: it is to be saved, where pages are.
+    pub(crate) fn save_later(&mut self, page: PageRef) {
+        let Some(host) = self.host.as_mut().filter(|host| host.memory.tier.disk().is_some()) else { return };
+        if host.unsaved.len() >= 2 * self.pages.len() {
+            let pages = &self.pages;
+            host.unsaved.retain(|old| pages[old.page.index()].generation == old.generation);
+        }
+        host.unsaved.push(page);
     }
 
     /// Appends what is to be moved, in this order, before the pages that were allocated since are written: in the next
@@ -118,6 +170,13 @@ impl KvCache {
         }
     }
 
+    /// Takes note of what was written to disk and read from it meanwhile. Worth calling before every step.
+    pub fn settle(&mut self) {
+        if let Some(host) = &mut self.host {
+            host.memory.tier.settle();
+        }
+    }
+
     /// Puts a published page into the host tier, if there is one. Pages after it must have been put before.
     pub(crate) fn offload(&mut self, id: PageId) {
         if self.host.is_none() {
@@ -128,10 +187,8 @@ impl KvCache {
         let Some(place) = self.pages[id.index()].place_mut() else { panic!("{id:?} is not published") };
         place.copied = true;
         let key = key_of(&place.link);
-        let kept = host.memory.tier.get(&key);
-        if let Some(page) = kept.filter(|page| page.is_filled() && page.is_of(&place.ns, &words)) {
-            // The same content, so the same bits. It is the newest again, as its chain is.
-            host.memory.tier.put(key, page);
+        // The same content, so the same bits. It is the newest again, as its chain is.
+        if host.memory.tier.renew(&key, &place.ns, &words) {
             return;
         }
         let page = HostPage::new(place.ns, words, host.memory.page_bytes);
@@ -155,6 +212,6 @@ impl KvCache {
     }
 }
 
-fn key_of(link: &Link) -> HostKey {
+pub(crate) fn key_of(link: &Link) -> HostKey {
     HostKey(link.bytes())
 }

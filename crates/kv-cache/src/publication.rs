@@ -76,7 +76,7 @@ impl KvCache {
             }
         }
         if let Some(host) = &mut self.host {
-            host.memory.tier.retain(&|page| page.namespace() != ns);
+            host.memory.tier.retain(&|other| other != ns);
         }
         let pages = &self.pages;
         self.sessions.retain(|tail| pages[tail.page.index()].generation == tail.generation);
@@ -127,6 +127,7 @@ impl KvCache {
         self.index.insert(link.bucket_hash(), id.0);
         self.published += 1;
         self.counters.publications += 1;
+        self.save_later(PageRef { page: id, generation: self.pages[id.index()].generation });
         Publish::Published
     }
 

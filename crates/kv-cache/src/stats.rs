@@ -1,6 +1,7 @@
 //! What the cache tells the metrics: gauges of now, and counters that only grow.
 
 use crate::cache::KvCache;
+use crate::disk::DiskUsage;
 use crate::host::HostUsage;
 
 /// A snapshot of the cache. `free + cached_unreferenced + referenced == pages` always holds.
@@ -42,6 +43,8 @@ pub struct CacheStats {
     pub host_exports: u64,
     /// What the host tier holds and has dropped.
     pub host: HostUsage,
+    /// What is on disk, and was done there.
+    pub disk: DiskUsage,
 }
 
 /// The counters behind [`CacheStats`].
@@ -151,6 +154,7 @@ impl KvCache {
             host_hit_positions,
             host_exports,
             host: self.host.as_ref().map(|host| host.memory.tier.usage()).unwrap_or_default(),
+            disk: self.host.as_ref().and_then(|host| host.memory.tier.disk()).unwrap_or_default(),
         }
     }
 }

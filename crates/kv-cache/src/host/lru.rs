@@ -12,6 +12,7 @@ use std::{
 };
 
 use super::{HostKey, HostPage, HostTier, HostUsage};
+use crate::namespace::Namespace;
 
 struct Entry {
     page: Arc<HostPage>,
@@ -116,9 +117,10 @@ impl HostTier for LruTier {
         }
     }
 
-    fn retain(&mut self, keep: &dyn Fn(&HostPage) -> bool) {
+    fn retain(&mut self, keep: &dyn Fn(&Namespace) -> bool) {
+        let is_kept = |entry: &Entry| keep(entry.page.namespace());
         let dropped: Vec<HostKey> =
-            self.entries.iter().filter(|(_, entry)| !keep(&entry.page)).map(|(key, _)| *key).collect();
+            self.entries.iter().filter(|(_, entry)| !is_kept(entry)).map(|(key, _)| *key).collect();
         for key in dropped {
             self.take_out(&key);
         }

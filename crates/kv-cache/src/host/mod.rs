@@ -25,7 +25,12 @@ mod lru;
 mod moka;
 mod page;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    disk::{DiskUsage, Waker},
+    namespace::Namespace,
+};
 
 pub use self::{
     lru::LruTier,
@@ -46,14 +51,67 @@ pub trait HostTier: Send {
     /// Pages were used together: afterwards each is newer than the ones named before it.
     fn touch(&mut self, keys: &[HostKey]);
 
-    /// Drops the pages that do not satisfy `keep`. Looks at every page: not for the steady path.
-    fn retain(&mut self, keep: &dyn Fn(&HostPage) -> bool);
+    /// Drops the pages of namespaces that do not satisfy `keep`. Looks at every page: not for the steady path.
+    fn retain(&mut self, keep: &dyn Fn(&Namespace) -> bool);
 
     /// Drops what has outlived its time. Called now and then, also when nothing else happens.
     fn expire(&mut self);
 
     /// What is kept, and what was dropped. Cheap.
     fn usage(&self) -> HostUsage;
+
+    /// Puts a page again that is kept already, whole, so that it need not be copied. False if it is not.
+    fn renew(&mut self, key: &HostKey, ns: &Namespace, words: &[u32]) -> bool {
+        let kept = self.get(key).filter(|page| page.is_filled() && page.is_of(ns, words));
+        let Some(page) = kept else { return false };
+        self.put(*key, page);
+        true
+    }
+
+    /// The page under a key, or a page that will be it, once it was read from where reading takes time, and that will
+    /// never be filled if that fails. Whoever is to get it later must hold it until then.
+    fn fetch(&mut self, key: &HostKey, _ns: &Namespace, _words: &[u32]) -> Option<Arc<HostPage>> {
+        self.get(key)
+    }
+
+    /// To be held for every page that is being fetched, for as long as that is: it is counted.
+    fn hold(&self) -> Option<Arc<()>> {
+        None
+    }
+
+    /// Whether a page is kept where it outlives the process, or never will be.
+    fn is_saved(&mut self, _key: &HostKey) -> bool {
+        true
+    }
+
+    /// Whether there is room for one more page to be saved. If not, it may be tried later.
+    fn may_save(&self) -> bool {
+        false
+    }
+
+    /// Keeps a page that is still on the device where it outlives the process, and nowhere else.
+    fn save(&mut self, _key: HostKey, _page: Arc<HostPage>) {}
+
+    /// Takes note of what was written and read meanwhile, if anything is beside the calls of this trait.
+    fn settle(&mut self) {}
+
+    /// What is on disk, if pages are kept there.
+    fn disk(&self) -> Option<DiskUsage> {
+        None
+    }
+
+    /// How long reading what is being read will take, as far as that is known.
+    fn reading_takes(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// How long a request should wait for what it fetches, if that was set.
+    fn patience(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Sets who is to be told when something was written or read.
+    fn set_waker(&mut self, _waker: Waker) {}
 }
 
 /// What a tier holds and has dropped.

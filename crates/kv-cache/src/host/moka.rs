@@ -16,6 +16,7 @@ use std::{
 use moka::{notification::RemovalCause, policy::EvictionPolicy, sync::Cache};
 
 use super::{HostKey, HostPage, HostTier, HostUsage};
+use crate::namespace::Namespace;
 
 /// `moka` remembers so many reads until maintenance is run, and forgets what comes after them.
 const READS: usize = 32;
@@ -93,8 +94,8 @@ impl HostTier for MokaTier {
         }
     }
 
-    fn retain(&mut self, keep: &dyn Fn(&HostPage) -> bool) {
-        let is_kept = |place: &Place| place.lock().as_ref().is_some_and(|page| keep(page));
+    fn retain(&mut self, keep: &dyn Fn(&Namespace) -> bool) {
+        let is_kept = |place: &Place| place.lock().as_ref().is_some_and(|page| keep(page.namespace()));
         let dropped: Vec<HostKey> =
             self.pages.iter().filter(|(_, place)| !is_kept(place)).map(|(key, _)| *key).collect();
         for key in dropped {
@@ -123,7 +124,6 @@ mod tests {
     use std::sync::Weak;
 
     use super::*;
-    use crate::namespace::Namespace;
 
     const PAGE_BYTES: usize = 1000;
 
@@ -242,7 +242,7 @@ mod tests {
             tier.put(key(number), page);
         }
         let a = Namespace::new(b"model", b"a");
-        tier.retain(&|page| *page.namespace() == a);
+        tier.retain(&|ns| *ns == a);
         assert_eq!(kept(&tier, 20), (0..20).step_by(2).collect::<Vec<_>>());
         assert_eq!(tier.usage().pages, 10);
         assert!(dropped.iter().all(|page| page.upgrade().is_none()), "the memory of forgotten pages is free");

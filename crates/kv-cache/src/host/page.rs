@@ -67,6 +67,16 @@ impl HostPage {
         self.contents().is_some()
     }
 
+    /// Whether the page was given contents, which may still be on their way, or lost.
+    pub(crate) fn has_contents(&self) -> bool {
+        self.contents.get().is_some()
+    }
+
+    /// Words from position 0 to the end of the page.
+    pub(crate) fn words(&self) -> &[u32] {
+        &self.words
+    }
+
     /// Whether the page holds the end of exactly this context.
     pub(crate) fn is_of(&self, ns: &Namespace, words: &[u32]) -> bool {
         self.ns == *ns && *self.words == *words

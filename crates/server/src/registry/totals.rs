@@ -2,6 +2,7 @@
 //!
 //! Every field is named on its way, so a new one does not compile before it is added up.
 
+use beamline_kv_cache::disk::DiskUsage;
 use beamline_kv_cache::{CacheStats, HostUsage};
 use beamline_scheduler::{EngineStats, SchedulerStats};
 
@@ -32,6 +33,15 @@ impl Totals {
                 published: 0,
                 sessions: 0,
                 host: HostUsage { pages: 0, bytes: 0, capacity: 0, ..stats.cache.host },
+                disk: DiskUsage {
+                    working: 0,
+                    pages: 0,
+                    bytes: 0,
+                    capacity: 0,
+                    reading: 0,
+                    waiting: 0,
+                    ..stats.cache.disk
+                },
                 ..stats.cache
             },
         };
@@ -69,12 +79,20 @@ fn sum_cache(a: CacheStats, b: CacheStats) -> CacheStats {
         pages, free, cached_unreferenced, referenced, published, sessions, lookups, hit_positions,
         session_hit_positions, missed_positions, hash_collisions, publications, duplicates, evictions, host_lookups,
         host_hit_positions, host_exports;
-        host: sum_host
+        host: sum_host, disk: sum_disk
     )
 }
 
 fn sum_host(a: HostUsage, b: HostUsage) -> HostUsage {
     sum!(HostUsage, a, b; pages, bytes, capacity, evictions, expirations;)
+}
+
+fn sum_disk(a: DiskUsage, b: DiskUsage) -> DiskUsage {
+    sum!(
+        DiskUsage, a, b;
+        working, pages, bytes, capacity, reading, waiting, hits, misses, writes, dropped, evictions, expirations, damaged,
+        errors;
+    )
 }
 
 #[cfg(test)]
