@@ -13,6 +13,7 @@
 //! | [`event`](crate::Event) | what the scheduler tells: slots opened and closed, requests ended |
 //! | `pace` | how long steps take, and how wide a beam still makes its deadline |
 //! | [`scheduler`](crate::Scheduler) | submit, plan, commit |
+//! | [`lobby`](crate::Lobby) | who waits for pages from disk before |
 //! | [`engine`](crate::Engine) | channels, clock, panics, answers |
 //!
 //! Invariants:
@@ -34,6 +35,7 @@
 mod engine;
 mod event;
 mod limits;
+mod lobby;
 mod pace;
 mod request;
 mod scheduler;
@@ -43,6 +45,7 @@ pub use beamline_model::step::ContextShape;
 pub use engine::{Completed, Engine, EngineDied, EngineHandle, EngineStats, StartError, Ticket, Unserved};
 pub use event::{Degraded, Ended, Ending, Event, Failure, Timings, Usage};
 pub use limits::{ConfigError, Limits, SchedulerConfig};
+pub use lobby::{Lobby, Ready};
 pub use request::{Priority, Refusal, Request, RequestId};
 pub use scheduler::{Scheduler, SchedulerStats};
 pub use time::Micros;

@@ -67,7 +67,8 @@ pub(super) enum Command<P, A> {
 
 /// Submits requests to an engine. Clone it freely: the engine lives as long as the last of them.
 pub struct EngineHandle<P, A> {
-    commands: mpsc::Sender<Command<P, A>>,
+    /// Shared, so that the tiers can wake the thread without keeping it.
+    commands: Arc<mpsc::Sender<Command<P, A>>>,
     shared: Arc<Shared>,
 }
 
@@ -85,7 +86,7 @@ impl<P, A> fmt::Debug for EngineHandle<P, A> {
 }
 
 impl<P, A> EngineHandle<P, A> {
-    pub(super) fn new(commands: mpsc::Sender<Command<P, A>>, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(commands: Arc<mpsc::Sender<Command<P, A>>>, shared: Arc<Shared>) -> Self {
         Self { commands, shared }
     }
 

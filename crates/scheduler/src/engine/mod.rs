@@ -32,6 +32,7 @@ use crate::{
     limits::{ConfigError, SchedulerConfig},
     scheduler::Scheduler,
 };
+use handle::Command;
 use run::Loop;
 use shared::Shared;
 
@@ -94,6 +95,18 @@ impl<P: Clone + Send + Sync + 'static, A: Send + 'static> Engine<P, A> {
         }
         let shared = Arc::new(Shared::new(*scheduler.limits()));
         let (sender, commands) = mpsc::channel();
+        let sender = Arc::new(sender);
+        scheduler.set_waker({
+            let (sender, shared) = (Arc::downgrade(&sender), Arc::clone(&shared));
+            Arc::new(move || {
+                // One is enough, however much there is to take note of.
+                if !shared.set_woken()
+                    && let Some(sender) = sender.upgrade()
+                {
+                    let _ = sender.send(Command::Wake);
+                }
+            })
+        });
         let engine = Loop::new(model, scheduler, commands, shared.clone());
         let thread =
             std::thread::Builder::new().name("beamline-engine".into()).spawn(move || engine.run())?;

@@ -1,4 +1,7 @@
 //! The thread: take commands, drop what nobody waits for, plan, step, commit; again.
+//!
+//! Requests whose pages are being read from disk wait in the lobby meanwhile. The thread sleeps when nobody else is there,
+//! and is woken by whoever has read something.
 
 use std::{
     any::Any,
@@ -8,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use beamline_kv_cache::Fetch;
 use beamline_model::step::{Plan, Progress, Pulse, Slot, StepModel};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -17,6 +21,7 @@ use super::{
 };
 use crate::{
     event::{Ended, Ending, Event, Failure},
+    lobby::{Lobby, Ready},
     request::RequestId,
     scheduler::Scheduler,
     time::Micros,
@@ -24,12 +29,16 @@ use crate::{
 
 /// How long an idle thread sleeps before it shows that it is alive.
 const IDLE_BEAT: Duration = Duration::from_millis(50);
+/// How long it sleeps while it leaves and somebody still waits for the disk: there are no commands to wait for.
+const LEAVING_BEAT: Duration = Duration::from_millis(1);
 
 /// Somebody who waits.
 struct Waiting<A> {
     reply: Reply<A>,
     /// Held until admission.
     place: Option<OwnedSemaphorePermit>,
+    /// Pages that were read for it, held until then.
+    fetch: Option<Fetch>,
 }
 
 pub(super) struct Loop<M: StepModel> {
@@ -37,6 +46,8 @@ pub(super) struct Loop<M: StepModel> {
     scheduler: Scheduler<M::Payload>,
     commands: mpsc::Receiver<Command<M::Payload, M::Answer>>,
     shared: Arc<Shared>,
+    /// Those whose pages are being read from disk.
+    lobby: Lobby<M::Payload>,
     /// One per request that has not ended.
     waiting: HashMap<RequestId, Waiting<M::Answer>>,
     /// Slots at whose opening the model panicked: a step with one of them fails, which is how the
@@ -69,6 +80,7 @@ where
             scheduler,
             commands,
             shared,
+            lobby: Lobby::default(),
             waiting: HashMap::with_capacity(requests),
             broken: Vec::new(),
             plan: Plan::default(),
@@ -87,9 +99,13 @@ where
             connected &= self.take_commands(idle && connected);
             let leaving = !connected || self.shared.drained_by().is_some();
             if leaving && self.scheduler.is_idle() {
-                return;
+                if self.lobby.is_empty() {
+                    return;
+                }
+                std::thread::sleep(LEAVING_BEAT);
             }
             self.drop_unwanted();
+            self.empty_lobby();
             if idle {
                 self.scheduler.idle();
             }
@@ -108,7 +124,8 @@ where
     /// There are never more than places in the queue, so this ends.
     fn take_commands(&mut self, idle: bool) -> bool {
         if idle && self.shared.drained_by().is_none() {
-            match self.commands.recv_timeout(IDLE_BEAT) {
+            let next = self.lobby.next_end().map(|end| Duration::from_micros(end.since(self.shared.now()).0));
+            match self.commands.recv_timeout(next.unwrap_or(IDLE_BEAT).min(IDLE_BEAT)) {
                 Ok(command) => self.take(command),
                 Err(mpsc::RecvTimeoutError::Timeout) => return true,
                 Err(mpsc::RecvTimeoutError::Disconnected) => return false,
@@ -125,17 +142,34 @@ where
 
     fn take(&mut self, command: Command<M::Payload, M::Answer>) {
         let Command::Submit { request, submitted_at, reply, place } = command else { return };
+        let before = self.waiting.insert(request.id, Waiting { reply, place: Some(place), fetch: None });
+        assert!(before.is_none(), "the engine gives every request an id of its own");
+        if let Some(ready) = self.lobby.enter(self.shared.now(), submitted_at, request, &mut self.scheduler) {
+            self.submit(ready);
+        }
+    }
+
+    /// Submits a request that waits for nothing from disk any more.
+    fn submit(&mut self, Ready { request, submitted_at, fetch }: Ready<M::Payload>) {
         let id = request.id;
-        // Time in the channel is time in the queue. What was submitted before the drain began is at
-        // hand, too.
+        // Time in the channel and in the lobby is time in the queue. What was submitted before the
+        // drain began is at hand, too.
         match self.scheduler.submit(submitted_at, request) {
             Ok(()) => {
-                let before = self.waiting.insert(id, Waiting { reply, place: Some(place) });
-                assert!(before.is_none(), "the engine gives every request an id of its own");
+                if let Some(waiting) = self.waiting.get_mut(&id) {
+                    waiting.fetch = fetch;
+                }
             }
-            Err(refusal) => {
-                let _ = reply.send(Err(refusal.into()));
-            }
+            Err(refusal) => self.reply(id, Err(refusal.into())),
+        }
+    }
+
+    /// Takes note of what was read, and submits whoever has waited enough.
+    fn empty_lobby(&mut self) {
+        self.shared.clear_woken();
+        self.scheduler.settle();
+        while let Some(ready) = self.lobby.leave(self.shared.now()) {
+            self.submit(ready);
         }
     }
 
@@ -145,9 +179,15 @@ where
         let overdue = self.shared.drained_by().is_some_and(|by| by <= now);
         let unwanted = self.waiting.iter().filter(|(_, waiting)| overdue || waiting.reply.is_closed());
         self.unwanted.extend(unwanted.map(|(id, _)| *id));
-        for id in self.unwanted.drain(..) {
-            self.scheduler.cancel(now, id, &mut self.events);
+        let mut unwanted = std::mem::take(&mut self.unwanted);
+        for id in unwanted.drain(..) {
+            if self.lobby.cancel(id) {
+                self.reply(id, Err(Unserved::Drained));
+            } else {
+                self.scheduler.cancel(now, id, &mut self.events);
+            }
         }
+        self.unwanted = unwanted;
         self.carry_out();
     }
 
@@ -198,6 +238,7 @@ where
                 Event::Opened { id, slot, payload } => {
                     if let Some(waiting) = self.waiting.get_mut(&id) {
                         waiting.place = None;
+                        waiting.fetch = None;
                     }
                     let model = &mut self.model;
                     let open = || model.open(slot, M::Payload::clone(&payload));
@@ -220,7 +261,6 @@ where
 
     fn answer(&mut self, ended: Ended<M::Answer>) {
         let Ended { id, ending, usage, timings } = ended;
-        let Some(Waiting { reply, .. }) = self.waiting.remove(&id) else { return };
         let answer = match ending {
             Ending::Finished(answer) => Ok(Completed { answer: Some(answer), usage, timings }),
             Ending::Warmed => Ok(Completed { answer: None, usage, timings }),
@@ -229,8 +269,14 @@ where
             Ending::Dropped(refusal) => Err(Unserved::Refused(refusal)),
             Ending::Cancelled => Err(Unserved::Drained),
         };
-        // Whoever does not wait any more needs no answer.
-        let _ = reply.send(answer);
+        self.reply(id, answer);
+    }
+
+    fn reply(&mut self, id: RequestId, answer: Result<Completed<M::Answer>, Unserved>) {
+        if let Some(Waiting { reply, .. }) = self.waiting.remove(&id) {
+            // Whoever does not wait any more needs no answer.
+            let _ = reply.send(answer);
+        }
     }
 }
 

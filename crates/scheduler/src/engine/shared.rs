@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -34,6 +34,8 @@ pub(super) struct Shared {
     /// Requests that were refused before they came to the scheduler.
     refused: AtomicU64,
     heartbeat: AtomicU64,
+    /// The thread was woken and has not looked why.
+    woken: AtomicBool,
     /// When those that are left are dropped, once draining.
     drained_by: AtomicU64,
     /// Written once per step, read now and then: a lock costs nothing here, and all numbers agree.
@@ -49,6 +51,7 @@ impl Shared {
             next_id: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             heartbeat: AtomicU64::new(0),
+            woken: AtomicBool::new(false),
             drained_by: AtomicU64::new(NEVER),
             stats: Mutex::new(EngineStats::default()),
         }
@@ -79,6 +82,16 @@ impl Shared {
 
     pub(super) fn heartbeat(&self) -> Micros {
         Micros(self.heartbeat.load(Ordering::Relaxed))
+    }
+
+    /// The thread is to be woken. Returns whether somebody has done so already.
+    pub(super) fn set_woken(&self) -> bool {
+        self.woken.swap(true, Ordering::SeqCst)
+    }
+
+    /// The thread looks at everything now.
+    pub(super) fn clear_woken(&self) {
+        self.woken.store(false, Ordering::SeqCst);
     }
 
     pub(super) fn start_drain(&self, patience: Duration) {

@@ -34,7 +34,7 @@ mod tenants;
 
 use std::collections::{HashMap, VecDeque};
 
-use beamline_kv_cache::{CacheConfig, HostMemory, KvCache, Namespace};
+use beamline_kv_cache::{CacheConfig, Fetch, HostMemory, KvCache, Namespace, disk::Waker};
 use beamline_model::step::Slot;
 
 use crate::{
@@ -156,6 +156,28 @@ impl<P> Scheduler<P> {
     /// There is nothing to do: frees what has outlived its time.
     pub fn idle(&mut self) {
         self.cache.expire_host();
+    }
+
+    /// Has pages read that the request would not find otherwise, and that are on disk.
+    pub fn fetch(&mut self, request: &Request<P>) -> Option<Fetch> {
+        let demand = self.limits.demand(request).ok()?;
+        let most = demand.shared_pages * self.limits.page_size;
+        self.cache.fetch(&request.namespace, request.session, &request.words, most)
+    }
+
+    /// Takes note of what was read from disk and written there. To be called between steps.
+    pub fn settle(&mut self) {
+        self.cache.settle();
+    }
+
+    /// Sets who is to be told when there is something to take note of.
+    pub fn set_waker(&mut self, waker: Waker) {
+        self.cache.set_waker(waker);
+    }
+
+    /// How long computing so many pages will take, once that can be told.
+    pub fn time_to_compute_pages(&self, pages: usize) -> Option<Micros> {
+        self.pace.time_of(pages.saturating_mul(self.limits.page_size) as u64)
     }
 
     /// What is going on, and what has happened.
