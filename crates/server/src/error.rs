@@ -511,7 +511,7 @@ impl Error {
             LoadError::Probe(_) | LoadError::WrongAnswer(_) => Refused::Probe,
             LoadError::NotThere(_) => Refused::Unreadable,
             LoadError::Changed { .. } => Refused::Mismatch,
-            LoadError::Settings(_) | LoadError::Engine(_) | LoadError::State(_) => {
+            LoadError::Settings(_) | LoadError::Engine(_) | LoadError::State(_) | LoadError::Disk(_) => {
                 return Self::internal(error);
             }
         };

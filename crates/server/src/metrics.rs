@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use beamline_kv_cache::disk::DiskUsage;
 use beamline_scheduler::EngineStats;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -96,7 +97,7 @@ fn describe() {
     describe_counter!("beamline_prefix_lookups_total", "Searches for a cached prefix.");
     describe_counter!(
         "beamline_prefix_tokens_total",
-        "Context tokens by where they came from: hit (KV pages), restored (host memory), miss (computed)."
+        "Context tokens by where they came from: hit (KV pages), restored (host memory or disk), miss (computed)."
     );
     describe_counter!("beamline_page_evictions_total", "Cached pages given up to make room.");
     describe_gauge!("beamline_host_pages", "Evicted KV pages kept in host memory.");
@@ -108,11 +109,36 @@ fn describe() {
         "beamline_host_dropped_pages_total",
         "Pages dropped from host memory: for room, for age."
     );
+    describe_disk();
     describe_counter!(
         "beamline_hash_collisions_total",
         "Pages with the right hash and the wrong content. More than 0 is worth an alarm."
     );
     describe_gauge!("beamline_engine_heartbeat_age_seconds", "Time since the engine's loop last came round.");
+}
+
+fn describe_disk() {
+    describe_gauge!(
+        "beamline_disk_working",
+        "Versions whose KV pages are kept on disk; fewer after an error."
+    );
+    describe_gauge!("beamline_disk_pages", "KV pages on disk.");
+    describe_gauge!("beamline_disk_bytes", "Disk for KV pages: used, and capacity.");
+    describe_gauge!("beamline_disk_reads_in_flight", "KV pages that are being read from disk.");
+    describe_gauge!("beamline_disk_writes_waiting", "KV pages that wait to be written to disk.");
+    describe_counter!("beamline_disk_hits_total", "KV pages that were read from disk and found intact.");
+    describe_counter!("beamline_disk_misses_total", "Searches that ended at a KV page that is not on disk.");
+    describe_counter!("beamline_disk_written_pages_total", "KV pages written to disk.");
+    describe_counter!("beamline_disk_dropped_writes_total", "KV pages not written: the disk was too slow.");
+    describe_counter!("beamline_disk_dropped_pages_total", "KV pages dropped from disk: for room, for age.");
+    describe_counter!(
+        "beamline_disk_checksum_failures_total",
+        "KV pages on disk that were not what had been written. They are never used."
+    );
+    describe_counter!(
+        "beamline_disk_errors_total",
+        "Errors of the disk for KV pages. It is not used after one."
+    );
 }
 
 /// Copies how many lines the log, and the request log if there is one, could not write.
@@ -188,9 +214,27 @@ pub fn publish(registry: &Registry, ready: bool) {
     counter!("beamline_host_restored_pages_total").absolute(scheduler.restored_pages);
     counter!("beamline_host_dropped_pages_total", "reason" => "room").absolute(cache.host.evictions);
     counter!("beamline_host_dropped_pages_total", "reason" => "age").absolute(cache.host.expirations);
+    publish_disk(cache.disk);
     counter!("beamline_hash_collisions_total").absolute(cache.hash_collisions);
     let age = registry.heartbeat_age();
     gauge!("beamline_engine_heartbeat_age_seconds").set(age.as_secs_f64());
+}
+
+fn publish_disk(disk: DiskUsage) {
+    gauge!("beamline_disk_working").set(disk.working as f64);
+    gauge!("beamline_disk_pages").set(disk.pages as f64);
+    gauge!("beamline_disk_bytes", "kind" => "used").set(disk.bytes as f64);
+    gauge!("beamline_disk_bytes", "kind" => "capacity").set(disk.capacity as f64);
+    gauge!("beamline_disk_reads_in_flight").set(disk.reading as f64);
+    gauge!("beamline_disk_writes_waiting").set(disk.waiting as f64);
+    counter!("beamline_disk_hits_total").absolute(disk.hits);
+    counter!("beamline_disk_misses_total").absolute(disk.misses);
+    counter!("beamline_disk_written_pages_total").absolute(disk.writes);
+    counter!("beamline_disk_dropped_writes_total").absolute(disk.dropped);
+    counter!("beamline_disk_dropped_pages_total", "reason" => "room").absolute(disk.evictions);
+    counter!("beamline_disk_dropped_pages_total", "reason" => "age").absolute(disk.expirations);
+    counter!("beamline_disk_checksum_failures_total").absolute(disk.damaged);
+    counter!("beamline_disk_errors_total").absolute(disk.errors);
 }
 
 /// 1 for every version with its catalog that is served, 0 for those that were.

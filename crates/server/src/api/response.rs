@@ -219,6 +219,8 @@ pub struct MemoryInfo {
     pub kv_bytes: u64,
     /// Host memory for KV pages that were evicted, at most.
     pub kv_host_bytes: u64,
+    /// Tables and buffers of the KV pages on disk, at most.
+    pub kv_disk_bytes: u64,
 }
 
 /// A version of a model that is served.

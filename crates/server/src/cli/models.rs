@@ -184,7 +184,7 @@ fn table(list: &Value) -> String {
 
 fn row(model: &Value) -> Vec<String> {
     let (memory, catalog) = (&model["memory"], &model["catalog"]);
-    let parts = ["weights_bytes", "kv_bytes", "kv_host_bytes"].map(|part| &memory[part]);
+    let parts = ["weights_bytes", "kv_bytes", "kv_host_bytes", "kv_disk_bytes"].map(|part| &memory[part]);
     let parts = parts.into_iter().chain([&catalog["memory_bytes"]]);
     let bytes = parts.fold(0_u64, |sum, part| sum.saturating_add(part.as_u64().unwrap_or(0)));
     let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);

@@ -46,6 +46,7 @@ use tracing::{info, warn};
 
 use crate::api::{MemoryBudget, ModelInfo, ModelList, ModelState};
 use crate::error::Error;
+use crate::runtime::disk::KvDisk;
 use crate::runtime::{self, LoadError, Machine, Opened, Runtime, Scale};
 use crate::service::{Served, Service};
 use crate::settings::{ByteSize, Settings};
@@ -115,9 +116,12 @@ impl Registry {
                 warn!("the system does not say how much memory it has: models have no limit (--model-memory)")
             }
         }
+        let mut machine = Machine::new(&settings.engine, memory)?;
+        let disk = settings.kv_disk.as_ref().filter(|disk| !disk.count_only);
+        machine.disk = disk.map(KvDisk::open).transpose().map_err(LoadError::Disk)?;
         let registry = Self {
             root: root.transpose()?,
-            machine: Machine::new(&settings.engine, memory)?,
+            machine,
             table: RwLock::default(),
             running: Mutex::default(),
             loading: Mutex::default(),
@@ -129,6 +133,9 @@ impl Registry {
             settings,
         };
         registry.bring_back(opened)?;
+        if let Some(disk) = &registry.machine.disk {
+            disk.sweep();
+        }
         Ok(registry)
     }
 

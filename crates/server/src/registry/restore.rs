@@ -362,7 +362,7 @@ impl ModelInfo {
             generated_steps: 0,
             tasks: Vec::new(),
             catalog: CatalogInfo { version: "unknown".into(), items: 0, leaves: 0, memory_bytes: 0 },
-            memory: MemoryInfo { weights_bytes: 0, kv_bytes: 0, kv_host_bytes: 0 },
+            memory: MemoryInfo { weights_bytes: 0, kv_bytes: 0, kv_host_bytes: 0, kv_disk_bytes: 0 },
             labels: Vec::new(),
             durable: true,
             state: ModelState::Unloaded,

@@ -17,8 +17,10 @@
 //! request for items that goes the way of every other.
 
 pub mod budget;
+pub mod disk;
 mod files;
 mod gpu;
+mod host;
 pub mod layout;
 mod physical;
 mod probe;
@@ -51,10 +53,11 @@ use tracing::{info, warn};
 use crate::error::Error;
 use crate::registry::state::StateError;
 use crate::service::{
-    Decoder, Family, HstuFamily, Lease, MAX_CANDIDATES, MICRO_BATCH, Memory, Served, Service,
+    Decoder, Family, HstuFamily, Lease, MAX_CANDIDATES, MICRO_BATCH, Memory, Served, Service, model_identity,
 };
 use crate::settings::{ByteSize, DeviceChoice, EngineSettings, Settings, SettingsError};
 use budget::{Budget, OverBudget, Reservation};
+use disk::{DiskError, KvDisk, Pool};
 use sizing::LargestRequest;
 
 pub use files::Files;
@@ -120,8 +123,13 @@ pub enum LoadError {
         /// Why not.
         why: String,
     },
+    /// The directory for contexts cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The memory budget does not hold it.
-    #[error("{0}; unload a version first, or lower --kv-memory or --kv-host-memory, or raise --model-memory")]
+    #[error(
+        "{0}; unload a version first, or lower --kv-memory, --kv-host-memory or --kv-disk-size, or raise --model-memory"
+    )]
     Memory(#[from] OverBudget),
     /// The engine did not start.
     #[error("engine: {0}")]
@@ -167,6 +175,8 @@ pub struct Runtime {
     /// Answers requests.
     pub service: Service,
     engine: Engine<AnyJob, Answer>,
+    /// Pages on disk.
+    pool: Option<Pool>,
     /// Given back when the engine has ended.
     memory: Reservation,
     /// Closed when nobody holds the model any more.
@@ -182,6 +192,8 @@ pub struct Machine {
     pub gpu: Option<Arc<dyn Device>>,
     /// Memory.
     pub budget: Arc<Budget>,
+    /// Where contexts outlive the process, if anywhere.
+    pub disk: Option<Arc<KvDisk>>,
 }
 
 impl Machine {
@@ -196,7 +208,7 @@ impl Machine {
             DeviceChoice::Cpu => None,
             device @ DeviceChoice::Cuda(number) => Some(gpu::open(device, number)?),
         };
-        Ok(Self { cpu: Arc::new(cpu), gpu, budget: Budget::new(memory.map(|size| size.0)) })
+        Ok(Self { cpu: Arc::new(cpu), gpu, budget: Budget::new(memory.map(|size| size.0)), disk: None })
     }
 }
 
@@ -238,20 +250,21 @@ impl Runtime {
         self.engine.drain(patience)
     }
 
-    /// Waits until nobody holds the model, ends the engine, and frees weights and pages. Requests that began on it
-    /// finish on it. Blocks. Returns what the engine has counted.
+    /// Waits until nobody holds the model, ends the engine, and frees weights and pages, those on disk too. Requests that
+    /// began on it finish on it. Blocks. Returns what the engine has counted.
     ///
     /// # Errors
     ///
     /// When the engine died before.
     pub fn retire(self) -> Result<EngineStats, EngineDied> {
-        let Self { service, engine, memory, leases } = self;
+        let Self { service, engine, pool, memory, leases } = self;
         let handle = engine.handle();
         drop(service);
         // Nothing is ever sent: this is over when the last lease is gone.
         let _ = leases.recv();
         // Whoever waited had a lease, so what is left was given up by its client.
         let ended = engine.drain(Duration::ZERO);
+        pool.into_iter().for_each(Pool::delete);
         drop(memory);
         ended.map(|()| handle.stats())
     }
@@ -332,11 +345,13 @@ impl Opened {
         let Built { family, catalog, catalog_memory, executor } = built;
 
         let start = Instant::now();
-        let host = sizing::host_memory(settings, memory.kv_host, plan.page_bytes, plan.largest);
+        let weight_format = settings.engine.weight_format;
+        let (host, pool) = host::memory(settings, &plan, machine, &model_identity(&digest, weight_format));
+        let secret = machine.disk.as_ref().map(|disk| disk.secret());
         let engine = Engine::start_with(
             executor,
             sizing::scheduler_config(settings, plan.largest, plan.generated_steps, plan.page_bytes),
-            sizing::cache_config(settings, plan.pages, plan.words_per_position)?,
+            sizing::cache_config(settings, plan.pages, plan.words_per_position, secret)?,
             host,
         )?;
         info!(
@@ -353,7 +368,7 @@ impl Opened {
         let served = Served {
             name: name.to_owned(),
             digest,
-            weight_format: settings.engine.weight_format,
+            weight_format,
             family,
             parameters,
             memory,
@@ -366,7 +381,7 @@ impl Opened {
         };
         let service = Service::new(Arc::new(served), settings.limits, settings.engine.history_cut);
         info!(name, ms = ms(whole), "loaded the model");
-        Ok(Runtime { service, engine, memory: reservation, leases })
+        Ok(Runtime { service, engine, pool, memory: reservation, leases })
     }
 }
 
@@ -522,11 +537,12 @@ impl Plan {
         let memory = Memory {
             weights: bytes.weights,
             kv: page_bytes.saturating_mul(pages as usize),
-            kv_host: sizing::host_bytes(settings, page_bytes, largest, scale)?,
+            kv_host: host::bytes(settings, page_bytes, largest, scale)?,
+            kv_disk: host::disk_bytes(settings, machine, page_bytes, words_per_position, largest, scale)?,
         };
         // What lies in the memory of a graphics processor is not of this machine's.
         let here = match &machine.gpu {
-            Some(_) => memory.kv_host.saturating_add(bytes.beside),
+            Some(_) => memory.kv_host.saturating_add(memory.kv_disk).saturating_add(bytes.beside),
             None => memory.total(),
         };
         Ok(Self { largest, generated_steps, page_bytes, pages, words_per_position, memory, here, format })

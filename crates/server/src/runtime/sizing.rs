@@ -3,7 +3,7 @@
 //! Invariant: the largest request that the limits allow fits into the KV memory, or nothing starts.
 
 use beamline_catalog::{Catalog, Leaf};
-use beamline_kv_cache::{CacheConfig, HostMemory, HostPage, MokaTier};
+use beamline_kv_cache::CacheConfig;
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::convention::Convention;
 use beamline_model::cpu::linear::WeightFormat;
@@ -32,7 +32,8 @@ pub(super) struct LargestRequest {
 }
 
 impl LargestRequest {
-    fn pages(self) -> usize {
+    /// Pages that it holds.
+    pub(super) fn pages(self) -> usize {
         let branch_rows = self.beams.saturating_mul(self.steps.saturating_sub(1));
         self.context.div_ceil(PAGE_SIZE).saturating_add(branch_rows.div_ceil(PAGE_SIZE))
     }
@@ -132,41 +133,6 @@ pub(super) fn weights(checkpoint: &Checkpoint, positions: usize, format: WeightF
     })
 }
 
-/// Bytes of host memory for evicted pages; 0 for none. What cannot hold a single page is a mistake.
-pub(super) fn host_bytes(
-    settings: &Settings,
-    page_bytes: usize,
-    largest: LargestRequest,
-    scale: Scale,
-) -> Result<usize, LoadError> {
-    let bytes = settings.engine.kv_host_memory.0;
-    let one = HostPage::bytes_of(page_bytes, largest.context);
-    match scale {
-        Scale::OneRequest => Ok(0),
-        Scale::Server if bytes > 0 && bytes < one => Err(LoadError::Limits(format!(
-            "kv-host-memory of {} holds not even one page, which takes {}; give more, or 0 for none",
-            ByteSize(bytes),
-            ByteSize(one)
-        ))),
-        Scale::Server => Ok(bytes),
-    }
-}
-
-/// Where evicted pages go, if anywhere.
-pub(super) fn host_memory(
-    settings: &Settings,
-    bytes: usize,
-    page_bytes: usize,
-    largest: LargestRequest,
-) -> Option<HostMemory> {
-    (bytes > 0).then(|| HostMemory {
-        tier: Box::new(MokaTier::new(bytes, settings.engine.kv_host_ttl)),
-        page_bytes,
-        // So that a largest request, when it is admitted, evicts pages that are in host memory already.
-        window: largest.pages(),
-    })
-}
-
 pub(super) fn scheduler_config(
     settings: &Settings,
     largest: LargestRequest,
@@ -194,11 +160,15 @@ pub(super) fn cache_config(
     settings: &Settings,
     pages: u32,
     words_per_position: usize,
+    secret: Option<[u8; 32]>,
 ) -> Result<CacheConfig, LoadError> {
-    // A key that no client can know, so that nobody can look for collisions.
-    let mut hash_key = [0; 32];
-    getrandom::fill(&mut hash_key)
-        .map_err(|error| LoadError::Limits(format!("the system gives no random numbers: {error}")))?;
+    // A key that no client can know, so that nobody can look for collisions. Pages that outlive the process are filed by
+    // one that does, too.
+    let mut hash_key = secret.unwrap_or_default();
+    if secret.is_none() {
+        getrandom::fill(&mut hash_key)
+            .map_err(|error| LoadError::Limits(format!("the system gives no random numbers: {error}")))?;
+    }
     Ok(CacheConfig {
         pages,
         page_size: PAGE_SIZE as u32,

@@ -41,7 +41,7 @@ use search::engine_request;
 pub use family::{Decoder, Family, HstuFamily, HstuSymbols, ItemRows};
 pub use history::{PromptLayout, coarse_step, dropped_by};
 pub use rank::{MAX_CANDIDATES, MICRO_BATCH};
-pub use served::{Lease, Memory, Served};
+pub use served::{Lease, Memory, Served, model_identity};
 
 /// Answers requests.
 #[derive(Clone, Debug)]

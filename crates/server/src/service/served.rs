@@ -48,12 +48,14 @@ pub struct Memory {
     pub kv: usize,
     /// At most, host memory for KV pages that were evicted.
     pub kv_host: usize,
+    /// At most, tables and buffers of the pages on disk.
+    pub kv_disk: usize,
 }
 
 impl Memory {
     /// All of it.
     pub fn total(&self) -> usize {
-        self.weights.saturating_add(self.kv).saturating_add(self.kv_host)
+        self.weights.saturating_add(self.kv).saturating_add(self.kv_host).saturating_add(self.kv_disk)
     }
 }
 
@@ -87,6 +89,11 @@ pub struct Served {
     pub lease: Lease,
 }
 
+/// What keys and values of a model depend on: its weights, and how they are kept.
+pub fn model_identity(digest: &str, weight_format: WeightFormat) -> String {
+    format!("{digest} {weight_format}")
+}
+
 impl Served {
     /// The beginning of the digest.
     pub fn version(&self) -> &str {
@@ -103,10 +110,9 @@ impl Served {
         }
     }
 
-    /// Whose pages a tenant's contexts may share. Keys and values depend on the format of the weights, so it is part of
-    /// the namespace.
+    /// Whose pages a tenant's contexts may share.
     pub fn namespace(&self, tenant: &str) -> Namespace {
-        Namespace::new(format!("{} {}", self.digest, self.weight_format).as_bytes(), tenant.as_bytes())
+        Namespace::new(model_identity(&self.digest, self.weight_format).as_bytes(), tenant.as_bytes())
     }
 
     /// A request of an HSTU model for the engine: rows at a time, and expansions.
@@ -177,6 +183,7 @@ impl Served {
                 weights_bytes: self.memory.weights as u64,
                 kv_bytes: self.memory.kv as u64,
                 kv_host_bytes: self.memory.kv_host as u64,
+                kv_disk_bytes: self.memory.kv_disk as u64,
             },
             labels: Vec::new(),
             durable: false,

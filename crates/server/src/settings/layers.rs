@@ -85,6 +85,20 @@ layer! {
         /// [default: 3600].
         #[arg(long, value_name = "S", env = "BEAMLINE_KV_HOST_TTL_SECONDS")]
         pub kv_host_ttl_seconds: u64,
+        /// Directory for contexts that are to outlive the process: what no longer fits into memory is read from there, also
+        /// after a restart. For one server at a time [default: none].
+        #[arg(long, value_name = "DIR", env = "BEAMLINE_KV_DISK")]
+        pub kv_disk: PathBuf,
+        /// Room on that disk, such as 100GiB, for every version that is loaded [default: none; needed with --kv-disk].
+        #[arg(long, value_name = "SIZE", env = "BEAMLINE_KV_DISK_SIZE")]
+        pub kv_disk_size: ByteSize,
+        /// Longest time that a context stays on disk, in seconds; 0 keeps it until room is needed [default: 604800].
+        #[arg(long, value_name = "S", env = "BEAMLINE_KV_DISK_TTL_SECONDS")]
+        pub kv_disk_ttl_seconds: u64,
+        /// Longest time that a request waits for its context to be read from disk; 0 waits as long as computing it would
+        /// take, and not at all where that is quicker [default: 0].
+        #[arg(long, value_name = "MS", env = "BEAMLINE_KV_DISK_WAIT_MS")]
+        pub kv_disk_wait_ms: u64,
         /// Most tokens of a context, if the model has more positions [default: 16384].
         #[arg(long, value_name = "N", env = "BEAMLINE_MAX_CONTEXT")]
         pub max_context: usize,

@@ -117,6 +117,8 @@ pub struct Settings {
     pub model: ModelSettings,
     /// The engine.
     pub engine: EngineSettings,
+    /// Where contexts outlive the process, if anywhere.
+    pub kv_disk: Option<DiskSettings>,
     /// Limits of one request.
     pub limits: RequestLimits,
     /// The HTTP side.
@@ -185,6 +187,21 @@ pub struct EngineSettings {
     pub sessions: u32,
     /// How long histories are cut.
     pub history_cut: HistoryCut,
+}
+
+/// Where contexts outlive the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskSettings {
+    /// The directory.
+    pub directory: PathBuf,
+    /// Room for the contexts of one version.
+    pub size: ByteSize,
+    /// How long they stay there, if not for ever.
+    pub ttl: Option<Duration>,
+    /// How long a request waits for the disk, if not as long as computing would take.
+    pub wait: Option<Duration>,
+    /// Count the memory that it takes, and leave the disk alone.
+    pub count_only: bool,
 }
 
 /// What one request may ask.
@@ -282,7 +299,9 @@ impl Settings {
         let file = flags.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
         let limits = limits(flags.limits.or(file.limits))?;
         let http = http.or(file.http);
-        let engine = engine(flags.engine.or(file.engine))?;
+        let engine = flags.engine.or(file.engine);
+        let kv_disk = kv_disk(&engine)?;
+        let engine = self::engine(engine)?;
         let (model, admin) =
             (model(flags.model.or(file.model), engine.device)?, self::admin(admin.or(file.admin))?);
         if admin.state.is_some() && model.random_weights.is_some() {
@@ -293,6 +312,7 @@ impl Settings {
             request_log: request_log(&http),
             model,
             engine,
+            kv_disk,
             limits,
             http: self::http(http)?,
             admin,
@@ -364,6 +384,33 @@ fn engine(layer: EngineLayer) -> Result<EngineSettings, SettingsError> {
         history_cut: layer.history_cut.unwrap_or_default(),
     })
 }
+
+fn kv_disk(layer: &EngineLayer) -> Result<Option<DiskSettings>, SettingsError> {
+    let (directory, size) = match (&layer.kv_disk, layer.kv_disk_size) {
+        (None, None) => return Ok(None),
+        (Some(directory), Some(size)) => (directory.clone(), size),
+        (Some(_), None) => {
+            let message = "kv-disk says where contexts are kept and nothing how many: give kv-disk-size too";
+            return Err(SettingsError::Contradiction(message.into()));
+        }
+        (None, Some(_)) => {
+            let message = "kv-disk-size says how much is kept and nothing where: give kv-disk too";
+            return Err(SettingsError::Contradiction(message.into()));
+        }
+    };
+    let unless_zero = |count: u64, time: fn(u64) -> Duration| (count > 0).then(|| time(count));
+    let seconds = layer.kv_disk_ttl_seconds.unwrap_or(DISK_TTL_SECONDS).min(MAX_HOST_TTL_SECONDS);
+    Ok(Some(DiskSettings {
+        directory,
+        size,
+        ttl: unless_zero(seconds, Duration::from_secs),
+        wait: unless_zero(layer.kv_disk_wait_ms.unwrap_or(0), Duration::from_millis),
+        count_only: false,
+    }))
+}
+
+/// A week.
+const DISK_TTL_SECONDS: u64 = 7 * 24 * 3600;
 
 /// A century: longer is for ever.
 const MAX_HOST_TTL_SECONDS: u64 = 100 * 366 * 24 * 3600;

@@ -49,6 +49,28 @@ fn the_example_has_every_key_at_its_default() {
 }
 
 #[test]
+fn a_disk_needs_a_directory_and_a_size() {
+    let resolve = |text: &str| {
+        let (_directory, flags) = file(text);
+        Settings::resolve(flags, HttpLayer::default()).map(|settings| settings.kv_disk)
+    };
+    assert_eq!(resolve("").unwrap(), None);
+    let given = resolve("[engine]\nkv_disk = 'kv'\nkv_disk_size = '2GiB'\nkv_disk_wait_ms = 5").unwrap();
+    let expected = DiskSettings {
+        directory: "kv".into(),
+        size: ByteSize(2 << 30),
+        ttl: Some(Duration::from_secs(7 * 24 * 3600)),
+        wait: Some(Duration::from_millis(5)),
+        count_only: false,
+    };
+    assert_eq!(given, Some(expected));
+    for (half, missing) in [("kv_disk = 'kv'", "kv-disk-size"), ("kv_disk_size = 1", "kv-disk too")] {
+        let error = resolve(&format!("[engine]\n{half}")).unwrap_err().to_string();
+        assert!(error.contains(missing), "{error}");
+    }
+}
+
+#[test]
 fn a_graphics_processor_has_one_weight_format() {
     let resolve = |text: &str| {
         let (_directory, flags) = file(text);

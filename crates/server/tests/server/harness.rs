@@ -98,10 +98,15 @@ impl Server {
 
     /// A server that may open so many files.
     pub(crate) fn start_with_open_files(checkpoint: &str, files: usize, flags: &[&str]) -> Self {
+        Self::start_limited(checkpoint, &format!("ulimit -n {files}"), flags, Stdio::null())
+    }
+
+    /// A server for which a shell has set limits.
+    pub(crate) fn start_limited(checkpoint: &str, limits: &str, flags: &[&str], stderr: Stdio) -> Self {
         let own = beamline();
         let mut command = Command::new("sh");
-        command.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\"")]).arg(own.get_program());
-        command.stderr(Stdio::null());
+        command.args(["-c", &format!("{limits} && exec \"$0\" \"$@\"")]).arg(own.get_program());
+        command.stderr(stderr);
         let checkpoint = fixture(checkpoint);
         let flags = [&["--checkpoint", checkpoint.to_str().unwrap()], flags].concat();
         let server = Self::spawn_as(command, &flags);

@@ -7,6 +7,7 @@ mod catalogs;
 mod cli;
 mod conformance;
 mod determinism;
+mod disk_tier;
 mod doors;
 mod errors;
 mod first_hour;

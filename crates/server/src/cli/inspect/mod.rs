@@ -120,6 +120,9 @@ fn settings(args: &Args) -> anyhow::Result<Settings> {
     let mut settings = Settings::resolve_server(flags, HttpLayer::default(), admin)?;
     // What else a server may load, keep or write is not looked at.
     (settings.admin.model_root, settings.admin.state, settings.request_log) = (None, None, None);
+    if let Some(disk) = &mut settings.kv_disk {
+        disk.count_only = true;
+    }
     if settings.model.random_weights.is_some() {
         bail!("the config file names random_weights, which are no checkpoint to inspect");
     }
