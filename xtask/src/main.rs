@@ -62,6 +62,8 @@ enum Chore {
     Simulate(simulate::Args),
     /// Replay real logs against the bookkeeping of the cache, and write bench/results/hit-rate.*.
     HitRate(hit_rate::Args),
+    /// Kill and damage a server with KV pages on disk under its users, and compare every answer.
+    DiskTier(bench::disk_tier::Args),
     /// Attack a server of its own as hostile clients and files would, and say what was lost.
     Attack(attack::Args),
     /// Measure the kernels of the CPU against plain loops of the same instructions; `-- --help` says how.
@@ -107,6 +109,7 @@ fn main() -> Result<()> {
         Chore::Bench(args) => bench::run(*args),
         Chore::Simulate(args) => simulate::run(&args),
         Chore::HitRate(args) => hit_rate::run(&args),
+        Chore::DiskTier(args) => bench::disk_tier::run(&args),
         Chore::Attack(args) => attack::run(&args),
         Chore::Kernels { options } => {
             build(&["--example", "kernels"])?;

@@ -9,6 +9,7 @@
 mod catalogs;
 mod client;
 mod contexts;
+pub(crate) mod disk_tier;
 mod load;
 mod machine;
 mod open_loop;

@@ -85,6 +85,17 @@ impl Server {
         Client::new(&self.address)
     }
 
+    /// Ends it at once, with signal 9.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses.
+    pub(super) fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     fn is_ready(&self) -> bool {
         self.agent.get(format!("{}/readyz", self.address)).call().is_ok_and(|answer| answer.status() == 200)
     }
@@ -115,6 +126,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            return;
+        }
         let _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
         let patience = Instant::now();
         while patience.elapsed() < Duration::from_secs(10) {
