@@ -18,9 +18,10 @@ use beamline_kv_cache::PageId;
 use beamline_model::batch::ContextRows;
 use beamline_model::cpu::Cpu;
 use beamline_model::cpu::attention::Tables;
+use beamline_model::cpu::kv_format::KvFormat;
 use beamline_model::cpu::linear::{Linear, Output, Rows, WeightFormat};
 use beamline_model::cpu::mask::Mask;
-use beamline_model::cpu::pages::{Destination, PAGE_SIZE, PageStore};
+use beamline_model::cpu::pages::{Destination, PAGE_SIZE, PageShape, PageStore};
 use beamline_model::cpu::pointwise::{Call, RelativeBias, Sequence, Sequences, Shape, attend};
 use beamline_model::families::hstu::PushContext;
 use beamline_model::families::hstu::batch::{ContextOf, HstuBatch};
@@ -79,12 +80,14 @@ fn attention(c: &mut Criterion) {
         for history in HISTORIES {
             let width = 4 * heads * dim;
             let rows = numbers(history * width);
-            let mut store = PageStore::new(1, heads, dim, dim, history.div_ceil(PAGE_SIZE)).expect("pages");
-            for (head, pages) in store.layer_mut(0).iter_mut().enumerate() {
+            let shape = PageShape { format: KvFormat::F32, layers: 1, heads, key_dim: dim, value_dim: dim };
+            let mut store = PageStore::new(shape, history.div_ceil(PAGE_SIZE)).expect("pages");
+            for head in 0..heads {
                 for position in 0..history {
                     let row = &rows[position * width + head * dim..][..dim];
                     let page = PageId((position / PAGE_SIZE) as u32);
-                    pages.write(Destination::Context { page, offset: position % PAGE_SIZE }, row, row);
+                    let destination = Destination::Context { page, offset: position % PAGE_SIZE };
+                    store.write(0, head, destination, row, row);
                 }
             }
             let batch = context(history);
@@ -171,7 +174,7 @@ fn forward(c: &mut Criterion) {
                 let request = hstu::history(&items, &[], &times(history), 1_900_000_000);
                 let request = model.prepare(request).expect("a request");
                 let pages: Vec<PageId> = (0..history.div_ceil(PAGE_SIZE) as u32).map(PageId).collect();
-                let mut store = model.page_store(pages.len()).expect("pages");
+                let mut store = model.page_store(KvFormat::F32, pages.len()).expect("pages");
                 let (mut batch, mut workspace) = (HstuBatch::default(), Workspace::default());
                 // The whole context, and what is left of it when all pages but the last are cached.
                 for first in [0, (history - 1) / PAGE_SIZE * PAGE_SIZE] {

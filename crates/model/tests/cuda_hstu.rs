@@ -20,6 +20,7 @@ use std::sync::Arc;
 use beamline_kv_cache::PageId;
 use beamline_model::batch::ContextRows;
 use beamline_model::cpu::Cpu;
+use beamline_model::cpu::kv_format::KvFormat;
 use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::cuda::device::{Device, DeviceError, Memory};
 use beamline_model::cuda::hstu::model::DeviceHstu;
@@ -59,7 +60,7 @@ impl Both {
     /// Final states of a context on the CPU, and of its candidates.
     fn expected(&self, request: &Prepared) -> (Vec<f32>, Vec<f32>) {
         let (n, m) = (request.context_len(), request.candidates());
-        let mut pages = self.host.page_store(64).unwrap();
+        let mut pages = self.host.page_store(KvFormat::F32, 64).unwrap();
         let mut runner = Runner { model: &self.host, cpu: &self.cpu, pages: &mut pages };
         let context = runner.context(request, &table(0, n), 0..n, 0, n);
         let candidates =

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use beamline_catalog::{Catalog, CatalogLimits, Filter, FilterSpec, ItemRecord, SidPart, WrittenSymbols};
 use beamline_model::cpu::Cpu;
+use beamline_model::cpu::kv_format::KvFormat;
 use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::cuda::device::Device;
 use beamline_model::cuda::hstu::executor::HstuDeviceExecutor;
@@ -140,7 +141,7 @@ impl Both {
         let checkpoint = Hstu::open(directory.path()).unwrap();
         let host = |format| {
             let model = Arc::new(Hstu::load(&checkpoint, &cpu, format).unwrap());
-            HstuExecutor::new(model, Arc::clone(&cpu), 128).unwrap()
+            HstuExecutor::new(model, Arc::clone(&cpu), KvFormat::F32, 128).unwrap()
         };
         let model = Arc::new(DeviceHstu::load(device, &checkpoint, &cpu).unwrap());
         Self {

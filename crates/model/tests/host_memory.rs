@@ -6,8 +6,10 @@ mod common;
 mod moved;
 
 use beamline_kv_cache::PageContents;
+use beamline_model::cpu::kv_format::KvFormat;
 use beamline_model::cpu::pages::PageStore;
 use beamline_model::executor::Found;
+use beamline_model::families::qwen::page_shape;
 use common::{CASES, Loaded};
 
 fn bits(found: &Found) -> Vec<(u32, u64)> {
@@ -18,12 +20,12 @@ fn bits(found: &Found) -> Vec<(u32, u64)> {
 fn a_context_that_was_moved_away_and_back_changes_no_bit() {
     for case in CASES {
         let loaded = Loaded::open(case);
-        let config = loaded.model.config();
-        let page_bytes = PageStore::bytes_per_page(config.layers, config.kv_heads, config.head_dim);
-        let store =
-            PageStore::new(config.layers, config.kv_heads, config.head_dim, config.head_dim, 1).unwrap();
-        assert_eq!(store.page_bytes(), page_bytes);
-        let [cold, warm] = moved::cold_and_brought_back(&loaded, page_bytes, |pages| loaded.executor(pages));
-        assert_eq!(bits(&cold), bits(&warm), "{case}");
+        for format in KvFormat::ALL {
+            let shape = page_shape(loaded.model.config(), format);
+            assert_eq!(PageStore::new(shape, 1).unwrap().page_bytes(), shape.page_bytes());
+            let executor = |pages| loaded.executor_in(format, pages);
+            let [cold, warm] = moved::cold_and_brought_back(&loaded, shape.page_bytes(), executor);
+            assert_eq!(bits(&cold), bits(&warm), "{case} in {format}");
+        }
     }
 }

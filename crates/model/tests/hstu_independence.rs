@@ -1,5 +1,6 @@
 //! HSTU: an answer is a function of checkpoint and request, bit for bit: whatever shares the step, however the context
-//! is cut, whatever of it was cached by an earlier request, with any number of threads and any instruction set.
+//! is cut, whatever of it was cached by an earlier request, with any number of threads and any instruction set, in every
+//! format of weights and in every format of keys and values.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 #[path = "common/hstu.rs"]
@@ -13,6 +14,7 @@ use std::sync::OnceLock;
 use beamline_kv_cache::PageId;
 use beamline_model::cpu::Cpu;
 use beamline_model::cpu::isa::Isa;
+use beamline_model::cpu::kv_format::KvFormat;
 use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_model::families::hstu::batch::HstuBatch;
@@ -127,8 +129,8 @@ fn request(kind: usize, made: &Made) -> Request {
     request
 }
 
-fn alone(model: &Hstu, cpu: &Cpu, prepared: &Prepared) -> (Vec<f32>, Vec<f32>, PageStore) {
-    let mut pages = model.page_store(24).unwrap();
+fn alone(model: &Hstu, cpu: &Cpu, kv: KvFormat, prepared: &Prepared) -> (Vec<f32>, Vec<f32>, PageStore) {
+    let mut pages = model.page_store(kv, 24).unwrap();
     let (n, m) = (prepared.context_len(), prepared.candidates());
     let mut runner = Runner { model, cpu, pages: &mut pages };
     let context = runner.context(prepared, &table(0, n), 0..n, 0, n);
@@ -143,6 +145,7 @@ proptest! {
     fn neither_step_nor_chunks_nor_threads_change_a_bit(
         kind in 0usize..6,
         format in 0usize..3,
+        kv in prop::sample::select(KvFormat::ALL.to_vec()),
         users in prop::collection::vec(made(1..100), 1..5),
         chunks in prop::collection::vec(1usize..70, 1..6),
         threads in 1usize..4,
@@ -151,10 +154,10 @@ proptest! {
         let cpu = Cpu::new(2).unwrap();
         let prepared: Vec<Prepared> =
             users.iter().map(|made| model.prepare(request(kind, made)).unwrap()).collect();
-        let expected: Vec<_> = prepared.iter().map(|prepared| alone(model, &cpu, prepared)).collect();
+        let expected: Vec<_> = prepared.iter().map(|prepared| alone(model, &cpu, kv, prepared)).collect();
         for isa in Isa::all() {
             let cpu = Cpu::with_isa(threads, isa).unwrap();
-            let mut pages = model.page_store(24 * users.len()).unwrap();
+            let mut pages = model.page_store(kv, 24 * users.len()).unwrap();
             let tables: Vec<(Vec<PageId>, Vec<PageId>)> = prepared.iter().enumerate().map(|(user, prepared)| {
                 let first = 24 * user as u32;
                 (table(first, prepared.context_len()), table(first + 12, prepared.candidates()))
@@ -210,6 +213,7 @@ proptest! {
     fn what_words_and_class_allow_is_the_same_bit_for_bit(
         kind in prop::sample::select(vec![RESEARCH, TOKENS, RANKING[0], WINDOWED]),
         format in 0usize..3,
+        kv in prop::sample::select(KvFormat::ALL.to_vec()),
         made in made(30..110),
         more in prop::collection::vec((0u32..1000, 0u32..1000, 0u32..22), 0..30),
         change in prop::option::of((any::<prop::sample::Index>(), 0usize..3)),
@@ -232,20 +236,20 @@ proptest! {
         }
         let [before, after] = [&made, &later].map(|made| model.prepare(request(kind, made)).unwrap());
         let n = after.context_len();
-        let (expected, candidates, cold) = alone(model, &cpu, &after);
-        let (_, _, mut pages) = alone(model, &cpu, &before);
+        let (expected, candidates, cold) = alone(model, &cpu, kv, &after);
+        let (_, _, mut pages) = alone(model, &cpu, kv, &before);
 
         let words = model.config().words_per_position();
         let equal = before.words().chunks(words).zip(after.words().chunks(words)).take_while(|(a, b)| a == b).count();
         let class = model.reuse();
         let cached = equal.min(class.reusable_positions(before.context_len())).min(class.reusable_positions(n));
         // Not only whole pages: every position that may be reused is right in every layer.
-        for layer in 0..cold.layers() {
-            for head in 0..cold.layer(layer).len() {
+        for layer in 0..cold.shape().layers {
+            for head in 0..cold.shape().heads {
                 for position in 0..cached {
                     let of = |pages: &PageStore| {
-                        let (key, value) = pages.layer(layer)[head].context_row(PageId((position / PAGE_SIZE) as u32), position % PAGE_SIZE);
-                        (bits(&key), bits(value))
+                        let page = PageId((position / PAGE_SIZE) as u32);
+                        pages.context_row(layer, head, page, position % PAGE_SIZE).map(|row| bits(&row))
                     };
                     prop_assert_eq!(of(&pages), of(&cold), "layer {}, position {} of {}", layer, position, cached);
                 }
@@ -268,6 +272,7 @@ proptest! {
     fn candidates_do_not_see_each_other(
         kind in prop::sample::select(RANKING.to_vec()),
         format in 0usize..3,
+        kv in prop::sample::select(KvFormat::ALL.to_vec()),
         made in made(5..60),
         order in prop::collection::vec(any::<prop::sample::Index>(), 1..50),
         size in 1usize..20,
@@ -278,9 +283,9 @@ proptest! {
         let chosen: Vec<usize> = order.iter().map(|index| index.index(made.candidates.len())).collect();
         other.candidates = chosen.iter().map(|&index| made.candidates[index]).collect();
         let [first, second] = [&made, &other].map(|made| model.prepare(request(kind, made)).unwrap());
-        let (_, states, _) = alone(model, &cpu, &first);
+        let (_, states, _) = alone(model, &cpu, kv, &first);
         let expected = model.predict(&cpu, &states, &first, 0..first.candidates()).unwrap();
-        let (_, _, mut pages) = alone(model, &cpu, &second);
+        let (_, _, mut pages) = alone(model, &cpu, kv, &second);
         let (n, m) = (second.context_len(), second.candidates());
         let mut runner = Runner { model, cpu: &cpu, pages: &mut pages };
         let mut found = Vec::new();
@@ -299,6 +304,7 @@ proptest! {
     fn beams_do_not_see_each_other(
         kind in prop::sample::select(vec![TOKENS, WINDOWED]),
         format in 0usize..3,
+        kv in prop::sample::select(KvFormat::ALL.to_vec()),
         made in made(1..100),
         tokens in prop::collection::vec(0u32..51, 2..70),
         threads in 1usize..4,
@@ -307,7 +313,7 @@ proptest! {
         let cpu = Cpu::with_isa(threads, Isa::all()[threads % Isa::all().len()]).unwrap();
         let prepared = model.prepare(request(kind, &made)).unwrap();
         let n = prepared.context_len();
-        let (_, _, mut pages) = alone(model, &cpu, &prepared);
+        let (_, _, mut pages) = alone(model, &cpu, kv, &prepared);
         let width = tokens.len();
         let (context, branch) = (table(0, n), table(12, 2 * width));
         let mut runner = Runner { model, cpu: &cpu, pages: &mut pages };

@@ -11,13 +11,20 @@ mod made;
 
 use beamline_kv_cache::ReuseClass;
 use beamline_model::cpu::Cpu;
+use beamline_model::cpu::kv_format::KvFormat;
 use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::families::hstu::inputs::{Candidates, Request};
 use beamline_model::families::hstu::{PushTokens, Task};
 use hstu::*;
 use hstu_naive::{Naive, Row, l2, layer_norm, sigmoid};
 
-const TOLERANCE: f64 = 2e-5;
+/// How close states and predictions come, with keys and values in a format; bfloat16 keeps 8 bits.
+fn tolerance(kv: KvFormat) -> f64 {
+    match kv {
+        KvFormat::F32 => 2e-5,
+        KvFormat::Bf16 => 0.03,
+    }
+}
 
 fn pick(seed: &mut u64, below: usize) -> usize {
     *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -30,6 +37,10 @@ fn picks(seed: &mut u64, count: usize, below: usize) -> Vec<u32> {
 
 #[test]
 fn the_nvidia_variant_is_its_equations() {
+    KvFormat::ALL.into_iter().for_each(check_nvidia);
+}
+
+fn check_nvidia(kv: KvFormat) {
     let cpu = Cpu::new(2).unwrap();
     let variants = [
         ("in_out", true, "sigmoid", true),
@@ -42,7 +53,7 @@ fn the_nvidia_variant_is_its_equations() {
         let model = load(&config, &tensors, &cpu, WeightFormat::F32);
         assert_eq!(model.reuse(), ReuseClass::CrossRequest);
         let naive = Naive { config: &config, tensors: &tensors };
-        let mut pages = model.page_store(16).unwrap();
+        let mut pages = model.page_store(kv, 16).unwrap();
         let seed = &mut 3;
         for (events, candidates, users) in
             [(0, 2, vec![3]), (3, 5, vec![]), (20, 40, vec![1, 8]), (40, 3, vec![77])]
@@ -81,7 +92,7 @@ fn the_nvidia_variant_is_its_equations() {
             }
             let sees = |row: usize, column: usize| row == column || (column < row && column < n);
             let expected = naive.layers(x, &sees, &[], &[], &[]);
-            assert_close(&states, &expected.concat(), TOLERANCE, "states");
+            assert_close(&states, &expected.concat(), tolerance(kv), "states");
 
             let found = model.predict(&cpu, &states[n * 12..], &prepared, 0..candidates).unwrap();
             let predict = |state: &Row| -> Row {
@@ -106,7 +117,7 @@ fn the_nvidia_variant_is_its_equations() {
                 x.iter().map(|x| x.exp() / total).collect()
             };
             let expected: Vec<Row> = expected[n..].iter().map(predict).collect();
-            assert_close(&found, &expected.concat(), TOLERANCE, "predictions");
+            assert_close(&found, &expected.concat(), tolerance(kv), "predictions");
         }
         let Task::Ranking(ranking) = model.task() else { panic!("a model that ranks") };
         let names: &[&str] = if prediction == "sigmoid" {
@@ -144,6 +155,10 @@ fn embedded(naive: &Naive<'_>, combine: &str, tokens: &[u32], actions: &[u32]) -
 
 #[test]
 fn beams_of_the_token_head_are_the_full_forward_pass() {
+    KvFormat::ALL.into_iter().for_each(check_token_head);
+}
+
+fn check_token_head(kv: KvFormat) {
     let cpu = Cpu::new(2).unwrap();
     for (combine, tied) in [("add", true), ("add", false), ("concat", false)] {
         let config = token_head(&token_sizes(), combine, tied);
@@ -153,7 +168,7 @@ fn beams_of_the_token_head_are_the_full_forward_pass() {
         let Task::Tokens(head) = model.task() else { panic!("a model that decodes") };
         assert_eq!(head.vocab_size(), 41);
         let naive = Naive { config: &config, tensors: &tensors };
-        let mut pages = model.page_store(16).unwrap();
+        let mut pages = model.page_store(kv, 16).unwrap();
         let seed = &mut 5;
         for n in [1, 31, 32, 45, 70] {
             let (tokens, actions) = (picks(seed, n, 41), picks(seed, n, 4));
@@ -188,7 +203,7 @@ fn beams_of_the_token_head_are_the_full_forward_pass() {
                 states[n - 1..].iter().map(logits).collect()
             };
             let logits = head.logits(&cpu, &states[(n - 1) * 14..]);
-            assert_close(&logits, &expect(&[])[0], 20.0 * TOLERANCE, "the first logits");
+            assert_close(&logits, &expect(&[])[0], 20.0 * tolerance(kv), "the first logits");
 
             // Three steps of four beams, with parents in any order.
             let width = 4;
@@ -217,7 +232,12 @@ fn beams_of_the_token_head_are_the_full_forward_pass() {
                 let logits = head.logits(&cpu, &states);
                 for (beam, path) in paths.iter().enumerate() {
                     let expected = &expect(path)[step + 1];
-                    assert_close(&logits[beam * 41..][..41], expected, 20.0 * TOLERANCE, "logits of a beam");
+                    assert_close(
+                        &logits[beam * 41..][..41],
+                        expected,
+                        20.0 * tolerance(kv),
+                        "logits of a beam",
+                    );
                 }
             }
         }
@@ -244,7 +264,7 @@ fn padding_events_are_zero_rows() {
     let tensors = random_tensors(&config, 2);
     let model = load(&config, &tensors, &cpu, WeightFormat::F32);
     let naive = Naive { config: &config, tensors: &tensors };
-    let mut pages = model.page_store(1).unwrap();
+    let mut pages = model.page_store(KvFormat::F32, 1).unwrap();
     let request: Request = history(&[4, 0, 9], &[], &[10, 20, 30], 40);
     let prepared = model.prepare(request).unwrap();
     let mut runner = Runner { model: &model, cpu: &cpu, pages: &mut pages };
@@ -256,5 +276,5 @@ fn padding_events_are_zero_rows() {
     };
     let x = vec![row(4, 0), vec![0.0; 14], row(9, 2)];
     let expected = naive.layers(x, &|i, j| j <= i, &[20, 30, 40], &[10, 20, 30], &[0, 1, 2]);
-    assert_close(&states, &expected.concat(), TOLERANCE, "states");
+    assert_close(&states, &expected.concat(), tolerance(KvFormat::F32), "states");
 }

@@ -1,5 +1,6 @@
 //! An answer is a function of checkpoint, catalog and request: bit for bit, whatever shares the batch, however the
-//! context is cut, whatever was cached, with any number of threads and any instruction set, in every weight format.
+//! context is cut, whatever was cached, with any number of threads and any instruction set, in every
+//! format of weights and in every format of keys and values.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod common;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 
 use beamline_model::cpu::Cpu;
 use beamline_model::cpu::isa::Isa;
+use beamline_model::cpu::kv_format::KvFormat;
 use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::cpu::pages::PAGE_SIZE;
 use beamline_model::decode::Normalization;
@@ -72,6 +74,7 @@ proptest! {
         schedule in prop::collection::vec(0usize..90, 1..8),
         threads in 1usize..4,
         format in 0usize..3,
+        kv in prop::sample::select(KvFormat::ALL.to_vec()),
     ) {
         let loaded = Loaded::open_in(CASES[case], WeightFormat::ALL[format]);
         let jobs: Vec<(Job, usize)> = requests
@@ -79,10 +82,10 @@ proptest! {
             .map(|(items, width, exclude, allowed_set)| (job(&loaded, items, *exclude, *allowed_set), *width))
             .collect();
         let alone: Vec<Found> =
-            jobs.iter().map(|(job, width)| run(&mut loaded.executor(512), job.clone(), *width, usize::MAX >> 1).unwrap()).collect();
+            jobs.iter().map(|(job, width)| run(&mut loaded.executor_in(kv, 512), job.clone(), *width, usize::MAX >> 1).unwrap()).collect();
         for isa in Isa::all() {
             let cpu = Arc::new(Cpu::with_isa(threads, isa).unwrap());
-            let mut executor = Executor::new(Arc::clone(&loaded.model), cpu, 512).unwrap();
+            let mut executor = Executor::new(Arc::clone(&loaded.model), cpu, kv, 512).unwrap();
             let together = run_together(&mut executor, &jobs, &schedule);
             for (alone, together) in alone.iter().zip(&together) {
                 prop_assert_eq!(bits(alone), bits(together));
@@ -97,14 +100,15 @@ proptest! {
         more in prop::collection::vec(0usize..1000, 0..8),
         width in 1usize..40,
         format in 0usize..3,
+        kv in prop::sample::select(KvFormat::ALL.to_vec()),
     ) {
         let loaded = Loaded::open_in(CASES[case], WeightFormat::ALL[format]);
         let first = job(&loaded, &items, 0, false);
         let longer: Vec<usize> = items.iter().chain(&more).copied().collect();
         let second = job(&loaded, &longer, 0, false);
-        let cold = run(&mut loaded.executor(512), second.clone(), width, 64).unwrap();
+        let cold = run(&mut loaded.executor_in(kv, 512), second.clone(), width, 64).unwrap();
 
-        let mut executor = loaded.executor(512);
+        let mut executor = loaded.executor_in(kv, 512);
         let mut next_page = 0;
         let mut running = Running::new(0, &first, width, &mut next_page);
         executor.open(Slot(0), first.clone());
@@ -138,13 +142,20 @@ proptest! {
 
 #[test]
 fn many_beams_go_in_waves_and_change_no_bit() {
+    KvFormat::ALL.into_iter().for_each(check_waves);
+}
+
+fn check_waves(kv: KvFormat) {
     let loaded = Loaded::open(CASES[0]);
     let jobs: Vec<Job> =
         (0..24).map(|seed| job(&loaded, &[seed, 3 * seed + 1, 7 * seed], seed % 3, false)).collect();
     let width = 40;
-    let alone: Vec<Found> =
-        jobs.iter().map(|job| run(&mut loaded.executor(512), job.clone(), width, 64).unwrap()).collect();
-    let mut executor = Executor::new(Arc::clone(&loaded.model), Arc::new(Cpu::new(1).unwrap()), 512).unwrap();
+    let alone: Vec<Found> = jobs
+        .iter()
+        .map(|job| run(&mut loaded.executor_in(kv, 512), job.clone(), width, 64).unwrap())
+        .collect();
+    let mut executor =
+        Executor::new(Arc::clone(&loaded.model), Arc::new(Cpu::new(1).unwrap()), kv, 512).unwrap();
     let mut next_page = 0;
     let mut running: Vec<Running> = Vec::new();
     for (index, job) in jobs.iter().enumerate() {
@@ -190,4 +201,14 @@ fn a_plan_that_shares_a_written_page_is_refused() {
     let error = executor.step(&plan, &mut Vec::new()).unwrap_err();
     assert!(error.to_string().contains("page 0 is written by two requests"), "{error}");
     assert!(next_page > 0);
+}
+
+/// A format is a format: the scores of one are not those of the other, or nothing was rounded.
+#[test]
+fn keys_and_values_in_bfloat16_change_scores_a_little() {
+    let loaded = Loaded::open(CASES[0]);
+    let job = job(&loaded, &[5, 3, 9, 4], 0, false);
+    let [exact, rounded] =
+        KvFormat::ALL.map(|kv| run(&mut loaded.executor_in(kv, 64), job.clone(), 20, 64).unwrap());
+    assert_ne!(bits(&exact), bits(&rounded));
 }

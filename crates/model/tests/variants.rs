@@ -11,9 +11,10 @@ use beamline_kv_cache::PageId;
 use beamline_model::batch::{Batch, ContextRows};
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::cpu::Cpu;
+use beamline_model::cpu::kv_format::KvFormat;
 use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::cpu::pages::{PAGE_SIZE, PageStore};
-use beamline_model::families::qwen::{Qwen, Workspace};
+use beamline_model::families::qwen::{Qwen, Workspace, page_shape};
 use candle_core::{DType, Device, Tensor};
 use common::folder;
 use serde_json::Value;
@@ -26,8 +27,7 @@ const MAX_CONTEXT: usize = 2048;
 fn logits(model: &Qwen, cpu: &Cpu, tokens: &[u32], rows: &[i64]) -> Vec<f32> {
     let config = model.config();
     let count = tokens.len().div_ceil(PAGE_SIZE);
-    let width = config.head_dim;
-    let mut pages = PageStore::new(config.layers, config.kv_heads, width, width, count).unwrap();
+    let mut pages = PageStore::new(page_shape(config, KvFormat::F32), count).unwrap();
     let table: Vec<PageId> = (0..count as u32).map(PageId).collect();
     let (mut batch, mut workspace) = (Batch::default(), Workspace::default());
     batch.push_context(ContextRows {

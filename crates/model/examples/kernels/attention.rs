@@ -1,9 +1,10 @@
-//! Softmax attention on the heads of S: whole contexts, and beams that look at one.
+//! Softmax attention on the heads of S: whole contexts, and beams that look at one, with keys and values in each format.
 
 use beamline_kv_cache::PageId;
 use beamline_model::cpu::Cpu;
 use beamline_model::cpu::attention::{Block, Heads, Sees, Tables, attend};
-use beamline_model::cpu::pages::{Destination, PAGE_SIZE, PageStore};
+use beamline_model::cpu::kv_format::KvFormat;
+use beamline_model::cpu::pages::{Destination, PAGE_SIZE, PageShape, PageStore};
 
 use crate::case::{Case, Kernel};
 use crate::peaks::Instruction;
@@ -36,11 +37,15 @@ impl Kernel for Attention {
 
 /// Prefills, and the second branch step of beams.
 pub(crate) fn cases() -> Vec<Case> {
-    let beams = CONTEXTS.into_iter().flat_map(|context| BEAMS.map(|beams| branches(beams, context)));
-    PREFILLS.into_iter().map(prefill).chain(beams).collect()
+    let of_format = |kv| {
+        let beams =
+            CONTEXTS.into_iter().flat_map(move |context| BEAMS.map(|beams| branches(kv, beams, context)));
+        PREFILLS.into_iter().map(move |context| prefill(kv, context)).chain(beams)
+    };
+    KvFormat::ALL.into_iter().flat_map(of_format).collect()
 }
 
-fn prefill(context: usize) -> Case {
+fn prefill(kv: KvFormat, context: usize) -> Case {
     let pages = context.div_ceil(PAGE_SIZE);
     let block = |page: usize| {
         let first = page * PAGE_SIZE;
@@ -51,10 +56,10 @@ fn prefill(context: usize) -> Case {
         }
     };
     let shape = format!("S prefill of {context}");
-    case(shape, context, 0, (0..pages).map(block).collect(), Vec::new(), context * (context + 1) / 2)
+    case(kv, shape, context, 0, (0..pages).map(block).collect(), Vec::new(), context * (context + 1) / 2)
 }
 
-fn branches(beams: usize, context: usize) -> Case {
+fn branches(kv: KvFormat, beams: usize, context: usize) -> Case {
     let pages = context.div_ceil(PAGE_SIZE);
     // Every row sees the context, its parent and itself.
     let lineage = (0..beams as u32).flat_map(|row| [row / 2, row]).collect();
@@ -69,11 +74,12 @@ fn branches(beams: usize, context: usize) -> Case {
         },
     };
     let blocks = (0..beams.div_ceil(PAGE_SIZE)).map(block).collect();
-    case(format!("S {beams} beams on {context}"), context, beams, blocks, lineage, beams * (context + 2))
+    case(kv, format!("S {beams} beams on {context}"), context, beams, blocks, lineage, beams * (context + 2))
 }
 
 /// `pairs` of a row and a key that it sees.
 fn case(
+    kv: KvFormat,
     shape: String,
     context: usize,
     beams: usize,
@@ -85,7 +91,7 @@ fn case(
     let (context_pages, branch_pages) = (context.div_ceil(PAGE_SIZE), beams.div_ceil(PAGE_SIZE));
     let pages = context_pages + branch_pages;
     let kernel = Attention {
-        store: filled(context, context_pages, beams, pages),
+        store: filled(kv, context, context_pages, beams, pages),
         pages: (0..pages as u32).map(PageId).collect(),
         blocks,
         lineage,
@@ -94,7 +100,7 @@ fn case(
     };
     Case {
         family: "softmax",
-        format: "f32",
+        format: kv.name(),
         shape,
         differs_at: &["portable", "avx2", "avx512"],
         instruction: Some(Instruction::MultiplyAdd),
@@ -104,11 +110,13 @@ fn case(
     }
 }
 
-fn filled(context: usize, context_pages: usize, beams: usize, pages: usize) -> PageStore {
-    let mut store = PageStore::new(1, HEADS.key_value, HEADS.dim, HEADS.dim, pages).expect("pages");
+fn filled(format: KvFormat, context: usize, context_pages: usize, beams: usize, pages: usize) -> PageStore {
+    let (heads, dim) = (HEADS.key_value, HEADS.dim);
+    let shape = PageShape { format, layers: 1, heads, key_dim: dim, value_dim: dim };
+    let mut store = PageStore::new(shape, pages).expect("pages");
     let values = numbers((context + beams) * HEADS.dim);
     let page = |index: usize| PageId(index as u32);
-    for head in store.layer_mut(0) {
+    for head in 0..heads {
         for (row, values) in values.chunks_exact(HEADS.dim).enumerate() {
             let destination = if row < context {
                 Destination::Context { page: page(row / PAGE_SIZE), offset: row % PAGE_SIZE }
@@ -116,7 +124,7 @@ fn filled(context: usize, context_pages: usize, beams: usize, pages: usize) -> P
                 let row = row - context;
                 Destination::Branch { page: page(context_pages + row / PAGE_SIZE), offset: row % PAGE_SIZE }
             };
-            head.write(destination, values, values);
+            store.write(0, head, destination, values, values);
         }
     }
     store

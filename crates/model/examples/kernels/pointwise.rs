@@ -1,10 +1,12 @@
-//! Pointwise attention on the published shapes of HSTU: whole histories, and candidates that look at one.
+//! Pointwise attention on the published shapes of HSTU: whole histories, and candidates that look at one, with keys
+//! and values in each format.
 
 use beamline_kv_cache::PageId;
 use beamline_model::cpu::Cpu;
 use beamline_model::cpu::attention::{Block, Sees, Tables};
+use beamline_model::cpu::kv_format::KvFormat;
 use beamline_model::cpu::mask::Mask;
-use beamline_model::cpu::pages::{Destination, PAGE_SIZE, PageStore};
+use beamline_model::cpu::pages::{Destination, PAGE_SIZE, PageShape, PageStore};
 use beamline_model::cpu::pointwise::{Call, RelativeBias, Sequence, Sequences, Shape, attend};
 
 use crate::case::{Case, Kernel};
@@ -49,32 +51,36 @@ impl Kernel for Pointwise {
 
 /// Histories with and without relative bias, and candidates.
 pub(crate) fn cases() -> Vec<Case> {
+    KvFormat::ALL.into_iter().flat_map(cases_in).collect()
+}
+
+fn cases_in(kv: KvFormat) -> Vec<Case> {
     let mut cases = Vec::new();
     for (heads, dim) in SHAPES {
         for history in HISTORIES {
             let pairs = history * (history + 1) / 2;
             for (is_biased, name) in [(true, "bias"), (false, "no bias")] {
                 let shape = format!("{heads} x {dim}, {history} events, {name}");
-                let kernel = kernel(heads, dim, history, history, is_biased, causal(history), Vec::new());
-                cases.push(case(shape, heads * pairs * dim, kernel));
+                let kernel = kernel(kv, heads, dim, history, history, is_biased, causal(history), Vec::new());
+                cases.push(case(kv, shape, heads * pairs * dim, kernel));
             }
         }
     }
     for history in HISTORIES {
         let (heads, dim) = SHAPES[0];
         let lineage = (0..CANDIDATES as u32).collect();
-        let kernel = kernel(heads, dim, history, CANDIDATES, false, branches(history), lineage);
+        let kernel = kernel(kv, heads, dim, history, CANDIDATES, false, branches(history), lineage);
         let shape = format!("{heads} x {dim}, {CANDIDATES} candidates on {history}");
-        cases.push(case(shape, heads * CANDIDATES * (history + 1) * dim, kernel));
+        cases.push(case(kv, shape, heads * CANDIDATES * (history + 1) * dim, kernel));
     }
     cases
 }
 
 /// `pairs` of a value of a row and one of a key.
-fn case(shape: String, pairs: usize, kernel: Pointwise) -> Case {
+fn case(kv: KvFormat, shape: String, pairs: usize, kernel: Pointwise) -> Case {
     Case {
         family: "pointwise",
-        format: "f32",
+        format: kv.name(),
         shape,
         differs_at: &["portable", "avx2", "avx512"],
         instruction: Some(Instruction::MultiplyAdd),
@@ -110,6 +116,7 @@ fn branches(history: usize) -> Vec<Block> {
 }
 
 fn kernel(
+    kv: KvFormat,
     heads: usize,
     dim: usize,
     history: usize,
@@ -133,7 +140,7 @@ fn kernel(
         },
         bias: is_biased.then(|| RelativeBias::new(&numbers(2 * history + 41), &numbers(129))),
         rows: numbers(count * width),
-        store: filled(heads, dim, history, pages),
+        store: filled(kv, heads, dim, history, pages),
         pages: (0..pages as u32).map(PageId).collect(),
         blocks,
         lineage,
@@ -144,13 +151,14 @@ fn kernel(
     }
 }
 
-fn filled(heads: usize, dim: usize, history: usize, pages: usize) -> PageStore {
-    let mut store = PageStore::new(1, heads, dim, dim, pages).expect("pages");
+fn filled(format: KvFormat, heads: usize, dim: usize, history: usize, pages: usize) -> PageStore {
+    let shape = PageShape { format, layers: 1, heads, key_dim: dim, value_dim: dim };
+    let mut store = PageStore::new(shape, pages).expect("pages");
     let values = numbers(history * dim);
-    for head in store.layer_mut(0) {
+    for head in 0..heads {
         for (position, values) in values.chunks_exact(dim).enumerate() {
             let (page, offset) = (PageId((position / PAGE_SIZE) as u32), position % PAGE_SIZE);
-            head.write(Destination::Context { page, offset }, values, values);
+            store.write(0, head, Destination::Context { page, offset }, values, values);
         }
     }
     store

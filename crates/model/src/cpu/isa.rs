@@ -80,20 +80,23 @@ fn best() -> Level {
 /// the right one. `ROWS` is how many rows a register tile holds: as many as the vector registers of
 /// that set allow.
 macro_rules! per_isa {
-    ($(#[$attribute:meta])* $vis:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) = $body:ident) => {
+    (
+        $(#[$attribute:meta])*
+        $vis:vis fn $name:ident$(<$generic:ident: $bound:ident>)?($($argument:ident: $type:ty),* $(,)?) = $body:ident
+    ) => {
         $(#[$attribute])*
-        $vis fn $name(level: $crate::cpu::isa::Isa, $($argument: $type),*) {
+        $vis fn $name$(<$generic: $bound>)?(level: $crate::cpu::isa::Isa, $($argument: $type),*) {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             #[inline(never)]
-            fn avx2($($argument: $type),*) {
-                $body::<2>($($argument),*)
+            fn avx2$(<$generic: $bound>)?($($argument: $type),*) {
+                $body::<2 $(, $generic)?>($($argument),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512vl,avx2,fma")]
             #[inline(never)]
-            fn avx512($($argument: $type),*) {
-                $body::<8>($($argument),*)
+            fn avx512$(<$generic: $bound>)?($($argument: $type),*) {
+                $body::<8 $(, $generic)?>($($argument),*)
             }
             match level.level() {
                 // SAFETY: an `Isa` of this level exists only if `Isa::detect` or `Isa::all` found
@@ -103,7 +106,7 @@ macro_rules! per_isa {
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::isa::Level::Avx2 => unsafe { avx2($($argument),*) },
-                _ => $body::<2>($($argument),*),
+                _ => $body::<2 $(, $generic)?>($($argument),*),
             }
         }
     };

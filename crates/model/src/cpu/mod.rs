@@ -10,6 +10,7 @@ pub mod attention;
 pub mod destinations;
 mod fused;
 pub mod isa;
+pub mod kv_format;
 pub mod linear;
 pub mod mask;
 mod memory;
@@ -19,6 +20,7 @@ pub mod pages;
 pub(crate) mod parallel;
 pub mod pointwise;
 pub mod rotary;
+mod stored;
 pub mod tile;
 pub mod time_buckets;
 mod turn;
@@ -29,6 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use isa::Isa;
 use linear::Bf16Kernel;
 pub(crate) use page_writes::{NewRows, PageWrites};
+pub(crate) use stored::Bf16;
 
 use crate::error::ModelError;
 

@@ -10,36 +10,25 @@ use super::pages::PageStore;
 
 impl PageContents for PageStore {
     fn page_bytes(&self) -> usize {
-        let layers = (0..self.layers()).flat_map(|layer| self.layer(layer));
-        layers
-            .map(|head| size_of_val(head.context_keys(PageId(0))) + size_of_val(head.values(PageId(0))))
-            .sum()
+        self.shape().page_bytes()
     }
 
     fn export(&self, page: PageId, mut to: &mut [u8]) -> Result<(), TransferError> {
-        for head in (0..self.layers()).flat_map(|layer| self.layer(layer)) {
-            for part in [head.context_keys(page), head.values(page)] {
-                let bytes = bytemuck::cast_slice(part);
-                let (now, later) = to.split_at_mut(bytes.len());
-                now.copy_from_slice(bytes);
-                to = later;
-            }
-        }
+        self.for_each_part(page, |part| {
+            let (now, later) = std::mem::take(&mut to).split_at_mut(part.len());
+            now.copy_from_slice(part);
+            to = later;
+        });
         assert!(to.is_empty(), "a page is exported whole");
         Ok(())
     }
 
     fn import(&mut self, mut from: &[u8], page: PageId) -> Result<(), TransferError> {
-        for layer in 0..self.layers() {
-            for head in self.layer_mut(layer) {
-                for part in head.page_mut(page) {
-                    let bytes: &mut [u8] = bytemuck::cast_slice_mut(part);
-                    let (now, later) = from.split_at(bytes.len());
-                    bytes.copy_from_slice(now);
-                    from = later;
-                }
-            }
-        }
+        self.for_each_part_mut(page, |part| {
+            let (now, later) = from.split_at(part.len());
+            part.copy_from_slice(now);
+            from = later;
+        });
         assert!(from.is_empty(), "a page is imported whole");
         Ok(())
     }
@@ -48,40 +37,37 @@ impl PageContents for PageStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::pages::{Destination, PAGE_SIZE};
+    use crate::cpu::kv_format::KvFormat;
+    use crate::cpu::pages::{Destination, PAGE_SIZE, PageShape};
 
     #[test]
     fn a_page_comes_back_bit_for_bit_and_touches_no_other() {
-        let (layers, heads, head_dim, value_dim) = (2, 3, 20, 18);
-        let mut store = PageStore::new(layers, heads, head_dim, value_dim, 4).unwrap();
-        let number = |seed: usize| f32::from_bits((seed as u32).wrapping_mul(0x9e37_79b9));
-        for page in 0..4_usize {
-            for offset in 0..PAGE_SIZE {
-                for layer in 0..layers {
-                    for (head, pages) in store.layer_mut(layer).iter_mut().enumerate() {
-                        let seed = ((page * PAGE_SIZE + offset) * layers + layer) * heads + head;
-                        let key: Vec<f32> = (0..head_dim).map(|i| number(seed * 64 + i)).collect();
-                        let value: Vec<f32> = (0..value_dim).map(|i| number(seed * 64 + 32 + i)).collect();
-                        pages.write(Destination::Context { page: PageId(page as u32), offset }, &key, &value);
-                    }
+        for format in KvFormat::ALL {
+            let shape = PageShape { format, layers: 2, heads: 3, key_dim: 20, value_dim: 18 };
+            let mut store = PageStore::new(shape, 4).unwrap();
+            let number = |seed: usize| f32::from_bits((seed as u32).wrapping_mul(0x9e37_79b9));
+            for (place, layer) in (0..4 * PAGE_SIZE).flat_map(|place| (0..2).map(move |layer| (place, layer)))
+            {
+                for head in 0..3 {
+                    let seed = (place * 2 + layer) * 3 + head;
+                    let key: Vec<f32> = (0..20).map(|i| number(seed * 64 + i)).collect();
+                    let value: Vec<f32> = (0..18).map(|i| number(seed * 64 + 32 + i)).collect();
+                    let (page, offset) = (PageId((place / PAGE_SIZE) as u32), place % PAGE_SIZE);
+                    store.write(layer, head, Destination::Context { page, offset }, &key, &value);
                 }
             }
+            let bytes = store.page_bytes();
+            assert_eq!(bytes, format.bytes() * 2 * 3 * PAGE_SIZE * (20 + 32), "what memory is planned with");
+            let copy = |store: &PageStore, page: u32| {
+                let mut contents = vec![0; bytes];
+                store.export(PageId(page), &mut contents).unwrap();
+                contents
+            };
+            let before: Vec<Vec<u8>> = (0..4).map(|page| copy(&store, page)).collect();
+            assert!(before[0] != before[1]);
+            store.import(&before[1], PageId(3)).unwrap();
+            let expected = [&before[0], &before[1], &before[2], &before[1]];
+            assert!((0..4).all(|page| copy(&store, page) == *expected[page as usize]));
         }
-        let bytes = store.page_bytes();
-        assert_eq!(
-            bytes,
-            PageStore::bytes_per_page_of(layers, heads, head_dim, value_dim),
-            "what memory is planned with"
-        );
-        let copy = |store: &PageStore, page: u32| {
-            let mut contents = vec![0; bytes];
-            store.export(PageId(page), &mut contents).unwrap();
-            contents
-        };
-        let before: Vec<Vec<u8>> = (0..4).map(|page| copy(&store, page)).collect();
-        assert!(before[0] != before[1]);
-        store.import(&before[1], PageId(3)).unwrap();
-        let expected = [&before[0], &before[1], &before[2], &before[1]];
-        assert!((0..4).all(|page| copy(&store, page) == *expected[page as usize]));
     }
 }

@@ -11,13 +11,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Cpu;
 use super::destinations::Destinations;
 use super::isa::Isa;
 use super::pages::{Destination, PAGE_SIZE};
 use super::parallel::Split;
+use super::stored::Stored;
 use super::tile::SharedMatrix;
 use super::turn::{SQUARE, turn};
+use super::{Bf16, Cpu};
 
 /// New rows of a layer, with their keys and values among other columns.
 #[derive(Clone, Copy, Debug)]
@@ -42,15 +43,22 @@ pub(crate) struct PageWrites<'a> {
 /// The same, cut into parts of so many rows.
 pub(crate) struct PageWritesInParts<'a>(PageWrites<'a>, usize);
 
+/// One head of the layer, in either format.
+#[derive(Clone, Copy)]
+pub(super) enum HeadWriter<'a> {
+    F32(Writer<'a, f32>),
+    Bf16(Writer<'a, Bf16>),
+}
+
 /// One head of the layer.
 #[derive(Clone, Copy)]
-pub(super) struct HeadWriter<'a> {
+pub(super) struct Writer<'a, T> {
     pub(super) key_dim: usize,
     pub(super) value_dim: usize,
     /// `[page and dimension, PAGE_SIZE]`, as context pages have them.
-    pub(super) keys: SharedMatrix<'a>,
+    pub(super) keys: SharedMatrix<'a, T>,
     /// `[page and offset, value_width]`.
-    pub(super) values: SharedMatrix<'a>,
+    pub(super) values: SharedMatrix<'a, T>,
 }
 
 impl<'a> Split for PageWritesInParts<'a> {
@@ -82,17 +90,40 @@ impl<'a> PageWrites<'a> {
     pub(crate) fn write(self, cpu: &Cpu, new: NewRows<'_>) {
         assert_eq!(new.rows.len(), self.destinations.len() * new.width, "a row for every destination");
         cpu.each(self.heads.len(), 1, |index| {
-            let head = self.heads[index];
-            let (keys, values) = (new.keys + index * head.key_dim, new.values + index * head.value_dim);
-            let mut first = 0;
-            while first < self.destinations.len() {
-                let count = run(&self.destinations[first..]);
-                let rows = first..first + count;
-                // SAFETY: no place is in the list twice, and only this holds the right to write those of its rows.
-                unsafe { write_run(cpu.isa(), head, self.destinations[first], new, rows, keys, values) };
-                first += count;
+            // SAFETY: only this holds the right to write the places of its rows.
+            match self.heads[index] {
+                HeadWriter::F32(head) => unsafe {
+                    write_head(cpu.isa(), head, self.destinations, new, index)
+                },
+                // SAFETY: as above.
+                HeadWriter::Bf16(head) => unsafe {
+                    write_head(cpu.isa(), head, self.destinations, new, index)
+                },
             }
         });
+    }
+}
+
+/// Writes the keys and values of all rows with one head.
+///
+/// # Safety
+///
+/// No place is among the destinations twice, and nobody else reads or writes one of them at the same time.
+unsafe fn write_head<T: Stored>(
+    isa: Isa,
+    head: Writer<'_, T>,
+    destinations: &[Destination],
+    new: NewRows<'_>,
+    index: usize,
+) {
+    let (keys, values) = (new.keys + index * head.key_dim, new.values + index * head.value_dim);
+    let mut first = 0;
+    while first < destinations.len() {
+        let count = run(&destinations[first..]);
+        let rows = first..first + count;
+        // SAFETY: by contract.
+        unsafe { write_run(isa, head, destinations[first], new, rows, keys, values) };
+        first += count;
     }
 }
 
@@ -110,9 +141,9 @@ fn run(destinations: &[Destination]) -> usize {
 /// # Safety
 ///
 /// Nobody else reads or writes these places at the same time.
-unsafe fn write_run(
+unsafe fn write_run<T: Stored>(
     isa: Isa,
-    head: HeadWriter<'_>,
+    head: Writer<'_, T>,
     destination: Destination,
     new: NewRows<'_>,
     rows: Range<usize>,
@@ -132,7 +163,7 @@ unsafe fn write_run(
             let row = page.0 as usize * PAGE_SIZE + offset;
             // SAFETY: by contract. A branch page is not a context page at the same time.
             let out = unsafe { head.keys.with_columns(head.key_dim).row_segment(row, 0, head.key_dim) };
-            out.copy_from_slice(&key[..head.key_dim]);
+            T::put(isa, &key[..head.key_dim], out);
             (page, offset)
         }
     };
@@ -140,7 +171,7 @@ unsafe fn write_run(
         let place = page.0 as usize * PAGE_SIZE + offset + index;
         // SAFETY: by contract.
         let out = unsafe { head.values.row_segment(place, 0, head.value_dim) };
-        out.copy_from_slice(&new.rows[row * new.width + values..][..head.value_dim]);
+        T::put(isa, &new.rows[row * new.width + values..][..head.value_dim], out);
     }
 }
 
@@ -150,9 +181,9 @@ unsafe fn write_run(
 /// # Safety
 ///
 /// Nobody else reads or writes these places at the same time.
-unsafe fn write_across(
+unsafe fn write_across<T: Stored>(
     isa: Isa,
-    out: SharedMatrix<'_>,
+    out: SharedMatrix<'_, T>,
     first_row: usize,
     first_column: usize,
     rows: usize,
@@ -160,7 +191,7 @@ unsafe fn write_across(
     from: &[f32],
     width: usize,
 ) {
-    let mut square = [[0.0f32; SQUARE]; SQUARE];
+    let (mut square, mut spare) = ([[0.0; SQUARE]; SQUARE], [[T::zeroed(); SQUARE]; SQUARE]);
     for top in (0..rows).step_by(SQUARE) {
         let height = SQUARE.min(rows - top);
         for left in (0..columns).step_by(SQUARE) {
@@ -174,10 +205,11 @@ unsafe fn write_across(
                 }
             }
             turn(isa, &mut square);
+            let square = T::put_square(isa, &square, &mut spare);
             for (column, square) in square[..across].iter().enumerate() {
                 // SAFETY: by contract.
                 let out = unsafe { out.row_segment(first_row + left + column, first_column + top, height) };
-                match <&mut [f32; SQUARE]>::try_from(&mut *out) {
+                match <&mut [T; SQUARE]>::try_from(&mut *out) {
                     Ok(out) => *out = *square,
                     Err(_) => out.copy_from_slice(&square[..height]),
                 }
@@ -188,11 +220,12 @@ unsafe fn write_across(
 
 #[cfg(test)]
 mod tests {
-    use beamline_kv_cache::PageId;
+    use beamline_kv_cache::{PageContents, PageId};
 
     use super::*;
     use crate::cpu::destinations::tests::{branch, checked, context};
-    use crate::cpu::pages::PageStore;
+    use crate::cpu::kv_format::KvFormat;
+    use crate::cpu::pages::{PageShape, PageStore};
     use crate::cpu::parallel::read;
 
     #[test]
@@ -202,25 +235,32 @@ mod tests {
         let destinations = checked(all.chain([7, 8, 30].map(|offset| branch(2, offset)))).unwrap();
         for (heads, key_dim, value_dim) in [(3, 64, 64), (2, 20, 33), (1, 7, 5)] {
             let width = heads * (key_dim + value_dim) + 9;
-            let rows: Vec<f32> = (0..destinations.len() * width).map(|i| i as f32 + 1.0).collect();
+            let number = |i: usize| ((i as u32).wrapping_mul(0x9e37_79b9) >> 8) as f32 + 1.0;
+            let rows: Vec<f32> = (0..destinations.len() * width).map(number).collect();
             let (keys, values) = (4, 4 + heads * key_dim + 5);
-            let store = || PageStore::new(1, heads, key_dim, value_dim, 5).unwrap();
-            let (mut expected, mut written) = (store(), store());
-            for (head, pages) in expected.layer_mut(0).iter_mut().enumerate() {
-                for (row, destination) in rows.chunks_exact(width).zip(&*destinations) {
+            for format in KvFormat::ALL {
+                let shape = PageShape { format, layers: 1, heads, key_dim, value_dim };
+                let (mut expected, mut written) =
+                    (PageStore::new(shape, 5).unwrap(), PageStore::new(shape, 5).unwrap());
+                for (head, (row, destination)) in (0..heads)
+                    .flat_map(|head| rows.chunks_exact(width).zip(&*destinations).map(move |row| (head, row)))
+                {
                     let key = &row[keys + head * key_dim..][..key_dim];
-                    pages.write(*destination, key, &row[values + head * value_dim..][..value_dim]);
+                    let value = &row[values + head * value_dim..][..value_dim];
+                    expected.write(0, head, *destination, key, value);
                 }
-            }
-            let cpu = Cpu::new(3).unwrap();
-            let parts = (read(&rows, 10 * width), written.writes(0, &destinations).in_parts(10));
-            cpu.each_part(parts, |_, (rows, writes)| {
-                writes.write(&cpu.alone(), NewRows { rows, width, keys, values });
-            });
-            for (written, expected) in written.layer(0).iter().zip(expected.layer(0)) {
+                let cpu = Cpu::new(3).unwrap();
+                let parts = (read(&rows, 10 * width), written.writes(0, &destinations).in_parts(10));
+                cpu.each_part(parts, |_, (rows, writes)| {
+                    writes.write(&cpu.alone(), NewRows { rows, width, keys, values });
+                });
                 for page in (0..5).map(PageId) {
-                    assert_eq!(written.context_keys(page), expected.context_keys(page));
-                    assert_eq!(written.values(page), expected.values(page));
+                    let contents = |store: &PageStore| {
+                        let mut bytes = vec![0; store.page_bytes()];
+                        store.export(page, &mut bytes).unwrap();
+                        bytes
+                    };
+                    assert!(contents(&written) == contents(&expected), "page {page:?} in {format}");
                 }
             }
         }
@@ -231,6 +271,7 @@ mod tests {
     fn nothing_is_written_before_a_check() {
         let mut destinations = checked(context(0..3, &[0])).unwrap();
         destinations.push(branch(1, 0));
-        PageStore::new(1, 1, 4, 4, 2).unwrap().writes(0, &destinations);
+        let shape = PageShape { format: KvFormat::F32, layers: 1, heads: 1, key_dim: 4, value_dim: 4 };
+        PageStore::new(shape, 2).unwrap().writes(0, &destinations);
     }
 }

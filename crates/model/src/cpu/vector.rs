@@ -1,6 +1,7 @@
 //! Element-wise functions and reductions, each with a fixed order of operations.
 
 use super::isa::per_isa;
+use super::stored::Stored;
 
 /// Partial sums of a reduction: element `i` goes to lane `i % LANES`, lanes are added pairwise at the end.
 pub(crate) const LANES: usize = 16;
@@ -59,17 +60,17 @@ fn add_lanes(lanes: [f32; LANES]) -> f32 {
 
 /// Inner product in the fixed order of this module.
 #[inline(always)]
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot<T: Stored>(a: &[f32], b: &[T]) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let (a_full, a_rest) = a.as_chunks::<LANES>();
     let (b_full, b_rest) = b.as_chunks::<LANES>();
     for (a, b) in a_full.iter().zip(b_full) {
         for lane in 0..LANES {
-            lanes[lane] = a[lane].mul_add(b[lane], lanes[lane]);
+            lanes[lane] = a[lane].mul_add(b[lane].widen(), lanes[lane]);
         }
     }
     for (lane, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
-        lanes[lane] = a.mul_add(*b, lanes[lane]);
+        lanes[lane] = a.mul_add(b.widen(), lanes[lane]);
     }
     add_lanes(lanes)
 }

@@ -22,6 +22,7 @@ use super::expansion::{Expansion, Expansions};
 use super::parts::{MicroBatches, Part};
 use super::slots::Slots;
 use crate::cpu::Cpu;
+use crate::cpu::kv_format::KvFormat;
 use crate::cpu::pages::{PAGE_SIZE, PageStore};
 use crate::decode::{Search, SearchRequest};
 use crate::error::ModelError;
@@ -111,13 +112,13 @@ struct InFlight {
 type Retrieved = Result<Vec<Scored>, UserNotFinite>;
 
 impl HstuExecutor {
-    /// Allocates `pages` pages for a model.
+    /// Allocates `pages` pages for a model, with keys and values in a format.
     ///
     /// # Errors
     ///
     /// When the memory cannot be had.
-    pub fn new(model: Arc<Hstu>, cpu: Arc<Cpu>, pages: usize) -> Result<Self, ModelError> {
-        let pages = model.page_store(pages)?;
+    pub fn new(model: Arc<Hstu>, cpu: Arc<Cpu>, format: KvFormat, pages: usize) -> Result<Self, ModelError> {
+        let pages = model.page_store(format, pages)?;
         Ok(Self {
             model,
             cpu,

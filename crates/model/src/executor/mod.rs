@@ -25,10 +25,11 @@ use std::sync::Arc;
 
 use crate::batch::{Batch, BranchRows, ContextRows};
 use crate::cpu::Cpu;
+use crate::cpu::kv_format::KvFormat;
 use crate::cpu::pages::PageStore;
 use crate::decode::{Hypothesis, Search, SearchRequest};
 use crate::error::ModelError;
-use crate::families::qwen::{Qwen, Workspace};
+use crate::families::qwen::{Qwen, Workspace, page_shape};
 use crate::step::{BranchStep, Chunk, Plan, Progress, Pulse, Slot, StepError, StepModel};
 use expansion::{Expansion, Expansions};
 use slots::Slots;
@@ -73,14 +74,13 @@ struct InFlight {
 }
 
 impl Executor {
-    /// Allocates `pages` pages for a model.
+    /// Allocates `pages` pages for a model, with keys and values in a format.
     ///
     /// # Errors
     ///
     /// When the memory cannot be had.
-    pub fn new(model: Arc<Qwen>, cpu: Arc<Cpu>, pages: usize) -> Result<Self, ModelError> {
-        let config = model.config();
-        let pages = PageStore::new(config.layers, config.kv_heads, config.head_dim, config.head_dim, pages)?;
+    pub fn new(model: Arc<Qwen>, cpu: Arc<Cpu>, format: KvFormat, pages: usize) -> Result<Self, ModelError> {
+        let pages = PageStore::new(page_shape(model.config(), format), pages)?;
         Ok(Self {
             model,
             cpu,

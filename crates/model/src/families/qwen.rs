@@ -31,8 +31,9 @@ use crate::checkpoint::config::Config;
 use crate::checkpoint::described::Described;
 use crate::checkpoint::tensors::Tensors;
 use crate::cpu::attention::{Heads, Tables, attend};
+use crate::cpu::kv_format::KvFormat;
 use crate::cpu::linear::{Linear, Output, Rows, Scores, WeightFormat};
-use crate::cpu::pages::PageStore;
+use crate::cpu::pages::{PageShape, PageStore};
 use crate::cpu::parallel::{at_least, each_group, keep_rows, read, rows_of_group, write};
 use crate::cpu::rotary::{Rotary, turn_heads};
 use crate::cpu::vector::rms_norm;
@@ -374,6 +375,12 @@ impl Layer {
             down: linear(&["mlp.down_proj"], config.mlp_bias)?,
         })
     }
+}
+
+/// What a page of a decoder holds.
+pub fn page_shape(config: &Config, format: KvFormat) -> PageShape {
+    let dim = config.head_dim;
+    PageShape { format, layers: config.layers, heads: config.kv_heads, key_dim: dim, value_dim: dim }
 }
 
 /// Names and shapes that a checkpoint of this configuration must have.

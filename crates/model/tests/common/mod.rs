@@ -12,6 +12,7 @@ use beamline_model::checkpoint::Checkpoint;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
 use beamline_model::cpu::Cpu;
+use beamline_model::cpu::kv_format::KvFormat;
 use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::decode::{Normalization, SearchRequest, Step};
 use beamline_model::executor::{Executor, Found, Job};
@@ -65,7 +66,11 @@ impl Loaded {
     }
 
     pub fn executor(&self, pages: usize) -> Executor {
-        Executor::new(Arc::clone(&self.model), Arc::clone(&self.cpu), pages).unwrap()
+        self.executor_in(KvFormat::F32, pages)
+    }
+
+    pub fn executor_in(&self, format: KvFormat, pages: usize) -> Executor {
+        Executor::new(Arc::clone(&self.model), Arc::clone(&self.cpu), format, pages).unwrap()
     }
 
     pub fn prompt(&self, history: &[String]) -> Vec<u32> {

@@ -107,6 +107,8 @@ pub struct ModelName {
     pub sha256: String,
     /// How the weights are kept, which the scores depend on: `f32`, `bf16` or `q8_0`.
     pub weight_format: String,
+    /// How keys and values of contexts are kept, which the scores depend on: `f32` or `bf16`.
+    pub kv_format: String,
 }
 
 /// A recommended item.
@@ -234,6 +236,8 @@ pub struct ModelInfo {
     pub sha256: String,
     /// How the weights are kept, which the scores depend on: `f32`, `bf16` or `q8_0`.
     pub weight_format: String,
+    /// How keys and values of contexts are kept, which the scores depend on: `f32` or `bf16`.
+    pub kv_format: String,
     /// Model family.
     pub family: String,
     /// Architecture that config.json names.

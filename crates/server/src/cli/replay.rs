@@ -17,7 +17,7 @@ use super::batch;
 use super::in_flight::InFlight;
 use super::lines::{Line, Lines};
 use crate::api::{self, ErrorBody};
-use crate::request_log::line::{LoggedAnswer, LoggedItem};
+use crate::request_log::line::{LoggedAnswer, LoggedItem, LoggedModel};
 use crate::runtime::{Runtime, Scale};
 use crate::service::Service;
 use crate::settings::{Flags, HttpLayer, Settings};
@@ -185,7 +185,9 @@ async fn compare(service: &Service, line: u64, text: Line) -> Outcome {
         Err(error) => return Outcome::Unreadable { line, why: error.to_string() },
     };
     let served = service.served();
-    if logged.model.sha256 != served.digest || logged.model.weight_format != served.weight_format.name() {
+    let LoggedModel { sha256, weight_format, kv_format } = &logged.model;
+    let formats = [served.weight_format.name(), served.kv_format.name()];
+    if *sha256 != served.digest || [weight_format, kv_format] != formats {
         return Outcome::OtherModel;
     }
     if logged.catalog_version != served.catalog.version() {

@@ -69,8 +69,7 @@ fn request(path: &str) -> Option<Value> {
 
 fn answer(path: &str) -> Option<Value> {
     let sha256 = "75b8b78f1f09264559714c90026f42e96555443fe4e4db8ff8e4281a09b6643b";
-    let model =
-        json!({"name": "default", "version": "75b8b78f1f09", "sha256": sha256, "weight_format": "f32"});
+    let model = json!({"name": "default", "version": "75b8b78f1f09", "sha256": sha256, "weight_format": "f32", "kv_format": "f32"});
     let usage = json!({"context_tokens": 13, "cached_tokens": 0, "beam_width": 50, "steps": 3});
     let timings = json!({"queue": 0.09, "prefill": 1.0, "decode": 3.6, "total": 4.8});
     Some(match path {

@@ -353,6 +353,7 @@ impl ModelInfo {
             version: version.to_owned(),
             sha256: sha256.to_owned(),
             weight_format: "unknown".into(),
+            kv_format: "unknown".into(),
             family: "unknown".into(),
             architecture: "unknown".into(),
             parameters: 0,

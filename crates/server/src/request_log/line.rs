@@ -37,6 +37,9 @@ pub struct LoggedModel {
     /// How its weights were kept.
     #[serde(default = "single_precision")]
     pub weight_format: String,
+    /// How its keys and values were kept.
+    #[serde(default = "single_precision")]
+    pub kv_format: String,
 }
 
 /// What lines without a format were written with.

@@ -86,6 +86,7 @@ impl RequestLog {
             model: LoggedModel {
                 sha256: answer.model.sha256.clone(),
                 weight_format: answer.model.weight_format.clone(),
+                kv_format: answer.model.kv_format.clone(),
             },
             catalog_version: answer.catalog_version.clone(),
             items: answer.items.iter().map(item).collect(),

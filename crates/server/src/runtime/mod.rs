@@ -38,7 +38,6 @@ use beamline_model::checkpoint::tensors::Tensors;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
 use beamline_model::cpu::Cpu;
-use beamline_model::cpu::pages::PageStore;
 use beamline_model::cuda::device::Device;
 use beamline_model::error::ModelError;
 use beamline_model::executor::Executor;
@@ -46,7 +45,7 @@ use beamline_model::executor::any::{Answer, AnyExecutor, AnyJob};
 use beamline_model::executor::hstu::HstuExecutor;
 use beamline_model::families::hstu::Hstu;
 use beamline_model::families::hstu::config::HstuConfig;
-use beamline_model::families::qwen::Qwen;
+use beamline_model::families::qwen::{Qwen, page_shape};
 use beamline_scheduler::{Engine, EngineDied, EngineStats, StartError};
 use tracing::{info, warn};
 
@@ -346,7 +345,8 @@ impl Opened {
 
         let start = Instant::now();
         let weight_format = settings.engine.weight_format;
-        let (host, pool) = host::memory(settings, &plan, machine, &model_identity(&digest, weight_format));
+        let identity = model_identity(&digest, weight_format, settings.engine.kv_format);
+        let (host, pool) = host::memory(settings, &plan, machine, &identity);
         let secret = machine.disk.as_ref().map(|disk| disk.secret());
         let engine = Engine::start_with(
             executor,
@@ -358,6 +358,7 @@ impl Opened {
             threads = machine.cpu.threads(),
             pages = plan.pages,
             kv_memory = %ByteSize(memory.kv),
+            kv_format = %settings.engine.kv_format,
             kv_host_memory = %ByteSize(memory.kv_host),
             context_limit = plan.largest.context,
             ms = ms(start),
@@ -369,6 +370,7 @@ impl Opened {
             name: name.to_owned(),
             digest,
             weight_format,
+            kv_format: settings.engine.kv_format,
             family,
             parameters,
             memory,
@@ -478,7 +480,7 @@ impl Plan {
         scale: Scale,
         machine: &Machine,
     ) -> Result<Self, LoadError> {
-        let weight_format = settings.engine.weight_format;
+        let EngineSettings { weight_format, kv_format, .. } = settings.engine;
         let (largest, generated_steps, bytes, words_per_position, format) = match checkpoint {
             AnyCheckpoint::Decoder(checkpoint) => {
                 let config = checkpoint.config();
@@ -491,7 +493,7 @@ impl Plan {
                 let bytes = match &machine.gpu {
                     Some(_) => gpu::sizes(checkpoint, positions, steps, largest.beams)?,
                     None => Bytes::here(
-                        PageStore::bytes_per_page(config.layers, config.kv_heads, config.head_dim),
+                        page_shape(config, kv_format).page_bytes(),
                         sizing::weights(checkpoint, positions, weight_format),
                     ),
                 };
@@ -499,7 +501,6 @@ impl Plan {
             }
             AnyCheckpoint::Hstu(checkpoint) => {
                 let config = checkpoint.config();
-                let stack = &config.stack;
                 let context = config.max_context();
                 let (largest, generated) = match config.semantic_id_levels() {
                     Some(levels) => {
@@ -515,12 +516,7 @@ impl Plan {
                 let bytes = match &machine.gpu {
                     Some(_) => gpu::hstu_sizes(files, checkpoint, settings.limits.max_beam_width)?,
                     None => Bytes::here(
-                        PageStore::bytes_per_page_of(
-                            stack.layers,
-                            stack.heads,
-                            stack.key_dim,
-                            stack.value_dim,
-                        ),
+                        config.stack.page_shape(kv_format).page_bytes(),
                         // Tables stay in single precision, and the items to retrieve from are packed beside theirs.
                         checkpoint.tensors().parameters().saturating_mul(8),
                     ),
@@ -597,7 +593,8 @@ fn decoder(
     }
     let model = Qwen::load(checkpoint, context + steps, weight_format).map_err(blame)?;
     info!(weights = %ByteSize(model.weight_bytes()), format = %weight_format, ms = ms(start), "loaded the weights");
-    let executor = Executor::new(Arc::new(model), Arc::clone(&machine.cpu), plan.pages as usize);
+    let kv_format = settings.engine.kv_format;
+    let executor = Executor::new(Arc::new(model), Arc::clone(&machine.cpu), kv_format, plan.pages as usize);
     Ok(Built {
         family: Family::Decoder(Decoder { config, convention: Arc::new(convention), layout }),
         catalog,
@@ -632,7 +629,8 @@ fn hstu(
     let model = Arc::new(Hstu::load(checkpoint, &machine.cpu, weight_format).map_err(blame)?);
     info!(weights = %ByteSize(model.weight_bytes()), format = %weight_format, ms = ms(start), "loaded the weights");
     let (catalog, catalog_memory) = read_catalog(files, &family.symbols, machine)?;
-    let executor = HstuExecutor::new(model, Arc::clone(&machine.cpu), pages).map_err(blame)?;
+    let executor = HstuExecutor::new(model, Arc::clone(&machine.cpu), settings.engine.kv_format, pages)
+        .map_err(blame)?;
     Ok(Built { family: Family::Hstu(family), catalog, catalog_memory, executor: executor.into() })
 }
 

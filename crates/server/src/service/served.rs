@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use beamline_catalog::Catalog;
 use beamline_kv_cache::{Namespace, SessionKey};
+use beamline_model::cpu::kv_format::KvFormat;
 use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::executor::any::{Answer, AnyJob};
 use beamline_model::executor::hstu::HstuJob;
@@ -69,6 +70,8 @@ pub struct Served {
     pub digest: String,
     /// How its weights are kept.
     pub weight_format: WeightFormat,
+    /// How keys and values are kept.
+    pub kv_format: KvFormat,
     /// What it reads and writes.
     pub family: Family,
     /// Values in the checkpoint.
@@ -90,8 +93,8 @@ pub struct Served {
 }
 
 /// What keys and values of a model depend on: its weights, and how they are kept.
-pub fn model_identity(digest: &str, weight_format: WeightFormat) -> String {
-    format!("{digest} {weight_format}")
+pub fn model_identity(digest: &str, weight_format: WeightFormat, kv_format: KvFormat) -> String {
+    format!("{digest} {weight_format} {kv_format}")
 }
 
 impl Served {
@@ -107,12 +110,14 @@ impl Served {
             version: self.version().to_owned(),
             sha256: self.digest.clone(),
             weight_format: self.weight_format.name().to_owned(),
+            kv_format: self.kv_format.name().to_owned(),
         }
     }
 
     /// Whose pages a tenant's contexts may share.
     pub fn namespace(&self, tenant: &str) -> Namespace {
-        Namespace::new(model_identity(&self.digest, self.weight_format).as_bytes(), tenant.as_bytes())
+        let model = model_identity(&self.digest, self.weight_format, self.kv_format);
+        Namespace::new(model.as_bytes(), tenant.as_bytes())
     }
 
     /// A request of an HSTU model for the engine: rows at a time, and expansions.
@@ -161,12 +166,13 @@ impl Served {
 
     /// What `/v1/models` tells, but for the labels, which are not known here.
     pub fn info(&self, state: ModelState) -> ModelInfo {
-        let ModelName { name, version, sha256, weight_format } = self.model_name();
+        let ModelName { name, version, sha256, weight_format, kv_format } = self.model_name();
         ModelInfo {
             name,
             version,
             sha256,
             weight_format,
+            kv_format,
             family: self.family.name().into(),
             architecture: self.family.architecture(),
             parameters: self.parameters as u64,

@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 
+use beamline_model::cpu::kv_format::KvFormat;
 use beamline_model::cpu::linear::WeightFormat;
 use serde::Deserialize;
 
@@ -66,13 +67,17 @@ layer! {
         #[arg(long, value_name = "N", env = "BEAMLINE_THREADS")]
         pub threads: usize,
         /// Where the model runs: `cpu`, `cuda` or `cuda:1`. CUDA needs a binary built with `--features cuda`, and keeps
-        /// weights in bf16 [default: cpu].
+        /// weights, keys and values in bf16 [default: cpu].
         #[arg(long, value_name = "DEVICE", env = "BEAMLINE_DEVICE")]
         pub device: DeviceChoice,
         /// How weights are kept: `f32` as they are; `bf16` half the memory; `q8_0` 8-bit integers, the fastest, whose
         /// answers differ a little [default: f32; bf16 on CUDA].
         #[arg(long, value_name = "f32|bf16|q8_0", env = "BEAMLINE_WEIGHT_FORMAT")]
         pub weight_format: WeightFormat,
+        /// How keys and values of contexts are kept: `f32` as they are computed; `bf16` half the memory and half of what
+        /// attention reads; answers differ a little [default: f32; bf16 on CUDA].
+        #[arg(long, value_name = "f32|bf16", env = "BEAMLINE_KV_FORMAT")]
+        pub kv_format: KvFormat,
         /// Memory for the contexts of users, such as 512MiB or 8GiB. What does not fit is computed again
         /// [default: 512MiB, or what one largest request needs; on CUDA most of what is free].
         #[arg(long, value_name = "SIZE", env = "BEAMLINE_KV_MEMORY")]

@@ -18,6 +18,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use beamline_model::cpu::kv_format::KvFormat;
 use beamline_model::cpu::linear::WeightFormat;
 use clap::Args;
 use serde::Deserialize;
@@ -167,6 +168,8 @@ pub struct EngineSettings {
     pub device: DeviceChoice,
     /// How weights are kept in memory.
     pub weight_format: WeightFormat,
+    /// How keys and values are kept in pages.
+    pub kv_format: KvFormat,
     /// Memory of all KV pages; if not given, 512 MiB or what one largest request needs.
     pub kv_memory: Option<ByteSize>,
     /// Host memory for evicted KV pages; 0 for none.
@@ -357,18 +360,13 @@ fn model(layer: ModelLayer, device: DeviceChoice) -> Result<ModelSettings, Setti
 fn engine(layer: EngineLayer) -> Result<EngineSettings, SettingsError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let device = layer.device.unwrap_or_default();
-    let weight_format = match (device, layer.weight_format) {
-        (DeviceChoice::Cpu, given) => given.unwrap_or_default(),
-        (DeviceChoice::Cuda(_), None | Some(WeightFormat::Bf16)) => WeightFormat::Bf16,
-        (DeviceChoice::Cuda(_), Some(other)) => {
-            let message = format!("weight-format is {other}, but device {device} has bf16 only");
-            return Err(SettingsError::Contradiction(message));
-        }
-    };
+    let weight_format = format_on(device, "weight-format", layer.weight_format, WeightFormat::Bf16)?;
+    let kv_format = format_on(device, "kv-format", layer.kv_format, KvFormat::Bf16)?;
     Ok(EngineSettings {
         threads: positive("threads", layer.threads, cores)?,
         device,
         weight_format,
+        kv_format,
         kv_memory: layer.kv_memory,
         kv_host_memory: layer.kv_host_memory.unwrap_or(ByteSize(0)),
         kv_host_ttl: match layer.kv_host_ttl_seconds.unwrap_or(3600) {
@@ -411,6 +409,22 @@ fn kv_disk(layer: &EngineLayer) -> Result<Option<DiskSettings>, SettingsError> {
 
 /// A week.
 const DISK_TTL_SECONDS: u64 = 7 * 24 * 3600;
+
+/// A format of numbers: a graphics processor has one only.
+fn format_on<F: Default + PartialEq + std::fmt::Display>(
+    device: DeviceChoice,
+    name: &str,
+    given: Option<F>,
+    cuda: F,
+) -> Result<F, SettingsError> {
+    match (device, given) {
+        (DeviceChoice::Cpu, given) => Ok(given.unwrap_or_default()),
+        (DeviceChoice::Cuda(_), Some(other)) if other != cuda => Err(SettingsError::Contradiction(format!(
+            "{name} is {other}, but device {device} has {cuda} only"
+        ))),
+        (DeviceChoice::Cuda(_), _) => Ok(cuda),
+    }
+}
 
 /// A century: longer is for ever.
 const MAX_HOST_TTL_SECONDS: u64 = 100 * 366 * 24 * 3600;

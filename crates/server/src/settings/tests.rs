@@ -71,16 +71,21 @@ fn a_disk_needs_a_directory_and_a_size() {
 }
 
 #[test]
-fn a_graphics_processor_has_one_weight_format() {
+fn a_graphics_processor_has_one_format_of_weights_and_one_of_keys_and_values() {
     let resolve = |text: &str| {
         let (_directory, flags) = file(text);
         Settings::resolve(flags, HttpLayer::default())
     };
     let settings = resolve("[engine]\ndevice = 'cuda:1'").unwrap();
     assert_eq!(
-        (settings.engine.device, settings.engine.weight_format),
-        (DeviceChoice::Cuda(1), WeightFormat::Bf16)
+        (settings.engine.device, settings.engine.weight_format, settings.engine.kv_format),
+        (DeviceChoice::Cuda(1), WeightFormat::Bf16, KvFormat::Bf16)
     );
+    assert!(resolve("[engine]\ndevice = 'cuda'\nkv_format = 'bf16'").is_ok());
+    let error = resolve("[engine]\ndevice = 'cuda'\nkv_format = 'f32'").unwrap_err();
+    assert!(error.to_string().contains("kv-format is f32, but device cuda:0 has bf16 only"), "{error}");
+    assert_eq!(resolve("[engine]\nkv_format = 'bf16'").unwrap().engine.kv_format, KvFormat::Bf16);
+    assert_eq!(resolve("").unwrap().engine.kv_format, KvFormat::F32);
     let error = resolve("[engine]\ndevice = 'cuda'\nweight_format = 'q8_0'").unwrap_err();
     assert!(error.to_string().contains("weight-format is q8_0, but device cuda:0 has bf16 only"), "{error}");
     let random = "[model]\nrandom_weights = 'shape/config.json'\n";

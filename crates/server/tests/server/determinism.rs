@@ -172,6 +172,30 @@ fn tenants_share_nothing() {
 }
 
 #[test]
+fn a_format_of_keys_and_values_is_named_takes_half_the_memory_and_keeps_every_bit() {
+    let catalog = items(CASE);
+    let (mut scores, mut bytes) = (Vec::new(), Vec::new());
+    for format in ["f32", "bf16"] {
+        let flags = ["--kv-format", format, "--max-context", "1024", "--max-beam-width", "64"];
+        let server = Server::start(CASE, &[&flags[..], &["--kv-memory", "4MiB"]].concat());
+        let request = json!({"history": history(&catalog[..40]), "num_items": 10});
+        let first = server.recommend(&request).ok();
+        let again = server.recommend(&request).ok();
+        assert!(again["usage"]["cached_tokens"].as_u64() > Some(0));
+        assert_eq!(essence(&first), essence(&again));
+        assert_eq!(first["model"]["kv_format"], format);
+        let model = &server.get("/v1/models").ok()["models"][0];
+        assert_eq!(model["kv_format"], format);
+        server.wait_for("the engine's numbers", |server| server.metric("beamline_pages", "") > 0.0);
+        let pages = server.metric("beamline_pages", "");
+        bytes.push(model["memory"]["kv_bytes"].as_f64().unwrap() / pages);
+        scores.push(first["items"].to_string());
+    }
+    assert!(scores[0] != scores[1], "the formats compute the same: {scores:?}");
+    assert!((bytes[0] / bytes[1] - 2.0).abs() < 1e-9, "bytes of a page {bytes:?}");
+}
+
+#[test]
 fn a_weight_format_is_named_and_cached_answers_keep_every_bit() {
     let catalog = items(CASE);
     let mut scores = Vec::new();

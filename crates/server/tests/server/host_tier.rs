@@ -30,8 +30,22 @@ fn histories(random: &mut Random, users: usize) -> Vec<Vec<String>> {
 
 #[test]
 fn evicted_contexts_come_back_and_the_answers_are_the_same() {
-    let (with, without) = (tiny(&["--kv-host-memory", "64MiB"]), tiny(&[]));
-    let reference = Server::start(CASE, &TINY[2..]);
+    evicted_contexts_come_back(&tiny(&["--kv-host-memory", "64MiB"]), &tiny(&[]), &[]);
+}
+
+#[test]
+fn evicted_contexts_in_bfloat16_come_back_and_the_answers_are_the_same() {
+    // As many pages, each of half the size.
+    let tiny = |more: &[&str]| {
+        let kv = ["--kv-format", "bf16", "--kv-memory", "512KiB"];
+        Server::start(CASE, &[&kv, &TINY[2..], more].concat())
+    };
+    let more = ["--kv-format", "bf16"];
+    evicted_contexts_come_back(&tiny(&["--kv-host-memory", "64MiB"]), &tiny(&[]), &more);
+}
+
+fn evicted_contexts_come_back(with: &Server, without: &Server, more: &[&str]) {
+    let reference = Server::start(CASE, &[&TINY[2..], more].concat());
     let catalog = items(CASE);
     let mut random = Random(21);
     let mut users = histories(&mut random, 12);
@@ -44,7 +58,7 @@ fn evicted_contexts_come_back_and_the_answers_are_the_same() {
             cold["tenant"] = json!(format!("cold {round} {user}"));
             let expected = reference.recommend(&cold).ok();
             assert_eq!(cached(&expected), 0);
-            for (server, saved) in [&with, &without].into_iter().zip(&mut saved) {
+            for (server, saved) in [with, without].into_iter().zip(&mut saved) {
                 let answer = server.recommend(&request).ok();
                 assert_eq!(essence(&answer), essence(&expected), "round {round}: {request}");
                 *saved += cached(&answer);

@@ -11,18 +11,19 @@ use super::softmax::Softmax;
 use super::{Block, Heads, Sees, Tables};
 use crate::cpu::isa::{Isa, per_isa};
 use crate::cpu::pages::{HeadPages, PAGE_SIZE};
+use crate::cpu::stored::Stored;
 use crate::cpu::tile::{COLUMNS, MOST_ROWS, Product, SharedMatrix, Strided, rows_at_once};
 use crate::cpu::vector::dot;
 
 /// One key-value head with the query heads it serves.
 #[derive(Clone, Copy)]
-pub(super) struct Head<'a> {
+pub(super) struct Head<'a, T> {
     pub(super) heads: Heads,
     pub(super) index: usize,
-    pub(super) pages: &'a HeadPages,
+    pub(super) pages: &'a HeadPages<T>,
 }
 
-impl Head<'_> {
+impl<T> Head<'_, T> {
     /// Query heads that it serves.
     fn group(&self) -> usize {
         self.heads.query / self.heads.key_value
@@ -47,9 +48,9 @@ struct Scratch {
 }
 
 /// Attends with one block and one head. No two calls at a time may share both.
-pub(super) fn attend(
+pub(super) fn attend<T: Stored>(
     isa: Isa,
-    head: Head<'_>,
+    head: Head<'_, T>,
     qkv: &[f32],
     block: &Block,
     tables: Tables<'_>,
@@ -87,11 +88,16 @@ pub(super) fn attend(
 }
 
 per_isa! {
-    fn gather(head: Head<'_>, qkv: &[f32], block: &Block, queries: &mut Vec<f32>) = gather_body
+    fn gather<T: Stored>(head: Head<'_, T>, qkv: &[f32], block: &Block, queries: &mut Vec<f32>) = gather_body
 }
 
 #[inline(always)]
-fn gather_body<const R: usize>(head: Head<'_>, qkv: &[f32], block: &Block, queries: &mut Vec<f32>) {
+fn gather_body<const R: usize, T: Stored>(
+    head: Head<'_, T>,
+    qkv: &[f32],
+    block: &Block,
+    queries: &mut Vec<f32>,
+) {
     let scale = 1.0 / (head.heads.dim as f32).sqrt();
     queries.clear();
     for row in block.rows.clone() {
@@ -126,7 +132,7 @@ impl Visible {
 }
 
 /// All queries see the first keys of a context page.
-fn see_page(isa: Isa, head: Head<'_>, page: PageId, visible: Visible, scratch: &mut Scratch) {
+fn see_page<T: Stored>(isa: Isa, head: Head<'_, T>, page: PageId, visible: Visible, scratch: &mut Scratch) {
     let (dim, value_width) = (head.heads.dim, head.pages.value_width());
     let (keys, values) = (head.pages.context_keys(page), head.pages.values(page));
     let (queries, tallest) = (scratch.softmax.queries(), rows_at_once(isa));
@@ -174,13 +180,13 @@ struct Lineages<'a> {
 
 per_isa! {
     /// Every query sees the ancestors of its row.
-    fn see_ancestors(isa: Isa, head: Head<'_>, lineages: Lineages<'_>, scratch: &mut Scratch) = see_ancestors_body
+    fn see_ancestors<T: Stored>(isa: Isa, head: Head<'_, T>, lineages: Lineages<'_>, scratch: &mut Scratch) = see_ancestors_body
 }
 
 #[inline(always)]
-fn see_ancestors_body<const R: usize>(
+fn see_ancestors_body<const R: usize, T: Stored>(
     isa: Isa,
-    head: Head<'_>,
+    head: Head<'_, T>,
     lineages: Lineages<'_>,
     scratch: &mut Scratch,
 ) {
@@ -211,19 +217,24 @@ fn see_ancestors_body<const R: usize>(
 }
 
 #[inline(always)]
-fn add_weighted(sums: &mut [f32], weight: f32, values: &[f32]) {
+fn add_weighted<T: Stored>(sums: &mut [f32], weight: f32, values: &[T]) {
     for (sum, value) in sums.iter_mut().zip(values) {
-        *sum = weight.mul_add(*value, *sum);
+        *sum = weight.mul_add(value.widen(), *sum);
     }
 }
 
 per_isa! {
     /// Writes what the queries found. As for [`attend`], no two calls at a time may share both.
-    fn finish(head: Head<'_>, block: &Block, softmax: &Softmax, out: SharedMatrix<'_>) = finish_body
+    fn finish<T: Stored>(head: Head<'_, T>, block: &Block, softmax: &Softmax, out: SharedMatrix<'_>) = finish_body
 }
 
 #[inline(always)]
-fn finish_body<const R: usize>(head: Head<'_>, block: &Block, softmax: &Softmax, out: SharedMatrix<'_>) {
+fn finish_body<const R: usize, T: Stored>(
+    head: Head<'_, T>,
+    block: &Block,
+    softmax: &Softmax,
+    out: SharedMatrix<'_>,
+) {
     let (dim, group) = (head.heads.dim, head.group());
     for (index, row) in block.rows.clone().enumerate() {
         // SAFETY: a task writes the columns of its own head in its own rows, and no two tasks share

@@ -24,7 +24,8 @@ use std::ops::Range;
 use beamline_kv_cache::PageId;
 
 use super::Cpu;
-use super::pages::{HeadPages, PAGE_SIZE};
+use super::pages::{HeadPages, LayerHeads, LayerPages, PAGE_SIZE};
+use super::stored::Stored;
 use super::tile::SharedMatrix;
 use kernel::Head;
 
@@ -104,7 +105,22 @@ pub fn attend(
     cpu: &Cpu,
     heads: Heads,
     qkv: &[f32],
-    pages: &[HeadPages],
+    pages: LayerPages<'_>,
+    blocks: &[Block],
+    tables: Tables<'_>,
+    out: &mut [f32],
+) {
+    match pages.0 {
+        LayerHeads::F32(pages) => attend_to(cpu, heads, qkv, pages, blocks, tables, out),
+        LayerHeads::Bf16(pages) => attend_to(cpu, heads, qkv, pages, blocks, tables, out),
+    }
+}
+
+fn attend_to<T: Stored>(
+    cpu: &Cpu,
+    heads: Heads,
+    qkv: &[f32],
+    pages: &[HeadPages<T>],
     blocks: &[Block],
     tables: Tables<'_>,
     out: &mut [f32],
@@ -124,6 +140,91 @@ pub fn attend(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::Bf16;
+    use crate::cpu::isa::Isa;
+    use crate::cpu::kv_format::KvFormat;
+    use crate::cpu::pages::{Destination, PageShape, PageStore};
+
+    const CONTEXT: usize = 75;
+    const BRANCHES: usize = 40;
+
+    /// Keys and values of a context in pages from 0 on, and of branches from 3 on.
+    fn filled(heads: Heads, format: KvFormat, qkv: &[f32], change: impl Fn(f32) -> f32) -> PageStore {
+        let (heads, dim, width) = (heads.key_value, heads.dim, heads.qkv_width());
+        let shape = PageShape { format, layers: 1, heads, key_dim: dim, value_dim: dim };
+        let mut store = PageStore::new(shape, 5).unwrap();
+        for (row, qkv) in qkv.chunks_exact(width).enumerate() {
+            let destination = match row.checked_sub(CONTEXT) {
+                None => {
+                    Destination::Context { page: PageId((row / PAGE_SIZE) as u32), offset: row % PAGE_SIZE }
+                }
+                Some(branch) => Destination::Branch {
+                    page: PageId(3 + (branch / PAGE_SIZE) as u32),
+                    offset: branch % PAGE_SIZE,
+                },
+            };
+            let kv: Vec<f32> = qkv[width - 2 * heads * dim..].iter().map(|&x| change(x)).collect();
+            for head in 0..heads {
+                store.write(
+                    0,
+                    head,
+                    destination,
+                    &kv[head * dim..][..dim],
+                    &kv[(heads + head) * dim..][..dim],
+                );
+            }
+        }
+        store
+    }
+
+    #[test]
+    fn pages_in_bfloat16_are_seen_as_pages_of_rounded_numbers_bit_for_bit() {
+        for heads in [Heads { query: 6, key_value: 2, dim: 23 }, Heads { query: 2, key_value: 1, dim: 64 }] {
+            let number = |i: usize| ((i * 7919) % 1009) as f32 / 300.0 - 1.7;
+            let qkv: Vec<f32> = (0..(CONTEXT + BRANCHES) * heads.qkv_width()).map(number).collect();
+            let stores = [
+                filled(heads, KvFormat::F32, &qkv, |x| x),
+                filled(heads, KvFormat::Bf16, &qkv, |x| x),
+                filled(heads, KvFormat::F32, &qkv, |x| Bf16::nearest(x).widen()),
+            ];
+            let branch = |rows: Range<usize>| Block {
+                context_pages: 0..3,
+                sees: Sees::Branch {
+                    context_len: CONTEXT,
+                    ancestors: 2,
+                    lineage: 2 * (rows.start - CONTEXT),
+                    branch_pages: 3..5,
+                },
+                rows,
+            };
+            let causal = |rows: Range<usize>| {
+                let sees = Sees::Causal { first_position: rows.start };
+                Block { rows, context_pages: 0..3, sees }
+            };
+            let blocks = [
+                causal(0..32),
+                causal(32..64),
+                causal(64..CONTEXT),
+                branch(CONTEXT..CONTEXT + 32),
+                branch(CONTEXT + 32..CONTEXT + BRANCHES),
+            ];
+            let lineage: Vec<u32> = (0..BRANCHES as u32).flat_map(|row| [row / 2, row]).collect();
+            let pages: Vec<PageId> = (0..5).map(PageId).collect();
+            let mut of_isa = Vec::new();
+            for isa in Isa::all() {
+                let found = stores.each_ref().map(|store| {
+                    let mut out = vec![0.0; (CONTEXT + BRANCHES) * heads.query * heads.dim];
+                    let (cpu, tables) =
+                        (Cpu::with_isa(2, isa).unwrap(), Tables { pages: &pages, lineage: &lineage });
+                    attend(&cpu, heads, &qkv, store.layer(0), &blocks, tables, &mut out);
+                    out.iter().map(|x: &f32| x.to_bits()).collect::<Vec<_>>()
+                });
+                assert!(found[0] != found[1] && found[1] == found[2], "{heads:?} with {}", isa.name());
+                of_isa.push(found);
+            }
+            assert!(of_isa.windows(2).all(|pair| pair[0] == pair[1]), "{heads:?}");
+        }
+    }
 
     #[test]
     fn blocks_that_share_a_row_are_refused() {

@@ -23,6 +23,7 @@ use super::rows::{as_floats, as_floats_mut};
 use super::{MAX_HEIGHT, single};
 use crate::cpu::fused::add_scaled;
 use crate::cpu::isa::{Isa, Level, per_isa};
+use crate::cpu::stored::nearest;
 use crate::cpu::tile::PANEL;
 
 /// How products of bfloat16 are computed. The bits are the same.
@@ -100,10 +101,7 @@ impl Panels {
 /// not a number stays none.
 #[inline(always)]
 fn round(x: f32) -> u32 {
-    let bits = x.to_bits();
-    let nearest = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) & 0xFFFF_0000;
-    let quiet = (bits | 0x0040_0000) & 0xFFFF_0000;
-    let rounded = if bits & 0x7FFF_FFFF > 0x7F80_0000 { quiet } else { nearest };
+    let rounded = nearest(x);
     // The exponent field is zero.
     if rounded & 0x7F80_0000 == 0 { 0 } else { rounded }
 }

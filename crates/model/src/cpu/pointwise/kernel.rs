@@ -13,7 +13,8 @@ use super::{Call, Shape};
 use crate::cpu::attention::{Block, Sees};
 use crate::cpu::isa::{Isa, per_isa};
 use crate::cpu::mask::Viewer;
-use crate::cpu::pages::PAGE_SIZE;
+use crate::cpu::pages::{HeadPages, PAGE_SIZE};
+use crate::cpu::stored::Stored;
 use crate::cpu::tile::{COLUMNS, Product, SharedMatrix, Strided, rows_at_once};
 use crate::cpu::vector::{dot, silu, silu_in_place};
 
@@ -40,9 +41,11 @@ struct Scratch {
 
 /// One strip, and the heads that are computed together.
 #[derive(Clone, Copy)]
-struct Task<'a> {
+struct Task<'a, T> {
     isa: Isa,
     call: &'a Call<'a>,
+    /// Heads of the layer.
+    pages: &'a [HeadPages<T>],
     strip: &'a Block,
     first_head: usize,
     heads: usize,
@@ -56,8 +59,15 @@ struct Task<'a> {
 }
 
 /// Attends with one strip and some heads. No two calls at a time may share both.
-pub(super) fn attend(isa: Isa, call: &Call<'_>, strip: &Block, heads: Range<usize>, out: SharedMatrix<'_>) {
-    let task = Task::new(isa, call, strip, heads);
+pub(super) fn attend<T: Stored>(
+    isa: Isa,
+    call: &Call<'_>,
+    pages: &[HeadPages<T>],
+    strip: &Block,
+    heads: Range<usize>,
+    out: SharedMatrix<'_>,
+) {
+    let task = Task::new(isa, call, pages, strip, heads);
     SCRATCH.with_borrow_mut(|scratch| {
         task.begin(scratch);
         for (page, &id) in task.pages().iter().enumerate() {
@@ -68,8 +78,14 @@ pub(super) fn attend(isa: Isa, call: &Call<'_>, strip: &Block, heads: Range<usiz
     });
 }
 
-impl<'a> Task<'a> {
-    fn new(isa: Isa, call: &'a Call<'a>, strip: &'a Block, heads: Range<usize>) -> Self {
+impl<'a, T: Stored> Task<'a, T> {
+    fn new(
+        isa: Isa,
+        call: &'a Call<'a>,
+        pages: &'a [HeadPages<T>],
+        strip: &'a Block,
+        heads: Range<usize>,
+    ) -> Self {
         let sequence = &call.sequences.all[call.sequences.of_row[strip.rows.start] as usize];
         let (position, step) = match strip.sees {
             Sees::Causal { first_position } => (first_position, 1),
@@ -78,6 +94,7 @@ impl<'a> Task<'a> {
         Self {
             isa,
             call,
+            pages,
             strip,
             first_head: heads.start,
             heads: heads.len(),
@@ -93,7 +110,7 @@ impl<'a> Task<'a> {
     }
 
     fn value_width(&self) -> usize {
-        self.call.pages[0].value_width()
+        self.pages[0].value_width()
     }
 
     /// Context pages that some row sees something of.
@@ -169,7 +186,7 @@ impl<'a> Task<'a> {
 
     /// Some rows see the first `seen` keys of a page, with one head.
     fn see_keys(&self, id: PageId, head: usize, rows: Range<usize>, seen: usize, scratch: &mut Scratch) {
-        let (shape, pages) = (self.call.shape, &self.call.pages[self.first_head + head]);
+        let (shape, pages) = (self.call.shape, &self.pages[self.first_head + head]);
         let (first, value_width) = (head * self.rows() + rows.start, self.value_width());
         let weights = &mut scratch.weights[rows.clone()];
         weights.copy_from_slice(&scratch.bias[rows.clone()]);
@@ -202,11 +219,11 @@ fn last_seen(visible: &[u32]) -> usize {
 
 per_isa! {
     /// Copies the queries of all heads and rows together.
-    fn gather(task: Task<'_>, queries: &mut Vec<f32>) = gather_body
+    fn gather<T: Stored>(task: Task<'_, T>, queries: &mut Vec<f32>) = gather_body
 }
 
 #[inline(always)]
-fn gather_body<const R: usize>(task: Task<'_>, queries: &mut Vec<f32>) {
+fn gather_body<const R: usize, T: Stored>(task: Task<'_, T>, queries: &mut Vec<f32>) {
     let Shape { key_dim, row_width, query_column, logit_scale, .. } = task.call.shape;
     queries.clear();
     for head in task.first_head..task.first_head + task.heads {
@@ -237,11 +254,11 @@ fn hide_body<const R: usize>(visible: &[u32], weights: &mut [[f32; PAGE_SIZE]]) 
 
 per_isa! {
     /// A branch row sees its ancestors, itself last. All of them are as old as the query.
-    fn see_ancestors(task: Task<'_>, scratch: &mut Scratch) = see_ancestors_body
+    fn see_ancestors<T: Stored>(task: Task<'_, T>, scratch: &mut Scratch) = see_ancestors_body
 }
 
 #[inline(always)]
-fn see_ancestors_body<const R: usize>(task: Task<'_>, scratch: &mut Scratch) {
+fn see_ancestors_body<const R: usize, T: Stored>(task: Task<'_, T>, scratch: &mut Scratch) {
     let Sees::Branch { ancestors, lineage, ref branch_pages, .. } = task.strip.sees else { return };
     let (tables, Shape { key_dim, value_dim, .. }) = (task.call.tables, task.call.shape);
     let branch_pages = &tables.pages[branch_pages.clone()];
@@ -254,7 +271,7 @@ fn see_ancestors_body<const R: usize>(task: Task<'_>, scratch: &mut Scratch) {
     for row in 0..rows {
         let lineage = &tables.lineage[lineage + row * ancestors..][..ancestors];
         for head in 0..task.heads {
-            let pages = &task.call.pages[task.first_head + head];
+            let pages = &task.pages[task.first_head + head];
             let query = &scratch.queries[(head * rows + row) * key_dim..][..key_dim];
             let sums = &mut scratch.sums[(head * rows + row) * value_width..][..value_dim];
             for (generation, &ancestor) in lineage.iter().enumerate() {
@@ -262,7 +279,7 @@ fn see_ancestors_body<const R: usize>(task: Task<'_>, scratch: &mut Scratch) {
                 let (key, value) = pages.branch_row(branch_pages[ancestor / PAGE_SIZE], ancestor % PAGE_SIZE);
                 let weight = silu(dot(query, key) + bias(generation));
                 for (sum, value) in sums.iter_mut().zip(value) {
-                    *sum = weight.mul_add(*value, *sum);
+                    *sum = weight.mul_add(value.widen(), *sum);
                 }
             }
         }
@@ -271,11 +288,11 @@ fn see_ancestors_body<const R: usize>(task: Task<'_>, scratch: &mut Scratch) {
 
 per_isa! {
     /// Writes what was found. As for [`attend`], no two calls at a time may share strip and heads.
-    fn finish(task: Task<'_>, sums: &[f32], out: SharedMatrix<'_>) = finish_body
+    fn finish<T: Stored>(task: Task<'_, T>, sums: &[f32], out: SharedMatrix<'_>) = finish_body
 }
 
 #[inline(always)]
-fn finish_body<const R: usize>(task: Task<'_>, sums: &[f32], out: SharedMatrix<'_>) {
+fn finish_body<const R: usize, T: Stored>(task: Task<'_, T>, sums: &[f32], out: SharedMatrix<'_>) {
     let Shape { value_dim, divisor, .. } = task.call.shape;
     let (rows, value_width) = (task.rows(), task.value_width());
     for head in 0..task.heads {

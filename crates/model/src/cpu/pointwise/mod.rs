@@ -40,7 +40,7 @@ use std::ops::Range;
 use super::Cpu;
 use super::attention::{Block, Tables, are_apart};
 use super::mask::Mask;
-use super::pages::HeadPages;
+use super::pages::{LayerHeads, LayerPages};
 use super::tile::SharedMatrix;
 pub use bias::RelativeBias;
 use strips::{TALLEST_STRIP, strips_of};
@@ -99,7 +99,7 @@ pub struct Call<'a> {
     /// Whose rows they are.
     pub sequences: Sequences<'a>,
     /// The heads of the layer: keys and values, the rows' own included.
-    pub pages: &'a [HeadPages],
+    pub pages: LayerPages<'a>,
     /// Page tables and ancestors.
     pub tables: Tables<'a>,
 }
@@ -127,7 +127,10 @@ pub fn attend(cpu: &Cpu, call: &Call<'_>, blocks: &[Block], out: &mut [f32]) {
         // One by one, and the last rows of a context first: they see the most.
         let (strip, part) = (&strips[strips.len() - 1 - index % strips.len()], index / strips.len());
         let heads = part * size..heads.min((part + 1) * size);
-        kernel::attend(cpu.isa(), call, strip, heads, out);
+        match call.pages.0 {
+            LayerHeads::F32(pages) => kernel::attend(cpu.isa(), call, pages, strip, heads, out),
+            LayerHeads::Bf16(pages) => kernel::attend(cpu.isa(), call, pages, strip, heads, out),
+        }
     };
     cpu.each(strips.len() * parts, 1, task);
 }
@@ -140,8 +143,12 @@ mod tests {
     use beamline_kv_cache::PageId;
 
     use super::*;
+    use crate::cpu::Bf16;
     use crate::cpu::attention::Sees;
-    use crate::cpu::pages::{Destination, PAGE_SIZE, PageStore};
+    use crate::cpu::isa::Isa;
+    use crate::cpu::kv_format::KvFormat;
+    use crate::cpu::pages::{Destination, PAGE_SIZE, PageShape, PageStore};
+    use crate::cpu::stored::Stored;
 
     fn numbers(count: usize) -> Vec<f32> {
         (0..count).map(|i| ((i * 7919) % 1009) as f32 / 500.0 - 1.0).collect()
@@ -151,20 +158,43 @@ mod tests {
         Block { rows, context_pages: 0..20, sees: Sees::Causal { first_position } }
     }
 
+    /// In both formats, and a third in single precision of what the second rounds to.
+    fn stores(
+        heads: usize,
+        dim: usize,
+        pages: usize,
+        rows: &[f32],
+        destinations: &[Destination],
+    ) -> [PageStore; 3] {
+        let width = rows.len() / destinations.len();
+        [(KvFormat::F32, false), (KvFormat::Bf16, false), (KvFormat::F32, true)].map(|(format, round)| {
+            let shape = PageShape { format, layers: 1, heads, key_dim: dim, value_dim: dim };
+            let mut store = PageStore::new(shape, pages).unwrap();
+            let rounded = |x: &[f32]| -> Vec<f32> {
+                x.iter().map(|&x| if round { Bf16::nearest(x).widen() } else { x }).collect()
+            };
+            for head in 0..heads {
+                for (row, destination) in rows.chunks(width).zip(destinations) {
+                    let (key, value) = (&row[head * dim..][..dim], &row[(heads + head) * dim..][..dim]);
+                    store.write(0, head, *destination, &rounded(key), &rounded(value));
+                }
+            }
+            store
+        })
+    }
+
+    fn place(row: usize) -> (PageId, usize) {
+        (PageId((row / PAGE_SIZE) as u32), row % PAGE_SIZE)
+    }
+
     #[test]
     fn a_row_does_not_depend_on_the_strip_it_is_in() {
         const ROWS: usize = 620;
         let (heads, dim) = (3, 20);
         let width = 3 * heads * dim;
         let rows = numbers(ROWS * width);
-        let mut store = PageStore::new(1, heads, dim, dim, 20).unwrap();
-        for (head, pages) in store.layer_mut(0).iter_mut().enumerate() {
-            for position in 0..ROWS {
-                let row = &rows[position * width + head * dim..];
-                let (page, offset) = (PageId((position / PAGE_SIZE) as u32), position % PAGE_SIZE);
-                pages.write(Destination::Context { page, offset }, &row[..dim], &row[heads * dim..][..dim]);
-            }
-        }
+        let context = (0..ROWS).map(place).map(|(page, offset)| Destination::Context { page, offset });
+        let stores = stores(heads, dim, 20, &rows, &context.collect::<Vec<_>>());
         let times: Vec<i64> = (0..=ROWS as i64).map(|i| i * 40 + i / 9 * 70_000).collect();
         let bias = RelativeBias::new(&numbers(2 * ROWS + 9), &numbers(129));
         let page_ids: Vec<PageId> = (0..20).map(PageId).collect();
@@ -173,38 +203,109 @@ mod tests {
             .map(|first| causal(first..ROWS.min(first + PAGE_SIZE), first))
             .collect();
         for bias in [None, Some(&bias)] {
-            let call = Call {
-                shape: Shape {
-                    heads,
-                    key_dim: dim,
-                    value_dim: dim,
-                    row_width: width,
-                    query_column: 2 * heads * dim,
-                    logit_scale: 0.3,
-                    divisor: 211.0,
-                },
-                mask: Mask::default(),
-                bias,
-                rows: &rows,
-                sequences: Sequences {
-                    of_row: &[0; ROWS],
-                    all: &[Sequence { context_len: ROWS, times: 0..times.len() }],
-                    times: &times,
-                },
-                pages: store.layer(0),
-                tables: Tables { pages: &page_ids, lineage: &[] },
-            };
-            let attended = |blocks: &[&[Block]], threads| {
-                let cpu = Cpu::new(threads).unwrap();
+            let attended = |store: &PageStore, blocks: &[&[Block]], cpu: &Cpu| {
+                let call = Call {
+                    shape: shape(heads, dim, width),
+                    mask: Mask::default(),
+                    bias,
+                    rows: &rows,
+                    sequences: Sequences {
+                        of_row: &[0; ROWS],
+                        all: &[Sequence { context_len: ROWS, times: 0..times.len() }],
+                        times: &times,
+                    },
+                    pages: store.layer(0),
+                    tables: Tables { pages: &page_ids, lineage: &[] },
+                };
                 let mut out = vec![0.0; ROWS * heads * dim];
-                blocks.iter().for_each(|blocks| attend(&cpu, &call, blocks, &mut out));
+                blocks.iter().for_each(|blocks| attend(cpu, &call, blocks, &mut out));
                 out.iter().map(|x: &f32| x.to_bits()).collect::<Vec<_>>()
             };
-            let one_by_one = attended(&blocks.chunks(1).collect::<Vec<_>>(), 1);
-            for threads in [1, 2, 5] {
-                assert!(attended(&[&blocks], threads) == one_by_one, "{threads} threads");
-                assert!(attended(&[&blocks[..7], &blocks[7..]], threads) == one_by_one, "{threads} threads");
+            let alone = Cpu::new(1).unwrap();
+            let one_by_one =
+                stores.each_ref().map(|store| attended(store, &blocks.chunks(1).collect::<Vec<_>>(), &alone));
+            assert!(one_by_one[0] != one_by_one[1]);
+            assert!(one_by_one[1] == one_by_one[2], "rows in bfloat16 are seen as they were rounded");
+            for (threads, isa) in
+                [1, 2, 5].into_iter().flat_map(|n| Isa::all().into_iter().map(move |isa| (n, isa)))
+            {
+                let cpu = Cpu::with_isa(threads, isa).unwrap();
+                for (store, one_by_one) in stores.iter().zip(&one_by_one) {
+                    let isa = isa.name();
+                    assert!(attended(store, &[&blocks], &cpu) == *one_by_one, "{threads} threads, {isa}");
+                    let parts = [&blocks[..7], &blocks[7..]];
+                    assert!(attended(store, &parts, &cpu) == *one_by_one, "{threads} threads, {isa}");
+                }
             }
+        }
+    }
+
+    #[test]
+    fn branches_see_a_rounded_ancestor_as_they_see_a_rounded_context() {
+        const CONTEXT: usize = 75;
+        const BRANCHES: usize = 40;
+        let (heads, dim) = (2, 23);
+        let width = 3 * heads * dim;
+        let rows = numbers((CONTEXT + BRANCHES) * width);
+        let destinations: Vec<Destination> = (0..CONTEXT + BRANCHES)
+            .map(|row| match row.checked_sub(CONTEXT) {
+                None => (place(row), false),
+                Some(branch) => (place(3 * PAGE_SIZE + branch), true),
+            })
+            .map(|((page, offset), branch)| match branch {
+                false => Destination::Context { page, offset },
+                true => Destination::Branch { page, offset },
+            })
+            .collect();
+        let stores = stores(heads, dim, 5, &rows, &destinations);
+        let lineage: Vec<u32> = (0..BRANCHES as u32).flat_map(|row| [row / 2, row]).collect();
+        let page_ids: Vec<PageId> = (0..5).map(PageId).collect();
+        let block = |rows: Range<usize>| Block {
+            context_pages: 0..3,
+            sees: Sees::Branch {
+                context_len: CONTEXT,
+                ancestors: 2,
+                lineage: 2 * rows.start,
+                branch_pages: 3..5,
+            },
+            rows,
+        };
+        let mut of_isa = Vec::new();
+        for isa in Isa::all() {
+            let attended = stores.each_ref().map(|store| {
+                let call = Call {
+                    shape: shape(heads, dim, width),
+                    mask: Mask::default(),
+                    bias: None,
+                    rows: &rows[CONTEXT * width..],
+                    sequences: Sequences {
+                        of_row: &[0; BRANCHES],
+                        all: &[Sequence { context_len: CONTEXT, times: 0..0 }],
+                        times: &[],
+                    },
+                    pages: store.layer(0),
+                    tables: Tables { pages: &page_ids, lineage: &lineage },
+                };
+                let mut out = vec![0.0; BRANCHES * heads * dim];
+                let blocks = [block(0..PAGE_SIZE), block(PAGE_SIZE..BRANCHES)];
+                attend(&Cpu::with_isa(2, isa).unwrap(), &call, &blocks, &mut out);
+                out.iter().map(|x: &f32| x.to_bits()).collect::<Vec<_>>()
+            });
+            assert!(attended[0] != attended[1] && attended[1] == attended[2], "{}", isa.name());
+            of_isa.push(attended);
+        }
+        assert!(of_isa.windows(2).all(|pair| pair[0] == pair[1]));
+    }
+
+    fn shape(heads: usize, dim: usize, width: usize) -> Shape {
+        Shape {
+            heads,
+            key_dim: dim,
+            value_dim: dim,
+            row_width: width,
+            query_column: 2 * heads * dim,
+            logit_scale: 0.3,
+            divisor: 211.0,
         }
     }
 }

@@ -18,11 +18,20 @@ mod tests;
 mod x86;
 
 pub(crate) use shared::SharedMatrix;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::Kernels;
 
 use super::fused::add_scaled;
 use super::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use super::isa::Level;
+use super::stored::Stored;
+
+/// Numbers of panels that there are kernels for: where none are spelled out, all.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) trait Kernels {}
+#[cfg(not(target_arch = "x86_64"))]
+impl<T> Kernels for T {}
 
 /// Columns of a panel of weights. Also the number of keys in a page, so that a page of keys is a panel.
 pub const PANEL: usize = 32;
@@ -46,23 +55,24 @@ pub(crate) fn rows_at_once(isa: Isa) -> usize {
 
 /// Rows of values, `stride` apart.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Strided<'a> {
-    pub(crate) values: &'a [f32],
+pub(crate) struct Strided<'a, T = f32> {
+    pub(crate) values: &'a [T],
     pub(crate) stride: usize,
 }
 
 /// `height` rows of `inner` values, times `inner` rows of `columns` values.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Product<'a> {
+pub(crate) struct Product<'a, T = f32> {
     pub(crate) rows: Strided<'a>,
-    pub(crate) panel: Strided<'a>,
+    /// Widened to single precision as it is read.
+    pub(crate) panel: Strided<'a, T>,
     pub(crate) height: usize,
     pub(crate) inner: usize,
     /// A multiple of [`COLUMNS`].
     pub(crate) columns: usize,
 }
 
-impl Product<'_> {
+impl<T: Stored> Product<'_, T> {
     /// Adds the product to sums, whose rows lie `stride` apart.
     pub(crate) fn add_to(self, isa: Isa, sums: &mut [f32], stride: usize) {
         if self.height == 0 || self.inner == 0 || self.columns == 0 {
@@ -73,10 +83,10 @@ impl Product<'_> {
             // SAFETY: an `Isa` of this level exists only if the machine was found to have its
             // features. All rows lie within their slices, which was checked.
             #[cfg(target_arch = "x86_64")]
-            level if level >= Level::Avx512 => unsafe { x86::avx512::add(&self, sums.as_mut_ptr(), stride) },
+            level if level >= Level::Avx512 => unsafe { T::avx512(&self, sums.as_mut_ptr(), stride) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => unsafe { x86::avx2::add(&self, sums.as_mut_ptr(), stride) },
+            Level::Avx2 => unsafe { T::avx2(&self, sums.as_mut_ptr(), stride) },
             _ => add(&self, sums, stride),
         }
     }
@@ -98,14 +108,14 @@ impl Product<'_> {
 /// Rows of a tile where the compiler chooses the instructions.
 const TALLEST: usize = 4;
 
-fn add(product: &Product<'_>, sums: &mut [f32], stride: usize) {
+fn add<T: Stored>(product: &Product<'_, T>, sums: &mut [f32], stride: usize) {
     for column in (0..product.columns).step_by(COLUMNS) {
         let mut row = 0;
         while row < product.height {
             let sums = &mut sums[row * stride + column..];
             row += match product.height - row {
-                TALLEST.. => add_tile::<TALLEST>(product, row, column, sums, stride),
-                _ => add_tile::<1>(product, row, column, sums, stride),
+                TALLEST.. => add_tile::<TALLEST, T>(product, row, column, sums, stride),
+                _ => add_tile::<1, T>(product, row, column, sums, stride),
             };
         }
     }
@@ -113,8 +123,8 @@ fn add(product: &Product<'_>, sums: &mut [f32], stride: usize) {
 
 /// Returns its height.
 #[inline(always)]
-fn add_tile<const H: usize>(
-    product: &Product<'_>,
+fn add_tile<const H: usize, T: Stored>(
+    product: &Product<'_, T>,
     first_row: usize,
     column: usize,
     sums: &mut [f32],
@@ -131,9 +141,10 @@ fn add_tile<const H: usize>(
         std::array::from_fn(|row| &rows.values[(first_row + row) * rows.stride..][..inner]);
     let weights = panel.values[column..].chunks(panel.stride.max(1));
     for (k, weights) in weights.take(inner).enumerate() {
-        let Some(weights) = weights.first_chunk() else { break };
+        let Some(weights) = weights.first_chunk::<COLUMNS>() else { break };
+        let weights = weights.map(T::widen);
         for row in 0..H {
-            add_scaled(rows[row][k], weights, &mut tile[row]);
+            add_scaled(rows[row][k], &weights, &mut tile[row]);
         }
     }
     for (row, tile) in tile.iter().enumerate() {

@@ -2,21 +2,21 @@
 
 /// A matrix that several threads write at once, each its own rectangle.
 #[derive(Clone, Copy)]
-pub(crate) struct SharedMatrix<'a> {
-    values: *mut f32,
+pub(crate) struct SharedMatrix<'a, T = f32> {
+    values: *mut T,
     len: usize,
     columns: usize,
-    _borrow: std::marker::PhantomData<&'a mut [f32]>,
+    _borrow: std::marker::PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: the pointer is only used by `row_segment`, whose contract forbids overlapping access.
-unsafe impl Send for SharedMatrix<'_> {}
+unsafe impl<T: Send> Send for SharedMatrix<'_, T> {}
 // SAFETY: as above.
-unsafe impl Sync for SharedMatrix<'_> {}
+unsafe impl<T: Send> Sync for SharedMatrix<'_, T> {}
 
-impl<'a> SharedMatrix<'a> {
+impl<'a, T> SharedMatrix<'a, T> {
     /// Row-major values, `columns` wide.
-    pub(crate) fn new(values: &'a mut [f32], columns: usize) -> Self {
+    pub(crate) fn new(values: &'a mut [T], columns: usize) -> Self {
         Self { values: values.as_mut_ptr(), len: values.len(), columns, _borrow: std::marker::PhantomData }
     }
 
@@ -39,7 +39,7 @@ impl<'a> SharedMatrix<'a> {
     /// While the returned slice lives, no other call may return a slice that overlaps it. Bounds
     /// are checked.
     #[inline(always)]
-    pub(crate) unsafe fn row_segment(&self, row: usize, column: usize, width: usize) -> &'a mut [f32] {
+    pub(crate) unsafe fn row_segment(&self, row: usize, column: usize, width: usize) -> &'a mut [T] {
         let start = row * self.columns + column;
         assert!(column + width <= self.columns && start + width <= self.len, "segment within the matrix");
         // SAFETY: in bounds by the assertion, within the borrow by the lifetime, exclusive by contract.

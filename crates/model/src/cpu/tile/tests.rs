@@ -1,25 +1,28 @@
 //! Every instruction set computes the chain that the contract names, at every height and width.
 
 use super::*;
+use crate::cpu::Bf16;
 
 fn numbers(count: usize, seed: u32) -> Vec<f32> {
     (0..count as u32).map(|i| ((i ^ seed).wrapping_mul(0x9e37_79b9) >> 8) as f32 / 1e7 - 0.8).collect()
 }
 
-#[test]
-fn every_element_is_one_chain_whatever_the_height_the_width_and_the_instruction_set() {
+/// Every instruction set, against nested loops over the widened panel.
+fn check<T: Stored>() {
     for height in 1..=2 * MOST_ROWS + 1 {
         for columns in [16, 32, 48, 64, 80, 144] {
             for (inner, gap) in [(1, 0), (7, 3), (32, 0), (50, 1), (64, 16)] {
                 let rows = Strided { values: &numbers(height * (inner + gap), 1), stride: inner + gap };
-                let panel = Strided { values: &numbers(inner * (columns + gap), 2), stride: columns + gap };
+                let mut values = vec![T::zeroed(); inner * (columns + gap)];
+                T::put(Isa::detect(), &numbers(values.len(), 2), &mut values);
+                let panel = Strided { values: &values, stride: columns + gap };
                 let before = numbers(height * (columns + gap), 3);
                 let mut expected = before.clone();
                 for row in 0..height {
                     for column in 0..columns {
                         let sum = &mut expected[row * (columns + gap) + column];
                         for k in 0..inner {
-                            let weight = panel.values[k * panel.stride + column];
+                            let weight = panel.values[k * panel.stride + column].widen();
                             *sum = rows.values[row * rows.stride + k].mul_add(weight, *sum);
                         }
                     }
@@ -28,11 +31,26 @@ fn every_element_is_one_chain_whatever_the_height_the_width_and_the_instruction_
                     let mut sums = before.clone();
                     Product { rows, panel, height, inner, columns }.add_to(isa, &mut sums, columns + gap);
                     let equal = sums.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
-                    assert!(equal, "{height} x {inner} x {columns} with {}", isa.name());
+                    assert!(
+                        equal,
+                        "{height} x {inner} x {columns} of {} with {}",
+                        std::any::type_name::<T>(),
+                        isa.name()
+                    );
                 }
             }
         }
     }
+}
+
+#[test]
+fn every_element_is_one_chain_whatever_the_height_the_width_and_the_instruction_set() {
+    check::<f32>();
+}
+
+#[test]
+fn a_panel_in_bfloat16_gives_the_same_chains_as_one_that_was_widened_before() {
+    check::<Bf16>();
 }
 
 #[test]

@@ -73,9 +73,10 @@ use crate::checkpoint::described::{Described, Expected};
 use crate::checkpoint::note::Note;
 use crate::checkpoint::tensors::Tensors;
 use crate::cpu::Cpu;
+use crate::cpu::kv_format::KvFormat;
 use crate::cpu::linear::{Linear, WeightFormat};
 use crate::cpu::mask::Mask;
-use crate::cpu::pages::PageStore;
+use crate::cpu::pages::{PageShape, PageStore};
 use crate::error::ModelError;
 use crate::step::ContextShape;
 
@@ -280,8 +281,8 @@ impl Hstu {
     /// # Errors
     ///
     /// When the memory cannot be had.
-    pub fn page_store(&self, pages: usize) -> Result<PageStore, ModelError> {
-        self.stack.page_store(pages)
+    pub fn page_store(&self, format: KvFormat, pages: usize) -> Result<PageStore, ModelError> {
+        self.stack.page_store(format, pages)
     }
 
     /// Checks a request.
@@ -431,6 +432,12 @@ impl HstuConfig {
 }
 
 impl StackConfig {
+    /// What a page holds.
+    pub fn page_shape(&self, format: KvFormat) -> PageShape {
+        let Self { layers, heads, key_dim, value_dim, .. } = *self;
+        PageShape { format, layers, heads, key_dim, value_dim }
+    }
+
     /// What the layers alone allow.
     pub fn reuse(&self) -> ReuseClass {
         if Mask::from(self.mask).depends_on_length() {

@@ -21,6 +21,7 @@ use super::config::{NormKind, OutputParts, SiluScope, StackConfig, Variant};
 use super::layer_tensors::LayerTensors;
 use crate::checkpoint::tensors::Tensors;
 use crate::cpu::attention::{Block, Tables};
+use crate::cpu::kv_format::KvFormat;
 use crate::cpu::linear::{Linear, Output, Rows, WeightFormat};
 use crate::cpu::mask::Mask;
 use crate::cpu::pages::PageStore;
@@ -126,9 +127,8 @@ impl Stack {
     /// # Errors
     ///
     /// When the memory cannot be had.
-    pub fn page_store(&self, pages: usize) -> Result<PageStore, ModelError> {
-        let config = &self.config;
-        PageStore::new(config.layers, config.heads, config.key_dim, config.value_dim, pages)
+    pub fn page_store(&self, format: KvFormat, pages: usize) -> Result<PageStore, ModelError> {
+        PageStore::new(self.config.page_shape(format), pages)
     }
 
     /// Runs a batch: writes keys and values of its rows, leaves the final states of the wanted rows in

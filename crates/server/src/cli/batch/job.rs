@@ -30,6 +30,7 @@ pub(super) fn describe(
         ("model name", json!(served.name)),
         ("model sha256", json!(served.digest)),
         ("weight-format", json!(served.weight_format)),
+        ("kv-format", json!(served.kv_format)),
         ("catalog version", json!(served.catalog.version())),
         ("convention sha256", json!(hex(Sha256::new_with_prefix(convention)))),
         ("context limit", json!(served.context_limit)),

@@ -3,14 +3,16 @@
 use beamline_model::checkpoint::config::Config;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
-use beamline_model::cpu::pages::{PAGE_SIZE, PageStore};
+use beamline_model::cpu::kv_format::KvFormat;
+use beamline_model::cpu::pages::PAGE_SIZE;
+use beamline_model::families::qwen::page_shape;
 
 use super::{Findings, within};
 use crate::runtime::Files;
 use crate::settings::ByteSize;
 
 /// What config.json says.
-pub(super) fn describe(config: &Config, findings: &mut Findings) {
+pub(super) fn describe(config: &Config, kv_format: KvFormat, findings: &mut Findings) {
     findings.line("architecture", config.architecture.name());
     findings.line(
         "sizes",
@@ -27,8 +29,8 @@ pub(super) fn describe(config: &Config, findings: &mut Findings) {
     let head = if config.tied_head { "tied" } else { "untied" };
     findings.line("vocabulary", format!("{} rows, {head} output matrix", config.vocab_size));
     findings.line("positions", config.max_positions);
-    let page = PageStore::bytes_per_page(config.layers, config.kv_heads, config.head_dim);
-    findings.line("KV memory", format!("{} per {PAGE_SIZE} context tokens", ByteSize(page)));
+    let page = page_shape(config, kv_format).page_bytes();
+    findings.line("KV memory", format!("{} per {PAGE_SIZE} context tokens, in {kv_format}", ByteSize(page)));
 }
 
 /// How histories and items are written as tokens.

@@ -1,14 +1,15 @@
 //! What is special to HSTU models: sizes, what they read, what they answer.
 
 use beamline_kv_cache::ReuseClass;
-use beamline_model::cpu::pages::{PAGE_SIZE, PageStore};
+use beamline_model::cpu::kv_format::KvFormat;
+use beamline_model::cpu::pages::PAGE_SIZE;
 use beamline_model::families::hstu::config::{HstuConfig, ResearchHead, VariantConfig};
 
 use super::Findings;
 use crate::settings::ByteSize;
 
 /// What config.json says.
-pub(super) fn describe(config: &HstuConfig, findings: &mut Findings) {
+pub(super) fn describe(config: &HstuConfig, kv_format: KvFormat, findings: &mut Findings) {
     let stack = &config.stack;
     let variant = match &config.variant {
         VariantConfig::Research(..) => "research",
@@ -63,8 +64,8 @@ pub(super) fn describe(config: &HstuConfig, findings: &mut Findings) {
     };
     findings.line("answers", answers);
     findings.line("cached", reuse(config.reuse()));
-    let page = PageStore::bytes_per_page_of(stack.layers, stack.heads, stack.key_dim, stack.value_dim);
-    findings.line("KV memory", format!("{} per {PAGE_SIZE} context rows", ByteSize(page)));
+    let page = stack.page_shape(kv_format).page_bytes();
+    findings.line("KV memory", format!("{} per {PAGE_SIZE} context rows, in {kv_format}", ByteSize(page)));
 }
 
 /// What the cache keeps of a user's history for the next visit.

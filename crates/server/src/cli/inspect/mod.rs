@@ -25,6 +25,7 @@ use std::time::Duration;
 use anyhow::bail;
 use beamline_catalog::{Catalog, CatalogLimits, SymbolTable};
 use beamline_model::checkpoint::Checkpoint;
+use beamline_model::cpu::kv_format::KvFormat;
 use beamline_model::families::hstu::config::HstuConfig;
 
 use super::output;
@@ -92,7 +93,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     findings.line("checkpoint", files.checkpoint.display());
     findings.layout(layout::problems(&files.checkpoint));
     if files.checkpoint.join("config.json").is_file() {
-        let symbols = family(&files, args.tensors, &mut findings);
+        let symbols = family(&files, settings.engine.kv_format, args.tensors, &mut findings);
         catalog(&files, symbols.as_deref(), &mut findings);
     }
     if findings.is_clean() && !args.quick {
@@ -130,12 +131,17 @@ fn settings(args: &Args) -> anyhow::Result<Settings> {
 }
 
 /// Config, weights and convention; what semantic IDs mean, if that can be told.
-fn family(files: &Files, list: bool, findings: &mut Findings) -> Option<Box<dyn SymbolTable>> {
+fn family(
+    files: &Files,
+    kv_format: KvFormat,
+    list: bool,
+    findings: &mut Findings,
+) -> Option<Box<dyn SymbolTable>> {
     if layout::is_hstu(&files.checkpoint) {
         let examined = Checkpoint::<HstuConfig>::examine(&files.checkpoint);
         let config = examined.config.clone();
         if let Some(config) = &config {
-            hstu::describe(config, findings);
+            hstu::describe(config, kv_format, findings);
         }
         weights::describe(examined, list, findings);
         return config
@@ -144,7 +150,7 @@ fn family(files: &Files, list: bool, findings: &mut Findings) -> Option<Box<dyn 
     let examined = Checkpoint::examine(&files.checkpoint);
     let config = examined.config.clone();
     if let Some(config) = &config {
-        decoder::describe(config, findings);
+        decoder::describe(config, kv_format, findings);
     }
     weights::describe(examined, list, findings);
     let convention = decoder::convention(files, config.as_ref(), findings);

@@ -1,0 +1,52 @@
+//! How keys and values are kept in pages.
+
+use serde::{Deserialize, Serialize};
+
+/// How keys and values are kept in pages. Queries, products with keys, weights of values and their sums are in single precision
+/// in both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvFormat {
+    /// Single precision, as they were computed.
+    #[default]
+    F32,
+    /// Rounded to bfloat16, half the memory. A row is attended to as it was rounded from the step on that computes it, so
+    /// it makes no difference whether it came from the cache.
+    Bf16,
+}
+
+impl KvFormat {
+    /// All formats.
+    pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+
+    /// The name in settings and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// Bytes of a number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+impl std::fmt::Display for KvFormat {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for KvFormat {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|format| format.name() == name);
+        found.ok_or_else(|| format!("{name:?} is not a format of keys and values; there are f32 and bf16"))
+    }
+}
