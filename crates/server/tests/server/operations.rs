@@ -8,7 +8,8 @@ use crate::harness::{Server, beamline, fixture, read_raw};
 
 const CASE: &str = "qwen3-untied";
 /// A server that takes its time, so that there is time to interfere.
-const SLOW: [&str; 4] = ["--threads", "1", "--max-step-tokens", "64"];
+/// Steps of few tokens, and time enough on a busy machine.
+const SLOW: [&str; 6] = ["--threads", "1", "--max-step-tokens", "64", "--default-timeout-ms", "60000"];
 
 fn long(user: u32) -> Value {
     let tokens: Vec<u32> = (0..4000).map(|index| (index * 7 + user) % 360).collect();
