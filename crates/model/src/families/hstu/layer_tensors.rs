@@ -118,8 +118,26 @@ impl StackConfig {
 pub(crate) fn out_in(matrix: Tensor, layout: Layout) -> Result<Tensor, ModelError> {
     Ok(match layout {
         Layout::OutIn => matrix,
-        Layout::InOut => matrix.t()?.contiguous()?,
+        Layout::InOut => transposed(&matrix)?,
     })
+}
+
+/// Rows for columns, in squares whose lines stay in the cache.
+fn transposed(matrix: &Tensor) -> Result<Tensor, ModelError> {
+    const SIDE: usize = 16;
+    let (rows, columns) = matrix.dims2()?;
+    let values: Vec<f32> = matrix.flatten_all()?.to_vec1()?;
+    let mut turned = vec![0.0; values.len()];
+    for top in (0..rows).step_by(SIDE) {
+        for left in (0..columns).step_by(SIDE) {
+            for row in top..rows.min(top + SIDE) {
+                for column in left..columns.min(left + SIDE) {
+                    turned[column * rows + row] = values[row * columns + column];
+                }
+            }
+        }
+    }
+    Ok(Tensor::from_vec(turned, (columns, rows), matrix.device())?)
 }
 
 /// The tensors of one layer. Matrices are `[outputs, inputs]`.
