@@ -168,6 +168,17 @@ impl Server {
         line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() << 10
     }
 
+    /// The number of a thread, by its name.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn thread(&self, name: &str) -> i32 {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let named =
+            |path: &Path| std::fs::read_to_string(path.join("comm")).is_ok_and(|is| is.trim() == name);
+        let found = threads.map(|thread| thread.unwrap().path()).find(|path| named(path));
+        let found = found.unwrap_or_else(|| panic!("there is no thread {name}"));
+        found.file_name().unwrap().to_str().unwrap().parse().unwrap()
+    }
+
     fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
@@ -230,9 +241,13 @@ impl Server {
     }
 
     pub(crate) fn wait_for(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        self.wait_at_most(PATIENCE, what, condition);
+    }
+
+    pub(crate) fn wait_at_most(&self, patience: Duration, what: &str, condition: impl Fn(&Self) -> bool) {
         let start = Instant::now();
         while !condition(self) {
-            assert!(start.elapsed() < PATIENCE, "waited too long for {what}");
+            assert!(start.elapsed() < patience, "waited too long for {what}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }

@@ -19,6 +19,7 @@ mod hstu;
 #[path = "../../../model/tests/common/hstu.rs"]
 mod hstu_models;
 mod hstu_semantic_ids;
+mod liveness;
 mod loading;
 mod log_sink;
 #[allow(dead_code, reason = "made for tests of the model")]
