@@ -176,7 +176,7 @@ pub async fn metrics(State(app): State<SharedApp>) -> Response {
     if let Ok(registry) = app.registry() {
         metering::publish(registry, !app.is_draining());
     }
-    metering::publish_dropped_lines(app.request_log.get());
+    metering::publish_process(app.request_log.get());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.metrics.render())
         .into_response()
 }

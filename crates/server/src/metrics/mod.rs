@@ -4,6 +4,8 @@
 //!
 //! Buckets are dense from 1 to 150 ms, where answers should be.
 
+mod process;
+
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -59,6 +61,7 @@ pub fn start() -> Result<PrometheusHandle, MetricsError> {
 }
 
 fn describe() {
+    process::describe();
     describe_counter!(
         "beamline_requests_total",
         "Requests by endpoint and outcome: ok, the type of the error, or cancelled."
@@ -143,6 +146,10 @@ fn describe_disk() {
 
 /// Copies how many lines the log, and the request log if there is one, could not write.
 pub fn publish_dropped_lines(request_log: Option<&RequestLog>) {
+/// Copies what is known without a model: of the process, and how many lines the log, and the request log if there is one, could
+/// not write.
+pub fn publish_process(request_log: Option<&RequestLog>) {
+    process::publish();
     counter!("beamline_log_lines_dropped_total").absolute(logging::dropped_lines());
     if let Some(log) = request_log {
         counter!("beamline_request_log_dropped_total").absolute(log.dropped_lines());

@@ -79,6 +79,30 @@ fn metrics_tell_what_happened() {
     assert!(server.metric("beamline_prefix_tokens_total", "result=\"hit\"") >= 192.0);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn metrics_tell_what_the_process_takes() {
+    let before = std::time::SystemTime::now();
+    let server = Server::start(CASE, &[]);
+    // Of pages and ticks, the system counts whole ones.
+    let near = |found: f64, expected: f64, slack: f64| {
+        assert!((found - expected).abs() <= slack, "{found} is not {expected}");
+    };
+    let resident = server.metric("process_resident_memory_bytes", "");
+    near(resident, server.resident() as f64, 16e6);
+    assert!(server.metric("process_virtual_memory_bytes", "") >= resident);
+    let start = before.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    near(server.metric("process_start_time_seconds", ""), start, 10.0);
+    let (open, most) = (server.metric("process_open_fds", ""), server.metric("process_max_fds", ""));
+    assert!(open >= 3.0 && open < most, "{open} of {most}");
+    let _connections: Vec<_> =
+        (0..20).map(|_| std::net::TcpStream::connect(server.address).unwrap()).collect();
+    server.wait_for("more open files", |server| server.metric("process_open_fds", "") >= open + 20.0);
+    assert!(server.metric("process_threads", "") >= 3.0);
+    // It counts whole seconds, so it may be 0; it is there.
+    assert!(server.get("/metrics").text.contains("\nprocess_cpu_seconds_total "));
+}
+
 #[test]
 fn a_client_that_hangs_up_frees_its_pages() {
     let server = Server::start(CASE, &SLOW);
