@@ -220,7 +220,7 @@ pub async fn index(State(app): State<SharedApp>, request: Request) -> Answer {
     params(("name" = String, Path, description = "The model, and its directory under the model root.")),
     security(("admin_key" = [])),
     responses(
-        (status = 200, description = "It takes requests."),
+        (status = 200, description = "It takes requests. `durable` says whether it will after a restart."),
         (status = 401, description = "No admin key, or a wrong one."),
         (status = 403, description = "Changes are disabled."),
         (status = 404, description = "No such checkpoint."),
@@ -255,8 +255,7 @@ pub async fn load(
             loaded => loaded.map(drop),
         }
     };
-    change(&app, load).await?;
-    Ok(Json(json!({})))
+    changed(&app, load).await
 }
 
 /// Take a model out of service: all its versions, labels or not; or with the parameter `version` that one, which no label may
@@ -266,7 +265,7 @@ pub async fn load(
     params(("name" = String, Path, description = "The model.")),
     security(("admin_key" = [])),
     responses(
-        (status = 200, description = "Its memory is free."),
+        (status = 200, description = "Its memory is free. `durable` says whether that will be so after a restart."),
         (status = 401, description = "No admin key, or a wrong one."),
         (status = 403, description = "Changes are disabled."),
         (status = 404, description = "Not loaded."),
@@ -289,8 +288,17 @@ pub async fn unload(
         Some(version) => registry.unload(&name, &version).map(drop),
         None => registry.unload_all(&name),
     };
-    change(&app, unload).await?;
-    Ok(Json(json!({})))
+    changed(&app, unload).await
+}
+
+/// Carries a change out, and answers as `/v1` does whether it survives a restart. The protocol asks for no fields and
+/// allows any.
+async fn changed(
+    app: &SharedApp,
+    work: impl FnOnce(&Registry) -> Result<(), Error> + Send + 'static,
+) -> Answer {
+    let durable = move |registry: &Registry| work(registry).map(|()| registry.is_durable());
+    Ok(Json(json!({"durable": change(app, durable).await?})))
 }
 
 /// The protocol lets the body be left out, and asks for no content type.

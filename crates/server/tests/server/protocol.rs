@@ -34,7 +34,7 @@ fn models_are_looked_after_by_the_protocol() {
     };
     // Without a body, and twice: the second changes nothing.
     for _ in 0..2 {
-        post("/v2/repository/models/flat/load", None).ok();
+        assert_eq!(post("/v2/repository/models/flat/load", None).ok(), json!({"durable": false}));
     }
     let b = json!({"parameters": {"directory": "b", "label": "stable"}});
     post("/v2/repository/models/shop/load", Some(&b)).ok();
@@ -49,7 +49,7 @@ fn models_are_looked_after_by_the_protocol() {
     failed(&post("/v2/repository/models/none/unload", None), 404);
     failed(&post("/v2/repository/models/shop/load", Some(&json!({"parameters": {"config": "x"}}))), 400);
     post("/v2/repository/models/shop/unload", Some(&json!({"parameters": {"version": a}}))).ok();
-    post("/v2/repository/models/shop/unload", None).ok();
+    assert_eq!(post("/v2/repository/models/shop/unload", None).ok(), json!({"durable": false}));
     // Another model is left.
     assert_eq!(server.get("/v2/health/ready").status, 200);
     assert_eq!(post("/v2/repository/index", None).ok().as_array().unwrap().len(), 1);
