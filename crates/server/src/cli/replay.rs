@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::batch;
 use super::in_flight::InFlight;
 use super::lines::{Line, Lines};
+use super::report;
 use crate::api::{self, ErrorBody};
 use crate::request_log::line::{LoggedAnswer, LoggedItem, LoggedModel};
 use crate::runtime::{Runtime, Scale};
@@ -138,10 +139,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     runtime.drain(Duration::ZERO)?;
     let Counts { identical, different, other_model, other_catalog, degraded, unreadable } = counts;
-    eprintln!(
+    report::line(&format!(
         "{identical} identical, {different} different; passed over: {other_model} of another checkpoint, {other_catalog} of \
          another catalog, {degraded} degraded, {unreadable} unreadable"
-    );
+    ));
     if identical + different == 0 {
         bail!("the log holds no answer of this checkpoint and catalog");
     }
@@ -253,13 +254,13 @@ impl Report {
             Outcome::Unreadable { line, why } => {
                 counts.unreadable += 1;
                 if counts.unreadable <= SHOWN {
-                    bar.suspend(|| eprintln!("line {line}: {why}"));
+                    bar.suspend(|| report::line(&format!("line {line}: {why}")));
                 }
             }
             Outcome::Different(difference) => {
                 counts.different += 1;
                 if counts.different <= self.show {
-                    bar.suspend(|| eprintln!("{}", difference.describe()));
+                    bar.suspend(|| report::line(&difference.describe()));
                 }
                 if let Some(out) = &mut self.out {
                     serde_json::to_writer(&mut *out, &difference).context("cannot write the differences")?;

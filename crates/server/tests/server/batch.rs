@@ -212,6 +212,18 @@ fn a_run_that_was_no_use_fails() {
 }
 
 #[test]
+fn a_full_stderr_costs_no_answer_and_no_exit_code() {
+    let job = Job::new("{\"history\": []}\n{broken\n");
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let code = |output: &str, flags: &[&str]| {
+        job.command("in.jsonl", output, flags).stderr(full()).status().unwrap().code()
+    };
+    assert_eq!(code("a.jsonl", &[]), Some(0));
+    assert_eq!(job.read("a.jsonl").lines().count(), 2);
+    assert_eq!(code("b.jsonl", &["--max-errors", "0"]), Some(3));
+}
+
+#[test]
 fn a_trec_run_keeps_the_order_of_the_slate() {
     let job = Job::new(
         "{\"id\": \"q\", \"history\": [], \"num_items\": 4}\n{\"user_id\": \"u\", \"history\": [], \"num_items\": 2}\n\n{\"history\": []}\n",

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
@@ -21,10 +21,14 @@ fn lines(file: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn replay(log: &Path, flags: &[&str]) -> Output {
+fn command(log: &Path, flags: &[&str]) -> Command {
     let mut command = beamline();
-    command.args(["replay", "--kv-memory", "32MiB", "--checkpoint"]).arg(fixture(CASE)).arg(log);
-    command.args(flags).output().unwrap()
+    command.args(["replay", "--kv-memory", "32MiB", "--checkpoint"]).arg(fixture(CASE)).arg(log).args(flags);
+    command
+}
+
+fn replay(log: &Path, flags: &[&str]) -> Output {
+    command(log, flags).output().unwrap()
 }
 
 fn stderr(output: &Output) -> String {
@@ -143,6 +147,9 @@ fn differences_are_found_and_what_cannot_be_compared_is_counted() {
     });
     assert_eq!(counts, expected);
     assert!(!stderr(&replay(&log, &["--show", "0"])).contains("at rank"));
+    // Nobody has to read what is found.
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    assert_eq!(command(&log, &[]).stderr(full).status().unwrap().code(), Some(1));
     assert_eq!(differences[0]["replayed"][2]["score"].as_f64().unwrap().to_bits(), score.to_bits());
 
     fs::write(&log, &text[3]).unwrap();

@@ -30,6 +30,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 
 use super::in_flight::InFlight;
+use super::report;
 use crate::runtime::{Runtime, Scale};
 use crate::settings::{Flags, HttpLayer, Settings};
 use answer::Answerer;
@@ -127,13 +128,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let pause = Duration::from_millis(args.checkpoint_ms);
     let mut output = Output::open(&args.output, trec_file, job, args.restart, pause)?;
     if output.finish_publication()? {
-        eprintln!("{} was complete already", args.output.display());
+        report::line(&format!("{} was complete already", args.output.display()));
         let counts = output.progress();
         return Ok(verdict(counts.answered, counts.failed, args.max_errors));
     }
     let resumed = output.progress().line;
     if resumed > 0 {
-        eprintln!("going on after line {resumed}");
+        report::line(&format!("going on after line {resumed}"));
         input.skip(resumed, &output.progress().input_sha256, &bar)?;
     }
 
@@ -153,12 +154,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let code = match end {
         End::Complete => {
             output.publish().context("cannot write the output")?;
-            eprintln!("{} answered, {} errors", counts.answered, counts.failed);
+            report::line(&format!("{} answered, {} errors", counts.answered, counts.failed));
             verdict(counts.answered, counts.failed, args.max_errors)
         }
         End::Stopped(code) => {
             output.checkpoint().context("cannot write the output")?;
-            eprintln!("stopped. {}", kept(&output));
+            report::line(&format!("stopped. {}", kept(&output)));
             ExitCode::from(code)
         }
     };
@@ -169,12 +170,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// What a complete run means for a job that depends on it.
 fn verdict(answered: u64, failed: u64, max_errors: Option<u64>) -> ExitCode {
     if answered == 0 && failed > 0 {
-        eprintln!("error: no request was answered; the first lines of the output say why");
+        report::line("error: no request was answered; the first lines of the output say why");
         return ExitCode::FAILURE;
     }
     match max_errors {
         Some(most) if failed > most => {
-            eprintln!("error: {failed} errors are more than --max-errors {most}");
+            report::line(&format!("error: {failed} errors are more than --max-errors {most}"));
             ExitCode::from(TOO_MANY_ERRORS)
         }
         _ => ExitCode::SUCCESS,
