@@ -18,8 +18,8 @@ pub use request::{
 };
 pub use response::{
     CatalogInfo, CatalogList, Degraded, DegradedReason, ErrorBody, ErrorDetail, Health, Item, LabelDeleted,
-    MemoryBudget, MemoryInfo, MissingVersion, ModelInfo, ModelList, ModelName, ModelState, RankResponse,
-    RankedCandidate, Reason, RecommendResponse, Timings, Usage, WarmResponse,
+    LoadProgress, LoadStage, MemoryBudget, MemoryInfo, MissingVersion, ModelInfo, ModelList, ModelName,
+    ModelState, RankResponse, RankedCandidate, Reason, RecommendResponse, Timings, Usage, WarmResponse,
 };
 
 use utoipa::ToSchema;

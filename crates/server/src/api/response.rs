@@ -195,11 +195,53 @@ pub struct ModelList {
     pub default: String,
     /// The name of the model that is being loaded, if one is.
     pub loading: Option<String>,
+    /// How far that load is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load_progress: Option<LoadProgress>,
     /// Memory of all versions, those that finish their last requests included.
     pub memory: MemoryBudget,
     /// Versions of the state that could not be brought back at the start.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<MissingVersion>,
+}
+
+/// How far a load is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct LoadProgress {
+    /// What is being done.
+    pub stage: LoadStage,
+    /// The number of that stage, from 1.
+    pub step: u32,
+    /// How many stages there are.
+    pub steps: u32,
+    /// Seconds since the load began.
+    pub seconds: u64,
+}
+
+/// What a load does, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LoadStage {
+    /// Every byte of the checkpoint is read and checked, and its sha256 computed.
+    Reading,
+    /// Weights, catalog and KV pages are put into memory, and the engine is started.
+    Building,
+    /// The model is asked for items, as clients would.
+    Probing,
+}
+
+impl LoadStage {
+    /// How many there are.
+    pub const STEPS: u32 = Self::Probing.step();
+
+    /// Its place, from 1.
+    pub const fn step(self) -> u32 {
+        match self {
+            Self::Reading => 1,
+            Self::Building => 2,
+            Self::Probing => 3,
+        }
+    }
 }
 
 /// Memory of all versions.

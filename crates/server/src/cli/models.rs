@@ -178,8 +178,20 @@ fn table(list: &Value) -> String {
     let limit = size(&memory["limit_bytes"]).map_or(String::new(), |limit| format!(" of {limit}"));
     let used =
         size(&memory["used_bytes"]).map_or(String::new(), |used| format!("memory taken: {used}{limit}\n"));
-    let loading = list["loading"].as_str().map_or(String::new(), |name| format!("being loaded: {name}\n"));
-    output::table(&header, &right, &rows) + &used + &loading
+    output::table(&header, &right, &rows) + &used + &loading(list)
+}
+
+/// What is being loaded, and how far that is, if the server says so.
+fn loading(list: &Value) -> String {
+    let Some(name) = list["loading"].as_str() else { return String::new() };
+    let progress = &list["load_progress"];
+    let far = match (progress["stage"].as_str(), &progress["step"], &progress["steps"]) {
+        (Some(stage), Value::Number(step), Value::Number(steps)) => {
+            format!(", step {step} of {steps}: {stage}, {} s since it began", progress["seconds"])
+        }
+        _ => String::new(),
+    };
+    format!("being loaded: {name}{far}\n")
 }
 
 fn row(model: &Value) -> Vec<String> {
@@ -212,6 +224,18 @@ fn text(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_load_tells_how_far_it_is() {
+        let progress = json!({"stage": "building", "step": 2, "steps": 3, "seconds": 40});
+        let list = |progress: &Value| json!({"models": [], "loading": "shop", "load_progress": progress});
+        assert!(
+            table(&list(&progress))
+                .ends_with("being loaded: shop, step 2 of 3: building, 40 s since it began\n")
+        );
+        assert!(table(&list(&Value::Null)).ends_with("being loaded: shop\n"));
+        assert!(!table(&json!({"models": [], "loading": null})).contains("being loaded"));
+    }
 
     #[test]
     fn rolling_back_finds_the_other_version() {

@@ -34,6 +34,7 @@ pub mod root;
 pub mod state;
 mod table;
 mod totals;
+mod turn;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -44,7 +45,7 @@ use std::time::Duration;
 use beamline_scheduler::{EngineDied, EngineStats};
 use tracing::{info, warn};
 
-use crate::api::{MemoryBudget, ModelInfo, ModelList, ModelState};
+use crate::api::{LoadStage, MemoryBudget, ModelInfo, ModelList, ModelState};
 use crate::error::Error;
 use crate::runtime::disk::KvDisk;
 use crate::runtime::{self, LoadError, Machine, Opened, Runtime, Scale};
@@ -57,6 +58,7 @@ use root::{ModelRoot, Wanted};
 use state::{RecordedVersion, Records, Source, StateDirectory};
 use table::Table;
 use totals::Totals;
+use turn::Turns;
 
 /// Name and version.
 type Id = (String, String);
@@ -69,8 +71,8 @@ pub struct Registry {
     table: RwLock<Arc<Table>>,
     /// The engines of what is in the table.
     running: Mutex<HashMap<Id, Runtime>>,
-    /// The name of what is being loaded.
-    loading: Mutex<Option<String>>,
+    /// What is being loaded.
+    loading: Turns,
     /// The catalogs of what is in the table.
     catalogs: Mutex<HashMap<Id, Kept>>,
     /// For every version whose catalog was changed, what is held while it changes.
@@ -124,7 +126,7 @@ impl Registry {
             machine,
             table: RwLock::default(),
             running: Mutex::default(),
-            loading: Mutex::default(),
+            loading: Turns::default(),
             catalogs: Mutex::default(),
             changing_catalog: Mutex::default(),
             retired: Mutex::default(),
@@ -166,7 +168,7 @@ impl Registry {
         let root = self.root.as_ref().ok_or(Error::NoModelRoot)?;
         name::check("name", wanted.name)?;
         label.map_or(Ok(()), |label| name::check_label("label", label))?;
-        let _turn = Turn::take(&self.loading, wanted.name)?;
+        let _turn = self.loading.take(wanted.name)?;
         let files = root.find(wanted)?;
         let refuse = |error: LoadError| {
             warn!(model = wanted.name, %error, "a checkpoint was refused");
@@ -287,6 +289,7 @@ impl Registry {
     pub fn list(&self, state: ModelState) -> ModelList {
         let (used, limit) = self.memory();
         let durable = self.is_durable();
+        let (loading, load_progress) = self.loading.now().unzip();
         ModelList {
             models: self
                 .table()
@@ -295,7 +298,8 @@ impl Registry {
                 .collect(),
             missing: self.missing().iter().map(Missing::info).collect(),
             default: self.settings.model.name.clone(),
-            loading: lock(&self.loading).clone(),
+            loading,
+            load_progress,
             memory: MemoryBudget { used_bytes: used as u64, limit_bytes: limit.map(|bytes| bytes as u64) },
         }
     }
@@ -342,8 +346,10 @@ impl Registry {
     fn build(&self, opened: Opened, name: &str) -> Result<Runtime, LoadError> {
         // Libraries that parse what a checkpoint brings have been seen to panic. What is built here
         // is dropped then.
+        self.loading.reach(LoadStage::Building);
         let load = || opened.load(name, &self.settings, Scale::Server, &self.machine);
         let runtime = catch_unwind(AssertUnwindSafe(load)).unwrap_or(Err(LoadError::Panicked))?;
+        self.loading.reach(LoadStage::Probing);
         match tokio::runtime::Handle::current().block_on(runtime::probe(&runtime.service)) {
             Ok(()) => Ok(runtime),
             Err(error) => {
@@ -445,26 +451,6 @@ impl Registry {
 impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Registry").field("table", &self.table).finish_non_exhaustive()
-    }
-}
-
-/// The right to load, given back when dropped.
-struct Turn<'a>(&'a Mutex<Option<String>>);
-
-impl<'a> Turn<'a> {
-    fn take(loading: &'a Mutex<Option<String>>, name: &str) -> Result<Self, Error> {
-        let mut current = lock(loading);
-        if current.is_some() {
-            return Err(Error::LoadInProgress);
-        }
-        *current = Some(name.to_owned());
-        Ok(Self(loading))
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        *lock(self.0) = None;
     }
 }
 
