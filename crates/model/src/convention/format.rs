@@ -8,16 +8,21 @@
 //!
 //! The prompt is tokenised as one string. Unknown fields are refused, so that a misspelt one is noticed.
 
+use beamline_catalog::SidPart;
 use beamline_wording::{did_you_mean, plain};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::presets;
 use crate::checkpoint::json;
+use crate::checkpoint::note::Note;
 use crate::error::ModelError;
 
 /// Most levels of a SID, lead and tail tokens included.
 pub const MAX_STEPS: usize = 32;
+/// The forms that a catalog writes SIDs in.
+const CODES: &str = "codes";
+const TOKENS: &str = "tokens";
 /// Most codes of a level.
 const MAX_CODES: u32 = 1 << 20;
 
@@ -85,7 +90,7 @@ pub struct Format {
     /// Of an encoder-decoder.
     #[serde(default)]
     pub decoder_start_token: Option<Marker>,
-    /// How the catalog writes SIDs: `codes` or `tokens`. The catalog itself tells, so it is not used.
+    /// How the catalog beside it writes SIDs: `codes` or `tokens`. The catalog itself tells, so this is compared, not used.
     #[serde(default)]
     pub catalog_sid_form: Option<String>,
     /// A note for people.
@@ -185,6 +190,24 @@ impl Format {
         self.lead_tokens.len() + self.levels + self.tail_tokens.len()
     }
 
+    /// Compares `catalog_sid_form` with a SID of the catalog; a catalog is in one form as a whole. Both are served alike, so it
+    /// is worth a note only: perhaps another catalog was meant.
+    pub fn compare_catalog(&self, sid: &[SidPart]) -> Option<Note> {
+        let declared = self.catalog_sid_form.as_deref()?;
+        let found = match sid.first()? {
+            SidPart::Code(_) => CODES,
+            SidPart::Token(_) => TOKENS,
+        };
+        let what = format!(
+            "it says {declared:?}, the catalog is written in {found}; the catalog counts, if it is the one that was meant"
+        );
+        (declared != found).then(|| Note::Field {
+            file: "convention.json",
+            field: "catalog_sid_form".into(),
+            what,
+        })
+    }
+
     fn check(&self) -> Result<(), String> {
         if self.format != 1 {
             return Err(format!("format {} is not known, only 1", self.format));
@@ -220,9 +243,7 @@ impl Format {
                 self.history_order
             ));
         }
-        if let Some(form) =
-            self.catalog_sid_form.as_deref().filter(|form| !["codes", "tokens"].contains(form))
-        {
+        if let Some(form) = self.catalog_sid_form.as_deref().filter(|form| ![CODES, TOKENS].contains(form)) {
             return Err(format!("catalog_sid_form {form:?} is not known, only \"codes\" and \"tokens\""));
         }
         if self.decoder_start_token.is_some() {

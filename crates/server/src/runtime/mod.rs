@@ -581,6 +581,7 @@ fn decoder(
         "bound the convention"
     );
     let (catalog, catalog_memory) = read_catalog(files, &convention, machine)?;
+    sid_form(convention.format(), &catalog).iter().for_each(|note| warn!("{note}"));
     let layout = sizing::layout(&convention, &catalog, context).map_err(blame)??;
 
     let start = Instant::now();
@@ -654,6 +655,12 @@ fn read_catalog(
         "read the catalog"
     );
     Ok((catalog, memory))
+}
+
+/// What the convention says of the catalog's form, and the catalog does not.
+pub fn sid_form(format: &Format, catalog: &Catalog) -> Option<Note> {
+    let item = catalog.items().next()?;
+    format.compare_catalog(&catalog.sid_parts(catalog.leaf_of(item)))
 }
 
 /// Counts the memory of a catalog: items, names and trie. Tag filters that it will remember come on top.

@@ -144,6 +144,21 @@ fn recommend_prints_a_table_or_json() {
 }
 
 #[test]
+fn inspect_notes_a_catalog_in_another_form_than_declared() {
+    let note = |form: &str| {
+        let directory = crate::loading::copy(CASE);
+        crate::loading::edit_json(directory.path().join("convention.json"), |convention| {
+            convention["catalog_sid_form"] = form.into();
+        });
+        let output = beamline().args(["inspect", "--quick"]).arg(directory.path()).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{text}");
+        text.contains("convention.json: catalog_sid_form: it says")
+    };
+    assert!(note("tokens") && !note("codes"));
+}
+
+#[test]
 fn inspect_shows_what_is_there_and_lists_all_problems() {
     let good = beamline().arg("inspect").arg(fixture("qwen3-tied-bf16-sharded")).output().unwrap();
     let text = stdout(&good);

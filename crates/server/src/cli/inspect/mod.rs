@@ -30,7 +30,7 @@ use beamline_model::families::hstu::config::HstuConfig;
 
 use super::output;
 use crate::registry::Registry;
-use crate::runtime::{Files, LoadError, layout};
+use crate::runtime::{Files, LoadError, layout, sid_form};
 use crate::settings::{
     AdminLayer, ByteSize, EngineLayer, Flags, HttpLayer, LimitsLayer, LogLayer, ModelLayer, Settings,
 };
@@ -164,6 +164,10 @@ fn catalog(files: &Files, symbols: Option<&dyn SymbolTable>, findings: &mut Find
     let read = Catalog::read_path(&path, symbols, &CatalogLimits::default());
     if let Some(catalog) = findings.take(read.map_err(|error| format!("{}: {error}", path.display()))) {
         findings.paragraph(&catalog.report().to_string());
+        // An HSTU model has no convention.
+        if let Ok(format) = files.format() {
+            findings.notes(sid_form(&format, &catalog).as_slice());
+        }
     }
 }
 
