@@ -161,6 +161,29 @@ fn tensors_of_zeros_only_are_named() {
     assert!(load(made.directory.path()).unwrap_err().contains("nothing but zeros"));
 }
 
+#[test]
+fn rows_of_zeros_are_noted_when_they_are_many() {
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let notes = |zero_rows: std::ops::Range<usize>| {
+        let mut made = made();
+        let width = made.shapes[name][1];
+        made.tensors.get_mut(name).unwrap()[zero_rows.start * width..zero_rows.end * width].fill(0.0);
+        made::write_tensors(made.directory.path(), &made.tensors, &made.shapes);
+        let notes: Vec<String> = Checkpoint::open(made.directory.path())
+            .unwrap()
+            .notes()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        (made.shapes[name][0], notes)
+    };
+    let (rows, none) = notes(1..2);
+    assert!(none.is_empty(), "a padding row is nothing to speak of: {none:?}");
+    let (_, some) = notes(rows / 2..rows);
+    let expected = format!("{} of the {rows} rows of {name}", rows - rows / 2);
+    assert!(some.len() == 1 && some[0].contains(&expected), "{some:?}");
+}
+
 /// The checkpoint with another config.json, more tensors, and other names.
 fn changed(
     fields: Value,

@@ -208,6 +208,7 @@ impl<C: Described> Examined<C> {
         let used = config.expected(tensors).shapes;
         let trained = |name: &str| used.get(name).is_some_and(|shape| config.is_trained(name, shape));
         self.problems.extend(tensors.check_values(&used, trained));
+        self.notes.extend(tensors.note_zero_rows(&used, trained));
         self.problems.extend(config.check_values(tensors));
     }
 }

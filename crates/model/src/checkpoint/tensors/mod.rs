@@ -21,12 +21,20 @@ use safetensors::Dtype;
 
 use self::header::Shard;
 use self::index::{INDEX, Index};
-use self::values::{Buffer, Seen};
+use self::values::{Buffer, Part, Seen};
 use super::digest::FileDigests;
 use super::note::Note;
 use crate::error::ModelError;
 
 const SINGLE: &str = "model.safetensors";
+
+/// One row in so many that is all zeros is worth a note, but not a padding row or two.
+const ZERO_SHARE: usize = 16;
+const LEAST_ZERO_ROWS: usize = 3;
+/// Values of the shortest row that is looked at.
+const LEAST_WIDTH: usize = 8;
+/// Tensors that a note names.
+const NAMED: usize = 5;
 
 /// The tensors of a checkpoint, in files that are open.
 #[derive(Debug)]
@@ -143,8 +151,8 @@ impl Tensors {
                 self.entries.values_mut().filter(|entry| entry.shard == number).collect();
             // An empty tensor begins where the next one does.
             entries.sort_by_key(|entry| (entry.range.start, entry.range.end));
-            let ranges: Vec<_> = entries.iter().map(|entry| (entry.range.clone(), entry.dtype)).collect();
-            let (hash, seen) = shard.read(&ranges, &mut buffer)?;
+            let parts: Vec<Part> = entries.iter().map(|entry| entry.part()).collect();
+            let (hash, seen) = shard.read(&parts, &mut buffer)?;
             digests.add_hash(&shard.name, &hash);
             entries.iter_mut().zip(seen).for_each(|(entry, seen)| entry.seen = Some(seen));
         }
@@ -275,6 +283,33 @@ impl Tensors {
         not_finite.chain((!zeros.is_empty()).then_some(ModelError::Zeros(zeros))).collect()
     }
 
+    /// Notes matrices of which a good part holds nothing but zeros, though `trained` says that a trained model has others
+    /// there. A matrix of zeros alone is an error of [`Self::check_values`].
+    pub(super) fn note_zero_rows(
+        &self,
+        used: &BTreeMap<String, Vec<usize>>,
+        trained: impl Fn(&str) -> bool,
+    ) -> Option<Note> {
+        let described = used.keys().filter(|name| trained(name)).filter_map(|name| {
+            let entry = self.entries.get(name)?;
+            let (rows, seen) = (entry.rows(), entry.seen.as_ref()?);
+            let many = seen.zero_rows >= LEAST_ZERO_ROWS && seen.zero_rows >= rows / ZERO_SHARE;
+            (many && !seen.zeros).then(|| format!("{} of the {rows} rows of {name}", seen.zero_rows))
+        });
+        let described: Vec<String> = described.collect();
+        let more = match described.len().saturating_sub(NAMED) {
+            0 => String::new(),
+            more => format!(", and of {more} more tensors"),
+        };
+        (!described.is_empty()).then(|| {
+            Note::Tensors(format!(
+                "nothing but zeros is in {}{more}: if the model was not trained so, a copy was interrupted; compare the files \
+                 with their source",
+                described[..described.len().min(NAMED)].join(", ")
+            ))
+        })
+    }
+
     /// Whether two tensors have the same shape and values, each in its own type.
     pub(super) fn are_equal(&self, one: &str, other: &str) -> Result<bool, ModelError> {
         let ((a, _, seen_a), (b, _, seen_b)) = (self.values(one)?, self.values(other)?);
@@ -298,6 +333,20 @@ impl Tensors {
 }
 
 impl Entry {
+    /// Rows of a matrix.
+    fn rows(&self) -> usize {
+        let width = self.shape.last().copied().unwrap_or(0);
+        self.values().checked_div(width).unwrap_or(0)
+    }
+
+    /// Its place in its file. What has one dimension, or rows of few values, has no rows to look at: zeros are common there.
+    fn part(&self) -> Part {
+        let width = self.shape.last().copied().unwrap_or(0);
+        let has_rows = self.shape.len() > 1 && width >= LEAST_WIDTH;
+        let row = if has_rows { width.saturating_mul(self.dtype.bitsize()) / 8 } else { 0 };
+        Part { range: self.range.clone(), dtype: self.dtype, row }
+    }
+
     /// How many values it has.
     pub fn values(&self) -> usize {
         self.shape.iter().fold(1, |values: usize, size| values.saturating_mul(*size))

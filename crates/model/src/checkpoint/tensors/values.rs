@@ -28,6 +28,16 @@ pub(super) struct Seen {
     pub(super) zeros: bool,
     /// How many are NaN or infinite, and the index of the first.
     pub(super) not_finite: Option<(usize, usize)>,
+    /// How many rows of a matrix hold nothing but zeros.
+    pub(super) zero_rows: usize,
+}
+
+/// A tensor's place in a file, and what its bytes are.
+pub(super) struct Part {
+    pub(super) range: Range<u64>,
+    pub(super) dtype: Dtype,
+    /// Bytes of a row; 0 for what has no rows.
+    pub(super) row: usize,
 }
 
 /// A buffer that holds values of any type at their alignment.
@@ -44,18 +54,18 @@ impl Buffer {
 }
 
 impl Shard {
-    /// Reads all of the file. Gives the sha256 of it and what was seen in each range of the data; the ranges follow each
+    /// Reads all of the file. Gives the sha256 of it and what was seen in each part of the data; the parts follow each
     /// other.
     pub(super) fn read(
         &self,
-        ranges: &[(Range<u64>, Dtype)],
+        parts: &[Part],
         buffer: &mut Buffer,
     ) -> Result<([u8; 32], Vec<Seen>), ModelError> {
         let mut whole = Sha256::new();
         whole.update(&self.head);
-        let seen = ranges.iter().map(|(range, dtype)| {
-            let mut watch = Watch::new(*dtype);
-            self.each_chunk(range.clone(), buffer, |chunk| {
+        let seen = parts.iter().map(|part| {
+            let mut watch = Watch::new(part);
+            self.each_chunk(part.range.clone(), buffer, |chunk| {
                 whole.update(chunk);
                 watch.update(chunk);
             })?;
@@ -145,16 +155,20 @@ struct Watch {
     values: usize,
     zeros: bool,
     not_finite: Option<(usize, usize)>,
+    rows: Rows,
 }
 
 impl Watch {
-    fn new(dtype: Dtype) -> Self {
-        Self { dtype, hasher: blake3::Hasher::new(), values: 0, zeros: true, not_finite: None }
+    fn new(part: &Part) -> Self {
+        let rows = Rows { bytes: part.row, seen: 0, zeros: true, zero_rows: 0 };
+        let hasher = blake3::Hasher::new();
+        Self { dtype: part.dtype, hasher, values: 0, zeros: true, not_finite: None, rows }
     }
 
     fn update(&mut self, chunk: &[u8]) {
         self.hasher.update(chunk);
-        self.zeros = self.zeros && chunk.iter().all(|&byte| byte == 0);
+        self.zeros = self.zeros && is_zero(chunk);
+        self.rows.update(chunk);
         let exponents = match self.dtype {
             Dtype::F32 => full_exponents(bytemuck::cast_slice::<u8, u32>(chunk), |&x| {
                 u32::from_le(x) & 0x7f80_0000 == 0x7f80_0000
@@ -179,8 +193,38 @@ impl Watch {
             hash: self.hasher.finalize().into(),
             zeros: self.zeros && self.values > 0,
             not_finite: self.not_finite,
+            zero_rows: self.rows.zero_rows,
         }
     }
+}
+
+/// Counts rows that hold nothing but zeros. Chunks end where they like.
+struct Rows {
+    /// Bytes of a row; 0 for what has no rows.
+    bytes: usize,
+    /// Those of the row at hand that have passed, and whether they are zero.
+    seen: usize,
+    zeros: bool,
+    zero_rows: usize,
+}
+
+impl Rows {
+    fn update(&mut self, mut chunk: &[u8]) {
+        while self.bytes > 0 && !chunk.is_empty() {
+            let (part, rest) = chunk.split_at(chunk.len().min(self.bytes - self.seen));
+            self.seen += part.len();
+            self.zeros = self.zeros && is_zero(part);
+            if self.seen == self.bytes {
+                self.zero_rows += usize::from(self.zeros);
+                (self.seen, self.zeros) = (0, true);
+            }
+            chunk = rest;
+        }
+    }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|&byte| byte == 0)
 }
 
 /// How many values are NaN or infinite, and the first of them.
