@@ -19,11 +19,20 @@ pub fn folder(target: &str) -> PathBuf {
 ///
 /// When a file cannot be read.
 pub fn files(folder: &Path) -> io::Result<Vec<Vec<u8>>> {
+    paths(folder)?.iter().map(std::fs::read).collect()
+}
+
+/// A folder's files, in order of their names; nothing where there is no folder.
+///
+/// # Errors
+///
+/// When the folder cannot be read.
+pub fn paths(folder: &Path) -> io::Result<Vec<PathBuf>> {
     if !folder.exists() {
         return Ok(Vec::new());
     }
-    let mut paths =
-        std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    let entries = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path()));
+    let mut paths = entries.collect::<io::Result<Vec<_>>>()?;
     paths.sort();
-    paths.iter().map(std::fs::read).collect()
+    Ok(paths)
 }

@@ -5,11 +5,12 @@
 //! `fuzz/corpus/TARGET` and the seeds of [`seeds`].
 //!
 //! A target fails by a panic, by taking longer than [`limits::TIME`], or by taking more memory than [`limits::MEMORY`].
-//! An input that failed once becomes a file of `fuzz/corpus/TARGET`, which `cargo test` runs.
+//! An input that failed becomes a file ([`failed`]), and by hand one of `fuzz/corpus/TARGET`; `cargo test` runs both.
 
 #![forbid(unsafe_code)]
 
 pub mod corpus;
+pub mod failed;
 pub mod limits;
 pub mod mutate;
 pub mod seeds;

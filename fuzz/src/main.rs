@@ -1,22 +1,24 @@
 //! The driver that needs stable Rust only: mutates, runs, keeps what has a new outcome, and stops at the first failure.
 //!
-//! A failing input lies under `target/fuzz`. Put it into `fuzz/corpus/TARGET`, so that `cargo test` tries it from now on.
+//! A failing input lies under `target/fuzz`, where `cargo test` finds it too. Put it into `fuzz/corpus/TARGET`, so that it is tried
+//! from now on.
+//!
+//! Invariant: whatever ends the process, the input that was being run is in a file.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a tool for people")]
 
 use std::collections::HashSet;
 use std::panic::{self, AssertUnwindSafe};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use beamline_fuzz::{TARGETS, Target, corpus, limits, mutate, seeds};
+use beamline_fuzz::failed::{Current, keep};
+use beamline_fuzz::{TARGETS, Target, limits, mutate, seeds};
 use clap::Parser;
 use fastrand::Rng;
-use sha2::{Digest, Sha256};
 
 /// Try parsers with mutated inputs.
 #[derive(Parser)]
@@ -29,14 +31,13 @@ struct Args {
     /// Where mutations begin; printed, so that a run can be done again.
     #[arg(long)]
     seed: Option<u64>,
-    /// Write each input to target/fuzz/TARGET/current before it runs: slower, and left behind when the process is
-    /// ended from outside or runs out of memory.
-    #[arg(long)]
-    careful: bool,
 }
 
 /// Inputs after which memory is looked at.
 const LOOK: u64 = 64;
+
+/// How often it is told how far a target is.
+const PROGRESS: Duration = Duration::from_secs(10);
 
 /// Most inputs to mutate that are kept.
 const MOST_INPUTS: usize = 5_000;
@@ -86,20 +87,28 @@ fn fuzz(target: &Target, args: &Args, seed: u64, running: &Running) -> Result<()
     let mut memory = resident();
     let mut recent = Vec::new();
     let first = inputs.len() as u64;
+    let current = Current::of(target.name)?;
+    if let Some(left) = current.left_behind() {
+        eprintln!("{}: an earlier run ended while it ran {}", target.name, left.display());
+    }
+    let mut told = begun;
     while count < first || begun.elapsed() < time {
         // Seeds first, as they are.
         let input = match inputs.get(count as usize).filter(|_| count < first) {
             Some(seed) => seed.clone(),
             None => mutate::mutate(&mut random, target.shape, &inputs),
         };
-        if args.careful {
-            save(target.name, "current", &input)?;
-        }
+        current.set(&input)?;
         let outcome = attempt(target, &input, running)?;
         if outcomes.insert(without_details(&outcome)) && count >= first && inputs.len() < MOST_INPUTS {
             inputs.push(input.clone());
         }
         count += 1;
+        if told.elapsed() >= PROGRESS {
+            let (past, found) = (begun.elapsed().as_secs(), outcomes.len());
+            eprintln!("{}: {past} of {} s, {count} inputs, {found} outcomes", target.name, args.seconds);
+            told = Instant::now();
+        }
         recent.push(input);
         if count % LOOK == 0 {
             let now = peak();
@@ -109,7 +118,7 @@ fn fuzz(target: &Target, args: &Args, seed: u64, running: &Running) -> Result<()
                     "{}: {} MiB for one input: {}",
                     target.name,
                     (now - memory) >> 20,
-                    kept(target.name, &worst)?.display()
+                    keep(target.name, &worst)?.display()
                 );
             }
             recent.clear();
@@ -137,7 +146,7 @@ fn attempt(target: &Target, input: &[u8], running: &Running) -> Result<String> {
         Err(payload) => {
             let said = payload.downcast_ref::<String>().map(String::as_str);
             let said = said.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a panic");
-            bail!("{}: {said}: {}", target.name, kept(target.name, input)?.display())
+            bail!("{}: {said}: {}", target.name, keep(target.name, input)?.display())
         }
     }
 }
@@ -152,7 +161,7 @@ fn watch(running: &Running) {
             if let Some((since, target, input)) = current.as_ref()
                 && since.elapsed() > limits::TIME
             {
-                let place = kept(target, input)
+                let place = keep(target, input)
                     .map_or_else(|error| error.to_string(), |place| place.display().to_string());
                 eprintln!("error: {target}: longer than {:?}: {place}", limits::TIME);
                 std::process::exit(1);
@@ -187,22 +196,6 @@ fn without_details(outcome: &str) -> String {
     }
     kept.truncate(kept.char_indices().nth(300).map_or(kept.len(), |(at, _)| at));
     kept
-}
-
-/// Writes a failing input to `target/fuzz`.
-fn kept(target: &str, input: &[u8]) -> Result<PathBuf> {
-    let digest = Sha256::digest(input);
-    let name: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    save(target, &name, input)
-}
-
-fn save(target: &str, name: &str, input: &[u8]) -> Result<PathBuf> {
-    let folder = corpus::root().join("target/fuzz").join(target);
-    let place = folder.join(name);
-    std::fs::create_dir_all(&folder)
-        .and_then(|()| std::fs::write(&place, input))
-        .with_context(|| format!("cannot write {}", place.display()))?;
-    Ok(place)
 }
 
 /// Resident memory in bytes; 0 where the system does not say.

@@ -1,8 +1,9 @@
-//! Every input of the corpus, once: those that failed in the past among them.
+//! Every input of the corpus, once: those that failed in the past among them, and those that a driver has found and nobody has
+//! looked at yet.
 
 use std::time::Instant;
 
-use beamline_fuzz::{TARGETS, limits, seeds};
+use beamline_fuzz::{TARGETS, failed, limits, seeds};
 
 #[test]
 fn no_input_of_the_corpus_fails() {
@@ -14,6 +15,19 @@ fn no_input_of_the_corpus_fails() {
             (target.run)(&input);
             let what = String::from_utf8_lossy(&input[..input.len().min(80)]).into_owned();
             assert!(begun.elapsed() < limits::TIME, "{}: {what}", target.name);
+        }
+    }
+}
+
+#[test]
+fn no_input_fails_that_a_driver_has_kept() {
+    for target in TARGETS {
+        for (path, input) in failed::inputs(target.name).unwrap() {
+            // Said first: some failures end the process.
+            println!("{}: {}", target.name, path.display());
+            let begun = Instant::now();
+            (target.run)(&input);
+            assert!(begun.elapsed() < limits::TIME, "{}", path.display());
         }
     }
 }

@@ -48,7 +48,7 @@ enum Chore {
     },
     /// Try every parser with mutated inputs; fuzz/README.md says what fails and where inputs are kept.
     Fuzz {
-        /// Targets, and options of the driver: --seconds, --seed, --careful.
+        /// Targets, and options of the driver: --seconds, --seed.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
@@ -138,7 +138,7 @@ fn fuzz(options: &[String]) -> Result<()> {
         // Targets that read files are as fast as those that read memory.
         driver.env("TMPDIR", "/dev/shm");
     }
-    run(&mut driver).context("do it again with the seed above and --careful if no input was kept")
+    run(&mut driver).context("the input lies under target/fuzz: fuzz/README.md says what to do with it")
 }
 
 fn history_cuts() -> Result<()> {
