@@ -144,8 +144,6 @@ fn describe_disk() {
     );
 }
 
-/// Copies how many lines the log, and the request log if there is one, could not write.
-pub fn publish_dropped_lines(request_log: Option<&RequestLog>) {
 /// Copies what is known without a model: of the process, and how many lines the log, and the request log if there is one, could
 /// not write.
 pub fn publish_process(request_log: Option<&RequestLog>) {
