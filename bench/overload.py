@@ -1,0 +1,238 @@
+#!/usr/bin/env python3
+"""Overload and neighbours against a running binary: what is answered in time, and who waits for whom.
+
+    python3 bench/overload.py --binary target/release/beamline --checkpoint DIR --out bench/results/overload.json
+
+Needs python3 and a built server, nothing else. DIR is a decoder's checkpoint with its catalog (`cargo xtask bench` leaves workload S in its
+--work folder). Every request is of a user that was never seen, so nothing is cached. Measured are
+
+- capacity: requests answered a second by eight clients without a pause;
+- overload: Poisson arrivals of 2, 4 and 10 times that for --seconds each, with the defaults of the server. By windows of five seconds: answers
+  a second, P50 and P99 of the answers; then what became of the rest, how long whoever was not answered waited, and the P99 of a calm client in
+  the seconds after the overload. A refusal is right when a request that comes after its Retry-After is taken;
+- neighbours: small requests, 15 a second, alone and beside 1 and 16 clients that ask for the longest history and 512 beams without a
+  pause, all of one tenant; and a tenant beside 1,500 clients of another.
+
+The client shares the cores with the server. Nothing else should run meanwhile.
+"""
+
+import argparse
+import http.client
+import json
+import pathlib
+import platform
+import random
+import socket
+import subprocess
+import threading
+import time
+
+WINDOW = 5
+
+
+def percentile(times, percent):
+    times = sorted(times)
+    return round(times[(len(times) - 1) * percent // 100] * 1e3, 1) if times else None
+
+
+class Server:
+    """The binary, on a free port."""
+
+    def __init__(self, options):
+        command = [options.binary, "serve", "--listen", "127.0.0.1:0", "--log", "error", "--checkpoint", options.checkpoint]
+        command += options.server_args.split()
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        address = self.process.stdout.readline().split("//")[1].strip()
+        self.host, port = address.split(":")
+        self.port = int(port)
+        lines = pathlib.Path(options.checkpoint, "catalog.jsonl").read_text().splitlines()
+        self.items = [json.loads(line)["item_id"] for line in lines]
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait(60)
+
+    def ask(self, random_, items, beams, tenant, timeout_ms=None):
+        """Status, seconds, and Retry-After. 0 when the connection failed."""
+        request = {
+            "history": [random_.choice(self.items) for _ in range(items)],
+            "num_items": min(beams, 10),
+            "beam_width": beams,
+            "tenant": tenant,
+        }
+        if timeout_ms:
+            request["timeout_ms"] = timeout_ms
+        body = json.dumps(request)
+        start = time.perf_counter()
+        try:
+            connection = http.client.HTTPConnection(self.host, self.port, timeout=120)
+            connection.request("POST", "/v1/recommend", body, {"content-type": "application/json", "connection": "close"})
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status, time.perf_counter() - start, answer.headers.get("retry-after")
+        except (OSError, http.client.HTTPException):
+            return 0, time.perf_counter() - start, None
+
+
+class Load:
+    """Requests of one kind, and what became of them."""
+
+    def __init__(self, server, items, beams, tenant, seed, timeout_ms=None):
+        self.server, self.items, self.beams, self.tenant = server, items, beams, tenant
+        self.seed, self.timeout_ms = seed, timeout_ms
+        self.done, self.lock, self.threads = [], threading.Lock(), []
+
+    def one(self, number):
+        at = time.perf_counter()
+        answer = self.server.ask(random.Random(f"{self.seed} {number}"), self.items, self.beams, self.tenant, self.timeout_ms)
+        with self.lock:
+            self.done.append((at, *answer))
+
+    def open_loop(self, rate, seconds):
+        """Poisson arrivals, whatever becomes of those before."""
+        dice, end, due, number = random.Random(self.seed), time.perf_counter() + seconds, time.perf_counter(), 0
+        while due < end:
+            time.sleep(max(0.0, due - time.perf_counter()))
+            thread = threading.Thread(target=self.one, args=(number,), daemon=True)
+            thread.start()
+            self.threads.append(thread)
+            due, number = due + dice.expovariate(rate), number + 1
+
+    def closed_loop(self, clients, seconds):
+        """Clients without a pause."""
+        end = time.perf_counter() + seconds
+
+        def client(index):
+            number = 0
+            while time.perf_counter() < end:
+                self.one(f"{index} {number}")
+                number += 1
+
+        for index in range(clients):
+            thread = threading.Thread(target=client, args=(index,), daemon=True)
+            thread.start()
+            self.threads.append(thread)
+
+    def join(self):
+        for thread in self.threads:
+            thread.join()
+        return self
+
+    def answered(self, after=0.0):
+        return [took for at, status, took, _ in self.done if status == 200 and at >= after]
+
+    def summary(self):
+        times, statuses = self.answered(), {}
+        for _, status, _, _ in self.done:
+            statuses[str(status)] = statuses.get(str(status), 0) + 1
+        lost = [took for _, status, took, _ in self.done if status != 200]
+        return {
+            "requests": len(self.done),
+            "by_status": statuses,
+            "p50_ms": percentile(times, 50),
+            "p99_ms": percentile(times, 99),
+            "within_100_ms": sum(took <= 0.1 for took in times),
+            "longest_unanswered_ms": percentile(lost, 100),
+        }
+
+
+def windows(load, start, seconds):
+    rows = []
+    for index in range(seconds // WINDOW):
+        begin = start + index * WINDOW
+        ends = [(at + took, took) for at, status, took, _ in load.done if status == 200]
+        took = [took for end, took in ends if begin <= end < begin + WINDOW]
+        rows.append({"answered_per_s": round(len(took) / WINDOW, 1), "p50_ms": percentile(took, 50), "p99_ms": percentile(took, 99)})
+    return rows
+
+
+def overload(server, options, capacity, factor):
+    load = Load(server, options.items, 32, "busy", factor, options.timeout_ms)
+    start = time.perf_counter()
+    load.open_loop(capacity * factor, options.seconds)
+    end = time.perf_counter()
+    calm = Load(server, options.items, 32, "busy", factor + 100, options.timeout_ms)
+    calm.open_loop(capacity * 0.2, 10)
+    load.join()
+    calm.join()
+    rows = windows(load, start, options.seconds)
+    retries = [int(value) for _, status, _, value in load.done if status == 429 and value]
+    return {
+        "times_capacity": factor,
+        "timeout_ms": options.timeout_ms,
+        **load.summary(),
+        "least_of_capacity": round(min(row["answered_per_s"] for row in rows[1:]) / capacity, 2),
+        "retry_after_s": {"least": min(retries, default=None), "most": max(retries, default=None)},
+        "calm_after_one_second": {"p50_ms": percentile(calm.answered(end + 1), 50), "p99_ms": percentile(calm.answered(end + 1), 99),
+                                  "not_answered": sum(status != 200 for _, status, _, _ in calm.done)},
+        "windows": rows,
+    }
+
+
+def neighbours(server, options, heavy):
+    small = Load(server, 8, 32, "shop", 1)
+    others = Load(server, options.heavy_items, 512, "shop", 2)
+    others.closed_loop(heavy, options.seconds)
+    time.sleep(1 if heavy else 0)
+    small.open_loop(15, options.seconds - 2)
+    small.join()
+    row = {"heavy_clients": heavy, "small": small.summary(), "heavy": others.join().summary()}
+    return row
+
+
+def tenants(server, options):
+    greedy = Load(server, options.items, 32, "greedy", 3)
+    greedy.closed_loop(1500, options.seconds)
+    time.sleep(2)
+    small = Load(server, 8, 32, "polite", 4)
+    small.open_loop(5, options.seconds - 4)
+    small.join()
+    return {"greedy_clients": 1500, "polite": small.summary(), "greedy": greedy.join().summary()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--binary", default="target/release/beamline")
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--server-args", default="")
+    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--items", type=int, default=64, help="history of an ordinary request")
+    parser.add_argument("--heavy-items", type=int, default=1300, help="history of a heavy request")
+    parser.add_argument("--timeout-ms", type=int, help="deadline of the requests under overload; the server's default without it")
+    parser.add_argument("--factors", default="2,4,10")
+    parser.add_argument("--only", choices=["overload", "neighbours"])
+    parser.add_argument("--out")
+    options = parser.parse_args()
+    socket.setdefaulttimeout(120)
+    server = Server(options)
+    try:
+        busy = Load(server, options.items, 32, "busy", 0)
+        busy.closed_loop(8, 5)
+        busy.join()
+        busy.done.clear()
+        busy.closed_loop(8, 15)
+        capacity = len(busy.join().answered()) / 15
+        alone = Load(server, options.items, 32, "busy", 5)
+        alone.closed_loop(1, 8)
+        alone.join()
+        result = {"machine": platform.processor() or platform.machine(), "arguments": vars(options), "capacity_per_s": round(capacity, 1),
+                  "alone": alone.summary(), "overload": [], "neighbours": [], "tenants": []}
+        print(json.dumps({key: result[key] for key in ("capacity_per_s", "alone")}), flush=True)
+        if options.only != "neighbours":
+            for factor in map(float, options.factors.split(",")):
+                result["overload"].append(overload(server, options, capacity, factor))
+                print(json.dumps({key: value for key, value in result["overload"][-1].items() if key != "windows"}), flush=True)
+        if options.only != "overload":
+            for heavy in (0, 1, 16):
+                result["neighbours"].append(neighbours(server, options, heavy))
+                print(json.dumps(result["neighbours"][-1]), flush=True)
+            result["tenants"].append(tenants(server, options))
+            print(json.dumps(result["tenants"][-1]), flush=True)
+    finally:
+        server.stop()
+    if options.out:
+        pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
