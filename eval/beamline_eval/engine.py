@@ -56,6 +56,7 @@ def with_beam(source, out, beam_width, num_items, users=None):
     def bodies():
         for _, body in json_lines(source):
             if wanted is None or str(body["id"]) in wanted:
+                body.pop("beam_widths", None)
                 yield {**body, "beam_width": beam_width, "num_items": min(num_items, beam_width)}
 
     write_json_lines(out, bodies())

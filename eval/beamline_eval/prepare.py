@@ -40,18 +40,24 @@ def add_arguments(parser):
     parser.add_argument("--exclude-seen", action="store_true", help="ask for items that are not in the history; stated in every result")
     parser.add_argument("--num-items", type=int, default=50, help="length of a slate (default %(default)s)")
     parser.add_argument("--beam-width", type=int, default=50, help="(default %(default)s)")
+    parser.add_argument("--beam-widths", type=numbers, help="instead of --beam-width: a width for each level of the semantic ID, as in 10,50,80")
     parser.add_argument("--normalization", choices=["full_vocab", "allowed_set"], default="full_vocab", help="(default %(default)s)")
     parser.add_argument("--max-history", type=int, help="keep only the newest N items of a history (default: all; the engine cuts to the model's context)")
     parser.add_argument("--sample", type=int, help="N questions evenly spaced over the file instead of all")
 
 
-def request(case, num_items, beam_width, normalization="full_vocab", exclude_seen=False):
+def numbers(text):
+    """1,2,3"""
+    return [int(part) for part in text.split(",")]
+
+
+def request(case, num_items, beam_width, normalization="full_vocab", exclude_seen=False, beam_widths=None):
     """A body of POST /v1/recommend, without a deadline: offline, whether one passes would depend on the machine, and a miss would look like the model's."""
     body = {
         "id": case.user,
         "history": [{"item_id": item} for item in case.history],
         "num_items": num_items,
-        "beam_width": beam_width,
+        **({"beam_widths": beam_widths} if beam_widths else {"beam_width": beam_width}),
         "normalization": normalization,
     }
     if exclude_seen:
@@ -64,10 +70,13 @@ def write_requests(path, cases, **settings):
 
 
 def prepare(source, out, form=None, split=None, part="test", cut="80%", targets="next", train=(), offset=0, columns=None,
-            min_rating=None, exclude_seen=False, num_items=50, beam_width=50, normalization="full_vocab", max_history=None, sample=None):
+            min_rating=None, exclude_seen=False, num_items=50, beam_width=50, normalization="full_vocab", max_history=None, sample=None,
+            beam_widths=None):
     """All of it; returns the protocol that prepare.json holds."""
     if num_items < 1 or beam_width < num_items:
         raise EvalError(f"--beam-width {beam_width} must be at least --num-items {num_items}, and that at least 1")
+    if beam_widths and (min(beam_widths) < 1 or beam_widths[-1] < num_items):
+        raise EvalError(f"--beam-widths {beam_widths} must be at least 1, and the last at least --num-items {num_items}")
     read = {"offset": offset, "columns": sources.Columns.given(columns), "min_rating": min_rating}
     users = sources.read(source, form, **read)
     split = split or ("given" if users and users[0].target is not None else "leave-one-out")
@@ -97,7 +106,8 @@ def prepare(source, out, form=None, split=None, part="test", cut="80%", targets=
     counts = collections.Counter(item for items in training for item in items)
     at = {name: os.path.join(out, name) for name in ("requests.jsonl", "qrels.txt", "users.jsonl", "items.jsonl", "train.jsonl", "prepare.json")}
     trec.write_qrels(at["qrels.txt"], {case.user: case.targets for case in cases})
-    write_requests(at["requests.jsonl"], cases, num_items=num_items, beam_width=beam_width, normalization=normalization, exclude_seen=exclude_seen)
+    write_requests(at["requests.jsonl"], cases, num_items=num_items, beam_width=beam_width, normalization=normalization, exclude_seen=exclude_seen,
+                   beam_widths=beam_widths)
     write_json_lines(at["users.jsonl"], (
         {"id": case.user, "history_length": len(case.history), "target_seen": any(item in case.history for item in case.targets)} for case in cases))
     write_json_lines(at["items.jsonl"], ({"item_id": item, "count": count} for item, count in sorted(counts.items(), key=lambda x: (-x[1], x[0]))))
@@ -117,7 +127,8 @@ def prepare(source, out, form=None, split=None, part="test", cut="80%", targets=
         "training_interactions": sum(counts.values()),
         "training_items": len(counts),
         "num_items": num_items,
-        "beam_width": beam_width,
+        "beam_width": max(beam_widths or [beam_width]),
+        **({"beam_widths": beam_widths} if beam_widths else {}),
         "normalization": normalization,
         "sources": [digest(source), *(digest(path) for path in train)],
     }
@@ -131,4 +142,4 @@ def prepare(source, out, form=None, split=None, part="test", cut="80%", targets=
 def main(arguments):
     prepare(arguments.source, arguments.out, arguments.format, arguments.split, arguments.part, arguments.cut, arguments.targets, arguments.train,
             arguments.item_offset, arguments.columns, arguments.min_rating, arguments.exclude_seen, arguments.num_items, arguments.beam_width,
-            arguments.normalization, arguments.max_history, arguments.sample)
+            arguments.normalization, arguments.max_history, arguments.sample, arguments.beam_widths)

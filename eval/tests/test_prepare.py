@@ -71,11 +71,19 @@ class PreparedFolder(Folder):
         self.assertEqual((protocol["split"], protocol["training_interactions"]), ("given", 2))
         self.assertEqual(list(Prepared(self.at("data")).targets), ["A", "A:2"])
 
+    def test_a_width_for_each_level(self):
+        protocol = prepare(self.put("s.txt", "1 2 3\n"), self.at("data"), num_items=5, beam_widths=[4, 20, 8])
+        (request,) = self.get_lines("data/requests.jsonl")
+        self.assertEqual((request.get("beam_width"), request["beam_widths"]), (None, [4, 20, 8]))
+        self.assertEqual((protocol["beam_width"], protocol["beam_widths"]), (20, [4, 20, 8]))
+
     def test_what_cannot_be_written_or_asked(self):
         with self.assertRaisesRegex(EvalError, "blanks"):
             prepare(self.put_lines("r.jsonl", [{"user_id": "A B", "history": ["1"], "target": "2"}]), self.at("data"))
         with self.assertRaisesRegex(EvalError, "beam"):
             prepare(self.put("s.txt", "1 2 3\n"), self.at("data"), num_items=10, beam_width=5)
+        with self.assertRaisesRegex(EvalError, "last"):
+            prepare(self.put("s.txt", "1 2 3\n"), self.at("data"), num_items=10, beam_widths=[50, 9])
         with self.assertRaisesRegex(EvalError, "no user"):
             prepare(self.put("s.txt", "1 2\n"), self.at("data"))
 

@@ -38,6 +38,7 @@ fn search(c: &mut Criterion) {
                 start: catalog.trie().root(),
                 steps: Arc::from([Step::Level; 3]),
                 normalize_over: None,
+                widths: None,
                 normalization,
             };
             c.bench_function(&format!("{beams} beams, three levels, {normalization:?}"), |b| {

@@ -6,7 +6,7 @@
 //! A *path* is what is generated: the steps of the convention ([`Step`]), each either a level of the SID or a token
 //! that is always the same (an end token, say). After a prefix exactly those tokens are allowed that lead to a leaf
 //! the filter allows; the filter therefore never costs a place in the beam. Every beam is expanded by all its allowed
-//! tokens, then the best `width` candidates of all beams survive.
+//! tokens, then the best `width` candidates of all beams survive, the same number after every step or one for each.
 //!
 //! The score of a path is the sum over its tokens of the log-probability under the declared [`Normalization`], in
 //! double precision. Higher scores come first; equal scores are ordered by the smaller token path, which is the order
@@ -57,6 +57,8 @@ pub struct SearchRequest {
     /// For [`Normalization::AllowedSet`]: the leaves that count as allowed, where those searched are only some of
     /// them. Given candidates are scored so, and none by which others are given.
     pub normalize_over: Option<Box<Filter>>,
+    /// How many beams survive each step, where that differs; see [`Search::new`].
+    pub widths: Option<Arc<[usize]>>,
 }
 
 /// A search in progress.
@@ -72,7 +74,7 @@ pub struct Search {
     next_lineage: Vec<u32>,
     /// Allowed continuations of the row at hand, reused.
     allowed: Vec<(u32, Node)>,
-    /// `width` candidates are at least this good: worse ones need not be kept.
+    /// As many candidates as survive are at least this good: worse ones need not be kept.
     cutoff: f64,
 }
 
@@ -108,9 +110,11 @@ struct Candidate {
 pub struct NotFinite;
 
 impl Search {
-    /// Begins a search of at most `width` beams.
+    /// Begins a search of at most `width` beams, and after no step of more than the request says.
     pub fn new(request: SearchRequest, width: usize) -> Self {
-        assert!(width > 0, "a beam has a width");
+        let widths = request.widths.as_deref().unwrap_or_default();
+        assert!(width > 0 && !widths.contains(&0), "a beam has a width");
+        assert!(request.widths.is_none() || widths.len() == request.steps.len(), "a width for every step");
         let root = Beam { node: request.start, token: 0, score: 0.0 };
         let any = request.filter.allows_any(request.catalog.trie().leaves(request.start));
         Self {
@@ -141,9 +145,17 @@ impl Search {
         self.request.normalization
     }
 
-    /// The width it began with.
-    pub fn width(&self) -> usize {
-        self.width
+    /// Most beams that survive a step.
+    pub fn width_at(&self, step: usize) -> usize {
+        self.request.widths.as_ref().map_or(self.width, |widths| self.width.min(widths[step]))
+    }
+
+    /// Branch rows of the steps before the one that takes the beams of a step further: as many as there may have been.
+    pub fn rows_before(&self, step: usize) -> usize {
+        match &self.request.widths {
+            None => step * self.width,
+            Some(_) => (0..step).map(|step| self.width_at(step)).sum(),
+        }
     }
 
     /// For each beam, the rows of its ancestors in the branch steps so far, oldest first; a row of step `s` is
@@ -235,9 +247,10 @@ impl Search {
             }
         }
         // Keeps memory bounded by the width when beams have many children each.
-        if self.candidates.len() >= (8 * self.width).max(4096) {
-            keep_best(&mut self.candidates, self.width);
-            self.cutoff = self.candidates[self.width - 1].beam.score;
+        let width = self.width_at(self.step);
+        if self.candidates.len() >= (8 * width).max(4096) {
+            keep_best(&mut self.candidates, width);
+            self.cutoff = self.candidates[width - 1].beam.score;
         }
         Ok(())
     }
@@ -246,18 +259,20 @@ impl Search {
     /// the others can survive. A log-probability is never above zero, in floating-point numbers neither: the
     /// normaliser is the largest logit plus the logarithm of a sum that is at least one.
     pub fn worthwhile(&mut self) -> usize {
-        if self.candidates.len() < self.width {
+        let width = self.width_at(self.step);
+        if self.candidates.len() < width {
             return self.beams.len();
         }
-        keep_best(&mut self.candidates, self.width);
-        self.cutoff = self.candidates[self.width - 1].beam.score;
+        keep_best(&mut self.candidates, width);
+        self.cutoff = self.candidates[width - 1].beam.score;
         // At equal score the smaller path wins, so an equal one is worth it.
         self.beams.partition_point(|beam| beam.score >= self.cutoff)
     }
 
     /// Ends the step: the best candidates become the beams.
     pub fn advance(&mut self) {
-        keep_best(&mut self.candidates, self.width);
+        let width = self.width_at(self.step);
+        keep_best(&mut self.candidates, width);
         self.cutoff = f64::NEG_INFINITY;
         self.candidates.sort_unstable_by(order);
         let ancestors = self.step.saturating_sub(1);

@@ -66,7 +66,7 @@ pub struct Chunk {
     /// [`Plan::pages`].
     pub context_pages: Range<usize>,
     /// Set on the last chunk of a request that decodes: the last row is expanded into at most this
-    /// many beams.
+    /// many beams; those after it are expanded into no more either.
     pub expand: Option<usize>,
 }
 
@@ -77,8 +77,8 @@ pub struct BranchStep {
     pub slot: Slot,
     /// All context pages of the request; a range of [`Plan::pages`].
     pub context_pages: Range<usize>,
-    /// Pages that hold the branch rows of this request, row `step * beam_width + beam` in order,
-    /// for as long as the request lives; a range of [`Plan::pages`]. Never shared, never published.
+    /// Pages that hold the branch rows of this request, those of a step behind those that the steps
+    /// before it may have had by their widths, for as long as the request lives; a range of [`Plan::pages`]. Never shared, never published.
     pub branch_pages: Range<usize>,
 }
 

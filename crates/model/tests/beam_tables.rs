@@ -73,6 +73,7 @@ impl<'a> Table<'a> {
             start: self.catalog.trie().root(),
             steps: Arc::clone(&self.steps),
             normalize_over: None,
+            widths: None,
             normalization,
         };
         let width = beam["beam_width"].as_u64().map_or(self.catalog.num_leaves(), |width| width as usize);

@@ -211,6 +211,7 @@ fn asked(config: &HstuConfig, json: &Value) -> Vec<Asked> {
                     steps: [Step::Level; 3].into(),
                     normalization: [Normalization::FullVocab, Normalization::AllowedSet][seed % 2],
                     normalize_over: None,
+                    widths: None,
                 };
                 (Work::Decode(Box::new(search)), 2 * width)
             }

@@ -32,6 +32,7 @@ fn request(id: u64, user: u32) -> Request<()> {
         reuse: ReuseClass::CrossRequest,
         shape: ContextShape::Causal,
         beam_width: BEAMS,
+        beam_widths: None,
         min_beam_width: BEAMS,
         priority: Priority::Interactive,
         keeps_branches: true,

@@ -200,6 +200,9 @@ impl Limits {
         if !request.is_warm() && !(1..=width).contains(&request.min_beam_width) {
             return Err(Refusal::BeamWidth { width, least: request.min_beam_width });
         }
+        if !request.widths_fit() {
+            return Err(Refusal::BeamWidths { steps, width });
+        }
         if steps > config.max_generated_steps {
             return Err(Refusal::TooManySteps { steps, limit: config.max_generated_steps });
         }
@@ -211,12 +214,12 @@ impl Limits {
         }
         let context_pages = target.div_ceil(self.page_size);
         let kept_steps = steps.saturating_sub(1).min(if request.keeps_branches { usize::MAX } else { 1 });
-        let branch_pages = width.saturating_mul(kept_steps).div_ceil(self.page_size);
+        let branch_pages = request.beams_of(kept_steps, width).div_ceil(self.page_size);
         let pages = context_pages.saturating_add(branch_pages);
         if pages > self.pages {
             return Err(Refusal::NeverFits { pages, pool: self.pages });
         }
-        let cost = target.saturating_add(width.saturating_mul(steps)) as u64;
+        let cost = target.saturating_add(request.beams_of(steps, width)) as u64;
         if cost > config.max_running_cost {
             return Err(Refusal::TooExpensive { cost, limit: config.max_running_cost });
         }

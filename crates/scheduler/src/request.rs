@@ -44,9 +44,12 @@ pub struct Request<P> {
     pub reuse: ReuseClass,
     /// Whether the context may be computed in parts.
     pub shape: ContextShape,
-    /// Beams wanted.
+    /// Beams wanted; the most of any expansion, where they differ.
     pub beam_width: usize,
-    /// The fewest beams that are still an answer: `beam_width` when it may not be degraded.
+    /// Beams wanted of each expansion, where they differ.
+    pub beam_widths: Option<Arc<[usize]>>,
+    /// The fewest beams that are still an answer: `beam_width` when it may not be degraded. A beam
+    /// that is narrowed to a width has no more than that after any expansion.
     pub min_beam_width: usize,
     /// Expansions: the first uses the last context row, each further one takes a branch step. 0
     /// only warms the cache and answers nothing.
@@ -69,6 +72,44 @@ impl<P> Request<P> {
     #[must_use]
     pub fn is_warm(&self) -> bool {
         self.generated_steps == 0
+    }
+
+    /// Beams wanted of an expansion.
+    #[must_use]
+    pub fn width_at(&self, expansion: usize) -> usize {
+        self.beam_widths.as_ref().map_or(self.beam_width, |widths| widths[expansion])
+    }
+
+    /// Whether every expansion has a width, and none more than `beam_width`.
+    pub(crate) fn widths_fit(&self) -> bool {
+        let fits = |width: &usize| (1..=self.beam_width).contains(width);
+        self.beam_widths
+            .as_ref()
+            .is_none_or(|widths| widths.len() == self.generated_steps && widths.iter().all(fits))
+    }
+
+    /// Beams of the first expansions together, none of which has more than `most`.
+    pub(crate) fn beams_of(&self, expansions: usize, most: usize) -> usize {
+        match &self.beam_widths {
+            None => self.beam_width.min(most).saturating_mul(expansions),
+            Some(widths) => widths[..expansions].iter().map(|&width| width.min(most)).sum(),
+        }
+    }
+
+    /// The most beams that an expansion may have, so that those of the first expansions together
+    /// are no more than `beams`; at least the fewest that are acceptable.
+    pub(crate) fn widest_within(&self, expansions: usize, beams: usize) -> usize {
+        let mut widths = self.min_beam_width..self.beam_width + 1;
+        // Bisection: the number of beams grows with the width.
+        while widths.len() > 1 {
+            let middle = widths.start + widths.len() / 2;
+            if self.beams_of(expansions, middle) <= beams {
+                widths.start = middle;
+            } else {
+                widths.end = middle;
+            }
+        }
+        widths.start
     }
 
     /// Leading context positions that may come from, or go to, another request. None of a context
@@ -144,6 +185,14 @@ pub enum Refusal {
         width: usize,
         /// Least beams asked for.
         least: usize,
+    },
+    /// Widths of the expansions that are not one for each, or exceed the widest.
+    #[error("a width for each of {steps} expansions, and none over {width}, was expected")]
+    BeamWidths {
+        /// Expansions asked for.
+        steps: usize,
+        /// The widest beam.
+        width: usize,
     },
     /// The beam is over the limit.
     #[error("{width} beams were asked for, the limit is {limit}")]

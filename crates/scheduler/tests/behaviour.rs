@@ -120,6 +120,7 @@ fn request(id: u64, len: usize, beam_width: usize) -> Request<()> {
         reuse: ReuseClass::CrossRequest,
         shape: ContextShape::Causal,
         beam_width,
+        beam_widths: None,
         min_beam_width: beam_width,
         priority: Priority::Interactive,
         keeps_branches: true,
@@ -157,6 +158,35 @@ fn a_context_then_a_branch_step_per_further_expansion() {
     let usage = Usage { context_tokens: 10, beam_width: 3, steps: 2, ..Usage::default() };
     assert_eq!(ended.usage, usage);
     assert_eq!((ended.timings.prefilled_at, ended.timings.finished_at), (Some(Micros(10)), Micros(11)));
+}
+
+#[test]
+fn a_width_for_each_expansion_counts_row_by_row() {
+    let widths = |widths: [usize; 3]| Request {
+        beam_widths: Some(Arc::from(widths)),
+        min_beam_width: 1,
+        ..request(1, 10, 5)
+    };
+    let mut bench = Bench::new(CONFIG);
+    bench.submit(widths([1, 3, 5]));
+    bench.plan();
+    // The first expansion finds no more than one beam, whatever the widest may hold.
+    assert_eq!(bench.plan.chunks[0].expand, Some(5));
+    let mut outcomes = vec![(Slot(0), Progress::Expanded { rows: 1 })];
+    bench.scheduler.commit(bench.now, Micros(1), &mut outcomes, &mut bench.events);
+    bench.plan();
+    // One row and three: one page of four, where five beams of two steps would take three.
+    assert_eq!(bench.plan.branches[0].branch_pages.len(), 1);
+    let mut outcomes = vec![(Slot(0), Progress::Expanded { rows: 4 })];
+    bench.scheduler.commit(bench.now, Micros(1), &mut outcomes, &mut bench.events);
+    assert!(matches!(bench.ended()[0].ending, Ending::Failed(Failure::Protocol(_))), "four beams of three");
+
+    bench.submit(widths([1, 3, 5]));
+    bench.plan();
+    let mut outcomes = vec![(Slot(0), Progress::Expanded { rows: 2 })];
+    bench.scheduler.commit(bench.now, Micros(1), &mut outcomes, &mut bench.events);
+    assert!(matches!(bench.ended()[0].ending, Ending::Failed(Failure::Protocol(_))), "two beams of one");
+    bench.scheduler.check_invariants();
 }
 
 /// A bench that knows what steps take: a fixed time, and one for each row.
@@ -419,6 +449,30 @@ fn a_beam_is_narrowed_only_where_it_may_be_and_only_when_it_would_be_late() {
 }
 
 #[test]
+fn beams_of_several_widths_are_narrowed_to_one_that_the_wide_ones_keep_to() {
+    let mut bench = Bench::new(CONFIG);
+    bench.submit(request(0, 30, 1));
+    bench.finish(); // teaches that a row takes a microsecond
+    let now = bench.now;
+    let mut expand = |id, least, widths: [usize; 3], micros| {
+        let deadline = Some(now.after(Duration::from_micros(micros)));
+        let beam_widths = Some(Arc::from(widths));
+        bench.submit(Request { deadline, beam_widths, min_beam_width: least, ..request(id, 4, 16) });
+        bench.plan();
+        let width = bench.plan.chunks[0].expand;
+        bench.fail();
+        (width, bench.ended()[0].usage.degraded)
+    };
+    // Four context rows, then four and twelve beams: the sixteen of the last expansion cost nothing.
+    assert_eq!(expand(1, 2, [4, 12, 16], 20), (Some(16), None));
+    let degraded = Degraded::Deadline { asked: 16, needed: Micros(20), left: Micros(14) };
+    assert_eq!(expand(2, 2, [4, 12, 16], 14), (Some(6), Some(degraded)), "four beams and six");
+    assert_eq!(expand(3, 9, [4, 12, 16], 14).0, Some(9), "never under the least");
+    assert_eq!(expand(4, 4, [4, 4, 16], 5), (Some(16), None), "no narrower beam takes less time");
+    assert_eq!(expand(5, 16, [4, 12, 16], 14), (Some(16), None));
+}
+
+#[test]
 fn after_a_failed_step_each_request_tries_again_alone() {
     let mut bench = Bench::new(CONFIG);
     for id in 0..2 {
@@ -551,6 +605,18 @@ fn every_refusal_has_its_reason() {
         (request(1, 10, 0), Refusal::BeamWidth { width: 0, least: 0 }),
         (Request { min_beam_width: 0, ..good() }, Refusal::BeamWidth { width: 2, least: 0 }),
         (Request { min_beam_width: 3, ..good() }, Refusal::BeamWidth { width: 2, least: 3 }),
+        (
+            Request { beam_widths: Some(Arc::from([2, 2])), ..good() },
+            Refusal::BeamWidths { steps: 3, width: 2 },
+        ),
+        (
+            Request { beam_widths: Some(Arc::from([2, 3, 2])), ..good() },
+            Refusal::BeamWidths { steps: 3, width: 2 },
+        ),
+        (
+            Request { beam_widths: Some(Arc::from([2, 0, 2])), ..good() },
+            Refusal::BeamWidths { steps: 3, width: 2 },
+        ),
         (Request { generated_steps: 41, ..good() }, Refusal::TooManySteps { steps: 41, limit: 40 }),
         (Request { generated_steps: 40, ..request(1, 10, 16) }, Refusal::NeverFits { pages: 159, pool: 64 }),
         (

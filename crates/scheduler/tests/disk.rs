@@ -283,6 +283,7 @@ impl Process {
             reuse: ReuseClass::CrossRequest,
             shape: ContextShape::Causal,
             beam_width: 1,
+            beam_widths: None,
             min_beam_width: 1,
             priority: Priority::Interactive,
             keeps_branches: true,

@@ -177,6 +177,7 @@ fn request(payload: Do, beam_width: usize) -> Request<Do> {
         reuse: ReuseClass::CrossRequest,
         shape: ContextShape::Causal,
         beam_width,
+        beam_widths: None,
         min_beam_width: beam_width,
         priority: Priority::Interactive,
         keeps_branches: true,

@@ -121,6 +121,7 @@ fn request(user: u32, len: usize) -> Request<()> {
         reuse: ReuseClass::CrossRequest,
         shape: ContextShape::Causal,
         beam_width: 1,
+        beam_widths: None,
         min_beam_width: 1,
         priority: Priority::Interactive,
         keeps_branches: true,

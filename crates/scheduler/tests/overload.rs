@@ -144,6 +144,7 @@ impl World {
             reuse: ReuseClass::CrossRequest,
             shape: ContextShape::Causal,
             beam_width: from.beams,
+            beam_widths: None,
             min_beam_width: from.beams,
             priority: from.priority,
             generated_steps: STEPS,

@@ -309,6 +309,7 @@ impl Simulated {
             reuse: ReuseClass::CrossRequest,
             shape: beamline_scheduler::ContextShape::Causal,
             beam_width: 32,
+            beam_widths: None,
             min_beam_width: 32,
             priority: Priority::Interactive,
             keeps_branches: true,

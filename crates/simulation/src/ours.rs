@@ -220,6 +220,7 @@ fn request(
         reuse: ReuseClass::CrossRequest,
         shape: ContextShape::Causal,
         beam_width: visit.beams,
+        beam_widths: None,
         min_beam_width: visit.beams,
         priority: Priority::Interactive,
         generated_steps: visit.steps,

@@ -95,12 +95,18 @@ impl Searches {
     ///
     /// # Errors
     ///
-    /// When it does not fit.
+    /// When it does not fit, or asks for beams of several widths, which only the CPU has.
     pub(super) fn begin(
         &mut self,
         request: SearchRequest,
         width: usize,
     ) -> Result<DeviceSearch, DeviceError> {
+        if request.widths.is_some() {
+            return Err(DeviceError::new(
+                "beginning a search",
+                "beams of several widths run on the CPU only",
+            ));
+        }
         let trie = self.prepare(&request.catalog)?;
         DeviceSearch::new(&self.device, request, trie, width)
     }

@@ -62,18 +62,19 @@ impl Expansion {
         lineage: &mut Vec<u32>,
     ) -> Result<usize, StepError> {
         let search = &self.search;
-        let (step, width) = (search.steps_done() - 1, search.width());
-        if branch_pages.len() * PAGE_SIZE < step * width + search.beams().len() {
-            let pages = branch_pages.len();
-            return Err(StepError(format!("{pages} branch pages for step {step} of {width} beams")));
+        let step = search.steps_done() - 1;
+        let first = search.rows_before(step);
+        if branch_pages.len() * PAGE_SIZE < first + search.beams().len() {
+            let (pages, beams) = (branch_pages.len(), search.beams().len());
+            return Err(StepError(format!("{pages} branch pages for {beams} beams after {first} rows")));
         }
         tokens.clear();
         lineage.clear();
         for index in self.beams.clone() {
             tokens.push(search.beams()[index].token);
             let ancestors = search.lineage(index).iter().enumerate();
-            lineage.extend(ancestors.map(|(step, row)| (step * width) as u32 + row));
-            lineage.push((step * width + index) as u32);
+            lineage.extend(ancestors.map(|(step, row)| search.rows_before(step) as u32 + row));
+            lineage.push((first + index) as u32);
         }
         Ok(step + 1)
     }

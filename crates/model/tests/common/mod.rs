@@ -95,6 +95,7 @@ impl Loaded {
             start: self.catalog.trie().root(),
             steps: Arc::clone(self.convention.steps()),
             normalize_over: None,
+            widths: None,
             normalization,
         };
         Job { tokens: tokens.into(), search: Some(search) }

@@ -112,8 +112,9 @@ impl<P> Scheduler<P> {
     ) -> Option<Refusal> {
         let left = request.deadline?.since(now);
         // It may be narrowed rather than refused.
-        let narrowed = request.beam_width.saturating_sub(request.min_beam_width);
-        let cost = demand.cost.saturating_sub(narrowed.saturating_mul(request.generated_steps) as u64);
+        let [whole, narrowed] = [request.beam_width, request.min_beam_width]
+            .map(|width| request.beams_of(request.generated_steps, width) as u64);
+        let cost = demand.cost.saturating_sub(whole.saturating_sub(narrowed));
         let own = self.pace.expected_rows(cost);
         let goal = self.goal(now, request, own);
         let before = self.rows_before(request, own, goal);

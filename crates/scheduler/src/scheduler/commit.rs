@@ -90,6 +90,7 @@ impl<P> Scheduler<P> {
         running.computed = end;
         let complete = end == running.demand.target;
         let (warm, more_steps) = (running.request.is_warm(), running.request.generated_steps > 1);
+        let first = if warm { 0 } else { running.request.width_at(0) };
         self.publish(slot);
         if complete {
             self.complete_context(now, slot);
@@ -98,7 +99,9 @@ impl<P> Scheduler<P> {
             (Progress::Finished(answer), _) => Some(Ending::Finished(answer)),
             (Progress::Prefilled, None) if complete && warm => Some(Ending::Warmed),
             (Progress::Prefilled, None) if !complete => None,
-            (Progress::Expanded { rows }, Some(width)) if more_steps && (1..=width).contains(&rows) => {
+            (Progress::Expanded { rows }, Some(width))
+                if more_steps && (1..=width.min(first)).contains(&rows) =>
+            {
                 self.start_decode(slot, rows);
                 None
             }
@@ -111,7 +114,8 @@ impl<P> Scheduler<P> {
         let running = self.seat(slot).running_mut();
         let Stage::Decode { taken, .. } = running.stage else { unreachable!("a branch step decodes") };
         let taken = taken + 1;
-        let (width, steps) = (running.usage.beam_width, running.request.generated_steps - 1);
+        let steps = running.request.generated_steps - 1;
+        let width = running.request.width_at(taken).min(running.usage.beam_width);
         match progress {
             Progress::Finished(answer) => Some(Ending::Finished(answer)),
             Progress::Failed(why) => Some(Ending::Failed(Failure::Request(why))),

@@ -25,9 +25,10 @@ use super::{
     seat::{Stage, Work},
 };
 use crate::{
-    event::Event,
+    event::{Degraded, Event},
     limits::SchedulerConfig,
     pace::{Beam, Curve},
+    request::Request,
     time::Micros,
 };
 
@@ -342,7 +343,8 @@ impl<P> Scheduler<P> {
                 rows_of_others: rows_now - chunk.positions.len(),
             };
             let (width, degraded) = match request.deadline {
-                Some(deadline) => pace.fit(beam, deadline.since(now)),
+                Some(deadline) if request.beam_widths.is_none() => pace.fit(beam, deadline.since(now)),
+                Some(deadline) => fit_widths(request, beam, |beam| pace.fit(beam, deadline.since(now))),
                 None => (beam.width, None),
             };
             chunk.expand = Some(width);
@@ -361,5 +363,26 @@ impl<P> Scheduler<P> {
             let rows = self.seat(branch.slot).running().branch_rows();
             self.in_flight.push((branch.slot, Work::Branch { rows }));
         }
+    }
+}
+
+/// As [`Pace::fit`](crate::pace::Pace::fit), for beams that differ from expansion to expansion. The
+/// pace is asked about as many beams that do not: the mean of those that branch steps compute.
+fn fit_widths<P>(
+    request: &Request<P>,
+    beam: Beam,
+    fit: impl FnOnce(Beam) -> (usize, Option<Degraded>),
+) -> (usize, Option<Degraded>) {
+    let Beam { width, least, branch_steps, .. } = beam;
+    let [most, fewest] = [width, least].map(|width| request.beams_of(branch_steps, width));
+    if most == fewest {
+        return (width, None);
+    }
+    let (mean, least) = (most.div_ceil(branch_steps), (fewest / branch_steps).max(1));
+    let (affordable, degraded) = fit(Beam { width: mean, least, ..beam });
+    let Some(Degraded::Deadline { needed, left, .. }) = degraded else { return (width, None) };
+    match request.widest_within(branch_steps, affordable * branch_steps) {
+        narrowed if narrowed < width => (narrowed, Some(Degraded::Deadline { asked: width, needed, left })),
+        _ => (width, None),
     }
 }

@@ -167,12 +167,12 @@ impl SimModel {
         let step = open.expansions - 1;
         for (step, alive) in open.rows[..step].iter().enumerate() {
             for beam in 0..*alive {
-                let cell = self.cell(rows, step * story.beam_width + beam);
+                let cell = self.cell(rows, story.first_row(step) + beam);
                 assert_eq!(self.cells[cell], story.branch_row(step, beam), "an ancestor was overwritten");
             }
         }
         for beam in 0..open.rows[step] {
-            let cell = self.cell(rows, step * story.beam_width + beam);
+            let cell = self.cell(rows, story.first_row(step) + beam);
             self.cells[cell] = story.branch_row(step, beam);
             open.digest = mix(open.digest, self.cells[cell]);
         }

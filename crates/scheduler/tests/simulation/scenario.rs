@@ -185,6 +185,13 @@ impl Traffic {
         let beam_width = rng.within(1, scenario.config.max_beam_width);
         let min_beam_width =
             if rng.permille(scenario.may_degrade) { rng.within(1, beam_width) } else { beam_width };
+        let beam_widths = rng.permille(300).then(|| {
+            let mut widths: Vec<usize> = (0..generated_steps).map(|_| rng.within(1, beam_width)).collect();
+            if let Some(widest) = widths.iter_mut().max() {
+                *widest = beam_width;
+            }
+            Arc::from(widths)
+        });
         // The class is a property of the model: of the tenant, here.
         let reuse = scenario.reuse[tenant % scenario.reuse.len()];
         let shape = scenario.shapes[tenant % scenario.shapes.len()];
@@ -211,6 +218,7 @@ impl Traffic {
             reuse,
             shape,
             beam_width,
+            beam_widths: beam_widths.clone(),
             min_beam_width,
             priority,
             keeps_branches: true,
@@ -225,6 +233,7 @@ impl Traffic {
                 reuse: if shape == ContextShape::Whole { ReuseClass::WithinRequest } else { reuse },
                 shape,
                 beam_width,
+                beam_widths,
                 min_beam_width,
                 generated_steps,
                 finishes_at,

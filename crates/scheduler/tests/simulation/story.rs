@@ -24,6 +24,7 @@ pub(crate) struct Story {
     /// The model refuses a part of a context of shape `Whole`.
     pub(crate) shape: ContextShape,
     pub(crate) beam_width: usize,
+    pub(crate) beam_widths: Option<Arc<[usize]>>,
     pub(crate) min_beam_width: usize,
     pub(crate) generated_steps: usize,
     /// The model answers already at this expansion, when it comes before the last.
@@ -74,8 +75,19 @@ impl Story {
 
     /// Beams alive after expansion number `expansion` (from 1) of a beam of `width`.
     pub(crate) fn rows_after(&self, expansion: usize, width: usize) -> usize {
+        let width = width.min(self.width_at(expansion - 1));
         let dice = mix(mix(self.id, 2), expansion as u64);
         if dice.is_multiple_of(4) { 1 + (dice >> 8) as usize % width } else { width }
+    }
+
+    /// Beams asked for of expansion number `expansion` (from 0).
+    fn width_at(&self, expansion: usize) -> usize {
+        self.beam_widths.as_ref().map_or(self.beam_width, |widths| widths[expansion])
+    }
+
+    /// The first of the branch rows of a step: behind those that the steps before it may have had.
+    pub(crate) fn first_row(&self, step: usize) -> usize {
+        (0..step).map(|step| self.width_at(step)).sum()
     }
 
     /// What lies in a branch row.

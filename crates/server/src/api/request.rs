@@ -48,6 +48,11 @@ pub struct RecommendRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[serde(default, deserialize_with = "read::<Option<Whole<u64>>, _>")]
     pub beam_width: Option<u64>,
+    /// Instead of `beam_width`: how many hypotheses survive each level of the semantic ID that is generated, first level
+    /// first, those of `sid_prefix` not among them. The last is at least `num_items`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "read::<Option<Vec<Whole<u64>>>, _>")]
+    pub beam_widths: Option<Vec<u64>>,
     /// The model: `name` for the version that its label `stable` points at, `name@label`, or `name@version` with the
     /// first 12 digits of the checkpoint's sha256. Default: the name that the server was started with.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,7 +70,8 @@ pub struct RecommendRequest {
     /// Who goes first. Default `interactive`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<Priority>,
-    /// Whether the beam may be narrowed, down to `num_items`, to make the deadline. The answer says so in `degraded`.
+    /// Whether the beam may be narrowed, down to `num_items`, to make the deadline. The answer says so in `degraded`. Of
+    /// `beam_widths`, those that are wider than the narrowed beam become as wide as that, and the others stay.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_degraded: Option<bool>,
     /// Whether history items that the catalog does not have are an error.

@@ -144,7 +144,7 @@ pub enum Reason {
 pub struct Degraded {
     /// Why.
     pub reason: DegradedReason,
-    /// Beams asked for.
+    /// Beams asked for; of `beam_widths` the widest.
     pub beam_width_asked: u64,
     /// Milliseconds that they were estimated to take.
     pub needed_ms: f64,
@@ -167,7 +167,7 @@ pub struct Usage {
     pub context_tokens: u64,
     /// Those of them that were cached.
     pub cached_tokens: u64,
-    /// Beams; never more than there are allowed semantic IDs.
+    /// Beams, of `beam_widths` the widest; never more than there are allowed semantic IDs.
     pub beam_width: u64,
     /// Passes through the model.
     pub steps: u64,

@@ -39,7 +39,7 @@ pub(super) struct Args {
     cold_start: bool,
     /// A whole request, as JSON: the body of POST /v1/recommend, from a file, or - for stdin.
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "history", "prompt", "cold_start", "query_time", "num_items", "beam_width", "allowed_set", "sid_prefix", "exclude",
+        "history", "prompt", "cold_start", "query_time", "num_items", "beam_width", "beam_widths", "allowed_set", "sid_prefix", "exclude",
         "exclude_seen", "require_tags", "forbid_tags",
     ])]
     request: Option<PathBuf>,
@@ -52,6 +52,9 @@ pub(super) struct Args {
     /// Width of the beam [default: 50, or --num-items if that is more].
     #[arg(short, long, value_name = "N")]
     beam_width: Option<u64>,
+    /// Instead of one width: how many hypotheses survive each level of the semantic ID, as in 10,50,80.
+    #[arg(long, value_name = "WIDTHS", value_delimiter = ',', conflicts_with = "beam_width")]
+    beam_widths: Option<Vec<u64>>,
     /// Scores relative to the allowed continuations instead of the whole vocabulary.
     #[arg(long)]
     allowed_set: bool,
@@ -173,6 +176,7 @@ fn request(args: Args) -> RecommendRequest {
         sid_prefix: args.sid_prefix.map(|parts| parts.into_iter().map(part).collect()),
         num_items: args.num_items,
         beam_width: args.beam_width,
+        beam_widths: args.beam_widths,
         query_time: args.query_time.or(newest),
         normalization: args.allowed_set.then_some(Normalization::AllowedSet),
         filters: Some(Filters {

@@ -369,6 +369,7 @@ impl Opened {
         let served = Served {
             name: name.to_owned(),
             digest,
+            device: settings.engine.device,
             weight_format,
             kv_format: settings.engine.kv_format,
             family,

@@ -9,18 +9,26 @@ use crate::error::Error;
 use crate::settings::RequestLimits;
 
 /// What is asked, with defaults applied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     pub(super) num_items: usize,
+    /// The widest of all levels.
     pub(super) beam_width: usize,
+    /// By level, where they may differ.
+    pub(super) beam_widths: Option<Vec<usize>>,
     pub(super) timeout: Option<Duration>,
     pub(super) allow_degraded: bool,
 }
 
 impl Asked {
+    /// A width for each level, if they are not all the same.
+    pub(super) fn differing_widths(&self) -> Option<&[usize]> {
+        self.beam_widths.as_deref().filter(|widths| widths.windows(2).any(|pair| pair[0] != pair[1]))
+    }
+
     /// So many beams, and as many items.
     pub(super) fn of_width(width: usize) -> Self {
-        Self { num_items: width, beam_width: width, timeout: None, allow_degraded: false }
+        Self { num_items: width, beam_width: width, beam_widths: None, timeout: None, allow_degraded: false }
     }
 }
 
@@ -42,23 +50,62 @@ pub(super) fn recommend(request: &RecommendRequest, limits: &RequestLimits) -> R
         return Err(invalid("num_items", "must be at least 1"));
     }
     at_most("num_items", num_items, "items", limits.max_num_items)?;
-    let beam_width = request.beam_width.unwrap_or(num_items.max(limits.default_beam_width as u64));
-    if beam_width == 0 {
-        return Err(invalid("beam_width", "must be at least 1"));
-    }
-    at_most("beam_width", beam_width, "beams", limits.max_beam_width)?;
-    if beam_width < num_items {
-        return Err(invalid(
-            "beam_width",
-            format!("is {beam_width}, but {num_items} items are asked for: it must be at least as many"),
-        ));
-    }
+    let default = num_items.max(limits.default_beam_width as u64);
+    let beam_widths = match (&request.beam_widths, request.beam_width) {
+        (None, width) => {
+            check_width("beam_width", width.unwrap_or(default), num_items, limits)?;
+            None
+        }
+        (Some(_), Some(_)) => {
+            let message = "give only one of beam_width and beam_widths".into();
+            return Err(Error::InvalidRequest { message, param: Some("beam_widths".into()) });
+        }
+        (Some(widths), None) => {
+            at_most("beam_widths", widths.len() as u64, "widths", limits.max_list_items)?;
+            let Some((last, before)) = widths.split_last() else {
+                return Err(invalid("beam_widths", "is empty: give a width for each level"));
+            };
+            before.iter().try_for_each(|&width| check_width("beam_widths", width, 1, limits))?;
+            check_width("beam_widths", *last, num_items, limits)?;
+            Some(widths.iter().map(|&width| width as usize).collect::<Vec<_>>())
+        }
+    };
+    let widest = beam_widths.iter().flatten().max().copied();
     Ok(Asked {
         num_items: num_items as usize,
-        beam_width: beam_width as usize,
+        beam_width: widest.unwrap_or(request.beam_width.unwrap_or(default) as usize),
+        beam_widths,
         timeout,
         allow_degraded: request.allow_degraded.unwrap_or(false),
     })
+}
+
+/// Whether a beam is neither too wide nor too narrow for so many items.
+fn check_width(param: &'static str, width: u64, items: u64, limits: &RequestLimits) -> Result<(), Error> {
+    if width == 0 {
+        return Err(invalid(param, "must be at least 1"));
+    }
+    at_most(param, width, "beams", limits.max_beam_width)?;
+    if width < items {
+        let what = if param == "beam_width" { "is" } else { "ends with" };
+        let message = format!("{what} {width}, but {items} items are asked for: it must be at least as many");
+        return Err(invalid(param, message));
+    }
+    Ok(())
+}
+
+/// Whether there is a width for each level that is generated.
+pub(super) fn widths_of_levels(asked: &Asked, levels: usize) -> Result<(), Error> {
+    match asked.beam_widths.as_ref().map(Vec::len) {
+        Some(_) if levels == 0 => {
+            Err(invalid("beam_widths", "has no meaning here: no level of a semantic ID is generated"))
+        }
+        Some(given) if given != levels => Err(invalid(
+            "beam_widths",
+            format!("has {given} widths, but the levels generated are {levels}: give one for each"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Checks what every request has, and returns its timeout.

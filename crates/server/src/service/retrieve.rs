@@ -9,7 +9,7 @@ use beamline_model::executor::hstu::{HstuAnswer, HstuJob, Retrieve, Work};
 use beamline_model::families::hstu::retrieval::Scored;
 use beamline_scheduler::Micros;
 
-use super::checks::Asked;
+use super::checks::{self, Asked};
 use super::events::{self, Given};
 use super::family::HstuFamily;
 use super::search::filter;
@@ -33,6 +33,7 @@ impl Service {
             let message = "has no meaning for a model that retrieves".into();
             return Err(Error::InvalidValue { param: "sid_prefix", message });
         }
+        checks::widths_of_levels(asked, 0)?;
         let none = BTreeMap::new();
         let given = Given::of(request, &none, &[])?;
         let build = || {

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use beamline_catalog::{Filter, FilterSpec, ItemIndex};
 use beamline_kv_cache::SessionKey;
-use beamline_model::decode::{self, SearchRequest};
+use beamline_model::decode::{self, SearchRequest, Step};
 use beamline_model::executor::any::{Answer, AnyJob};
 use beamline_scheduler::{Micros, Request, RequestId};
 
-use super::checks::Asked;
+use super::checks::{self, Asked};
 use super::context::{self, Context, Input};
 use super::{Served, Service, degraded, nearest, preparing, slate, timings, usage};
 use crate::api::{self, Normalization, RecommendRequest, RecommendResponse};
 use crate::error::Error;
+use crate::settings::DeviceChoice;
 
 /// A context and a filter, ready for the engine.
 struct Prepared {
@@ -34,6 +35,13 @@ impl Service {
     ) -> Result<RecommendResponse, Error> {
         if !served.family.tasks().contains(&"recommend") {
             return Err(Error::TaskNotSupported(served.family.tasks()));
+        }
+        let prefix = request.sid_prefix.as_ref().map_or(0, Vec::len);
+        let levels = served.family.steps().iter().filter(|step| **step == Step::Level).count();
+        checks::widths_of_levels(asked, levels.saturating_sub(prefix))?;
+        if asked.differing_widths().is_some() && served.device != DeviceChoice::Cpu {
+            let message = "has a width for each level, which only the CPU has: give beam_width".into();
+            return Err(Error::InvalidValue { param: "beam_widths", message });
         }
         let build = || self.build(served, request);
         let Prepared { context, search, leaves } =
@@ -105,20 +113,40 @@ pub(super) fn search_of(
             Normalization::AllowedSet => decode::Normalization::AllowedSet,
         },
         normalize_over: None,
+        widths: None,
     }
 }
 
 /// What of a beam the engine needs to know: the search, what was asked, and how many leaves it may find.
 type Beam<'a> = (SearchRequest, &'a Asked, usize);
 
+/// A width for each step, out of one for each level; no beam is wider than there are leaves. A token that is always the same
+/// continues each beam by one.
+fn widths_of_steps(steps: &[Step], levels: &[usize], leaves: usize) -> Arc<[usize]> {
+    let mut levels = levels.iter();
+    let mut width = 1;
+    let of_step = |step: &Step| {
+        if *step == Step::Level {
+            width = levels.next().map_or(width, |&level| level.min(leaves));
+        }
+        width
+    };
+    steps.iter().map(of_step).collect()
+}
+
 /// A request for the engine: a context, and a search from its end if there is one.
 pub(super) fn engine_request(
     served: &Served,
     request: &RecommendRequest,
     input: &Input,
-    beam: Option<Beam<'_>>,
+    mut beam: Option<Beam<'_>>,
     deadline: Option<Micros>,
 ) -> Request<AnyJob> {
+    if let Some((search, asked, leaves)) = &mut beam {
+        let widths = asked.differing_widths();
+        search.widths = widths.map(|levels| widths_of_steps(&search.steps, levels, *leaves));
+    }
+    let beam_widths = beam.as_ref().and_then(|(search, ..)| search.widths.clone());
     let namespace = served.namespace(request.tenant.as_deref().unwrap_or_default());
     // More beams than leaves would only reserve pages: nothing is pruned either way.
     let width = beam.as_ref().map_or(0, |(_, asked, leaves)| asked.beam_width.min(*leaves));
@@ -136,6 +164,7 @@ pub(super) fn engine_request(
         reuse: input.reuse(),
         shape: input.shape(),
         beam_width: width,
+        beam_widths,
         min_beam_width: least,
         priority: request.priority.unwrap_or_default().into(),
         keeps_branches: true,

@@ -15,6 +15,7 @@ use beamline_scheduler::{EngineHandle, Micros, Request, RequestId};
 use super::family::{Family, HstuFamily};
 use crate::api::{CatalogInfo, MemoryInfo, ModelInfo, ModelName, ModelState, Priority};
 use crate::runtime::budget::Reservation;
+use crate::settings::DeviceChoice;
 
 /// Who asks, and how urgent it is.
 pub(super) struct Whose<'a> {
@@ -68,6 +69,8 @@ pub struct Served {
     pub name: String,
     /// sha256 of the checkpoint.
     pub digest: String,
+    /// Where it runs.
+    pub device: DeviceChoice,
     /// How its weights are kept.
     pub weight_format: WeightFormat,
     /// How keys and values are kept.
@@ -139,6 +142,7 @@ impl Served {
             reuse: family.config.reuse(),
             shape: family.config.context_shape(),
             beam_width: width,
+            beam_widths: None,
             min_beam_width: width,
             priority: priority.unwrap_or_default().into(),
             keeps_branches: false,

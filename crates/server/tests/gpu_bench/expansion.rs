@@ -48,6 +48,7 @@ pub(crate) fn measure(device: &Arc<dyn Device>, args: &Args, output: &mut Output
             steps: vec![Step::Level; levels].into(),
             normalization: Normalization::FullVocab,
             normalize_over: None,
+            widths: None,
         };
         let mut times = vec![Vec::new(); levels];
         for _ in 0..args.repetitions.max(2) {

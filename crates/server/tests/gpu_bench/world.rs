@@ -153,6 +153,7 @@ impl World {
             steps: Arc::clone(&self.steps),
             normalization: Normalization::FullVocab,
             normalize_over: None,
+            widths: None,
         };
         let namespace = Namespace::new(b"gpu_bench", &tenant.to_le_bytes());
         Request {
@@ -164,6 +165,7 @@ impl World {
             reuse: ReuseClass::CrossRequest,
             shape: beamline_scheduler::ContextShape::Causal,
             beam_width: beams,
+            beam_widths: None,
             min_beam_width: beams,
             priority: Priority::Interactive,
             keeps_branches: true,

@@ -137,6 +137,15 @@ fn recommend_prints_a_table_or_json() {
     let answer: Value = serde_json::from_slice(&json.stdout).unwrap();
     assert!(answer["items"].as_array().unwrap().iter().all(|item| item["sid"][0] == 4));
 
+    let json = run(&["--history", &past, "-n", "3", "--json", "--beam-widths", "5,9,3"]);
+    let answer: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(
+        (&answer["usage"]["beam_width"], &answer["items_returned"]),
+        (&Value::from(9), &Value::from(3))
+    );
+    let both = run(&["--history", &past, "--beam-widths", "5,9,10", "--beam-width", "9"]);
+    assert_eq!(both.status.code(), Some(2), "one width or several");
+
     let error = run(&["--history", "stranger"]);
     assert_eq!(error.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&error.stderr).contains("no_known_items"));

@@ -39,6 +39,9 @@ fn bodies_that_are_no_request() {
     shaped(json!({"history": [], "num_items": "ten"}), "num_items");
     shaped(json!({"history": [], "num_items": 1.5}), "num_items");
     shaped(json!({"history": [], "beam_width": -1}), "beam_width");
+    shaped(json!({"history": [], "beam_widths": [9, -1, 9]}), "beam_widths[1]");
+    shaped(json!({"history": [], "beam_widths": 9}), "beam_widths");
+    shaped(json!({"history": [], "beam_width": 9, "beam_widths": [9, 9, 9]}), "beam_widths");
     shaped(json!({"history": [], "normalization": "softmax"}), "normalization");
     shaped(json!({"history": [], "priority": "urgent"}), "priority");
     shaped(json!({"history": [], "beams": 5}), "beams");
@@ -85,6 +88,16 @@ fn values_that_mean_nothing_or_are_over_their_limits() {
     refused(json!({"history": [], "beam_width": 513}), "limit_exceeded", "beam_width");
     refused(json!({"history": [], "beam_width": u64::MAX}), "limit_exceeded", "beam_width");
     refused(json!({"history": [], "beam_width": 9, "num_items": 10}), "invalid_value", "beam_width");
+    for widths in
+        [json!([]), json!([50, 50]), json!([50, 50, 50, 50]), json!([0, 50, 50]), json!([50, 50, 9])]
+    {
+        refused(json!({"history": [], "beam_widths": widths}), "invalid_value", "beam_widths");
+    }
+    let prefix = json!({"history": [], "sid_prefix": [1], "beam_widths": [50, 50, 50]});
+    refused(prefix, "invalid_value", "beam_widths");
+    refused(json!({"history": [], "beam_widths": [513, 50, 50]}), "limit_exceeded", "beam_widths");
+    refused(json!({"history": [], "beam_widths": [50, 50, 513]}), "limit_exceeded", "beam_widths");
+    refused(json!({"history": [], "beam_widths": vec![50; 21]}), "limit_exceeded", "beam_widths");
     refused(json!({"history": [], "timeout_ms": 0}), "invalid_value", "timeout_ms");
     refused(json!({"history": [], "timeout_ms": 60_001}), "limit_exceeded", "timeout_ms");
     refused(json!({"history": [], "timeout_ms": u64::MAX}), "limit_exceeded", "timeout_ms");

@@ -36,6 +36,7 @@ fn whatever_is_sent_has_an_answer() {
         "sid_prefix",
         "num_items",
         "beam_width",
+        "beam_widths",
         "model",
         "normalization",
         "priority",

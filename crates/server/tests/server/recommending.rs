@@ -265,3 +265,43 @@ fn items_that_share_a_sid_come_in_catalog_order_and_the_list_is_cut() {
         }
     }
 }
+
+#[test]
+fn a_beam_width_for_each_level_is_kept_to_level_by_level() {
+    let server = Server::start(CASE, &[]);
+    let past = history(&items(CASE)[..9]);
+    let ask = |more: Value| {
+        let mut request = json!({"history": past, "num_items": 9});
+        request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        server.recommend(&request).ok()
+    };
+    let one = ask(json!({"beam_width": 40}));
+    let equal = ask(json!({"beam_widths": [40, 40, 40]}));
+    assert_eq!(
+        (&one["items"], &one["usage"]["beam_width"]),
+        (&equal["items"], &equal["usage"]["beam_width"])
+    );
+
+    let narrow = ask(json!({"beam_widths": [2, 3, 9]}));
+    assert_eq!(narrow["usage"]["beam_width"], 9);
+    let found = narrow["items"].as_array().unwrap();
+    let prefixes = |levels: usize| {
+        let sids = found.iter().map(|item| item["sid"].as_array().unwrap()[..levels].to_vec());
+        let mut all: Vec<_> = sids.collect();
+        all.dedup();
+        all.sort_by_key(|prefix| json!(prefix).to_string());
+        all.dedup();
+        all.len()
+    };
+    assert!(!found.is_empty() && prefixes(1) <= 2 && prefixes(2) <= 3, "{narrow}");
+    // Every score is that of the same item in an exhaustive answer.
+    let all = ask(json!({"beam_width": 130, "num_items": 130}));
+    for item in found {
+        let same = all["items"].as_array().unwrap().iter().find(|other| other["item_id"] == item["item_id"]);
+        let difference = item["score"].as_f64().unwrap() - same.unwrap()["score"].as_f64().unwrap();
+        assert_eq!(difference, 0.0, "{item}");
+    }
+    let first = found[0]["sid"][0].clone();
+    let after = ask(json!({"beam_widths": [4, 9], "sid_prefix": [first]}));
+    assert!(after["items_returned"].as_u64() > Some(0), "{after}");
+}

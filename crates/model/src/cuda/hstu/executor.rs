@@ -340,6 +340,7 @@ fn one_level(wanted: &Retrieve) -> SearchRequest {
         steps: [Generated::Level].into(),
         normalization: Normalization::FullVocab,
         normalize_over: None,
+        widths: None,
     }
 }
 

@@ -22,7 +22,7 @@ use crate::cli::lines::Line;
 use crate::error::Error;
 
 /// Columns that mean something.
-const KNOWN: [&str; 19] = [
+const KNOWN: [&str; 20] = [
     "id",
     "user_id",
     "history",
@@ -31,6 +31,7 @@ const KNOWN: [&str; 19] = [
     "sid_prefix",
     "num_items",
     "beam_width",
+    "beam_widths",
     "model",
     "normalization",
     "filters",
