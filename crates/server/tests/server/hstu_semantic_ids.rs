@@ -171,7 +171,10 @@ fn wrong_inputs_are_named() {
     with("history", json!([])).fails(422, "empty_history");
     assert_eq!(with("sid_prefix", json!([0, 1, 2])).fails(422, "invalid_value")["param"], "sid_prefix");
     with("sid_prefix", json!([8])).fails(422, "unknown_sid_prefix");
-    assert_eq!(with("beam_widths", json!([9, 9])).fails(422, "invalid_value")["param"], "beam_widths");
+    let mut widths = visit(2, "a");
+    widths.as_object_mut().unwrap().remove("beam_width");
+    widths["beam_widths"] = json!([9, 9]);
+    assert_eq!(server.recommend(&widths).fails(422, "invalid_value")["param"], "beam_widths");
     server.recommend(&json!({"token_ids": [1, 2]})).fails(400, "invalid_request");
     // A code without a token is refused with the catalog.
     let lines = r#"{"item_id": "far", "sid": [0, 1, 8]}"#;
