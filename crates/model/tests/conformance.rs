@@ -258,8 +258,10 @@ fn compare(
         }
     }
     let clear = |name: &str| record[name].as_f64().is_none_or(|gap| gap > 2.0 * tolerance);
-    // Rows that are equal are rounded equally here, so ties at the cut are decided by the tie rule too.
-    if clear("smallest_cut_gap") {
+    // Rows that are equal are rounded equally here, so ties at the cut are decided by the tie rule too. The gaps beside one are not
+    // on record, and bfloat16 may close them.
+    let tied = tolerance >= BF16_SCORES && record["tie_at_cut"] == true;
+    if clear("smallest_cut_gap") && !tied {
         let (mut a, mut b) = (found.paths.clone(), expected.paths.clone());
         a.sort();
         b.sort();
