@@ -90,8 +90,8 @@ impl<'a> PageWrites<'a> {
     pub(crate) fn write(self, cpu: &Cpu, new: NewRows<'_>) {
         assert_eq!(new.rows.len(), self.destinations.len() * new.width, "a row for every destination");
         cpu.each(self.heads.len(), 1, |index| {
-            // SAFETY: only this holds the right to write the places of its rows.
             match self.heads[index] {
+                // SAFETY: only this holds the right to write the places of its rows.
                 HeadWriter::F32(head) => unsafe {
                     write_head(cpu.isa(), head, self.destinations, new, index)
                 },
