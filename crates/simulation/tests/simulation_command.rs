@@ -1,5 +1,8 @@
 //! The command as `cargo xtask` calls it: what it reads, prints and refuses.
 
+// Helpers are tests too.
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::process::{Command, Output};
 

@@ -55,7 +55,7 @@ pub(super) type Reply<A> = oneshot::Sender<Result<Completed<A>, Unserved>>;
 /// What handles tell the thread.
 pub(super) enum Command<P, A> {
     Submit {
-        request: Request<P>,
+        request: Box<Request<P>>,
         submitted_at: Micros,
         reply: Reply<A>,
         /// Held until admission.
@@ -114,7 +114,7 @@ impl<P, A> EngineHandle<P, A> {
         let id = RequestId(self.shared.next_id());
         request.id = id;
         let (reply, answer) = oneshot::channel();
-        let command = Command::Submit { request, submitted_at, reply, place };
+        let command = Command::Submit { request: Box::new(request), submitted_at, reply, place };
         self.commands.send(command).map_err(|_| Refusal::ShuttingDown)?;
         Ok(Ticket { id, answer })
     }

@@ -144,7 +144,8 @@ where
         let Command::Submit { request, submitted_at, reply, place } = command else { return };
         let before = self.waiting.insert(request.id, Waiting { reply, place: Some(place), fetch: None });
         assert!(before.is_none(), "the engine gives every request an id of its own");
-        if let Some(ready) = self.lobby.enter(self.shared.now(), submitted_at, request, &mut self.scheduler) {
+        if let Some(ready) = self.lobby.enter(self.shared.now(), submitted_at, *request, &mut self.scheduler)
+        {
             self.submit(ready);
         }
     }

@@ -39,7 +39,7 @@ pub(super) enum Seating<P> {
     /// It was over at once: all that it wanted was there.
     Over,
     /// There is no room for it now.
-    NoRoom(Queued<P>),
+    NoRoom(Box<Queued<P>>),
 }
 
 /// Rows that are computed before a request.
@@ -198,7 +198,7 @@ impl<P> Scheduler<P> {
             Seating::Seated(slot) => Some(slot),
             Seating::Over => None,
             Seating::NoRoom(queued) => {
-                self.tenants.put_back(index, queued);
+                self.tenants.put_back(index, *queued);
                 self.no_room = Some(candidate.id());
                 None
             }
@@ -213,7 +213,7 @@ impl<P> Scheduler<P> {
         head: Queued<P>,
         events: &mut Vec<Event<P, A>>,
     ) -> Seating<P> {
-        let Some(held) = self.hold_pages(slot, &head) else { return Seating::NoRoom(head) };
+        let Some(held) = self.hold_pages(slot, &head) else { return Seating::NoRoom(Box::new(head)) };
         let Held { cached, restored, cost } = held;
         let Queued { request, demand, queued_at, goal } = head;
         let (id, len) = (request.id, request.context_len);

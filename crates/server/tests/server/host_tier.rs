@@ -71,7 +71,6 @@ fn evicted_contexts_come_back(with: &Server, without: &Server, more: &[&str]) {
             }
         }
     }
-    println!("cached tokens with host memory {}, without {}", saved[0], saved[1]);
     assert!(saved[0] > 5 * saved[1].max(1000), "{saved:?}");
     with.wait_for("the engine's numbers", |server| {
         server.metric("beamline_prefix_tokens_total", "restored") > 10_000.0
