@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Part of the time until a deadline that must be to spare when a request is accepted behind others.
-const SPARE: u64 = 8;
+const SPARE: u64 = 5;
 
 /// What became of a request that was to get a seat.
 pub(super) enum Seating<P> {
@@ -78,11 +78,16 @@ impl<P> Scheduler<P> {
     pub(super) fn drop_hopeless<A>(&mut self, now: Micros, events: &mut Vec<Event<P, A>>) {
         let mut before = vec![0_u64; self.tenants.ids().count()];
         let mut order = std::mem::take(&mut self.order);
+        let others_go_first = order.first().is_some_and(|first| !first.is_behind());
         order.retain(|candidate| {
             let before = &mut before[candidate.tenant.index()];
             let rows = before.saturating_add(candidate.rows);
             let left = candidate.deadline.filter(|_| candidate.slot.is_none());
-            let late = left.map_or(0, |by| self.time_of(rows).0.saturating_sub(by.since(now).0));
+            // Beside those on time, whoever is behind is served at its share: it would be begun and not ended.
+            let percent = if others_go_first { self.percent_of(candidate.class()) } else { 100 };
+            let own = self.time_of(candidate.rows).0.saturating_mul(100) / percent;
+            let takes = self.time_of(*before).0.saturating_add(own);
+            let late = left.map_or(0, |by| takes.saturating_sub(by.since(now).0));
             // What would be late alone is tried: an estimate may be wrong.
             if late == 0 || *before == 0 {
                 *before = rows;
@@ -123,17 +128,23 @@ impl<P> Scheduler<P> {
         }
         // Those behind get their share meanwhile.
         let others = self.percent_behind();
-        let soon = self.time_of(before.on_time.saturating_add(own)).0.saturating_mul(100) / (100 - others);
+        // Its own time is that which its goal was made of.
+        let alone = self.alone(request.generated_steps.max(1) as u64, own);
+        let soon =
+            self.time_of(before.on_time).0.saturating_add(alone.0).saturating_mul(100) / (100 - others);
         let span = goal.since(now);
         let in_time = soon <= left.0 && soon.saturating_add(self.margin(span.0)) <= span.0;
         if request.priority == Priority::Interactive && in_time {
             return None;
         }
         let behind = self.time_of(before.behind.saturating_add(own)).0.saturating_mul(WHOLE);
-        let share = match request.priority {
-            Priority::Interactive => self.behind.share(Class::Late, self.limits.config.late_share),
-            _ => self.behind.share(Class::Batch, self.limits.config.batch_share),
+        let (class, percent) = match request.priority {
+            Priority::Interactive => (Class::Late, self.limits.config.late_share),
+            _ => (Class::Batch, self.limits.config.batch_share),
         };
+        // While somebody is on time, others get what they are owed, whatever they got before.
+        let owed = (WHOLE * percent / 100).max(1);
+        let share = if before.all_on_time > 0 { owed } else { self.behind.share(class, percent) };
         let last = self.time_of(before.all_on_time).0.saturating_add(behind / share);
         // An estimate may be wrong: whoever were accepted for the last moment would wait in vain.
         let left = left.0 - left.0 / SPARE;

@@ -112,7 +112,7 @@ impl<P> Scheduler<P> {
     }
 
     /// What so much takes alone.
-    fn alone(&self, steps: u64, rows: u64) -> Micros {
+    pub(super) fn alone(&self, steps: u64, rows: u64) -> Micros {
         self.pace.curve().map_or(Micros(0), |curve| curve.time_of(steps, rows))
     }
 
@@ -256,11 +256,16 @@ impl<P> Scheduler<P> {
 
     /// What those behind take of the rows while others go first, in percent.
     pub(super) fn percent_behind(&self) -> u64 {
-        let behind = self.order.iter().find(|candidate| candidate.is_behind()).map(Candidate::class);
-        match behind {
-            Some(Class::Late) => self.limits.config.late_share,
-            Some(_) => self.limits.config.batch_share,
-            None => 0,
+        let behind = self.order.iter().find(|candidate| candidate.is_behind());
+        behind.map_or(0, |candidate| self.percent_of(candidate.class()))
+    }
+
+    /// What a class gets of the rows while others go first, in percent; never none.
+    pub(super) fn percent_of(&self, class: Class) -> u64 {
+        match class {
+            Class::OnTime => 100,
+            Class::Late => self.limits.config.late_share,
+            Class::Batch | Class::Shadow => self.limits.config.batch_share,
         }
     }
 }

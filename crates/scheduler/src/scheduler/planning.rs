@@ -6,9 +6,9 @@
 //! are computed one after the other, beams together, and on a device everybody goes together. The
 //! curve that says so is measured, and so is the load; see `pace`.
 //!
-//! - While there are others, or were in the last second, a step holds as many rows as take
-//!   `max_step_time`, at least `min_step_rows`: whoever comes next waits no longer. A beam is not
-//!   cut, nor is a context that cannot be.
+//! - A step holds as many rows as take `max_step_time`, and at least `min_step_rows`, so that the
+//!   next request waits no longer. It takes up to 16 times as long while there was only one request
+//!   for a second. A beam is not cut, nor is a context that cannot be.
 //! - Nobody shares a step where that would make one of those in it miss its goal.
 //! - Context rows are bounded by `max_step_tokens`, branch rows by `max_branch_rows`.
 //! - A request is admitted when it is first, or shares; one more waits in a seat, so that its pages
@@ -34,6 +34,9 @@ use crate::{
 
 /// How long steps stay short after there was last more than one request.
 const CROWDED: Micros = Micros(1_000_000);
+/// How many times longer a step may take while there is one request only. Another one that comes
+/// waits for the end of this step, so it has a bound as well.
+const ALONE: u64 = 16;
 /// Rows of a step before it is known what they take.
 const UNKNOWN_BURST: usize = 1024;
 
@@ -164,7 +167,9 @@ impl<P> Scheduler<P> {
             self.crowded_at = Some(now);
         }
         let crowded = self.crowded_at.is_some_and(|at| now.since(at) < CROWDED);
-        let rows = self.pace.curve().filter(|_| crowded).map(|curve| curve.rows_in(max_step_time));
+        let times = if crowded { 1 } else { ALONE };
+        let time = Micros(max_step_time.0.saturating_mul(times));
+        let rows = self.pace.curve().map(|curve| curve.rows_in(time));
         let all = max_step_tokens.saturating_add(max_branch_rows);
         rows.map_or(all, |rows| rows.max(min_step_rows).min(all))
     }
