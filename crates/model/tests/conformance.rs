@@ -22,11 +22,13 @@ use serde_json::Value;
 const HIDDEN: f64 = 5e-5;
 const LOGITS: f64 = 2e-4;
 const SCORES: f64 = 2e-4;
-/// Tolerances with keys and values in bfloat16, which keep 8 bits. Found on the repository's fixtures, where at most six tenths of
+/// Tolerances with keys and values in bfloat16, which keep 8 bits. Found on the repository's fixtures, where at most four fifths of
 /// each is used.
 const BF16_HIDDEN: f64 = 0.05;
 const BF16_LOGITS: f64 = 0.25;
-const BF16_SCORES: f64 = 0.3;
+const BF16_SCORES: f64 = 0.15;
+/// An unlikely path adds up larger errors: its score may differ by this part of it.
+const BF16_PART: f64 = 0.005;
 
 /// A checkpoint with what is expected of it.
 struct Case {
@@ -248,16 +250,22 @@ fn compare(
     what: &str,
 ) {
     let expected = expected(record);
+    let part = if tolerance >= BF16_SCORES { BF16_PART } else { 0.0 };
+    let within = |score: f64| tolerance.max(part * score.abs());
     assert_eq!(found.paths.len(), expected.paths.len(), "{what}: length");
     assert!(found.scores.windows(2).all(|pair| pair[0] >= pair[1]), "{what}: sorted");
     let mut known = everywhere.clone();
     known.extend(expected.paths.iter().cloned().zip(expected.scores.iter().copied()));
     for (path, score) in found.paths.iter().zip(&found.scores) {
         if let Some(expected) = known.get(path) {
-            assert!((score - expected).abs() <= tolerance, "{what}: {path:?} {score} against {expected}");
+            assert!(
+                (score - expected).abs() <= within(*expected),
+                "{what}: {path:?} {score} against {expected}"
+            );
         }
     }
-    let clear = |name: &str| record[name].as_f64().is_none_or(|gap| gap > 2.0 * tolerance);
+    let widest = expected.scores.last().map_or(tolerance, |score| within(*score));
+    let clear = |name: &str| record[name].as_f64().is_none_or(|gap| gap > 2.0 * widest);
     // Rows that are equal are rounded equally here, so ties at the cut are decided by the tie rule too. The gaps beside one are not
     // on record, and bfloat16 may close them.
     let tied = tolerance >= BF16_SCORES && record["tie_at_cut"] == true;
@@ -267,7 +275,7 @@ fn compare(
         b.sort();
         assert_eq!(a, b, "{what}: set of paths");
         for (found, expected) in found.scores.iter().zip(&expected.scores) {
-            assert!((found - expected).abs() <= tolerance, "{what}: rank by rank");
+            assert!((found - expected).abs() <= within(*expected), "{what}: rank by rank");
         }
         if clear("smallest_rank_gap") {
             assert_eq!(found.paths, expected.paths, "{what}: order");
