@@ -20,9 +20,9 @@
 //!
 //! - A request is admitted only with every page that it will ever need. So a running request never
 //!   waits for memory: there is no preemption, no swapping and no deadlock.
-//! - Served first is who can still meet its goal, of those the tenant that had least, of its
-//!   requests the most urgent. Whoever missed the goal is owed a share of the rows. So nobody
-//!   starves, and nobody's burst delays another tenant by more than a step.
+//! - Requests that can meet their goal go first, of those the requests of the tenant that had least,
+//!   of those the most urgent. Requests that missed their goal are owed a share of the rows. So no
+//!   request starves, and the burst of a tenant delays another by about a step.
 //! - What could only be late, by the measured pace, is refused on arrival or dropped from the
 //!   queue. So under overload what is computed is answered in time.
 //! - Every accepted request ends exactly once, and its pages and slot are free when it has.

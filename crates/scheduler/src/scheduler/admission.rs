@@ -3,14 +3,13 @@
 //! A request is admitted when the next step is to compute for it, with all it will ever need: the
 //! pages of its context, less the cached prefix, and the pages of all its branch rows. Where host
 //! memory continues the prefix, the pages are there to be filled, not computed. So what runs can
-//! always go on, and what runs always ends. Whoever does not fit waits until it does, and nobody
-//! else is admitted meanwhile; since it would fit into an idle scheduler, it is admitted at the
-//! latest when all that runs has ended.
+//! always go on, and what runs always ends. A request that does not fit keeps its turn: requests
+//! after it are not admitted. It would fit into an idle scheduler, so it is admitted at the latest
+//! when all that runs has ended.
 //!
-//! What would be late is not begun. By the measured pace it is known when a request would be
-//! answered: one that could only be late is refused on arrival, and dropped if it turns out later.
-//! So under any load, what is computed is answered in time, and nobody waits for an answer that does
-//! not come.
+//! A request that would be late is not begun. The measured pace says when it would be answered. If
+//! that is too late, it is refused on arrival, or dropped when it turns out later. So what is
+//! computed is answered in time, under any load, and hardly a request waits in vain.
 
 use std::sync::Arc;
 
@@ -29,7 +28,7 @@ use crate::{
     time::Micros,
 };
 
-/// Part of the time until a deadline that must be to spare when a request is accepted behind others.
+/// A request is accepted behind others if it leaves a fifth of the time until its deadline.
 const SPARE: u64 = 5;
 
 /// What became of a request that was to get a seat.
@@ -45,11 +44,11 @@ pub(super) enum Seating<P> {
 /// Rows that are computed before a request.
 #[derive(Default)]
 struct Before {
-    /// Of whoever is on time, sooner than it.
+    /// Of requests on time whose goal comes first.
     on_time: u64,
-    /// Of all who are on time.
+    /// Of all requests on time.
     all_on_time: u64,
-    /// Of those behind.
+    /// Of requests behind.
     behind: u64,
 }
 
@@ -83,7 +82,7 @@ impl<P> Scheduler<P> {
             let before = &mut before[candidate.tenant.index()];
             let rows = before.saturating_add(candidate.rows);
             let left = candidate.deadline.filter(|_| candidate.slot.is_none());
-            // Beside those on time, whoever is behind is served at its share: it would be begun and not ended.
+            // Beside requests on time, one that is behind gets its share only. So it would begin and not end.
             let percent = if others_go_first { self.percent_of(candidate.class()) } else { 100 };
             let own = self.time_of(candidate.rows).0.saturating_mul(100) / percent;
             let takes = self.time_of(*before).0.saturating_add(own);
@@ -107,8 +106,8 @@ impl<P> Scheduler<P> {
         self.pace.time_of(rows).unwrap_or_default()
     }
 
-    /// Why a request that comes now would be late: on time behind those who are, or else behind
-    /// everybody.
+    /// Why a request that comes now would be late: among the requests on time, or else behind them
+    /// and all that are late.
     pub(super) fn late_behind_the_queue(
         &self,
         now: Micros,
@@ -142,16 +141,16 @@ impl<P> Scheduler<P> {
             Priority::Interactive => (Class::Late, self.limits.config.late_share),
             _ => (Class::Batch, self.limits.config.batch_share),
         };
-        // While somebody is on time, others get what they are owed, whatever they got before.
+        // While there are requests on time, those behind get no more than they are owed.
         let owed = (WHOLE * percent / 100).max(1);
         let share = if before.all_on_time > 0 { owed } else { self.behind.share(class, percent) };
         let last = self.time_of(before.all_on_time).0.saturating_add(behind / share);
-        // An estimate may be wrong: whoever were accepted for the last moment would wait in vain.
+        // An estimate may be wrong. A request that is accepted for the last moment may wait in vain.
         let left = left.0 - left.0 / SPARE;
         (last > left).then(|| Refusal::Backlog { late: Micros(last - left) })
     }
 
-    /// Those of its tenant that go first, and of each other tenant as much, because they share.
+    /// Rows of its tenant that go first, and at most as many of each other tenant: tenants share.
     fn rows_before(&self, request: &Request<P>, own: u64, goal: Micros) -> Before {
         let tenant = self.tenants.find(&request.namespace);
         let last = match request.priority {

@@ -1,22 +1,24 @@
 //! Who goes first.
 //!
-//! Every request has a *goal*, the moment at which it should be answered: `objective` after its
-//! arrival, or `stretch` times what it takes alone where that is longer, and never after its
-//! deadline. Served is, in this order:
+//! Every request has a *goal*: the moment at which it should be answered. It lies `objective` after
+//! the arrival, or `stretch` times what the request takes alone, where that is longer. It is never
+//! after the deadline. The order is:
 //!
-//! 1. whoever can still meet its goal, before those who cannot, before batch and shadow requests;
-//! 2. of those, the tenant that had least, see `tenants`;
-//! 3. of its requests, the one whose goal comes first; or, where goals are missed, the one that has
-//!    begun, then the one that has waited longest in proportion to its own.
+//! 1. requests that can meet their goal, then those that cannot, then batch, then shadow requests;
+//! 2. among those, the requests of the tenant that had least, see `tenants`;
+//! 3. among those, the request whose goal comes first. Where goals are missed: a request that has
+//!    begun, then the one that has waited longest in proportion to its own time.
 //!
-//! For requests that are alike this is first come, first served, each to its end. A small request
-//! goes before a large one that began earlier. Missed goals are forgiven, and come first, while all
-//! that is late together takes a few objectives. Beyond that the model is overloaded: then some miss
-//! their goal and all others meet theirs, instead of all missing them.
+//! Requests that are alike are served in the order of their arrival, each to its end. A small
+//! request goes before a large one that began earlier.
 //!
-//! Whoever is not of the first kind is *behind*. They are owed a part of the rows while others go
-//! first, `late_share` or `batch_share`, so that nobody waits for ever; what nobody else wants they
-//! get in any case.
+//! A missed goal is forgiven while all late work together takes a few objectives: it stays in its
+//! place, and so comes first. Beyond that the model is overloaded. Then late requests go *behind*, so
+//! that the others meet their goals.
+//!
+//! Late, batch and shadow requests are behind. While others go first, late requests are owed
+//! `late_share` of the rows, batch requests `batch_share`. So they do not starve. They get all rows
+//! that no other request wants.
 
 use beamline_model::step::Slot;
 
@@ -74,7 +76,7 @@ impl Candidate {
         self.goal
     }
 
-    /// Treats a goal that is missed as one that is not.
+    /// Leaves a request that missed its goal in its place.
     fn forgive(&mut self) {
         if self.rank.class == Class::Late {
             (self.rank.class, self.rank.urgency) = (Class::OnTime, self.goal.0);
@@ -176,8 +178,8 @@ impl<P> Scheduler<P> {
         });
     }
 
-    /// Time that must be left of the time until the goal when a request begins. A step that those
-    /// behind are owed comes between, now and then: whoever could only just make it would not.
+    /// Time that a request must have to spare when it begins, out of `span` until its goal. Requests
+    /// behind are owed a step now and then, and such a step may come between.
     pub(super) fn margin(&self, span: u64) -> u64 {
         let step = self.limits.config.max_step_time.0.min(span / 2);
         if self.somebody_is_behind { step } else { 0 }
@@ -231,8 +233,8 @@ impl<P> Scheduler<P> {
         }
     }
 
-    /// Whose step the next one is: whoever is first, or the first of those behind when they are
-    /// owed a step. An index into the order.
+    /// The request that the next step is for: the first, or the first of a class behind that is
+    /// owed a whole step. An index into the order.
     pub(super) fn first(&self, most: usize) -> Option<usize> {
         let most = most.min(self.limits.config.max_step_tokens) as u64;
         let owed = |class: Class| {
@@ -335,7 +337,7 @@ impl Account {
         }
         let share = rows * WHOLE / (rows_before + rows).max(1);
         self.share = self.share - self.share / SHARE_INERTIA + share / SHARE_INERTIA;
-        // What nobody before it wanted is not held against it.
+        // Rows that the classes before it did not want are free.
         if rows_before > 0 || self.owed > 0 {
             let earned = rows_before * percent / (100 - percent);
             self.owed = (self.owed + earned).saturating_sub(rows).min(cap);

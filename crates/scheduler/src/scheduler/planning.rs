@@ -1,21 +1,20 @@
 //! What goes through the model in the next step.
 //!
-//! The step is for whoever is first, see `order`. Others share it where that saves more than it
-//! costs: who shares a step saves its fixed part for all who wait, and for those who come before the
-//! next pause; it delays those who are in the step already by its rows. So on a processor contexts
-//! are computed one after the other, beams together, and on a device everybody goes together. The
-//! curve that says so is measured, and so is the load; see `pace`.
+//! A step is for the first request of the order, see `order`. Another request shares the step where
+//! that saves more than it costs. It saves the fixed part of a step, for all who wait and for those
+//! who come before the next pause. It costs time: its rows delay the requests that are in the step
+//! already. So a processor computes contexts one after the other and beams together, and a device
+//! computes everything together. The costs are measured, and so is the load; see `pace`.
 //!
 //! - A step holds as many rows as take `max_step_time`, and at least `min_step_rows`, so that the
 //!   next request waits no longer. It takes up to 16 times as long while there was only one request
 //!   for a second. A beam is not cut, nor is a context that cannot be.
-//! - Nobody shares a step where that would make one of those in it miss its goal.
+//! - No request shares a step where that would make another miss its goal.
 //! - Context rows are bounded by `max_step_tokens`, branch rows by `max_branch_rows`.
-//! - A request is admitted when it is first, or shares; one more waits in a seat, so that its pages
-//!   are on their way.
-//! - Whoever waits for pages out of host memory gets no rows before the last of them is ordered,
-//!   see `restoring`. Whoever waits for pages that another computes gets none before they are there,
-//!   see `shared_work`.
+//! - A request is admitted when the step computes for it. One more may wait in a seat, so that its
+//!   pages are on their way.
+//! - A request gets no rows before the last of its pages in host memory is ordered, see `restoring`,
+//!   and none while another request computes pages that it needs, see `shared_work`.
 
 use beamline_model::step::{BranchStep, Chunk, ContextShape, Plan, Slot};
 
@@ -55,9 +54,9 @@ struct Step {
     rows_by_class: RowsByClass,
     /// Requests that want to be served and are not in it.
     left: u64,
-    /// Somebody behind was passed over.
+    /// A request behind was passed over.
     passed_over: bool,
-    /// Nobody else is admitted: somebody before found no room.
+    /// No other request is admitted: one before found no room.
     closed: bool,
 }
 
@@ -68,7 +67,7 @@ impl Step {
 
     /// Whether another one with so many rows should share it.
     fn welcomes(&self, rows: usize) -> bool {
-        // Before anything is known, or where all steps were alike, one shares: so it becomes known.
+        // The costs are not known yet, or all steps were alike. One request shares, to learn them.
         let Some(curve) = self.curve.filter(|curve| curve.is_known) else { return self.requests < 2 };
         let nanos = curve.per_row.saturating_mul(rows as u64);
         let costs = nanos.saturating_mul(self.requests);
@@ -118,7 +117,7 @@ impl<P> Scheduler<P> {
         }
     }
 
-    /// A step for whoever is first, and for those who share it.
+    /// A step for the first request, and for those that share it.
     fn compose<A>(&mut self, now: Micros, plan: &mut Plan, events: &mut Vec<Event<P, A>>) {
         let most = self.step_rows(now);
         self.tenants.settle(self.burst());
@@ -146,13 +145,13 @@ impl<P> Scheduler<P> {
             self.consider(now, index, &mut step, plan, events);
         }
         if step.requests == 0 {
-            self.serve_whoever_can(&mut step, plan);
+            self.serve_one_that_waits_for_pages(&mut step, plan);
         }
         self.settle_behind(&step.rows_by_class, most);
     }
 
-    /// Everybody waits for pages: brings back all of somebody's at once, and serves them.
-    fn serve_whoever_can(&mut self, step: &mut Step, plan: &mut Plan) {
+    /// All requests wait for pages: brings back those of one at once, and serves it.
+    fn serve_one_that_waits_for_pages(&mut self, step: &mut Step, plan: &mut Plan) {
         let seated = |candidate: &Candidate| Some((*candidate, candidate.slot?));
         let Some((candidate, slot)) = self.order.iter().find_map(seated) else { return };
         self.import(slot, usize::MAX, plan);
@@ -190,7 +189,7 @@ impl<P> Scheduler<P> {
         events: &mut Vec<Event<P, A>>,
     ) {
         let candidate = self.order[index];
-        // Whoever found no room is tried again when somebody has left, and nobody passes it.
+        // A request that found no room keeps its turn: the requests after it are not admitted.
         step.closed |= self.no_room == Some(candidate.id());
         if candidate.slot.is_none() {
             if step.requests > 0 && (step.closed || self.somebody_is_ready(plan)) {
@@ -214,7 +213,7 @@ impl<P> Scheduler<P> {
         self.serve(&candidate, slot, step, plan);
     }
 
-    /// Whether somebody has a seat, nothing computed yet, and no part in the step.
+    /// Whether a request has a seat, but no rows yet, neither before nor in this step.
     fn somebody_is_ready(&self, plan: &Plan) -> bool {
         self.prefilling.iter().any(|slot| {
             let idle = self.seats[slot.0 as usize].running().usage.steps == 0;
@@ -250,7 +249,7 @@ impl<P> Scheduler<P> {
             Stage::Prefill => running.rows_left(),
             Stage::Decode { .. } => running.branch_rows(),
         };
-        // Beside those on time, those behind get what they are owed, in their order.
+        // Beside requests that go first, a class behind gets what it is owed, in its order.
         let class = candidate.class();
         let owed = self.behind.owed(class).saturating_sub(step.rows_by_class.of(class));
         if step.rows_by_class.before(class) && (step.passed_over || wanted as u64 > owed) {

@@ -1,8 +1,8 @@
 //! Work that is done once.
 //!
 //! Two requests may begin with the same rows that are not cached yet: a user who asks twice, two
-//! users of one prompt. Whoever comes second waits for the pages of the first, which is served in
-//! its stead, and finds them cached when it is admitted.
+//! users of one prompt. The second waits for the pages of the first, and finds them cached when it is
+//! admitted. The first is served in its stead meanwhile.
 
 use beamline_model::step::Slot;
 

@@ -1,14 +1,13 @@
 //! Who waits, and what each tenant had: tenants share the model by the rows computed for them.
 //!
-//! Every tenant has a queue of its own and an account of its rows. Whose account is lowest is served
-//! first. So two tenants that always wait get equally many rows, and a tenant that seldom asks is
-//! served at the next step, however long the queue of another is.
+//! Every tenant has a queue of its own and an account of its rows. The tenant with the lowest account
+//! is served first. So two tenants that always wait get equally many rows. A tenant that seldom asks
+//! is served at the next step, however long the queue of another is.
 //!
-//! - A tenant that was away begins a *burst* below the lowest account: it is served at once, and may
-//!   finish a request of that size. It begins no lower than it left, so that going away gains
-//!   nothing.
-//! - Whoever was served last goes on until its account is a burst above another: requests that
-//!   could be finished are not interleaved.
+//! - A tenant that was away begins a *burst* below the lowest account. It is served at once, and may
+//!   finish a request of that size. It begins no lower than it left, so going away gains nothing.
+//! - The tenant that was served last goes on until its account is a burst above another. So requests
+//!   that can be finished are not interleaved.
 //!
 //! What this must not know: which request of a tenant is served first; see `order`.
 
@@ -61,7 +60,7 @@ pub(super) struct Tenants<P> {
     unused: Vec<TenantId>,
     by_name: HashMap<Namespace, TenantId>,
     waiting: usize,
-    /// Whoever was served last.
+    /// The tenant that was served last.
     turn: Option<TenantId>,
     /// Rows of a burst.
     burst: u64,
@@ -119,7 +118,7 @@ impl<P> Tenants<P> {
     /// The account of a tenant, as it counts for whose turn it is.
     pub(super) fn account(&self, id: TenantId) -> u64 {
         let served = self.get(id).served;
-        // Nobody interrupts for a whole burst whoever was served last, but one that begins.
+        // A tenant that begins may interrupt: it is a whole burst below.
         if self.turn == Some(id) { served.saturating_sub(self.burst.saturating_sub(1)) } else { served }
     }
 
