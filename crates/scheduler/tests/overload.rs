@@ -486,6 +486,25 @@ fn batch_requests_take_what_is_left_and_have_their_share() {
 }
 
 #[test]
+fn a_large_request_does_not_starve_beside_more_small_ones_than_can_be_served() {
+    let when = When::About((service(TYPICAL) as f64 / 2.0) as u64);
+    let small = Client { when, patience: Some(1_000_000), ..TYPICAL };
+    for priority in [Priority::Interactive, Priority::Batch] {
+        let heavy = Client { when: When::Closed(1), patience: None, priority, ..HEAVY };
+        let world = open_loop(&[small, heavy], 60_000_000);
+        let SchedulerConfig { objective, stretch, batch_share, .. } = SchedulerConfig::default();
+        let bound = match priority {
+            // It waits no longer than the small ones that come late, in proportion to its own time.
+            Priority::Interactive => stretch * service(HEAVY) * (1_000_000 / objective.0),
+            // It gets its share from the first step on.
+            _ => 2 * service(HEAVY) * 100 / batch_share,
+        };
+        let longest = world.outcomes[1].percentile(100);
+        assert!(longest <= bound, "{priority:?}: {longest} us, the bound is {bound} us");
+    }
+}
+
+#[test]
 fn recovery_from_overload_is_quick() {
     let capacity = capacity(TYPICAL);
     let burst = Client { when: When::About((1e6 / (capacity * 4.0)) as u64), ..TYPICAL };
