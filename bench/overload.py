@@ -11,7 +11,7 @@ Needs python3 and a built server, nothing else. DIR is a decoder's checkpoint wi
   a second, P50 and P99 of the answers; then what became of the rest, how long whoever was not answered waited, and the P99 of a calm client in
   the seconds after the overload. A refusal is right when a request that comes after its Retry-After is taken;
 - neighbours: small requests, 15 a second, alone and beside 1 and 16 clients that ask for the longest history and 512 beams without a
-  pause, all of one tenant; and a tenant beside 1,500 clients of another.
+  pause but for that of a Retry-After, all of one tenant; and a tenant beside 1,500 clients of another, who come back at once.
 
 The client shares the cores with the server. Nothing else should run meanwhile.
 """
@@ -87,6 +87,7 @@ class Load:
         answer = self.server.ask(random.Random(f"{self.seed} {number}"), self.items, self.beams, self.tenant, self.timeout_ms)
         with self.lock:
             self.done.append((at, *answer))
+        return answer[0] == 429, answer[2]
 
     def open_loop(self, rate, seconds):
         """Poisson arrivals, whatever becomes of those before."""
@@ -98,15 +99,17 @@ class Load:
             self.threads.append(thread)
             due, number = due + dice.expovariate(rate), number + 1
 
-    def closed_loop(self, clients, seconds):
-        """Clients without a pause."""
+    def closed_loop(self, clients, seconds, patient=False):
+        """Clients without a pause, unless they are patient: then they come back when a refusal tells them to."""
         end = time.perf_counter() + seconds
 
         def client(index):
             number = 0
             while time.perf_counter() < end:
-                self.one(f"{index} {number}")
+                refused, retry_after = self.one(f"{index} {number}")
                 number += 1
+                if patient and refused:
+                    time.sleep(max(0.0, min(int(retry_after or 1), end - time.perf_counter())))
 
         for index in range(clients):
             thread = threading.Thread(target=client, args=(index,), daemon=True)
@@ -172,7 +175,7 @@ def overload(server, options, capacity, factor):
 def neighbours(server, options, heavy):
     small = Load(server, 8, 32, "shop", 1)
     others = Load(server, options.heavy_items, 512, "shop", 2)
-    others.closed_loop(heavy, options.seconds)
+    others.closed_loop(heavy, options.seconds, patient=True)
     time.sleep(1 if heavy else 0)
     small.open_loop(15, options.seconds - 2)
     small.join()

@@ -76,6 +76,8 @@ pub struct Search {
     allowed: Vec<(u32, Node)>,
     /// As many candidates as survive are at least this good: worse ones need not be kept.
     cutoff: f64,
+    /// Leading beams that were offered in an earlier part of this step.
+    offered: usize,
 }
 
 /// One hypothesis.
@@ -127,12 +129,23 @@ impl Search {
             next_lineage: Vec::new(),
             allowed: Vec::new(),
             cutoff: f64::NEG_INFINITY,
+            offered: 0,
         }
     }
 
     /// The beams alive, best first. Each wants one row of logits, unless the search [is over](Self::is_over).
     pub fn beams(&self) -> &[Beam] {
         &self.beams
+    }
+
+    /// Leading beams that were offered already, when the step is taken in parts.
+    pub fn offered(&self) -> usize {
+        self.offered
+    }
+
+    /// Whether a part of the beams was offered, and others are to be.
+    pub fn is_partly_offered(&self) -> bool {
+        self.offered > 0
     }
 
     /// Steps done.
@@ -269,8 +282,15 @@ impl Search {
         self.beams.partition_point(|beam| beam.score >= self.cutoff)
     }
 
+    /// Ends a part of the step: the first beams were offered, others are to be.
+    pub fn pause(&mut self, offered: usize) {
+        assert!(self.offered < offered && offered < self.beams.len(), "a part leaves another");
+        self.offered = offered;
+    }
+
     /// Ends the step: the best candidates become the beams.
     pub fn advance(&mut self) {
+        self.offered = 0;
         let width = self.width_at(self.step);
         keep_best(&mut self.candidates, width);
         self.cutoff = f64::NEG_INFINITY;

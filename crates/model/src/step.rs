@@ -70,11 +70,14 @@ pub struct Chunk {
     pub expand: Option<usize>,
 }
 
-/// One more step for all beams of one request.
+/// Beams of one request, each a row: all of them, or the next part of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BranchStep {
     /// Whose beams.
     pub slot: Slot,
+    /// How many of the rows that are left to compute, at least 1. A model that cannot cut beams
+    /// computes all of them.
+    pub rows: usize,
     /// All context pages of the request; a range of [`Plan::pages`].
     pub context_pages: Range<usize>,
     /// Pages that hold the branch rows of this request, those of a step behind those that the steps
@@ -107,6 +110,11 @@ impl Plan {
 pub enum Progress<Answer> {
     /// Context rows were computed; the request has not finished unless it asked for nothing more.
     Prefilled,
+    /// Only a part of the beams was computed. They are expanded when the others are computed too.
+    Partly {
+        /// Rows left, fewer than before.
+        left: usize,
+    },
     /// The beams were expanded by one step; this many rows are alive and want a branch step.
     Expanded {
         /// Beams alive.
@@ -123,6 +131,7 @@ impl<A> Progress<A> {
     pub fn map<B>(self, answer: impl FnOnce(A) -> B) -> Progress<B> {
         match self {
             Self::Prefilled => Progress::Prefilled,
+            Self::Partly { left } => Progress::Partly { left },
             Self::Expanded { rows } => Progress::Expanded { rows },
             Self::Finished(found) => Progress::Finished(answer(found)),
             Self::Failed(why) => Progress::Failed(why),

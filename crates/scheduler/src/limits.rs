@@ -1,8 +1,13 @@
 //! The limits, all named here and all checked before any work is done, and what a request will
 //! need.
 //!
+//! Work is counted in rows. A row that attends to many positions takes longer than one that attends
+//! to few, so it counts as more than one row of work; see [`SchedulerConfig::pairs_per_row`].
+//!
 //! Invariant: a request that passes [`Limits::demand`] is admitted by an idle scheduler. So the
 //! head of the queue is never stuck.
+
+use std::ops::Range;
 
 use beamline_kv_cache::CacheConfig;
 use beamline_model::step::ContextShape;
@@ -33,7 +38,11 @@ pub struct SchedulerConfig {
     pub max_chunk: usize,
     /// Branch rows of one step.
     pub max_branch_rows: usize,
-    /// How long a step should take while there are others: its rows are bounded by the measured
+    /// How many positions a row attends to in the time that the rest of it takes: the operations of
+    /// a row without attention over those of one position. The most there is where attention costs
+    /// nothing.
+    pub pairs_per_row: u64,
+    /// How long a step should take while there are others: its work is bounded by the measured
     /// curve.
     pub max_step_time: Micros,
     /// Fewest rows that this bound leaves: fewer cost almost as much time.
@@ -66,6 +75,7 @@ impl Default for SchedulerConfig {
             max_step_tokens: 4096,
             max_chunk: 1024,
             max_branch_rows: 8192,
+            pairs_per_row: u64::MAX,
             max_step_time: Micros(20_000),
             min_step_rows: 64,
             objective: Micros(100_000),
@@ -127,6 +137,8 @@ pub(crate) struct Demand {
     pub(crate) branch_pages: usize,
     /// Rows, when nothing is cached.
     pub(crate) cost: u64,
+    /// Work, when nothing is cached.
+    pub(crate) work: u64,
 }
 
 impl Limits {
@@ -152,6 +164,7 @@ impl Limits {
             ("min_step_rows", config.min_step_rows),
             ("late_share", config.late_share.min(100 - config.late_share.min(100)) as usize),
             ("batch_share", config.batch_share.min(100 - config.batch_share.min(100)) as usize),
+            ("pairs_per_row", usize::from(config.pairs_per_row > 0)),
             ("pages", limits.pages),
             ("page_size", limits.page_size),
             ("words_per_position", limits.words_per_position),
@@ -223,6 +236,75 @@ impl Limits {
         if cost > config.max_running_cost {
             return Err(Refusal::TooExpensive { cost, limit: config.max_running_cost });
         }
-        Ok(Demand { target, context_pages, shared_pages, branch_pages, cost })
+        let work = self.context_work(0..target) + self.branch_work(request.beams_of(steps, width), target);
+        Ok(Demand { target, context_pages, shared_pages, branch_pages, cost, work })
+    }
+
+    /// Work of context rows. Each attends to those before it.
+    pub(crate) fn context_work(&self, positions: Range<usize>) -> u64 {
+        let rows = positions.len() as u64;
+        let middle = (positions.start + positions.end) as u64 / 2;
+        rows.saturating_add(rows.saturating_mul(middle) / self.config.pairs_per_row)
+    }
+
+    /// Work of rows that each attend to a whole context.
+    pub(crate) fn branch_work(&self, rows: usize, context: usize) -> u64 {
+        let rows = rows as u64;
+        rows.saturating_add(rows.saturating_mul(context as u64) / self.config.pairs_per_row)
+    }
+
+    /// Context rows from a position on that are about so much work; at least 1.
+    pub(crate) fn context_rows_in(&self, work: u64, start: usize) -> usize {
+        let rows_at = |position: u64| work_to_rows(work, position, self.config.pairs_per_row);
+        let rows = rows_at(start as u64);
+        rows_at(start as u64 + rows as u64 / 2)
+    }
+
+    /// Branch rows over a context that are about so much work; at least 1.
+    pub(crate) fn branch_rows_in(&self, work: u64, context: usize) -> usize {
+        work_to_rows(work, context as u64, self.config.pairs_per_row)
+    }
+}
+
+/// Rows that each attend to so many positions, and are so much work together; at least 1.
+fn work_to_rows(work: u64, positions: u64, pairs_per_row: u64) -> usize {
+    let [work, positions, pairs] = [work, positions, pairs_per_row].map(u128::from);
+    let rows = work * pairs / (pairs + positions);
+    usize::try_from(rows).unwrap_or(usize::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(pairs_per_row: u64) -> Limits {
+        let config = SchedulerConfig { pairs_per_row, ..SchedulerConfig::default() };
+        Limits { config, pages: 1, page_size: 32, words_per_position: 1 }
+    }
+
+    #[test]
+    fn a_row_far_back_is_more_work_and_without_attention_all_rows_are_alike() {
+        let costly = limits(1000);
+        assert_eq!(costly.context_work(0..1000), 1500);
+        assert_eq!(costly.context_work(1000..2000), 2500);
+        assert_eq!(costly.branch_work(100, 3000), 400);
+        let free = limits(u64::MAX);
+        assert_eq!(free.context_work(5000..6000), 1000);
+        assert_eq!(free.branch_work(100, 3000), 100);
+    }
+
+    #[test]
+    fn rows_of_some_work_are_about_that_work() {
+        for pairs in [100, 2000, u64::MAX] {
+            let limits = limits(pairs);
+            for (work, start) in [(400, 0), (400, 6000), (5000, 300)] {
+                let rows = limits.context_rows_in(work, start);
+                let found = limits.context_work(start..start + rows);
+                assert!(found <= work * 5 / 4 && found >= work * 3 / 4, "{pairs} {work} {start}: {found}");
+                let found = limits.branch_work(limits.branch_rows_in(work, start), start);
+                assert!(found <= work && found + 61 >= work, "{pairs} {work} {start}: {found}");
+            }
+        }
+        assert_eq!(limits(1).context_rows_in(1, 10_000), 1);
     }
 }

@@ -1,6 +1,8 @@
 //! How long steps take: what work at hand will take, what sharing a step saves, and how wide a beam
 //! still makes its deadline.
 //!
+//! Rows are rows of work here, see `limits`: a row that attends to many positions counts as more.
+//!
 //! Two estimates out of what steps took. The *mean per row* says how fast work at hand goes away: it
 //! decides which requests come too late to be taken, and how wide a beam may be. The *curve* says
 //! that a step takes a fixed time and a time for each row: it decides what shares a step and how
@@ -59,6 +61,8 @@ pub(crate) struct Beam {
     pub(crate) least: usize,
     /// Branch steps after the first expansion.
     pub(crate) branch_steps: usize,
+    /// Work of a thousand of its rows.
+    pub(crate) per_thousand: u64,
     /// Rows of the step that makes the first expansion, and those of them that belong to others.
     /// The steps after it are taken to hold as many rows of others.
     pub(crate) rows_now: usize,
@@ -94,7 +98,7 @@ impl Pace {
     }
 
     /// Rows that requests will need, of those that they would need with an empty cache.
-    pub(crate) fn expected_rows(&self, uncached: u64) -> u64 {
+    pub(crate) fn expected_work(&self, uncached: u64) -> u64 {
         uncached.saturating_mul(self.computed_share) / WHOLE
     }
 
@@ -132,7 +136,8 @@ impl Pace {
             return whole;
         }
         let steps = beam.branch_steps as u64;
-        let rows_per_step = (beam.rows_of_others + beam.width) as u64;
+        let own = (beam.width as u64).saturating_mul(beam.per_thousand) / 1000;
+        let rows_per_step = (beam.rows_of_others as u64).saturating_add(own);
         let rows = (beam.rows_now as u64).saturating_add(steps.saturating_mul(rows_per_step));
         let needed = Micros(rows.saturating_mul(nanos) / 1000);
         if needed <= left {
@@ -140,7 +145,8 @@ impl Pace {
         }
         let affordable = left.0.saturating_mul(1000) / nanos.max(1);
         let per_step = affordable.saturating_sub(beam.rows_now as u64) / steps;
-        let width = per_step.saturating_sub(beam.rows_of_others as u64);
+        let width = per_step.saturating_sub(beam.rows_of_others as u64).saturating_mul(1000);
+        let width = width / beam.per_thousand.max(1);
         let width = usize::try_from(width).unwrap_or(usize::MAX).clamp(beam.least, beam.width);
         if width == beam.width {
             return whole;
@@ -157,7 +163,14 @@ mod tests {
 
     #[test]
     fn nothing_is_narrowed_before_a_step_was_seen() {
-        let beam = Beam { width: 64, least: 1, branch_steps: 2, rows_now: 10, rows_of_others: 0 };
+        let beam = Beam {
+            width: 64,
+            least: 1,
+            branch_steps: 2,
+            per_thousand: 1000,
+            rows_now: 10,
+            rows_of_others: 0,
+        };
         assert_eq!(Pace::default().fit(beam, Micros(0)), (64, None));
     }
 
@@ -165,12 +178,21 @@ mod tests {
     fn the_beam_is_as_wide_as_the_time_left_affords() {
         let mut pace = Pace::default();
         pace.observe(Micros(100), 100); // one microsecond per row
-        let beam = Beam { width: 64, least: 8, branch_steps: 2, rows_now: 20, rows_of_others: 10 };
+        let beam = Beam {
+            width: 64,
+            least: 8,
+            branch_steps: 2,
+            per_thousand: 1000,
+            rows_now: 20,
+            rows_of_others: 10,
+        };
         assert_eq!(pace.fit(beam, Micros(20 + 2 * 74)), (64, None));
         let (width, why) = pace.fit(beam, Micros(20 + 2 * (10 + 32)));
         assert_eq!(width, 32);
         assert_eq!(why, Some(Degraded::Deadline { asked: 64, needed: Micros(168), left: Micros(104) }));
         assert_eq!(pace.fit(beam, Micros(1)).0, 8, "never under the least width");
+        let far = Beam { per_thousand: 2000, ..beam };
+        assert_eq!(pace.fit(far, Micros(20 + 2 * (10 + 64))).0, 32, "over a long context, rows take longer");
     }
 
     #[test]
@@ -189,12 +211,13 @@ mod tests {
         #[test]
         fn more_time_never_narrows(
             took in 1u64..1_000_000, rows in 1usize..10_000, least in 1usize..512, extra in 0usize..512,
-            steps in 0usize..8, others in 0usize..4096, own in 1usize..64, left in 0u64..1_000_000,
+            per_thousand in 1000u64..9000, steps in 0usize..8, others in 0usize..4096, own in 1usize..64, left in 0u64..1_000_000,
         ) {
             let mut pace = Pace::default();
             pace.observe(Micros(took), rows);
             let beam = Beam {
-                width: least + extra, least, branch_steps: steps, rows_now: others + own, rows_of_others: others,
+                width: least + extra, least, branch_steps: steps, per_thousand,
+                rows_now: others + own, rows_of_others: others,
             };
             let (width, why) = pace.fit(beam, Micros(left));
             prop_assert!((least..=least + extra).contains(&width));

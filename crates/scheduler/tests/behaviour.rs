@@ -25,6 +25,7 @@ const CONFIG: SchedulerConfig = SchedulerConfig {
     max_chunk: 8,
     max_branch_rows: 16,
     max_step_transfers: 4,
+    pairs_per_row: u64::MAX,
     max_step_time: Micros(20_000),
     min_step_rows: 4,
     objective: Micros(100_000),

@@ -142,6 +142,13 @@ impl Curve {
         (us.round() as u64).max(1)
     }
 
+    /// Earlier positions that a context row reads in the time that the rest of it takes.
+    #[must_use]
+    pub fn pairs_per_row(&self) -> u64 {
+        // The cast of a float saturates, and attention that costs nothing has no limit.
+        ((self.context_row_us * 1e3 / self.context_read_ns) as u64).max(1)
+    }
+
     /// Microseconds of a request that is alone: one step for its context, one for each branch step.
     #[must_use]
     pub fn alone(&self, visit: &Visit) -> u64 {

@@ -63,8 +63,8 @@ struct World<'a> {
     origin: u64,
     /// Requests of the traffic that have not ended.
     live: HashMap<RequestId, Job>,
-    /// Open slots: what was asked for, and expansions done.
-    slots: HashMap<Slot, (Arc<Visit>, usize)>,
+    /// Open slots: what was asked for, expansions done, and beams of the next one that are computed.
+    slots: HashMap<Slot, (Arc<Visit>, usize, usize)>,
     /// Ended since the last look.
     over: Vec<Fate>,
     fates: Vec<Fate>,
@@ -82,6 +82,8 @@ impl<'a> World<'a> {
             sessions: 1 << 10,
             hash_key: [1; 32],
         };
+        // As the server tells it.
+        let config = SchedulerConfig { pairs_per_row: curve.pairs_per_row(), ..config };
         Ok(Self {
             curve,
             scheduler: Scheduler::new(config, cache)?,
@@ -163,18 +165,23 @@ impl<'a> World<'a> {
             self.outcomes.push((chunk.slot, progress));
         }
         for branch in &plan.branches {
-            let Some((visit, _)) = self.slots.get(&branch.slot) else { anyhow::bail!("a closed slot") };
-            let (beams, context) = (visit.beams, visit.context);
-            rows.add_branch(beams, context);
-            let progress = self.expanded(branch.slot, beams)?;
+            let Some((visit, _, computed)) = self.slots.get_mut(&branch.slot) else {
+                anyhow::bail!("a closed slot")
+            };
+            rows.add_branch(branch.rows, visit.context);
+            let beams = visit.beams;
+            *computed += branch.rows;
+            let left = beams - *computed;
+            let progress =
+                if left > 0 { Progress::Partly { left } } else { self.expanded(branch.slot, beams)? };
             self.outcomes.push((branch.slot, progress));
         }
         Ok(self.curve.step(rows))
     }
 
     fn expanded(&mut self, slot: Slot, beams: usize) -> Result<Progress<()>> {
-        let Some((visit, done)) = self.slots.get_mut(&slot) else { anyhow::bail!("a closed slot") };
-        *done += 1;
+        let Some((visit, done, computed)) = self.slots.get_mut(&slot) else { anyhow::bail!("a closed slot") };
+        (*done, *computed) = (*done + 1, 0);
         Ok(if *done == visit.steps { Progress::Finished(()) } else { Progress::Expanded { rows: beams } })
     }
 
@@ -182,7 +189,7 @@ impl<'a> World<'a> {
         let mut events = std::mem::take(&mut self.events);
         for event in events.drain(..) {
             match event {
-                Event::Opened { slot, payload, .. } => drop(self.slots.insert(slot, (payload, 0))),
+                Event::Opened { slot, payload, .. } => drop(self.slots.insert(slot, (payload, 0, 0))),
                 Event::Closed(slot) => drop(self.slots.remove(&slot)),
                 Event::Ended(ended) => {
                     let ending = match ended.ending {

@@ -7,6 +7,9 @@
 //! the best ones have filled the beam, those that are worse need not be computed ([`Search::worthwhile`]). After the
 //! first branch step little can be left out: the scores lie closer together.
 //!
+//! A plan may ask for a part of the beams only. Then the search keeps what it was offered, and goes on in the next step
+//! with the beams behind. The answer is the same, however the beams are cut.
+//!
 //! What this must not know: how a model computes states or logits.
 
 use std::ops::Range;
@@ -42,16 +45,26 @@ pub(super) struct Expansion {
     pub(super) branch: Option<usize>,
     /// Beams of the wave at hand; those before were offered.
     pub(super) beams: Range<usize>,
+    /// Where the beams of this step end.
+    end: usize,
     /// First of their rows among the wanted rows of the batch, one row per beam.
     pub(super) first_row: usize,
     failed: Option<NotFinite>,
 }
 
 impl Expansion {
-    /// All beams of a search, in one wave.
-    pub(super) fn new(slot: Slot, search: Search, branch: Option<usize>) -> Self {
-        let beams = 0..search.beams().len();
-        Self { slot, search, branch, beams, first_row: 0, failed: None }
+    /// The first expansion of a search.
+    pub(super) fn first(slot: Slot, search: Search) -> Self {
+        let end = search.beams().len();
+        Self { slot, search, branch: None, beams: 0..end, end, first_row: 0, failed: None }
+    }
+
+    /// At most `rows` of the beams that were not offered yet, in one wave. `index` is the place of the branch step in
+    /// the plan.
+    pub(super) fn branch(slot: Slot, search: Search, index: usize, rows: usize) -> Self {
+        let start = search.offered();
+        let end = search.beams().len().min(start.saturating_add(rows));
+        Self { slot, search, branch: Some(index), beams: start..end, end, first_row: 0, failed: None }
     }
 
     /// Tokens and lineages of the beams of this wave; returns the ancestors of each, itself included.
@@ -84,6 +97,9 @@ impl Expansion {
         let Self { search, failed, .. } = self;
         match failed {
             Some(error) => (Progress::Failed(error.to_string()), None),
+            None if search.is_partly_offered() => {
+                (Progress::Partly { left: search.beams().len() - search.offered() }, Some(search))
+            }
             None if search.is_over() => {
                 let found = Found { hypotheses: search.hypotheses(), steps: search.steps_done() };
                 (Progress::Finished(found), None)
@@ -121,8 +137,25 @@ impl Expansion {
             None if offered < self.search.beams().len() => self.search.worthwhile().max(offered),
             _ => offered,
         };
-        self.beams = offered..wave_end(offered, left);
+        if left == offered {
+            // The beams behind cannot survive.
+            self.end = self.search.beams().len();
+        }
+        self.beams = offered..wave_end(offered, left.min(self.end));
         !self.beams.is_empty()
+    }
+
+    /// Ends the step: all beams were offered that are worth it, or a part of them.
+    fn advance(&mut self) {
+        if self.search.is_over() {
+            // A filter that allows nothing leaves a search that is over before it begins.
+            return;
+        }
+        if self.end < self.search.beams().len() {
+            self.search.pause(self.end);
+        } else {
+            self.search.advance();
+        }
     }
 }
 
@@ -149,7 +182,8 @@ impl Expansions {
         let rows: usize = self.list.iter_mut().filter(first_step).map(|e| e.beams.len()).sum();
         if rows >= WAVES_FROM * cpu.threads() {
             for expansion in self.list.iter_mut().filter(first_step) {
-                expansion.beams.end = wave_end(0, expansion.beams.end);
+                let Range { start, end } = expansion.beams;
+                expansion.beams.end = wave_end(start, end);
             }
         }
     }
@@ -200,12 +234,10 @@ impl Expansions {
         goes_on.into_inner()
     }
 
-    /// Takes every search one step further.
+    /// Takes every search one step further, or to where its part ends.
     pub(super) fn advance(&mut self, cpu: &Cpu) {
-        // A filter that allows nothing leaves a search that is over before it begins.
         cpu.each_part(write(&mut self.list, 1), |_, expansions| {
-            let going = expansions.iter_mut().filter(|expansion| !expansion.search.is_over());
-            going.for_each(|expansion| expansion.search.advance());
+            expansions.iter_mut().for_each(Expansion::advance);
         });
     }
 }

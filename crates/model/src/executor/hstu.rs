@@ -168,7 +168,7 @@ impl HstuExecutor {
             (Work::Retrieve(_), Some(_)) => Part::Retrieve { row },
             (Work::Decode(search), Some(width)) => {
                 let mut expansion =
-                    Expansion::new(chunk.slot, Search::new(SearchRequest::clone(search), width), None);
+                    Expansion::first(chunk.slot, Search::new(SearchRequest::clone(search), width));
                 expansion.first_row = row;
                 self.expansions.list.push(expansion);
                 Part::Decode
@@ -187,7 +187,8 @@ impl HstuExecutor {
         let (context_pages, branch_pages) =
             (&plan.pages[branch.context_pages.clone()], &plan.pages[branch.branch_pages.clone()]);
         if matches!(request.job.work, Work::Rank) {
-            let candidates = request.batches.next(request.job.request.candidates(), branch_pages.len())?;
+            let candidates =
+                request.batches.next(request.job.request.candidates(), branch.rows, branch_pages.len())?;
             let rows = PushCandidates {
                 owner: slot.0,
                 candidates: candidates.clone(),
@@ -200,7 +201,7 @@ impl HstuExecutor {
         }
         let search = request.search.take().filter(|search| search.steps_done() > 0 && !search.is_over());
         let search = search.ok_or_else(|| StepError(format!("slot {} has no beams", slot.0)))?;
-        let mut expansion = Expansion::new(slot, search, Some(index));
+        let mut expansion = Expansion::branch(slot, search, index, branch.rows);
         expansion.first_row = row;
         let ancestors = expansion.lay_out(branch_pages, &mut self.branch_tokens, &mut self.branch_lineage)?;
         let rows = PushTokens {

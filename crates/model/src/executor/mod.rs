@@ -103,14 +103,14 @@ impl Executor {
             let request = self.slots.get_mut(*slot)?;
             if let (Some(width), Some(search)) = (*expand, &request.job.search) {
                 let search = Search::new(search.clone(), width);
-                self.expansions.list.push(Expansion::new(*slot, search, None));
+                self.expansions.list.push(Expansion::first(*slot, search));
             }
         }
-        for (index, BranchStep { slot, .. }) in plan.branches.iter().enumerate() {
+        for (index, BranchStep { slot, rows, .. }) in plan.branches.iter().enumerate() {
             let search = self.slots.get_mut(*slot)?.search.take();
             let search = search.filter(|search| search.steps_done() > 0 && !search.is_over());
             let search = search.ok_or_else(|| StepError(format!("slot {} has no beams", slot.0)))?;
-            self.expansions.list.push(Expansion::new(*slot, search, Some(index)));
+            self.expansions.list.push(Expansion::branch(*slot, search, index, *rows));
         }
         self.expansions.cut_into_waves(&self.cpu);
         Ok(())

@@ -34,11 +34,13 @@ pub(crate) enum Part {
     Failed(String),
 }
 
-/// Candidates that are ranked some at a time.
+/// Candidates that are ranked some at a time: in micro-batches, and those in parts, if the plan says so.
 #[derive(Debug, Default)]
 pub(crate) struct MicroBatches {
     /// Candidates of a micro-batch.
     at_a_time: usize,
+    /// Where the micro-batch at hand ends.
+    end: usize,
     /// Predictions so far.
     predictions: Vec<f32>,
     /// Candidates that have them.
@@ -59,20 +61,28 @@ impl MicroBatches {
         }
     }
 
-    /// The candidates that come next.
+    /// The candidates that come next, at most `rows` of the micro-batch at hand.
     ///
     /// # Errors
     ///
     /// When there are none, or too few pages for them.
-    pub(crate) fn next(&self, candidates: usize, branch_pages: usize) -> Result<Range<usize>, StepError> {
-        let next = self.ranked..candidates.min(self.ranked + self.at_a_time);
+    pub(crate) fn next(
+        &mut self,
+        candidates: usize,
+        rows: usize,
+        branch_pages: usize,
+    ) -> Result<Range<usize>, StepError> {
+        if self.ranked == self.end {
+            self.end = candidates.min(self.ranked + self.at_a_time);
+        }
+        let next = self.ranked..self.end.min(self.ranked.saturating_add(rows));
         if next.is_empty() || branch_pages * PAGE_SIZE < next.len() {
             return Err(StepError(format!("{branch_pages} branch pages for {next:?}")));
         }
         Ok(next)
     }
 
-    /// Takes the predictions of a micro-batch that ends before `end`, made from these states. A network may hide that a state is not finite:
+    /// Takes the predictions of candidates that end before `end`, made from these states. A network may hide that a state is not finite:
     /// so both are looked at.
     pub(crate) fn take(
         &mut self,
@@ -89,6 +99,9 @@ impl MicroBatches {
             Some(predictions) => {
                 self.predictions.extend(predictions);
                 self.ranked = end;
+                if end < self.end {
+                    return Progress::Partly { left: self.end - end };
+                }
                 match (candidates - end).min(self.at_a_time) {
                     0 => Progress::Finished(HstuAnswer::Predictions(std::mem::take(&mut self.predictions))),
                     rows => Progress::Expanded { rows },

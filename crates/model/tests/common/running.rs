@@ -56,7 +56,7 @@ impl<A> Running<A> {
         self.found.is_none() && self.failed.is_none()
     }
 
-    /// Adds the next piece of work to a plan: at most `rows` context rows, or a branch step.
+    /// Adds the next piece of work to a plan: at most `rows` context rows, or as many beams.
     pub fn plan(&mut self, rows: usize, plan: &mut Plan) {
         let mut pages = |table: &[PageId]| {
             let start = plan.pages.len();
@@ -65,7 +65,12 @@ impl<A> Running<A> {
         };
         if self.decoding {
             let (context_pages, branch_pages) = (pages(&self.context_pages), pages(&self.branch_pages));
-            plan.branches.push(BranchStep { slot: self.slot, context_pages, branch_pages });
+            plan.branches.push(BranchStep {
+                slot: self.slot,
+                rows: rows.max(1),
+                context_pages,
+                branch_pages,
+            });
         } else {
             let end = self.context_len.min(self.done + rows.max(1));
             let last = end == self.context_len;
@@ -83,7 +88,7 @@ impl<A> Running<A> {
     }
 }
 
-/// Runs all requests together, each at its own pace, in chunks of `rows` rows.
+/// Runs all requests together, each at its own pace, in chunks of `rows` rows and parts of as many beams.
 pub fn run_together<M: StepModel>(
     executor: &mut M,
     queued: Vec<Queued<M::Payload>>,
@@ -107,7 +112,7 @@ pub fn run_together<M: StepModel>(
             match progress {
                 Progress::Finished(answer) => request.found = Some(answer),
                 Progress::Failed(why) => request.failed = Some(why),
-                Progress::Prefilled | Progress::Expanded { .. } => {}
+                Progress::Prefilled | Progress::Partly { .. } | Progress::Expanded { .. } => {}
             }
         }
     }

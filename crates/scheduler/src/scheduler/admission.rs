@@ -41,7 +41,7 @@ pub(super) enum Seating<P> {
     NoRoom(Box<Queued<P>>),
 }
 
-/// Rows that are computed before a request.
+/// Work that is done before a request.
 #[derive(Default)]
 struct Before {
     /// Of requests on time whose goal comes first.
@@ -80,16 +80,16 @@ impl<P> Scheduler<P> {
         let others_go_first = order.first().is_some_and(|first| !first.is_behind());
         order.retain(|candidate| {
             let before = &mut before[candidate.tenant.index()];
-            let rows = before.saturating_add(candidate.rows);
+            let work = before.saturating_add(candidate.work);
             let left = candidate.deadline.filter(|_| candidate.slot.is_none());
             // Beside requests on time, one that is behind gets its share only. So it would begin and not end.
             let percent = if others_go_first { self.percent_of(candidate.class()) } else { 100 };
-            let own = self.time_of(candidate.rows).0.saturating_mul(100) / percent;
+            let own = self.time_of(candidate.work).0.saturating_mul(100) / percent;
             let takes = self.time_of(*before).0.saturating_add(own);
             let late = left.map_or(0, |by| takes.saturating_sub(by.since(now).0));
             // What would be late alone is tried: an estimate may be wrong.
             if late == 0 || *before == 0 {
-                *before = rows;
+                *before = work;
                 return true;
             }
             let why = Refusal::Backlog { late: Micros(late) };
@@ -102,8 +102,8 @@ impl<P> Scheduler<P> {
         self.order = order;
     }
 
-    fn time_of(&self, rows: u64) -> Micros {
-        self.pace.time_of(rows).unwrap_or_default()
+    fn time_of(&self, work: u64) -> Micros {
+        self.pace.time_of(work).unwrap_or_default()
     }
 
     /// Why a request that comes now would be late: among the requests on time, or else behind them
@@ -117,11 +117,11 @@ impl<P> Scheduler<P> {
         let left = request.deadline?.since(now);
         // It may be narrowed rather than refused.
         let [whole, narrowed] = [request.beam_width, request.min_beam_width]
-            .map(|width| request.beams_of(request.generated_steps, width) as u64);
-        let cost = demand.cost.saturating_sub(whole.saturating_sub(narrowed));
-        let own = self.pace.expected_rows(cost);
+            .map(|width| request.beams_of(request.generated_steps, width));
+        let saved = self.limits.branch_work(whole.saturating_sub(narrowed), demand.target);
+        let own = self.pace.expected_work(demand.work.saturating_sub(saved));
         let goal = self.goal(now, request, own);
-        let before = self.rows_before(request, own, goal);
+        let before = self.work_before(request, own, goal);
         if before.all_on_time + before.behind == 0 {
             return None;
         }
@@ -133,8 +133,11 @@ impl<P> Scheduler<P> {
             self.time_of(before.on_time).0.saturating_add(alone.0).saturating_mul(100) / (100 - others);
         let span = goal.since(now);
         let in_time = soon <= left.0 && soon.saturating_add(self.margin(span.0)) <= span.0;
-        if request.priority == Priority::Interactive && in_time {
-            return None;
+        if request.priority == Priority::Interactive && (in_time || self.would_be_forgiven(span.0, own)) {
+            let ends = self.time_of(before.all_on_time).0.saturating_add(alone.0).saturating_mul(100);
+            if in_time || ends / (100 - others) <= left.0 {
+                return None;
+            }
         }
         let behind = self.time_of(before.behind.saturating_add(own)).0.saturating_mul(WHOLE);
         let (class, percent) = match request.priority {
@@ -150,8 +153,8 @@ impl<P> Scheduler<P> {
         (last > left).then(|| Refusal::Backlog { late: Micros(last - left) })
     }
 
-    /// Rows of its tenant that go first, and at most as many of each other tenant: tenants share.
-    fn rows_before(&self, request: &Request<P>, own: u64, goal: Micros) -> Before {
+    /// Work of its tenant that goes first, and at most as much of each other tenant: tenants share.
+    fn work_before(&self, request: &Request<P>, own: u64, goal: Micros) -> Before {
         let tenant = self.tenants.find(&request.namespace);
         let last = match request.priority {
             Priority::Interactive => Class::Late,
@@ -167,12 +170,12 @@ impl<P> Scheduler<P> {
             let sums = &mut each[index].1;
             match candidate.class() {
                 Class::OnTime => {
-                    sums.all_on_time += candidate.rows;
+                    sums.all_on_time += candidate.work;
                     if candidate.goal() <= goal {
-                        sums.on_time += candidate.rows;
+                        sums.on_time += candidate.work;
                     }
                 }
-                class if class <= last => sums.behind += candidate.rows,
+                class if class <= last => sums.behind += candidate.work,
                 _ => {}
             }
         }
@@ -226,6 +229,7 @@ impl<P> Scheduler<P> {
         let Some(held) = self.hold_pages(slot, &head) else { return Seating::NoRoom(Box::new(head)) };
         let Held { cached, restored, cost } = held;
         let Queued { request, demand, queued_at, goal } = head;
+        let work = demand.work.saturating_sub(self.limits.context_work(0..cached + restored));
         let (id, len) = (request.id, request.context_len);
         self.stats.hit_tokens += cached as u64;
         self.stats.restored_tokens += restored as u64;
@@ -247,7 +251,7 @@ impl<P> Scheduler<P> {
             return Seating::Over;
         }
 
-        self.pace.observe_admission(cost, demand.cost);
+        self.pace.observe_admission(work, demand.work);
         let tenant = self.tenants.admitted(request.namespace);
         events.push(Event::Opened { id, slot, payload: Arc::clone(&request.payload) });
         seat.running = Some(Running {
@@ -255,7 +259,8 @@ impl<P> Scheduler<P> {
             demand,
             tenant,
             cost,
-            rows_due: cost,
+            work,
+            work_due: work,
             computed: cached + restored,
             published: cached / self.limits.page_size,
             ordered: 0,

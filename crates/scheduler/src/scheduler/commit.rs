@@ -8,7 +8,7 @@ use beamline_model::step::{Progress, Slot};
 
 use super::{
     Scheduler,
-    seat::{Stage, Work},
+    seat::{Stage, StepWork},
 };
 use crate::{
     event::{Ending, Event, Failure},
@@ -37,16 +37,15 @@ impl<P> Scheduler<P> {
         self.confirm_imports();
         let mut in_flight = std::mem::take(&mut self.in_flight);
         for ((slot, work), (_, progress)) in in_flight.drain(..).zip(outcomes.drain(..)) {
-            let rows = match work {
-                Work::Context { rows, .. } | Work::Branch { rows } => rows as u64,
-            };
+            let amount = work.amount(&self.limits);
             let running = self.seat(slot).running_mut();
             running.usage.steps += 1;
-            let rows = rows.min(running.rows_due);
-            running.rows_due -= rows;
+            running.work_due = running.work_due.saturating_sub(amount);
             let ending = match work {
-                Work::Context { end, expand, .. } => self.advance_context(now, slot, end, expand, progress),
-                Work::Branch { .. } => self.advance_branches(slot, progress),
+                StepWork::Context { end, expand, .. } => {
+                    self.advance_context(now, slot, end, expand, progress)
+                }
+                StepWork::Branch { rows, .. } => self.advance_branches(slot, rows, progress),
             };
             if let Some(ending) = ending {
                 self.end(now, slot, ending, events);
@@ -57,14 +56,15 @@ impl<P> Scheduler<P> {
     }
 
     fn count_step(&mut self, took: Micros) {
-        let (mut context_rows, mut branch_rows) = (0, 0);
+        let (mut context_rows, mut branch_rows, mut amount) = (0, 0, 0_u64);
         for (_, work) in &self.in_flight {
             match work {
-                Work::Context { rows, .. } => context_rows += rows,
-                Work::Branch { rows } => branch_rows += rows,
+                StepWork::Context { rows, .. } => context_rows += rows,
+                StepWork::Branch { rows, .. } => branch_rows += rows,
             }
+            amount += work.amount(&self.limits);
         }
-        self.pace.observe(took, context_rows + branch_rows);
+        self.pace.observe(took, usize::try_from(amount).unwrap_or(usize::MAX));
         self.stats.steps += 1;
         self.stats.failed_in_a_row = 0;
         self.stats.context_rows += context_rows as u64;
@@ -109,10 +109,23 @@ impl<P> Scheduler<P> {
         }
     }
 
-    /// One more branch step was taken.
-    fn advance_branches<A>(&mut self, slot: Slot, progress: Progress<A>) -> Option<Ending<A>> {
+    /// So many beams were computed, and perhaps all of them expanded.
+    fn advance_branches<A>(&mut self, slot: Slot, rows: usize, progress: Progress<A>) -> Option<Ending<A>> {
+        let limits = self.limits;
         let running = self.seat(slot).running_mut();
-        let Stage::Decode { taken, .. } = running.stage else { unreachable!("a branch step decodes") };
+        let Stage::Decode { taken, rows: before } = running.stage else {
+            unreachable!("a branch step decodes")
+        };
+        if let Progress::Partly { left } = progress {
+            if rows == before || !(1..before).contains(&left) {
+                return Some(Ending::Failed(Failure::Protocol("the outcome does not fit the beams")));
+            }
+            running.stage = Stage::Decode { taken, rows: left };
+            return None;
+        }
+        // Beams that could not survive were left out.
+        let left_out = limits.branch_work(before - rows, running.demand.target);
+        running.work_due = running.work_due.saturating_sub(left_out);
         let taken = taken + 1;
         let steps = running.request.generated_steps - 1;
         let width = running.request.width_at(taken).min(running.usage.beam_width);
@@ -123,7 +136,7 @@ impl<P> Scheduler<P> {
                 running.stage = Stage::Decode { taken, rows };
                 None
             }
-            Progress::Expanded { .. } | Progress::Prefilled => {
+            Progress::Expanded { .. } | Progress::Prefilled | Progress::Partly { .. } => {
                 Some(Ending::Failed(Failure::Protocol("the outcome does not fit the branch step")))
             }
         }

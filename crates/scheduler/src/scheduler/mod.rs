@@ -45,7 +45,7 @@ use crate::{
     time::Micros,
 };
 use order::{Behind, Candidate};
-use seat::{Seat, Work};
+use seat::{Seat, StepWork};
 use tenants::{Queued, Tenants};
 
 pub use stats::SchedulerStats;
@@ -78,7 +78,9 @@ pub struct Scheduler<P> {
     arrived: Vec<Candidate>,
     /// Whether somebody missed its goal or may wait, and what those are owed; see `order`.
     somebody_is_behind: bool,
-    is_forgiving: bool,
+    /// The largest late request that is not put behind; and, reused, size and work of all that are late.
+    forgiven_span: u64,
+    late: Vec<(u64, u64)>,
     behind: Behind,
     /// When there was last more than one request.
     crowded_at: Option<Micros>,
@@ -96,7 +98,7 @@ pub struct Scheduler<P> {
     suspects: VecDeque<Slot>,
 
     /// What the step that is being carried out does, in the order of its plan.
-    in_flight: Vec<(Slot, Work)>,
+    in_flight: Vec<(Slot, StepWork)>,
     /// Seats for which that step brings pages back.
     importing: Vec<Slot>,
 }
@@ -122,7 +124,8 @@ impl<P> Scheduler<P> {
             order: Vec::new(),
             arrived: Vec::new(),
             somebody_is_behind: false,
-            is_forgiving: true,
+            forgiven_span: u64::MAX,
+            late: Vec::new(),
             behind: Behind::default(),
             crowded_at: None,
             seats: (0..slots).map(|_| Seat::default()).collect(),
@@ -199,7 +202,7 @@ impl<P> Scheduler<P> {
         let demand = self.acceptable(now, &request).inspect_err(|_| self.stats.refused += 1)?;
         self.stats.accepted += 1;
         self.places.insert(request.id, Place::Queue(request.namespace));
-        let goal = self.goal(now, &request, self.pace.expected_rows(demand.cost));
+        let goal = self.goal(now, &request, self.pace.expected_work(demand.work));
         let id = request.id;
         let tenant = self.tenants.push(Queued { request, demand, queued_at: now, goal });
         self.note_arrival(now, tenant, id);
@@ -316,7 +319,7 @@ impl<P> Scheduler<P> {
             let seat = &self.seats[slot.0 as usize];
             let running = seat.running();
             assert_eq!(self.places.get(&running.request.id), Some(&Place::Seat(slot)));
-            assert!(running.rows_due <= running.cost);
+            assert!(running.work_due <= running.work);
             assert_eq!(seat.context_pages.len(), running.demand.context_pages);
             assert_eq!(seat.branch_pages.len(), running.demand.branch_pages);
             assert!(running.computed <= running.demand.target);

@@ -10,15 +10,18 @@
 //!    begun, then the one that has waited longest in proportion to its own time.
 //!
 //! Requests that are alike are served in the order of their arrival, each to its end. A small
-//! request goes before a large one that began earlier.
+//! request goes before a much larger one, even if the goal of that comes first, as long as the larger
+//! one meets its goal all the same, or misses it by no more than the time that it was given.
 //!
 //! A missed goal is forgiven while all late work together takes a few objectives: it stays in its
 //! place, and so comes first. Beyond that the model is overloaded. Then late requests go *behind*, so
-//! that the others meet their goals.
+//! that the others meet their goals. Small ones among them are forgiven still: those that take a few
+//! objectives together with all late requests that are not much larger. So a small request that came a
+//! moment too late does not wait behind large ones.
 //!
 //! Late, batch and shadow requests are behind. While others go first, late requests are owed
-//! `late_share` of the rows, batch requests `batch_share`. So they do not starve. They get all rows
-//! that no other request wants.
+//! `late_share` of the work, batch requests `batch_share`. So they do not starve. They get all that no
+//! other request wants.
 
 use beamline_model::step::Slot;
 
@@ -54,12 +57,16 @@ pub(super) struct Candidate {
     pub(super) tenant: TenantId,
     /// `None` while it waits.
     pub(super) slot: Option<Slot>,
-    /// When it should be answered.
+    /// When it should be answered, and how long that is after its arrival, which says how large it is.
     goal: Micros,
+    span: u64,
     /// Time until then, less what it still takes alone.
     pub(super) slack: Micros,
-    /// Rows it is expected to need still.
-    pub(super) rows: u64,
+    /// Time that it may spare much smaller requests: its slack, or as much again if it is late.
+    patience: Micros,
+    /// Work that it was admitted for, or will be, and what it is expected to need still.
+    size: u64,
+    pub(super) work: u64,
     pub(super) deadline: Option<Micros>,
 }
 
@@ -76,9 +83,9 @@ impl Candidate {
         self.goal
     }
 
-    /// Leaves a request that missed its goal in its place.
-    fn forgive(&mut self) {
-        if self.rank.class == Class::Late {
+    /// Leaves a request that missed its goal in its place, if it is no larger than that.
+    fn forgive(&mut self, span: u64) {
+        if self.rank.class == Class::Late && self.span <= span {
             (self.rank.class, self.rank.urgency) = (Class::OnTime, self.goal.0);
         }
     }
@@ -100,22 +107,23 @@ struct Wish {
     deadline: Option<Micros>,
     has_begun: bool,
     steps: u64,
-    rows: u64,
+    size: u64,
+    work: u64,
 }
 
 impl<P> Scheduler<P> {
-    /// The first goal of a request that arrives now and needs so many rows.
-    pub(super) fn goal(&self, now: Micros, request: &Request<P>, rows: u64) -> Micros {
+    /// The first goal of a request that arrives now and is so much work.
+    pub(super) fn goal(&self, now: Micros, request: &Request<P>, work: u64) -> Micros {
         let config = &self.limits.config;
-        let alone = self.alone(request.generated_steps.max(1) as u64, rows);
+        let alone = self.alone(request.generated_steps.max(1) as u64, work);
         let span = config.objective.0.max(alone.0.saturating_mul(config.stretch));
         let goal = Micros(now.0.saturating_add(span));
         request.deadline.map_or(goal, |deadline| goal.min(deadline))
     }
 
     /// What so much takes alone.
-    pub(super) fn alone(&self, steps: u64, rows: u64) -> Micros {
-        self.pace.curve().map_or(Micros(0), |curve| curve.time_of(steps, rows))
+    pub(super) fn alone(&self, steps: u64, work: u64) -> Micros {
+        self.pace.curve().map_or(Micros(0), |curve| curve.time_of(steps, work))
     }
 
     /// Writes down a request that came between two steps.
@@ -123,9 +131,7 @@ impl<P> Scheduler<P> {
         let Some(index) = self.tenants.position(tenant, id) else { return };
         let wish = self.wish_to_begin(tenant, &self.tenants.get(tenant).waiting[index]);
         let mut candidate = self.candidate(now, &wish);
-        if self.is_forgiving {
-            candidate.forgive();
-        }
+        candidate.forgive(self.forgiven_span);
         self.arrived.push(candidate);
     }
 
@@ -143,22 +149,49 @@ impl<P> Scheduler<P> {
                 order.push(self.candidate(now, &self.wish_to_begin(tenant, queued)));
             }
         }
-        let late = order.iter().filter(|candidate| candidate.class() == Class::Late);
-        let late = self.pace.time_of(late.map(|candidate| candidate.rows).sum()).unwrap_or_default();
-        self.is_forgiving = late.0 <= self.limits.config.objective.0.saturating_mul(FORGIVEN);
-        if self.is_forgiving {
-            order.iter_mut().for_each(Candidate::forgive);
-        }
+        self.forgiven_span = self.forgiven_span(&order);
+        order.iter_mut().for_each(|candidate| candidate.forgive(self.forgiven_span));
         order.sort_unstable_by_key(|candidate| candidate.rank);
         self.somebody_is_behind = order.last().is_some_and(Candidate::is_behind);
         self.order = order;
     }
 
+    /// The largest late requests that are forgiven, by the time that they were given.
+    fn forgiven_span(&mut self, order: &[Candidate]) -> u64 {
+        let mut late = std::mem::take(&mut self.late);
+        late.clear();
+        let candidates = order.iter().filter(|candidate| candidate.class() == Class::Late);
+        late.extend(candidates.map(|candidate| (candidate.span, candidate.work)));
+        late.sort_unstable();
+        let mut work = 0;
+        let too_much = late.iter().find(|(_, own)| {
+            work += own;
+            !self.is_forgivable(work)
+        });
+        let span = too_much.map_or(u64::MAX, |(span, _)| (span / MUCH_LARGER).saturating_sub(1));
+        self.late = late;
+        span
+    }
+
+    /// Whether so much late work is made up for.
+    fn is_forgivable(&self, work: u64) -> bool {
+        let time = self.pace.time_of(work).unwrap_or_default();
+        time.0 <= self.limits.config.objective.0.saturating_mul(FORGIVEN)
+    }
+
+    /// Whether a request that may be late is forgiven beside those that are behind.
+    pub(super) fn would_be_forgiven(&self, span: u64, work: u64) -> bool {
+        let candidates = self.order.iter().chain(&self.arrived);
+        let behind =
+            candidates.filter(|other| other.class() == Class::Late && other.span / MUCH_LARGER <= span);
+        self.is_forgivable(behind.map(|other| other.work).sum::<u64>().saturating_add(work))
+    }
+
     /// A request has a seat now.
     pub(super) fn note_seat(&mut self, index: usize, slot: Slot) {
-        let rows = self.seats[slot.0 as usize].running().rows_due;
+        let work = self.seats[slot.0 as usize].running().work_due;
         let candidate = &mut self.order[index];
-        (candidate.slot, candidate.rows) = (Some(slot), rows);
+        (candidate.slot, candidate.work) = (Some(slot), work);
     }
 
     /// A step has ended: brings the order up to date, but for whose turn it is.
@@ -170,7 +203,7 @@ impl<P> Scheduler<P> {
             None => places.contains_key(&candidate.rank.id),
             Some(slot) => match &seats[slot.0 as usize].running {
                 Some(running) if running.request.id == candidate.rank.id => {
-                    candidate.rows = running.rows_due;
+                    candidate.work = running.work_due;
                     true
                 }
                 _ => false,
@@ -197,12 +230,13 @@ impl<P> Scheduler<P> {
             deadline: request.deadline,
             has_begun: false,
             steps: request.generated_steps.max(1) as u64,
-            rows: self.pace.expected_rows(demand.cost),
+            size: self.pace.expected_work(demand.work),
+            work: self.pace.expected_work(demand.work),
         }
     }
 
     fn candidate(&self, now: Micros, wish: &Wish) -> Candidate {
-        let ends = now.0.saturating_add(self.alone(wish.steps, wish.rows).0);
+        let ends = now.0.saturating_add(self.alone(wish.steps, wish.work).0);
         let span = wish.goal.since(wish.arrival).0.max(1);
         let margin = if wish.slot.is_none() { self.margin(span) } else { 0 };
         let missed = ends.saturating_add(margin) > wish.goal.0;
@@ -227,42 +261,70 @@ impl<P> Scheduler<P> {
             slot: wish.slot,
             // A goal that is missed keeps nobody from sharing a step.
             slack: if missed { Micros(u64::MAX) } else { wish.goal.since(Micros(ends)) },
+            patience: Micros(wish.goal.0.saturating_add(if missed { span } else { 0 })).since(Micros(ends)),
             goal: wish.goal,
-            rows: wish.rows,
+            span,
+            size: wish.size,
+            work: wish.work,
             deadline: wish.deadline,
         }
     }
 
     /// The request that the next step is for: the first, or the first of a class behind that is
     /// owed a whole step. An index into the order.
-    pub(super) fn first(&self, most: usize) -> Option<usize> {
-        let most = most.min(self.limits.config.max_step_tokens) as u64;
+    pub(super) fn first(&self, most: u64) -> Option<usize> {
+        let most = most.min(self.most_work());
         let owed = |class: Class| {
             let index = self.order.iter().position(|candidate| candidate.class() == class)?;
             (self.behind.owed(class) >= most).then_some(index)
         };
-        owed(Class::Late).or_else(|| owed(Class::Batch)).or((!self.order.is_empty()).then_some(0))
+        owed(Class::Late).or_else(|| owed(Class::Batch)).or_else(|| self.first_on_time())
+    }
+
+    /// The first request, or a much smaller one for which all before it have the time.
+    fn first_on_time(&self) -> Option<usize> {
+        let first = self.order.first()?;
+        let Some(curve) = self.pace.curve() else { return Some(0) };
+        let mut slack = Micros(u64::MAX);
+        for (index, candidate) in self.order.iter().enumerate() {
+            let Rank { class, account, .. } = candidate.rank;
+            if class != Class::OnTime || account != first.rank.account {
+                break;
+            }
+            // Twice the time, because an estimate may be wrong.
+            let takes = curve.time_of(1, candidate.work).0.saturating_mul(2);
+            if candidate.size.saturating_mul(MUCH_LARGER) <= first.size && takes <= slack.0 {
+                return Some(index);
+            }
+            slack = slack.min(candidate.patience);
+        }
+        Some(0)
+    }
+
+    /// Work of a step whose time has no bound.
+    fn most_work(&self) -> u64 {
+        self.limits.config.max_step_tokens as u64
     }
 
     /// Writes down what a step gave to whom.
-    pub(super) fn settle_behind(&mut self, rows: &RowsByClass, most: usize) {
-        let cap = 2 * most.min(self.limits.config.max_step_tokens) as u64;
+    pub(super) fn settle_behind(&mut self, work: &WorkByClass, most: u64) {
+        let cap = most.min(self.most_work());
         let config = self.limits.config;
         let waits = |class: Class| self.order.iter().any(|candidate| candidate.class() == class);
         let [late, batch] = [waits(Class::Late), waits(Class::Batch)];
-        let before_late = rows.of(Class::OnTime);
-        let before_batch = before_late + rows.of(Class::Late);
-        self.behind.late.settle(late, before_late, rows.of(Class::Late), config.late_share, cap);
-        self.behind.batch.settle(batch, before_batch, rows.of(Class::Batch), config.batch_share, cap);
+        let before_late = work.of(Class::OnTime);
+        let before_batch = before_late + work.of(Class::Late);
+        self.behind.late.settle(late, before_late, work.of(Class::Late), config.late_share, cap);
+        self.behind.batch.settle(batch, before_batch, work.of(Class::Batch), config.batch_share, cap);
     }
 
-    /// What those behind take of the rows while others go first, in percent.
+    /// What those behind take of the work while others go first, in percent.
     pub(super) fn percent_behind(&self) -> u64 {
         let behind = self.order.iter().find(|candidate| candidate.is_behind());
         behind.map_or(0, |candidate| self.percent_of(candidate.class()))
     }
 
-    /// What a class gets of the rows while others go first, in percent; never none.
+    /// What a class gets of the work while others go first, in percent; never none.
     pub(super) fn percent_of(&self, class: Class) -> u64 {
         match class {
             Class::OnTime => 100,
@@ -272,22 +334,22 @@ impl<P> Scheduler<P> {
     }
 }
 
-/// Rows of a step.
+/// Work of a step.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct RowsByClass([u64; 4]);
+pub(super) struct WorkByClass([u64; 4]);
 
-impl RowsByClass {
+impl WorkByClass {
     pub(super) fn of(&self, class: Class) -> u64 {
         self.0[class as usize]
     }
 
-    pub(super) fn add(&mut self, class: Class, rows: usize) {
-        self.0[class as usize] += rows as u64;
+    pub(super) fn add(&mut self, class: Class, work: u64) {
+        self.0[class as usize] += work;
     }
 
     /// Whether somebody goes before this class in the step.
     pub(super) fn before(&self, class: Class) -> bool {
-        self.0[..class as usize].iter().any(|rows| *rows > 0)
+        self.0[..class as usize].iter().any(|work| *work > 0)
     }
 }
 
@@ -299,7 +361,7 @@ pub(super) struct Behind {
 }
 
 impl Behind {
-    /// Rows that a class may have beside those before it.
+    /// Work that a class may have beside those before it.
     pub(super) fn owed(&self, class: Class) -> u64 {
         match class {
             Class::OnTime => u64::MAX,
@@ -309,7 +371,7 @@ impl Behind {
         }
     }
 
-    /// Rows that a class got while it waited, of all, in 1024ths: never less than it is owed.
+    /// Work that a class got while it waited, of all, in 1024ths: never less than it is owed.
     pub(super) fn share(&self, class: Class, percent: u64) -> u64 {
         let share = if class == Class::Late { self.late.share } else { self.batch.share };
         share.max(WHOLE * percent / 100).max(1)
@@ -330,17 +392,17 @@ impl Default for Account {
 }
 
 impl Account {
-    fn settle(&mut self, waits: bool, rows_before: u64, rows: u64, percent: u64, cap: u64) {
+    fn settle(&mut self, waits: bool, before: u64, work: u64, percent: u64, cap: u64) {
         if !waits {
             self.owed = 0;
             return;
         }
-        let share = rows * WHOLE / (rows_before + rows).max(1);
+        let share = work * WHOLE / (before + work).max(1);
         self.share = self.share - self.share / SHARE_INERTIA + share / SHARE_INERTIA;
-        // Rows that the classes before it did not want are free.
-        if rows_before > 0 || self.owed > 0 {
-            let earned = rows_before * percent / (100 - percent);
-            self.owed = (self.owed + earned).saturating_sub(rows).min(cap);
+        // What the classes before it did not want is free.
+        if before > 0 || self.owed > 0 {
+            let earned = before * percent / (100 - percent);
+            self.owed = (self.owed + earned).saturating_sub(work).min(cap);
         }
     }
 }
@@ -356,7 +418,8 @@ fn wish_to_go_on<P>(slot: Slot, running: &Running<P>) -> Wish {
         deadline: running.request.deadline,
         has_begun: running.usage.steps > 0,
         steps: running.steps_left(),
-        rows: running.rows_due,
+        size: running.work,
+        work: running.work_due,
     }
 }
 
@@ -365,3 +428,5 @@ pub(super) const WHOLE: u64 = 1024;
 const SHARE_INERTIA: u64 = 32;
 /// How many objectives the work may take that is late and not put behind.
 const FORGIVEN: u64 = 4;
+/// How many times the time of a request another one takes that is not alike.
+const MUCH_LARGER: u64 = 4;

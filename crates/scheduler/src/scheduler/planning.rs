@@ -6,9 +6,9 @@
 //! already. So a processor computes contexts one after the other and beams together, and a device
 //! computes everything together. The costs are measured, and so is the load; see `pace`.
 //!
-//! - A step holds as many rows as take `max_step_time`, and at least `min_step_rows`, so that the
+//! - A step is as much work as takes `max_step_time`, and at least `min_step_rows` rows, so that the
 //!   next request waits no longer. It takes up to 16 times as long while there was only one request
-//!   for a second. A beam is not cut, nor is a context that cannot be.
+//!   for a second. Contexts and beams are cut, but for a context that has to be computed whole.
 //! - No request shares a step where that would make another miss its goal.
 //! - Context rows are bounded by `max_step_tokens`, branch rows by `max_branch_rows`.
 //! - A request is admitted when the step computes for it. One more may wait in a seat, so that its
@@ -20,8 +20,8 @@ use beamline_model::step::{BranchStep, Chunk, ContextShape, Plan, Slot};
 
 use super::{
     Scheduler,
-    order::{Candidate, RowsByClass},
-    seat::{Stage, Work},
+    order::{Candidate, WorkByClass},
+    seat::{Stage, StepWork},
 };
 use crate::{
     event::{Degraded, Event},
@@ -36,13 +36,14 @@ const CROWDED: Micros = Micros(1_000_000);
 /// How many times longer a step may take while there is one request only. Another one that comes
 /// waits for the end of this step, so it has a bound as well.
 const ALONE: u64 = 16;
-/// Rows of a step before it is known what they take.
-const UNKNOWN_BURST: usize = 1024;
+/// Work of a step before it is known what it takes.
+const UNKNOWN_BURST: u64 = 1024;
 
 /// A step that is being composed.
 struct Step {
-    /// Most rows.
-    most: usize,
+    /// Most work, and how much there is.
+    most: u64,
+    work: u64,
     curve: Option<Curve>,
     /// What time saved is worth.
     worth: u64,
@@ -51,8 +52,8 @@ struct Step {
     branch_rows: usize,
     /// Least time that one of its requests has to spare.
     slack: Micros,
-    rows_by_class: RowsByClass,
-    /// Requests that want to be served and are not in it.
+    work_by_class: WorkByClass,
+    /// Requests that are not in it, and gain if it saves time.
     left: u64,
     /// A request behind was passed over.
     passed_over: bool,
@@ -61,15 +62,11 @@ struct Step {
 }
 
 impl Step {
-    fn rows(&self) -> usize {
-        self.context_rows + self.branch_rows
-    }
-
-    /// Whether another one with so many rows should share it.
-    fn welcomes(&self, rows: usize) -> bool {
+    /// Whether another one with so much work should share it.
+    fn welcomes(&self, work: u64) -> bool {
         // The costs are not known yet, or all steps were alike. One request shares, to learn them.
         let Some(curve) = self.curve.filter(|curve| curve.is_known) else { return self.requests < 2 };
-        let nanos = curve.per_row.saturating_mul(rows as u64);
+        let nanos = curve.per_row.saturating_mul(work);
         let costs = nanos.saturating_mul(self.requests);
         let saves = curve.per_step.saturating_mul(self.left).saturating_mul(self.worth);
         costs <= saves && Micros(nanos / 1000) <= self.slack
@@ -108,7 +105,7 @@ impl<P> Scheduler<P> {
     fn plan_alone(&mut self, slot: Slot, plan: &mut Plan) {
         let running = self.seat(slot).running();
         match running.stage {
-            Stage::Decode { .. } => self.push_branch(slot, plan),
+            Stage::Decode { rows, .. } => self.push_branch(slot, rows, plan),
             Stage::Prefill => {
                 let rows = running.rows_left().min(self.limits.config.max_step_tokens);
                 self.import(slot, usize::MAX, plan);
@@ -119,27 +116,28 @@ impl<P> Scheduler<P> {
 
     /// A step for the first request, and for those that share it.
     fn compose<A>(&mut self, now: Micros, plan: &mut Plan, events: &mut Vec<Event<P, A>>) {
-        let most = self.step_rows(now);
+        let most = self.step_work(now);
         self.tenants.settle(self.burst());
         self.rank(now);
         self.drop_hopeless(now, events);
         let Some(first) = self.first(most) else { return };
         let mut step = Step {
             most,
+            work: 0,
             curve: self.pace.curve(),
             worth: self.pace.worth(),
             requests: 0,
             context_rows: 0,
             branch_rows: 0,
             slack: Micros(u64::MAX),
-            rows_by_class: RowsByClass::default(),
-            left: self.order.len() as u64,
+            work_by_class: WorkByClass::default(),
+            left: self.who_gains(first),
             passed_over: false,
             closed: false,
         };
         self.consider(now, first, &mut step, plan, events);
         for index in (0..self.order.len()).filter(|index| *index != first) {
-            if step.requests > 0 && (step.rows() >= most || !step.welcomes(1)) {
+            if step.requests > 0 && (step.work >= most || !step.welcomes(1)) {
                 break;
             }
             self.consider(now, index, &mut step, plan, events);
@@ -147,7 +145,7 @@ impl<P> Scheduler<P> {
         if step.requests == 0 {
             self.serve_one_that_waits_for_pages(&mut step, plan);
         }
-        self.settle_behind(&step.rows_by_class, most);
+        self.settle_behind(&step.work_by_class, most);
     }
 
     /// All requests wait for pages: brings back those of one at once, and serves it.
@@ -158,25 +156,30 @@ impl<P> Scheduler<P> {
         self.include(&candidate, slot, step, plan);
     }
 
-    /// Most rows of a step.
-    fn step_rows(&mut self, now: Micros) -> usize {
-        let SchedulerConfig { max_step_time, min_step_rows, max_step_tokens, max_branch_rows, .. } =
-            self.limits.config;
+    /// Who gains if the step is short: those in the classes up to that of its first request.
+    fn who_gains(&self, first: usize) -> u64 {
+        let class = self.order[first].class();
+        self.order.partition_point(|candidate| candidate.class() <= class) as u64
+    }
+
+    /// Most work of a step.
+    fn step_work(&mut self, now: Micros) -> u64 {
+        let SchedulerConfig { max_step_time, min_step_rows, .. } = self.limits.config;
         if self.running() + self.tenants.waiting() > 1 {
             self.crowded_at = Some(now);
         }
         let crowded = self.crowded_at.is_some_and(|at| now.since(at) < CROWDED);
         let times = if crowded { 1 } else { ALONE };
         let time = Micros(max_step_time.0.saturating_mul(times));
-        let rows = self.pace.curve().map(|curve| curve.rows_in(time));
-        let all = max_step_tokens.saturating_add(max_branch_rows);
-        rows.map_or(all, |rows| rows.max(min_step_rows).min(all))
+        let most = self.pace.curve().map(|curve| curve.rows_in(time) as u64);
+        most.map_or(u64::MAX, |most| most.max(min_step_rows as u64))
     }
 
-    /// Rows of two steps: what a tenant may have before another that waits as well.
+    /// Work of two steps: what a tenant may have before another that waits as well.
     fn burst(&self) -> u64 {
-        let rows = self.pace.curve().map(|curve| curve.rows_in(self.limits.config.max_step_time));
-        2 * rows.unwrap_or(UNKNOWN_BURST).max(self.limits.config.min_step_rows) as u64
+        let SchedulerConfig { max_step_time, min_step_rows, .. } = self.limits.config;
+        let most = self.pace.curve().map(|curve| curve.rows_in(max_step_time) as u64);
+        most.unwrap_or(UNKNOWN_BURST).max(min_step_rows as u64).saturating_mul(2)
     }
 
     /// Puts somebody into the step who can be served and should be.
@@ -247,16 +250,18 @@ impl<P> Scheduler<P> {
         let (stage, tenant) = (running.stage, running.tenant);
         let wanted = match stage {
             Stage::Prefill => running.rows_left(),
-            Stage::Decode { .. } => running.branch_rows(),
+            Stage::Decode { rows, .. } => rows,
         };
+        let all = self.work_of(slot, wanted);
         // Beside requests that go first, a class behind gets what it is owed, in its order.
         let class = candidate.class();
-        let owed = self.behind.owed(class).saturating_sub(step.rows_by_class.of(class));
-        if step.rows_by_class.before(class) && (step.passed_over || wanted as u64 > owed) {
+        let owed = self.behind.owed(class).saturating_sub(step.work_by_class.of(class));
+        if step.work_by_class.before(class) && (step.passed_over || all > owed) {
             step.passed_over = true;
             return;
         }
         let Some(rows) = self.rows_in_step(slot, wanted, step) else { return };
+        let work = self.work_of(slot, rows);
         match stage {
             Stage::Prefill => {
                 step.context_rows += rows;
@@ -264,16 +269,29 @@ impl<P> Scheduler<P> {
             }
             Stage::Decode { .. } => {
                 step.branch_rows += rows;
-                self.push_branch(slot, plan);
+                self.push_branch(slot, rows, plan);
             }
         }
-        self.tenants.charge(tenant, rows, step.requests == 0);
+        self.tenants.charge(tenant, work, step.requests == 0);
+        step.work = step.work.saturating_add(work);
         step.requests += 1;
         step.left = step.left.saturating_sub(1);
         if !candidate.is_behind() {
             step.slack = step.slack.min(candidate.slack);
         }
-        step.rows_by_class.add(class, rows);
+        step.work_by_class.add(class, work);
+    }
+
+    /// Work of the next rows of a request.
+    fn work_of(&self, slot: Slot, rows: usize) -> u64 {
+        let running = self.seats[slot.0 as usize].running();
+        match running.stage {
+            Stage::Prefill => {
+                let start = running.next_row();
+                self.limits.context_work(start..start + rows)
+            }
+            Stage::Decode { .. } => self.limits.branch_work(rows, running.demand.target),
+        }
     }
 
     /// How many of the rows that a request wants it gets, if any.
@@ -286,16 +304,24 @@ impl<P> Scheduler<P> {
             Stage::Decode { .. } => max_branch_rows - step.branch_rows,
         };
         if step.requests > 0 {
-            let fits = wanted <= of_kind.min(step.most.saturating_sub(step.rows()));
-            return (fits && step.welcomes(wanted)).then_some(wanted);
+            let work = self.work_of(slot, wanted);
+            let fits = wanted <= of_kind && work <= step.most.saturating_sub(step.work);
+            return (fits && step.welcomes(work)).then_some(wanted);
         }
-        let cut = running.stage == Stage::Prefill && running.request.shape == ContextShape::Causal;
-        if !cut {
-            return Some(wanted);
+        match running.stage {
+            Stage::Prefill if running.request.shape == ContextShape::Whole => Some(wanted),
+            Stage::Prefill => {
+                let alone = self.order.len() <= 1;
+                let chunk = if alone { max_step_tokens } else { max_chunk };
+                let most = self.limits.context_rows_in(step.most, running.next_row());
+                Some(wanted.min(of_kind).min(chunk).min(most.max(min_step_rows)))
+            }
+            // Parts that are alike: a few beams at the end would take a step of their own.
+            Stage::Decode { .. } => {
+                let most = self.limits.branch_rows_in(step.most, running.demand.target);
+                Some(wanted.div_ceil(wanted.div_ceil(most.max(min_step_rows))))
+            }
         }
-        let alone = step.left <= 1;
-        let chunk = if alone { max_step_tokens } else { max_chunk };
-        Some(wanted.min(of_kind).min(chunk).min(step.most.max(min_step_rows)))
     }
 
     fn push_chunk(&mut self, slot: Slot, rows: usize, plan: &mut Plan) {
@@ -316,7 +342,7 @@ impl<P> Scheduler<P> {
         });
     }
 
-    fn push_branch(&mut self, slot: Slot, plan: &mut Plan) {
+    fn push_branch(&mut self, slot: Slot, rows: usize, plan: &mut Plan) {
         let seat = self.seat(slot);
         let context = plan.pages.len();
         plan.pages.extend_from_slice(&seat.context_pages);
@@ -324,6 +350,7 @@ impl<P> Scheduler<P> {
         plan.pages.extend_from_slice(&seat.branch_pages);
         plan.branches.push(BranchStep {
             slot,
+            rows,
             context_pages: context..branch,
             branch_pages: branch..plan.pages.len(),
         });
@@ -332,19 +359,21 @@ impl<P> Scheduler<P> {
     /// Narrows the beams that are expanded first in this step, where they may be narrowed and would
     /// be late.
     fn choose_widths(&mut self, now: Micros, plan: &mut Plan) {
-        let branch_rows: usize =
-            plan.branches.iter().map(|branch| self.seat(branch.slot).running().branch_rows()).sum();
-        let rows_now = plan.context_rows() + branch_rows;
-        let pace = self.pace;
+        let of_chunks = plan.chunks.iter().map(|chunk| self.limits.context_work(chunk.positions.clone()));
+        let of_branches = plan.branches.iter().map(|branch| self.work_of(branch.slot, branch.rows));
+        let work_now = of_chunks.chain(of_branches).sum::<u64>();
+        let (pace, limits) = (self.pace, self.limits);
         for chunk in plan.chunks.iter_mut().filter(|chunk| chunk.expand.is_some()) {
+            let own = limits.context_work(chunk.positions.clone());
             let running = self.seat(chunk.slot).running_mut();
             let request = &running.request;
             let beam = Beam {
                 width: request.beam_width,
                 least: request.min_beam_width,
                 branch_steps: request.generated_steps - 1,
-                rows_now,
-                rows_of_others: rows_now - chunk.positions.len(),
+                per_thousand: limits.branch_work(1000, chunk.positions.end),
+                rows_now: work_now as usize,
+                rows_of_others: (work_now - own) as usize,
             };
             let (width, degraded) = match request.deadline {
                 Some(deadline) if request.beam_widths.is_none() => pace.fit(beam, deadline.since(now)),
@@ -360,12 +389,12 @@ impl<P> Scheduler<P> {
     /// Writes down what the step does, to know what its outcomes mean.
     fn take_off(&mut self, plan: &Plan) {
         for Chunk { slot, positions, expand, .. } in &plan.chunks {
-            let work = Work::Context { rows: positions.len(), end: positions.end, expand: *expand };
+            let work = StepWork::Context { rows: positions.len(), end: positions.end, expand: *expand };
             self.in_flight.push((*slot, work));
         }
         for branch in &plan.branches {
-            let rows = self.seat(branch.slot).running().branch_rows();
-            self.in_flight.push((branch.slot, Work::Branch { rows }));
+            let context = self.seat(branch.slot).running().demand.target;
+            self.in_flight.push((branch.slot, StepWork::Branch { rows: branch.rows, context }));
         }
     }
 }

@@ -5,7 +5,12 @@ use std::sync::Arc;
 use beamline_kv_cache::{HostPage, PageId};
 
 use super::tenants::TenantId;
-use crate::{event::Usage, limits::Demand, request::Request, time::Micros};
+use crate::{
+    event::Usage,
+    limits::{Demand, Limits},
+    request::Request,
+    time::Micros,
+};
 
 /// One slot. The page tables keep their memory from request to request.
 pub(super) struct Seat<P> {
@@ -27,8 +32,10 @@ pub(super) struct Running<P> {
     pub(super) tenant: TenantId,
     /// Rows that it was admitted for.
     pub(super) cost: u64,
-    /// Those of them that are not computed yet, as far as is known.
-    pub(super) rows_due: u64,
+    /// Work that it was admitted for.
+    pub(super) work: u64,
+    /// Work that is not done yet, as far as is known.
+    pub(super) work_due: u64,
     /// Leading context positions that lie in pages, or will when what is being restored is back.
     pub(super) computed: usize,
     /// Leading pages that were offered to the prefix index, or came from it.
@@ -54,18 +61,18 @@ pub(super) enum Stage {
     Decode {
         /// Branch steps taken.
         taken: usize,
-        /// Beams alive.
+        /// Beams left to compute before they are expanded.
         rows: usize,
     },
 }
 
 /// What a step does for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Work {
+pub(super) enum StepWork {
     /// Context rows up to `end`, the last of them expanded into this many beams.
     Context { rows: usize, end: usize, expand: Option<usize> },
-    /// A branch step of so many rows.
-    Branch { rows: usize },
+    /// So many rows of a branch step, over a context of so many.
+    Branch { rows: usize, context: usize },
 }
 
 impl<P> Default for Seat<P> {
@@ -115,10 +122,14 @@ impl<P> Running<P> {
             Stage::Decode { taken, .. } => expansions.saturating_sub(1 + taken) as u64,
         }
     }
+}
 
-    /// Beams alive.
-    pub(super) fn branch_rows(&self) -> usize {
-        let Stage::Decode { rows, .. } = self.stage else { unreachable!("a branch step decodes") };
-        rows
+impl StepWork {
+    /// How much it is.
+    pub(super) fn amount(self, limits: &Limits) -> u64 {
+        match self {
+            Self::Context { rows, end, .. } => limits.context_work(end - rows..end),
+            Self::Branch { rows, context } => limits.branch_work(rows, context),
+        }
     }
 }

@@ -1,7 +1,7 @@
-//! Who waits, and what each tenant had: tenants share the model by the rows computed for them.
+//! Who waits, and what each tenant had: tenants share the model by the work done for them.
 //!
-//! Every tenant has a queue of its own and an account of its rows. The tenant with the lowest account
-//! is served first. So two tenants that always wait get equally many rows. A tenant that seldom asks
+//! Every tenant has a queue of its own and an account of its work. The tenant with the lowest account
+//! is served first. So two tenants that always wait get equally much. A tenant that seldom asks
 //! is served at the next step, however long the queue of another is.
 //!
 //! - A tenant that was away begins a *burst* below the lowest account. It is served at once, and may
@@ -108,7 +108,7 @@ impl<P> Tenants<P> {
         self.by_name.get(name).copied()
     }
 
-    /// Says how many rows a burst has, and where the lowest account is.
+    /// Says how much work a burst is, and where the lowest account is.
     pub(super) fn settle(&mut self, burst: u64) {
         self.burst = burst;
         let lowest = self.by_name.values().map(|id| self.tenants[id.0].served).min();
@@ -123,8 +123,8 @@ impl<P> Tenants<P> {
     }
 
     /// Rows of a step for a tenant; `first` when the step is for it above all.
-    pub(super) fn charge(&mut self, id: TenantId, rows: usize, first: bool) {
-        self.tenants[id.0].served += rows as u64;
+    pub(super) fn charge(&mut self, id: TenantId, work: u64, first: bool) {
+        self.tenants[id.0].served += work;
         if first {
             self.turn = Some(id);
         }

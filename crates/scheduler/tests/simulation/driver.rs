@@ -213,7 +213,7 @@ impl<'a> Driver<'a> {
     fn check_plan(&mut self, plan: &Plan) {
         let config = &self.scenario.config;
         assert!(plan.context_rows() <= config.max_step_tokens);
-        let branch_rows: usize = plan.branches.iter().map(|branch| self.model.beams(branch.slot)).sum();
+        let branch_rows: usize = plan.branches.iter().map(|branch| branch.rows).sum();
         assert!(branch_rows <= config.max_branch_rows);
         let entries = plan.chunks.iter().map(|chunk| chunk.slot);
         let moved =

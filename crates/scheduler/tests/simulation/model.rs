@@ -24,6 +24,8 @@ struct Open {
     width: usize,
     /// Beams alive after every expansion.
     rows: Vec<usize>,
+    /// Leading beams of the branch step at hand that are computed.
+    part: usize,
     digest: u64,
 }
 
@@ -58,12 +60,6 @@ impl SimModel {
 
     pub(crate) fn open_slots(&self) -> usize {
         self.slots.iter().flatten().count()
-    }
-
-    /// Beams alive at a slot.
-    pub(crate) fn beams(&self, slot: Slot) -> usize {
-        let open = self.slots[slot.0 as usize].as_ref().expect("the slot is open");
-        *open.rows.last().expect("the beams were expanded")
     }
 
     fn cell(&self, table: &[PageId], position: usize) -> usize {
@@ -171,12 +167,29 @@ impl SimModel {
                 assert_eq!(self.cells[cell], story.branch_row(step, beam), "an ancestor was overwritten");
             }
         }
-        for beam in 0..open.rows[step] {
+        let left = open.rows[step] - open.part;
+        assert!((1..=left).contains(&branch.rows), "as many beams as are left, or some of them");
+        for beam in 0..open.part {
+            let cell = self.cell(rows, story.first_row(step) + beam);
+            assert_eq!(
+                self.cells[cell],
+                story.branch_row(step, beam),
+                "a beam of an earlier part was overwritten"
+            );
+        }
+        let part = open.part..open.part + branch.rows;
+        for beam in part.clone() {
             let cell = self.cell(rows, story.first_row(step) + beam);
             self.cells[cell] = story.branch_row(step, beam);
             open.digest = mix(open.digest, self.cells[cell]);
         }
-        let progress = expand(&mut open);
+        let progress = if branch.rows < left {
+            open.part = part.end;
+            Progress::Partly { left: left - branch.rows }
+        } else {
+            open.part = 0;
+            expand(&mut open)
+        };
         self.slots[branch.slot.0 as usize] = Some(open);
         progress
     }
@@ -311,6 +324,7 @@ impl StepModel for SimModel {
             expansions: 0,
             width: 0,
             rows: Vec::new(),
+            part: 0,
             digest: 0,
         });
     }

@@ -96,6 +96,7 @@ impl Scenario {
                 max_chunk: rng.within(1, 48),
                 max_branch_rows: rng.within(max_beam_width, 64),
                 max_step_transfers: rng.within(0, 8),
+                pairs_per_row: *rng.pick(&[u64::MAX, 100, 8, 1]),
                 max_step_time: Micros(rng.within(50, 2000) as u64),
                 min_step_rows: rng.within(1, 16),
                 objective: Micros(rng.within(100, 20_000) as u64),

@@ -350,7 +350,7 @@ impl Opened {
         let secret = machine.disk.as_ref().map(|disk| disk.secret());
         let engine = Engine::start_with(
             executor,
-            sizing::scheduler_config(settings, plan.largest, plan.generated_steps, plan.page_bytes),
+            sizing::scheduler_config(settings, &plan),
             sizing::cache_config(settings, plan.pages, plan.words_per_position, secret)?,
             host,
         )?;
@@ -448,6 +448,7 @@ struct Plan {
     page_bytes: usize,
     pages: u32,
     words_per_position: usize,
+    pairs_per_row: u64,
     memory: Memory,
     /// What of it is of this machine's memory.
     here: usize,
@@ -482,7 +483,7 @@ impl Plan {
         machine: &Machine,
     ) -> Result<Self, LoadError> {
         let EngineSettings { weight_format, kv_format, .. } = settings.engine;
-        let (largest, generated_steps, bytes, words_per_position, format) = match checkpoint {
+        let (largest, generated_steps, bytes, words_per_position, pairs_per_row, format) = match checkpoint {
             AnyCheckpoint::Decoder(checkpoint) => {
                 let config = checkpoint.config();
                 let format = files.format()?;
@@ -498,7 +499,7 @@ impl Plan {
                         sizing::weights(checkpoint, positions, weight_format),
                     ),
                 };
-                (largest, steps, bytes, 1, Some(format))
+                (largest, steps, bytes, 1, config.pairs_per_row(), Some(format))
             }
             AnyCheckpoint::Hstu(checkpoint) => {
                 let config = checkpoint.config();
@@ -522,7 +523,7 @@ impl Plan {
                         checkpoint.tensors().parameters().saturating_mul(8),
                     ),
                 };
-                (largest, generated, bytes, config.words_per_position(), None)
+                (largest, generated, bytes, config.words_per_position(), config.stack.pairs_per_row(), None)
             }
         };
         let kv_memory = match &machine.gpu {
@@ -542,7 +543,17 @@ impl Plan {
             Some(_) => memory.kv_host.saturating_add(memory.kv_disk).saturating_add(bytes.beside),
             None => memory.total(),
         };
-        Ok(Self { largest, generated_steps, page_bytes, pages, words_per_position, memory, here, format })
+        Ok(Self {
+            largest,
+            generated_steps,
+            page_bytes,
+            pages,
+            words_per_position,
+            pairs_per_row,
+            memory,
+            here,
+            format,
+        })
     }
 }
 

@@ -12,7 +12,7 @@ use beamline_model::error::ModelError;
 use beamline_model::families::qwen::first_layer_table_bytes;
 use beamline_scheduler::{Micros, SchedulerConfig};
 
-use super::{LoadError, Scale};
+use super::{LoadError, Plan, Scale};
 use crate::service::PromptLayout;
 use crate::settings::{ByteSize, Settings};
 
@@ -133,12 +133,8 @@ pub(super) fn weights(checkpoint: &Checkpoint, positions: usize, format: WeightF
     })
 }
 
-pub(super) fn scheduler_config(
-    settings: &Settings,
-    largest: LargestRequest,
-    generated_steps: usize,
-    page_bytes: usize,
-) -> SchedulerConfig {
+pub(super) fn scheduler_config(settings: &Settings, plan: &Plan) -> SchedulerConfig {
+    let &Plan { largest, generated_steps, page_bytes, pairs_per_row, .. } = plan;
     let default = SchedulerConfig::default();
     let cost = largest.context.saturating_add(largest.beams.saturating_mul(generated_steps)) as u64;
     SchedulerConfig {
@@ -149,6 +145,7 @@ pub(super) fn scheduler_config(
         max_generated_steps: generated_steps,
         max_running_cost: default.max_running_cost.max(cost),
         max_step_tokens: settings.engine.max_step_tokens,
+        pairs_per_row,
         max_branch_rows: default.max_branch_rows.max(largest.beams),
         objective: Micros(0).after(settings.engine.objective),
         max_step_transfers: (STEP_TRANSFER_BYTES / page_bytes.max(1)).max(1),

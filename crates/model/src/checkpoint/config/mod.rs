@@ -140,10 +140,18 @@ impl Config {
         }
     }
 
-    /// Bytes of keys and values per context position in single precision.
-    pub fn kv_bytes_per_position(&self) -> usize {
-        // No overflow: `check_page`.
-        self.layers * self.kv_heads * self.head_dim * 2 * 4
+    /// Positions that a row attends to with as many multiplications as the rest of it takes. Of a layer: weights over
+    /// twice the width of all query heads, for the scores and for the values.
+    pub fn pairs_per_row(&self) -> u64 {
+        let [hidden, inner, queries, keys] = [
+            self.hidden_size,
+            self.intermediate_size,
+            self.heads * self.head_dim,
+            self.kv_heads * self.head_dim,
+        ]
+        .map(|size| size as u64);
+        let weights = hidden * (2 * queries + 2 * keys + 3 * inner);
+        (weights / (2 * queries)).max(1)
     }
 }
 

@@ -152,13 +152,13 @@ impl HstuDeviceExecutor {
     /// Lays out the branch rows of a request: its next candidates, or its beams.
     fn push_branch(&mut self, plan: &Plan, branch: &BranchStep) -> Result<Part, StepError> {
         let slot = branch.slot;
-        let request = self.slots.get(slot)?;
+        let request = self.slots.get_mut(slot)?;
         let job = &request.job.request;
         let row = self.step.layout.rows.wanted.len();
         let (context_pages, branch_pages) =
             (&plan.pages[branch.context_pages.clone()], &plan.pages[branch.branch_pages.clone()]);
         if matches!(request.job.work, Work::Rank) {
-            let candidates = request.batches.next(job.candidates(), branch_pages.len())?;
+            let candidates = request.batches.next(job.candidates(), branch.rows, branch_pages.len())?;
             let rows = PushCandidates {
                 owner: slot.0,
                 candidates: candidates.clone(),

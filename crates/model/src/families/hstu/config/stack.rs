@@ -161,6 +161,16 @@ impl From<MaskConfig> for Mask {
 }
 
 impl StackConfig {
+    /// Positions that a row attends to with as many multiplications as the rest of it takes. Of a layer: weights over the
+    /// widths of all keys, for the scores, and of all values. A pair takes its activation besides, about as much.
+    pub fn pairs_per_row(&self) -> u64 {
+        let [dim, keys, values, parts] =
+            [self.model_dim, self.heads * self.key_dim, self.values(), self.output_parts.count()]
+                .map(|size| size as u64);
+        let weights = dim * (2 * values + 2 * keys + parts * values);
+        (weights / (2 * (keys + values))).max(1)
+    }
+
     /// Width of the attention's output: all values.
     pub fn values(&self) -> usize {
         self.heads * self.value_dim
