@@ -17,15 +17,16 @@ The client shares the cores with the server. Nothing else should run meanwhile.
 """
 
 import argparse
-import http.client
+import asyncio
 import json
 import pathlib
 import platform
 import random
-import socket
 import subprocess
 import threading
 import time
+import urllib.error
+import urllib.request
 
 WINDOW = 5
 
@@ -45,80 +46,104 @@ class Server:
         address = self.process.stdout.readline().split("//")[1].strip()
         self.host, port = address.split(":")
         self.port = int(port)
+        self.wait_until_ready()
         lines = pathlib.Path(options.checkpoint, "catalog.jsonl").read_text().splitlines()
-        self.items = [json.loads(line)["item_id"] for line in lines]
+        self.quoted = [json.dumps(json.loads(line)["item_id"]) for line in lines]
+
+    def wait_until_ready(self):
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://{self.host}:{self.port}/readyz").close()
+                return
+            except urllib.error.HTTPError:
+                time.sleep(0.1)
+        raise SystemExit("the server did not become ready within a minute")
 
     def stop(self):
         self.process.terminate()
         self.process.wait(60)
 
-    def ask(self, random_, items, beams, tenant, timeout_ms=None):
+    def body(self, seed, items, beams, tenant, timeout_ms=None):
+        """A request of a user that nobody else is."""
+        history = ",".join(random.Random(seed).choices(self.quoted, k=items))
+        timeout = f',"timeout_ms":{timeout_ms}' if timeout_ms else ""
+        return f'{{"history":[{history}],"num_items":{min(beams, 10)},"beam_width":{beams},"tenant":"{tenant}"{timeout}}}'.encode()
+
+    async def ask(self, body):
         """Status, seconds, and Retry-After. 0 when the connection failed."""
-        request = {
-            "history": [random_.choice(self.items) for _ in range(items)],
-            "num_items": min(beams, 10),
-            "beam_width": beams,
-            "tenant": tenant,
-        }
-        if timeout_ms:
-            request["timeout_ms"] = timeout_ms
-        body = json.dumps(request)
         start = time.perf_counter()
         try:
-            connection = http.client.HTTPConnection(self.host, self.port, timeout=120)
-            connection.request("POST", "/v1/recommend", body, {"content-type": "application/json", "connection": "close"})
-            answer = connection.getresponse()
-            answer.read()
-            return answer.status, time.perf_counter() - start, answer.headers.get("retry-after")
-        except (OSError, http.client.HTTPException):
+            reader, writer = await asyncio.open_connection(self.host, self.port)
+            head = "POST /v1/recommend HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            answer = await asyncio.wait_for(reader.read(-1), 120)
+            writer.close()
+            lines = answer.split(b"\r\n\r\n", 1)[0].decode().lower().split("\r\n")
+            retry = next((line.split(":")[1].strip() for line in lines if line.startswith("retry-after:")), None)
+            return int(lines[0].split()[1]), time.perf_counter() - start, retry
+        except (OSError, ValueError, IndexError, asyncio.TimeoutError):
             return 0, time.perf_counter() - start, None
 
 
+LOOP = asyncio.new_event_loop()
+threading.Thread(target=LOOP.run_forever, daemon=True).start()
+
+
 class Load:
-    """Requests of one kind, and what became of them."""
+    """Requests of one kind, and what became of them. All clients are tasks of one thread: the client shares the cores with the server, so
+    it has to cost little."""
 
     def __init__(self, server, items, beams, tenant, seed, timeout_ms=None):
         self.server, self.items, self.beams, self.tenant = server, items, beams, tenant
         self.seed, self.timeout_ms = seed, timeout_ms
-        self.done, self.lock, self.threads = [], threading.Lock(), []
+        self.done, self.tasks = [], []
 
-    def one(self, number):
+    async def one(self, number):
+        body = self.server.body(f"{self.seed} {number}", self.items, self.beams, self.tenant, self.timeout_ms)
         at = time.perf_counter()
-        answer = self.server.ask(random.Random(f"{self.seed} {number}"), self.items, self.beams, self.tenant, self.timeout_ms)
-        with self.lock:
-            self.done.append((at, *answer))
-        return answer[0] == 429, answer[2]
+        status, took, retry_after = await self.server.ask(body)
+        self.done.append((at, status, took, retry_after))
+        return status == 429, retry_after
+
+    def start(self, coroutine):
+        task = asyncio.run_coroutine_threadsafe(coroutine, LOOP)
+        self.tasks.append(task)
+        return task
 
     def open_loop(self, rate, seconds):
-        """Poisson arrivals, whatever becomes of those before."""
-        dice, end, due, number = random.Random(self.seed), time.perf_counter() + seconds, time.perf_counter(), 0
-        while due < end:
-            time.sleep(max(0.0, due - time.perf_counter()))
-            thread = threading.Thread(target=self.one, args=(number,), daemon=True)
-            thread.start()
-            self.threads.append(thread)
-            due, number = due + dice.expovariate(rate), number + 1
+        """Poisson arrivals, whatever becomes of those before. Returns when the last has been sent."""
+
+        async def arrivals():
+            dice, end, due, number, sent = random.Random(self.seed), time.perf_counter() + seconds, time.perf_counter(), 0, []
+            while due < end:
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                sent.append(asyncio.ensure_future(self.one(number)))
+                due, number = due + dice.expovariate(rate), number + 1
+            return sent
+
+        async def all_of(sent):
+            await asyncio.gather(*sent)
+
+        self.start(all_of(self.start(arrivals()).result()))
 
     def closed_loop(self, clients, seconds, patient=False):
         """Clients without a pause, unless they are patient: then they come back when a refusal tells them to."""
         end = time.perf_counter() + seconds
 
-        def client(index):
+        async def client(index):
             number = 0
             while time.perf_counter() < end:
-                refused, retry_after = self.one(f"{index} {number}")
+                refused, retry_after = await self.one(f"{index} {number}")
                 number += 1
                 if patient and refused:
-                    time.sleep(max(0.0, min(int(retry_after or 1), end - time.perf_counter())))
+                    await asyncio.sleep(max(0.0, min(int(retry_after or 1), end - time.perf_counter())))
 
         for index in range(clients):
-            thread = threading.Thread(target=client, args=(index,), daemon=True)
-            thread.start()
-            self.threads.append(thread)
+            self.start(client(index))
 
     def join(self):
-        for thread in self.threads:
-            thread.join()
+        for task in self.tasks:
+            task.result()
         return self
 
     def answered(self, after=0.0):
@@ -206,7 +231,6 @@ def main():
     parser.add_argument("--only", choices=["overload", "neighbours"])
     parser.add_argument("--out")
     options = parser.parse_args()
-    socket.setdefaulttimeout(120)
     server = Server(options)
     try:
         busy = Load(server, options.items, 32, "busy", 0)

@@ -220,8 +220,8 @@ impl Limits {
             return Err(Refusal::TooManySteps { steps, limit: config.max_generated_steps });
         }
 
-        let shared_pages = request.reusable_positions() / self.page_size;
-        let target = if request.is_warm() { shared_pages * self.page_size } else { len };
+        let shared_pages = request.reusable_pages(self.page_size);
+        let target = if request.is_warm() { len.min(shared_pages * self.page_size) } else { len };
         if request.shape == ContextShape::Whole && target > config.max_step_tokens {
             return Err(Refusal::NeverInOneStep { len, limit: config.max_step_tokens });
         }
@@ -238,6 +238,11 @@ impl Limits {
         }
         let work = self.context_work(0..target) + self.branch_work(request.beams_of(steps, width), target);
         Ok(Demand { target, context_pages, shared_pages, branch_pages, cost, work })
+    }
+
+    /// Words of a page.
+    pub(crate) fn page_words(&self) -> usize {
+        self.page_size * self.words_per_position
     }
 
     /// Work of context rows. Each attends to those before it.

@@ -112,19 +112,39 @@ impl<P> Request<P> {
         widths.start
     }
 
-    /// Leading context positions that may come from, or go to, another request. None of a context
-    /// that is computed whole: a part of it is of no use.
-    pub(crate) fn reusable_positions(&self) -> usize {
-        match self.shape {
-            ContextShape::Causal => self.reuse.reusable_positions(self.context_len).min(self.context_len),
-            ContextShape::Whole => 0,
+    /// Leading pages of the context that may come from, or go to, another request. Of a context that
+    /// is computed whole, a part is of no use: all of it, or none.
+    pub(crate) fn reusable_pages(&self, page_size: usize) -> usize {
+        match (self.reuse, self.shape) {
+            (ReuseClass::Exact, _) => self.context_len.div_ceil(page_size),
+            (_, ContextShape::Whole) => 0,
+            (reuse, ContextShape::Causal) => reuse.reusable_positions(self.context_len) / page_size,
         }
+    }
+
+    /// Where the pages of the context are found. `page_words` is the number of words of a page.
+    pub(crate) fn page_address(&self, page_words: usize) -> PageAddress {
+        if self.reuse != ReuseClass::Exact {
+            return PageAddress { namespace: self.namespace, words: Arc::clone(&self.words) };
+        }
+        let padding = self.words.len().next_multiple_of(page_words) - self.words.len();
+        let words = self.words.iter().copied().chain(std::iter::repeat_n(0, padding)).collect();
+        PageAddress { namespace: self.namespace.narrowed_to(&self.words), words }
     }
 
     /// Whether the deadline has come.
     pub(crate) fn is_late(&self, now: Micros) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= now)
     }
+}
+
+/// What the pages of a context are found by.
+#[derive(Clone, Debug)]
+pub(crate) struct PageAddress {
+    /// That of the request. For [`ReuseClass::Exact`], the part of it that only this context can name.
+    pub(crate) namespace: Namespace,
+    /// The words of the context. For [`ReuseClass::Exact`], filled up to whole pages.
+    pub(crate) words: Arc<[u32]>,
 }
 
 /// Why a request was not accepted. Nothing was done for it and nothing is kept of it.

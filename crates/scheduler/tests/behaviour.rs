@@ -299,7 +299,7 @@ fn the_reuse_class_is_obeyed() {
         (ReuseClass::CrossRequest, 8),
         (ReuseClass::CrossRequestMinusLast, 4),
         (ReuseClass::WithinRequest, 0),
-        (ReuseClass::Exact, 0),
+        (ReuseClass::Exact, 8),
     ] {
         let mut bench = Bench::new(CONFIG);
         let first = Request { reuse: class, ..request(1, 8, 2) };
@@ -309,6 +309,43 @@ fn the_reuse_class_is_obeyed() {
         bench.submit(again(2, &first));
         assert_eq!(bench.finish()[0].usage.cached_tokens, cached as usize, "{class:?}");
     }
+}
+
+#[test]
+fn an_exact_context_is_found_as_a_whole_or_not_at_all() {
+    let mut bench = Bench::new(CONFIG);
+    // Two pages and a half.
+    let first = Request { reuse: ReuseClass::Exact, ..whole(1, 10) };
+    bench.submit(first.clone());
+    assert_eq!(bench.finish()[0].usage.cached_tokens, 0);
+    assert_eq!(bench.scheduler.cache().stats().published, 3);
+    bench.submit(again(2, &first));
+    bench.plan();
+    // The last row is computed again: the first expansion needs it.
+    assert_eq!((bench.chunks(), bench.plan.chunks[0].cached), (vec![(0, 9..10)], 10));
+    bench.commit();
+    assert_eq!(bench.finish()[0].usage.cached_tokens, 10);
+    for len in [8, 9, 11, 12, 14] {
+        let words = (0..len).map(|position| 1000 + position as u32).collect();
+        bench.submit(Request { words, reuse: ReuseClass::Exact, ..whole(len as u64 + 10, len) });
+        assert_eq!(bench.finish()[0].usage.cached_tokens, 0, "{len} positions");
+    }
+}
+
+#[test]
+fn an_exact_context_is_warmed_to_its_last_position() {
+    let mut bench = Bench::new(CONFIG);
+    let exact = |request| Request { reuse: ReuseClass::Exact, shape: ContextShape::Whole, ..request };
+    let first = exact(warm(1, 11));
+    bench.submit(first.clone());
+    bench.plan();
+    assert_eq!((bench.chunks(), bench.plan.chunks[0].expand), (vec![(0, 0..11)], None));
+    bench.commit();
+    assert_eq!(bench.ended()[0].ending, Ending::Warmed);
+    bench.submit(again(2, &first));
+    bench.plan();
+    assert!(bench.plan.is_empty());
+    assert_eq!(bench.ended()[0].usage.cached_tokens, 11);
 }
 
 #[test]

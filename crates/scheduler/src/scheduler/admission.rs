@@ -13,6 +13,7 @@
 
 use std::sync::Arc;
 
+use beamline_kv_cache::ReuseClass;
 use beamline_model::step::Slot;
 
 use super::{
@@ -227,8 +228,8 @@ impl<P> Scheduler<P> {
         events: &mut Vec<Event<P, A>>,
     ) -> Seating<P> {
         let Some(held) = self.hold_pages(slot, &head) else { return Seating::NoRoom(Box::new(head)) };
-        let Held { cached, restored, cost } = held;
-        let Queued { request, demand, queued_at, goal } = head;
+        let Held { cached_pages, cached, restored, cost } = held;
+        let Queued { request, address, demand, queued_at, goal } = head;
         let work = demand.work.saturating_sub(self.limits.context_work(0..cached + restored));
         let (id, len) = (request.id, request.context_len);
         self.stats.hit_tokens += cached as u64;
@@ -240,7 +241,7 @@ impl<P> Scheduler<P> {
         if request.is_warm() && cached == demand.target {
             // All of it is on the device: over without a step.
             if let Some(session) = request.session {
-                self.cache.remember(session, &request.namespace, &seat.context_pages);
+                self.cache.remember(session, &address.namespace, &seat.context_pages);
             }
             self.cache.release_chain(&seat.context_pages);
             seat.context_pages.clear();
@@ -256,13 +257,14 @@ impl<P> Scheduler<P> {
         events.push(Event::Opened { id, slot, payload: Arc::clone(&request.payload) });
         seat.running = Some(Running {
             request,
+            address,
             demand,
             tenant,
             cost,
             work,
             work_due: work,
             computed: cached + restored,
-            published: cached / self.limits.page_size,
+            published: cached_pages,
             ordered: 0,
             restored: 0,
             stage: Stage::Prefill,
@@ -282,28 +284,39 @@ impl<P> Scheduler<P> {
     /// Takes the cached pages and allocates the others that a request needs, into the free seat.
     /// Holds nothing if there are not enough, or the running requests cost too much for another.
     fn hold_pages(&mut self, slot: Slot, head: &Queued<P>) -> Option<Held> {
-        let (request, demand) = (&head.request, head.demand);
+        let (request, address, demand) = (&head.request, &head.address, head.demand);
         let page_size = self.limits.page_size;
         let seat = &mut self.seats[slot.0 as usize];
         assert!(seat.running.is_none() && seat.context_pages.is_empty() && seat.branch_pages.is_empty());
         assert!(seat.restoring.is_empty());
         let counts = self.cache.lookup_counts();
-        let cached = self.cache.match_prefix(
-            &request.namespace,
+        let covered = self.cache.match_prefix(
+            &address.namespace,
             request.session,
-            &request.words,
+            &address.words,
             demand.shared_pages * page_size,
             &mut seat.context_pages,
         );
-        let matched = seat.context_pages.len();
-        assert!(cached == matched * page_size && matched <= demand.shared_pages);
-        let restored = self.cache.match_host(
-            &request.namespace,
-            &request.words,
+        let mut matched = seat.context_pages.len();
+        assert!(covered == matched * page_size && matched <= demand.shared_pages);
+        self.cache.match_host(
+            &address.namespace,
+            &address.words,
             demand.shared_pages * page_size,
             &seat.context_pages,
             &mut seat.restoring,
         );
+        if request.reuse == ReuseClass::Exact && matched + seat.restoring.len() < demand.shared_pages {
+            // A part of such a context is of no use.
+            self.cache.release_chain(&seat.context_pages);
+            seat.context_pages.clear();
+            seat.restoring.clear();
+            matched = 0;
+        }
+        // The last page may hold fewer positions than it has room for.
+        let positions = |pages: usize| demand.target.min(pages * page_size);
+        let cached = positions(matched);
+        let restored = positions(matched + seat.restoring.len()) - cached;
         let fresh = demand.context_pages - matched + demand.branch_pages;
         let cost = demand.cost - (cached + restored) as u64;
         let affordable = self.running_cost + cost <= self.limits.config.max_running_cost;
@@ -317,12 +330,14 @@ impl<P> Scheduler<P> {
         seat.branch_pages.extend(seat.context_pages.drain(demand.context_pages..));
         assert_eq!(seat.context_pages.len(), demand.context_pages);
         assert_eq!(seat.branch_pages.len(), demand.branch_pages);
-        Some(Held { cached, restored, cost })
+        Some(Held { cached_pages: matched, cached, restored, cost })
     }
 }
 
 /// What a request found when its pages were taken.
 struct Held {
+    /// Pages that are cached.
+    cached_pages: usize,
     /// Context positions in cached pages, and in pages that come back from host memory.
     cached: usize,
     restored: usize,

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     event::{Ending, Event, Failure},
+    request::PageAddress,
     time::Micros,
 };
 
@@ -156,10 +157,14 @@ impl<P> Scheduler<P> {
     fn publish(&mut self, slot: Slot) {
         let seat = &mut self.seats[slot.0 as usize];
         let Some(running) = &mut seat.running else { unreachable!("a listed seat is taken") };
-        let full = (running.computed / self.limits.page_size).min(running.demand.shared_pages);
-        let request = &running.request;
+        let demand = running.demand;
+        let full = match running.computed == demand.target {
+            true => demand.shared_pages,
+            false => (running.computed / self.limits.page_size).min(demand.shared_pages),
+        };
+        let PageAddress { namespace, words } = &running.address;
         for index in running.published..full {
-            match self.cache.publish(&request.namespace, &seat.context_pages, index, &request.words) {
+            match self.cache.publish(namespace, &seat.context_pages, index, words) {
                 Publish::Published | Publish::Withdrawn => {}
                 // Somebody else was faster: read theirs from now on. Ours went back to the cache.
                 Publish::Duplicate(existing) => seat.context_pages[index] = existing,
@@ -174,7 +179,7 @@ impl<P> Scheduler<P> {
         let Some(running) = &mut seat.running else { unreachable!("a listed seat is taken") };
         running.prefilled_at.get_or_insert(now);
         if let Some(session) = running.request.session {
-            self.cache.remember(session, &running.request.namespace, &seat.context_pages);
+            self.cache.remember(session, &running.address.namespace, &seat.context_pages);
         }
     }
 }

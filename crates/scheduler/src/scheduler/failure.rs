@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use beamline_kv_cache::ReuseClass;
 use beamline_model::step::{ContextShape, Slot};
 
 use super::{Scheduler, seat::Stage};
@@ -37,7 +38,7 @@ impl<P> Scheduler<P> {
 
     /// Starts the request over, alone. What earlier steps wrote into its context pages stays good;
     /// what the model kept of its beams is gone, so a decode starts again at the last context row;
-    /// or at the first, where the context is computed whole.
+    /// or at the first, where the context is computed whole and never found again.
     fn suspect<A>(&mut self, slot: Slot, events: &mut Vec<Event<P, A>>) {
         assert!(!self.suspects.contains(&slot), "a suspect is never in a step with others");
         for list in [&mut self.prefilling, &mut self.decoding] {
@@ -47,7 +48,7 @@ impl<P> Scheduler<P> {
         self.stats.retried += 1;
         let running = self.seat(slot).running_mut();
         running.stage = Stage::Prefill;
-        if running.request.shape == ContextShape::Whole {
+        if running.request.shape == ContextShape::Whole && running.request.reuse != ReuseClass::Exact {
             running.computed = 0;
         }
         let (id, payload) = (running.request.id, Arc::clone(&running.request.payload));

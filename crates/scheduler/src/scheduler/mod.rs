@@ -165,7 +165,8 @@ impl<P> Scheduler<P> {
     pub fn fetch(&mut self, request: &Request<P>) -> Option<Fetch> {
         let demand = self.limits.demand(request).ok()?;
         let most = demand.shared_pages * self.limits.page_size;
-        self.cache.fetch(&request.namespace, request.session, &request.words, most)
+        let address = request.page_address(self.limits.page_words());
+        self.cache.fetch(&address.namespace, request.session, &address.words, most)
     }
 
     /// Takes note of what was read from disk and written there. To be called between steps.
@@ -204,7 +205,8 @@ impl<P> Scheduler<P> {
         self.places.insert(request.id, Place::Queue(request.namespace));
         let goal = self.goal(now, &request, self.pace.expected_work(demand.work));
         let id = request.id;
-        let tenant = self.tenants.push(Queued { request, demand, queued_at: now, goal });
+        let address = request.page_address(self.limits.page_words());
+        let tenant = self.tenants.push(Queued { request, address, demand, queued_at: now, goal });
         self.note_arrival(now, tenant, id);
         Ok(())
     }

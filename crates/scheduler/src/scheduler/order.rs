@@ -14,8 +14,8 @@
 //! one meets its goal all the same, or misses it by no more than the time that it was given.
 //!
 //! A missed goal is forgiven while all late work together takes a few objectives: it stays in its
-//! place, and so comes first. Beyond that the model is overloaded. Then late requests go *behind*, so
-//! that the others meet their goals. Small ones among them are forgiven still: those that take a few
+//! place, and so comes first. Beyond that the model is overloaded, until hardly anything is late. Then
+//! late requests go *behind*, so that the others meet their goals. Small ones among them are forgiven still: those that take a few
 //! objectives together with all late requests that are not much larger. So a small request that came a
 //! moment too late does not wait behind large ones.
 //!
@@ -163,12 +163,20 @@ impl<P> Scheduler<P> {
         let candidates = order.iter().filter(|candidate| candidate.class() == Class::Late);
         late.extend(candidates.map(|candidate| (candidate.span, candidate.work)));
         late.sort_unstable();
-        let mut work = 0;
-        let too_much = late.iter().find(|(_, own)| {
-            work += own;
-            !self.is_forgivable(work)
-        });
-        let span = too_much.map_or(u64::MAX, |(span, _)| (span / MUCH_LARGER).saturating_sub(1));
+        let all: u64 = late.iter().map(|(_, work)| work).sum();
+        // What an overload of equal requests left behind is not let in front of those who come after it.
+        let was_forgiving = self.forgiven_span == u64::MAX;
+        let span = if self.is_forgivable(if was_forgiving { all } else { all.saturating_mul(2 * FORGIVEN) }) {
+            u64::MAX
+        } else {
+            let mut work = 0;
+            let too_much = late.iter().find(|(_, own)| {
+                work += own;
+                !self.is_forgivable(work)
+            });
+            let larger = too_much.or(late.last()).map_or(0, |(span, _)| *span);
+            (larger / MUCH_LARGER).saturating_sub(1)
+        };
         self.late = late;
         span
     }
@@ -219,7 +227,7 @@ impl<P> Scheduler<P> {
     }
 
     fn wish_to_begin(&self, tenant: TenantId, queued: &Queued<P>) -> Wish {
-        let Queued { request, demand, queued_at, goal } = queued;
+        let Queued { request, demand, queued_at, goal, .. } = queued;
         Wish {
             id: request.id,
             priority: request.priority,

@@ -8,7 +8,7 @@ use super::tenants::TenantId;
 use crate::{
     event::Usage,
     limits::{Demand, Limits},
-    request::Request,
+    request::{PageAddress, Request},
     time::Micros,
 };
 
@@ -28,6 +28,7 @@ pub(super) struct Seat<P> {
 /// A request that was admitted and has not ended.
 pub(super) struct Running<P> {
     pub(super) request: Request<P>,
+    pub(super) address: PageAddress,
     pub(super) demand: Demand,
     pub(super) tenant: TenantId,
     /// Rows that it was admitted for.

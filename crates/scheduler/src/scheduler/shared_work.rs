@@ -13,12 +13,12 @@ impl<P> Scheduler<P> {
     pub(super) fn computes_the_same(&self, candidate: &Candidate) -> Option<Slot> {
         let index = self.tenants.position(candidate.tenant, candidate.id())?;
         let queued = &self.tenants.get(candidate.tenant).waiting[index];
-        let page = self.limits.page_size * self.limits.words_per_position;
+        let page = self.limits.page_words();
         self.prefilling.iter().copied().find(|slot| {
             let running = self.seats[slot.0 as usize].running();
             let pages = running.demand.shared_pages.min(queued.demand.shared_pages);
-            let (mine, theirs) = (&queued.request.words, &running.request.words);
-            running.request.namespace == queued.request.namespace
+            let (mine, theirs) = (&queued.address.words, &running.address.words);
+            running.address.namespace == queued.address.namespace
                 && running.published < pages
                 && (0..=running.published).all(|at| {
                     let words = at * page..(at + 1) * page;

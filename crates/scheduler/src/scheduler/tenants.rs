@@ -17,7 +17,7 @@ use beamline_kv_cache::Namespace;
 
 use crate::{
     limits::Demand,
-    request::{Request, RequestId},
+    request::{PageAddress, Request, RequestId},
     time::Micros,
 };
 
@@ -27,6 +27,7 @@ const MOST_OWED: usize = 4096;
 /// A request that waits for admission.
 pub(super) struct Queued<P> {
     pub(super) request: Request<P>,
+    pub(super) address: PageAddress,
     pub(super) demand: Demand,
     pub(super) queued_at: Micros,
     /// When it should be answered, see `order`.

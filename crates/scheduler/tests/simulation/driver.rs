@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use beamline_kv_cache::Transfer;
+use beamline_kv_cache::{ReuseClass, Transfer};
 use beamline_model::step::{ContextShape, Plan, Progress, Slot, StepModel};
 use beamline_scheduler::{
     Ended, Ending, Event, Failure, Micros, Refusal, Request, RequestId, Scheduler, SchedulerConfig,
@@ -152,7 +152,10 @@ impl<'a> Driver<'a> {
         self.tell(|| format!("submit {story:?} {deadline:?}: {result:?}"));
         let SchedulerConfig { max_queued, max_step_tokens, .. } = self.scenario.config;
         let expected = match story.shape {
-            ContextShape::Whole if !story.is_warm() && story.context_len > max_step_tokens => {
+            ContextShape::Whole
+                if story.context_len > max_step_tokens
+                    && (!story.is_warm() || story.reuse == ReuseClass::Exact) =>
+            {
                 Err(Refusal::NeverInOneStep { len: story.context_len, limit: max_step_tokens })
             }
             _ if full => Err(Refusal::QueueFull { limit: max_queued }),
@@ -294,7 +297,7 @@ impl<'a> Driver<'a> {
         }
 
         assert_eq!(usage.context_tokens, story.context_len);
-        assert!(usage.cached_tokens <= story.reuse.reusable_positions(story.context_len));
+        assert!(usage.cached_tokens <= story.reusable_positions());
         if let Some(degraded) = usage.degraded {
             assert!(usage.beam_width < story.beam_width, "{degraded:?}");
         }
@@ -365,7 +368,9 @@ impl<'a> Driver<'a> {
         );
         report.retried = stats.retried;
         report.evictions = cache.evictions;
-        report.duplicates = cache.duplicates;
+        // A context that is exact is computed as a whole again once its tail was evicted.
+        let whole_again = self.scenario.reuse.contains(&ReuseClass::Exact);
+        report.duplicates = if whole_again { 0 } else { cache.duplicates };
         report.hit_tokens = stats.hit_tokens;
         report.restored_tokens = stats.restored_tokens;
         report.host_evictions = cache.host.evictions;

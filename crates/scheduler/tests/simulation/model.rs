@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use beamline_kv_cache::{PageContents, PageId, Transfer, TransferError};
+use beamline_kv_cache::{PageContents, PageId, ReuseClass, Transfer, TransferError};
 use beamline_model::step::{BranchStep, Chunk, ContextShape, Plan, Progress, Slot, StepError, StepModel};
 
 use crate::{
@@ -79,7 +79,7 @@ impl SimModel {
         assert_eq!(table.len(), end.div_ceil(page_size), "enough pages and no more");
         if chunk.cached > start {
             // A request that only warms the cache goes as far as its last whole page.
-            let shared = open.story.reuse.reusable_positions(len) / page_size * page_size;
+            let shared = open.story.findable_positions(page_size);
             let last = if open.story.is_warm() { shared } else { len };
             assert_eq!(
                 (start, end, chunk.cached),
@@ -91,12 +91,16 @@ impl SimModel {
         }
         match open.computed {
             None => {
-                let shared = open.story.reuse.reusable_positions(len);
-                assert!(chunk.cached <= shared || self.suspects.contains(&open.story.id), "reused too much");
+                let shared = open.story.reusable_positions();
+                let again = self.suspects.contains(&open.story.id);
+                assert!(chunk.cached <= shared || again, "reused too much");
+                let exact = open.story.reuse == ReuseClass::Exact && chunk.cached > 0;
+                assert!(!exact || again || chunk.cached == len, "a part of a context is of no use");
             }
             Some(computed) => assert_eq!(computed, chunk.cached, "positions are consecutive"),
         }
-        if open.story.shape == ContextShape::Whole && (start, end) != (0, len) {
+        let again = open.story.reuse == ReuseClass::Exact && chunk.cached == len;
+        if open.story.shape == ContextShape::Whole && (start, end) != (0, len) && !again {
             self.slots[chunk.slot.0 as usize] = Some(open);
             return Progress::Failed("the context was cut".into());
         }
@@ -120,7 +124,7 @@ impl SimModel {
         }
 
         let story = &open.story;
-        let last_page_full = story.reuse.reusable_positions(len) / page_size * page_size;
+        let last_page_full = story.findable_positions(page_size);
         let progress = if story.is_warm() {
             assert!(end <= last_page_full && chunk.expand.is_none(), "nobody could use these rows");
             if story.fault == Fault::Fails(0) {

@@ -69,8 +69,12 @@ impl Scenario {
         let roominess = *rng.pick(&[0, 2, 10, 50]);
         let pages = largest + rng.within(0, largest * roominess);
         let troubled = rng.permille(500);
-        let classes =
-            [ReuseClass::CrossRequest, ReuseClass::CrossRequestMinusLast, ReuseClass::WithinRequest];
+        let classes = [
+            ReuseClass::CrossRequest,
+            ReuseClass::CrossRequestMinusLast,
+            ReuseClass::Exact,
+            ReuseClass::WithinRequest,
+        ];
         let host = rng.permille(500).then(|| HostScenario {
             pages: rng.within(0, 4 * pages),
             time_to_live: rng.permille(500).then(|| rng.within(1, 200_000) as u64),
@@ -230,8 +234,11 @@ impl Traffic {
                 tenant: tenant as u64,
                 words,
                 context_len,
-                // Whatever the request says, nothing of such a context serves another.
-                reuse: if shape == ContextShape::Whole { ReuseClass::WithinRequest } else { reuse },
+                // Whatever the request says, no part of such a context serves another.
+                reuse: match (shape, reuse) {
+                    (_, ReuseClass::Exact) | (ContextShape::Causal, _) => reuse,
+                    (ContextShape::Whole, _) => ReuseClass::WithinRequest,
+                },
                 shape,
                 beam_width,
                 beam_widths,

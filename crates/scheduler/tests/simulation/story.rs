@@ -59,16 +59,39 @@ impl Story {
         self.generated_steps == 0
     }
 
+    /// Leading positions that another request may use.
+    pub(crate) fn reusable_positions(&self) -> usize {
+        match self.reuse {
+            // All, or none: the contents of every position depend on the whole context.
+            ReuseClass::Exact => self.context_len,
+            reuse => reuse.reusable_positions(self.context_len),
+        }
+    }
+
+    /// Those of them in pages that another request can find.
+    pub(crate) fn findable_positions(&self, page_size: usize) -> usize {
+        match self.reuse {
+            ReuseClass::Exact => self.context_len,
+            _ => self.reusable_positions() / page_size * page_size,
+        }
+    }
+
     /// What has to lie at every context position.
     pub(crate) fn contents(&self, out: &mut Vec<u64>) {
         out.clear();
         let words_per_position = self.words.len() / self.context_len;
-        let shared = self.reuse.reusable_positions(self.context_len);
+        let shared = self.reusable_positions();
+        let exact = self.reuse == ReuseClass::Exact;
+        let whole = self.words.iter().fold(mix(self.tenant, 0xe5ac7), |sum, word| mix(sum, u64::from(*word)));
         let mut chain = mix(self.tenant, 0x7e4a47);
         for (position, words) in self.words.chunks(words_per_position).enumerate() {
             chain = words.iter().fold(chain, |chain, word| mix(chain, u64::from(*word)));
             // What may not be reused is different in every request, so that reusing it shows.
-            let content = if position < shared { chain } else { mix(chain, mix(self.id, 1)) };
+            let content = match position < shared {
+                true if exact => mix(chain, whole),
+                true => chain,
+                false => mix(chain, mix(self.id, 1)),
+            };
             out.push(content);
         }
     }
