@@ -28,6 +28,8 @@ pub enum Step {
     Level,
     /// Always this token; its probability counts.
     Fixed(u32),
+    /// Always this token. The request gave it, so its probability does not count.
+    Given(u32),
 }
 
 /// What the probability of a token is relative to.
@@ -187,7 +189,7 @@ impl Search {
     /// more than once.
     pub fn wanted(&self, beams: Range<usize>, mut want: impl FnMut(u32)) {
         match self.request.steps[self.step] {
-            Step::Fixed(token) => want(token),
+            Step::Fixed(token) | Step::Given(token) => want(token),
             Step::Level => {
                 let trie = self.request.catalog.trie();
                 for beam in &self.beams[beams] {
@@ -238,7 +240,7 @@ impl Search {
         let leads_to = |filter: &Filter, child: Node| filter.allows_any(trie.leaves(child));
         self.allowed.clear();
         match self.request.steps[self.step] {
-            Step::Fixed(token) => self.allowed.push((token, node)),
+            Step::Fixed(token) | Step::Given(token) => self.allowed.push((token, node)),
             Step::Level => {
                 let children = trie.children(node).iter();
                 self.allowed.extend(children.filter(|&(_, child)| leads_to(allowed, child)));
@@ -252,8 +254,10 @@ impl Search {
         if !normalizer.is_finite() {
             return Err(NotFinite);
         }
+        let counts = !matches!(self.request.steps[self.step], Step::Given(_));
         for &(token, node) in &self.allowed {
-            let score = score + (f64::from(logit(token)) - normalizer);
+            let own = if counts { f64::from(logit(token)) - normalizer } else { 0.0 };
+            let score = score + own;
             // At equal score the smaller path wins, so an equal one is kept.
             if score >= self.cutoff {
                 self.candidates.push(Candidate { beam: Beam { node, token, score }, parent: beam as u32 });

@@ -26,7 +26,7 @@ pub enum ContextShape {
     #[default]
     Causal,
     /// Some row depends on rows after it, so the whole context goes through the model in one step.
-    /// No part of it serves another request.
+    /// No part of it serves another request; all of it may, see `ReuseClass::Exact`.
     Whole,
 }
 

@@ -482,9 +482,9 @@ fn conventions_that_do_not_fit_are_refused() {
         (json!({"decoder_start_token": "<|x|>"}), "decoder_start_token"),
         (json!({"levels": 3}), "3 levels, but 2 token patterns"),
         (json!({"generated_steps": 4}), "generated_steps"),
-        (json!({"model": "encoder-decoder"}), "encoder-decoder"),
+        (json!({"model": "mixture"}), "encoder-decoder"),
         (json!({"level_token_patterns": ["<a>", "<b_{}>"]}), "exactly one {}"),
-        (json!({"preset": "tiger"}), "unknown preset"),
+        (json!({"preset": "lion"}), "unknown preset"),
         (json!({"preset": "minionrec"}), "did you mean `minionerec`?"),
         (json!({"level_code_counts": [3, 0]}), "codes in a level"),
     ] {

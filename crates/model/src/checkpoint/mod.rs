@@ -131,6 +131,14 @@ impl<C: Described> Checkpoint<C> {
     }
 }
 
+impl<C> Examined<C> {
+    /// The same with something else made of the configuration.
+    pub fn map_config<D>(self, make: impl FnOnce(C) -> D) -> Examined<D> {
+        let Self { config, tensors, tokenizer, digest, problems, notes, digests } = self;
+        Examined { config: config.map(make), tensors, tokenizer, digest, problems, notes, digests }
+    }
+}
+
 impl<C: Described> Examined<C> {
     /// Reads all but the weights: their headers only.
     fn headers(directory: &Path) -> Self {

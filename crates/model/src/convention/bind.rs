@@ -28,6 +28,7 @@ impl Convention {
         let resolve = |marker: &Marker| marker_token(&tokenizer, marker, vocab_size);
         let begin = format.item_begin_token.as_ref().map(resolve).transpose()?;
         let end = format.item_end_token.as_ref().map(resolve).transpose()?;
+        let start = format.decoder_start_token.as_ref().map(resolve).transpose()?;
         format.generation_begin.as_ref().map(resolve).transpose()?;
         let fixed = |markers: &[Marker]| -> Result<Vec<Step>, ModelError> {
             markers.iter().map(|marker| resolve(marker).map(Step::Fixed)).collect()
@@ -42,6 +43,7 @@ impl Convention {
             levels,
             begin,
             end,
+            start,
             steps,
             parts: None,
             vocab_size,

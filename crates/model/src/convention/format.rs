@@ -22,6 +22,8 @@ use crate::error::ModelError;
 pub const MAX_STEPS: usize = 32;
 /// The forms that a catalog writes SIDs in.
 const CODES: &str = "codes";
+const DECODER: &str = "decoder";
+const ENCODER_DECODER: &str = "encoder-decoder";
 const TOKENS: &str = "tokens";
 /// Most codes of a level.
 const MAX_CODES: u32 = 1 << 20;
@@ -33,7 +35,7 @@ pub struct Format {
     /// Version of the format; 1.
     #[serde(default = "one")]
     pub format: u32,
-    /// `decoder`; `encoder-decoder` is recognised and refused.
+    /// `decoder` or `encoder-decoder`: what reads the prompt.
     #[serde(default = "decoder")]
     pub model: String,
     /// Levels of a SID.
@@ -138,7 +140,7 @@ fn one() -> u32 {
 }
 
 fn decoder() -> String {
-    "decoder".into()
+    DECODER.into()
 }
 
 fn oldest_first() -> String {
@@ -208,12 +210,20 @@ impl Format {
         })
     }
 
+    /// Whether an encoder reads the prompt, and a decoder generates from a start token.
+    pub fn is_encoder_decoder(&self) -> bool {
+        self.model == ENCODER_DECODER
+    }
+
     fn check(&self) -> Result<(), String> {
         if self.format != 1 {
             return Err(format!("format {} is not known, only 1", self.format));
         }
-        if self.model != "decoder" {
-            return Err(format!("model {:?} is not served, only \"decoder\"", self.model));
+        if ![DECODER, ENCODER_DECODER].contains(&self.model.as_str()) {
+            return Err(format!(
+                "model {:?} is not known, only {DECODER:?} and {ENCODER_DECODER:?}",
+                self.model
+            ));
         }
         if self.levels == 0 || self.steps() > MAX_STEPS {
             return Err(format!("{} generated tokens, expected 1 to {MAX_STEPS}", self.steps()));
@@ -246,11 +256,10 @@ impl Format {
         if let Some(form) = self.catalog_sid_form.as_deref().filter(|form| ![CODES, TOKENS].contains(form)) {
             return Err(format!("catalog_sid_form {form:?} is not known, only \"codes\" and \"tokens\""));
         }
-        if self.decoder_start_token.is_some() {
-            return Err(
-                "decoder_start_token is of encoder-decoder models, which are not served; set it to null"
-                    .into(),
-            );
+        if self.decoder_start_token.is_some() && !self.is_encoder_decoder() {
+            return Err(format!(
+                "decoder_start_token is of encoder-decoder models: set it to null, or \"model\" to {ENCODER_DECODER:?}"
+            ));
         }
         if self.max_history_items == Some(0) {
             return Err("max_history_items is 0".into());

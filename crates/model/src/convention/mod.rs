@@ -33,6 +33,7 @@ use crate::checkpoint::file;
 use crate::checkpoint::note::Note;
 use crate::decode::Step;
 use crate::error::ModelError;
+use crate::families::tokens::TokenFacts;
 use format::{Format, Marker};
 use parts::Parts;
 
@@ -44,6 +45,8 @@ pub struct Convention {
     levels: Vec<Level>,
     begin: Option<u32>,
     end: Option<u32>,
+    /// What the decoder of an encoder-decoder starts from.
+    start: Option<u32>,
     steps: Arc<[Step]>,
     parts: Option<Parts>,
     /// Rows of the embedding.
@@ -109,6 +112,34 @@ impl Convention {
     /// What is generated for one item.
     pub fn steps(&self) -> &Arc<[Step]> {
         &self.steps
+    }
+
+    /// What the decoder starts from, if the model is an encoder-decoder; `None` for a decoder.
+    ///
+    /// # Errors
+    ///
+    /// When the convention is of the other kind of model, or config.json names another token, or none is named.
+    pub fn start_token(&self, model: &TokenFacts) -> Result<Option<u32>, ModelError> {
+        let (kind, name) = (&self.format.model, &model.architecture);
+        let Some(decoder) = model.decoder else {
+            return match self.format.is_encoder_decoder() {
+                false => Ok(None),
+                true => Err(ModelError::Convention(format!("it is of an {kind}, and {name} is a decoder"))),
+            };
+        };
+        if !self.format.is_encoder_decoder() {
+            let message = format!("\"model\" is {kind:?}, and {name} is an encoder-decoder: set it to that");
+            return Err(ModelError::Convention(message));
+        }
+        match (self.start, decoder.start_token) {
+            (Some(named), Some(other)) if named != other => Err(ModelError::Convention(format!(
+                "decoder_start_token has id {named}, decoder_start_token_id in config.json is {other}; make them equal"
+            ))),
+            (None, None) => Err(ModelError::Convention(
+                "decoder_start_token is missing, and config.json has no decoder_start_token_id".into(),
+            )),
+            (Some(token), _) | (None, Some(token)) => Ok(Some(token)),
+        }
     }
 
     /// Whether prompts are put together from parts instead of being tokenised whole.

@@ -14,6 +14,9 @@
 //! - `minionerec`: plain text without a chat template; a newline and the end token are generated and scored.
 //! - `lc-rec`: LC-Rec, and LETTER on the same backbone. Decoded with an exact trie here; the authors allow every code
 //!   of a level.
+//! - `tiger`: TIGER (arXiv 2305.05065) as T5. Three levels of 256 codes, and a last one that tells items apart whose
+//!   codes are equal. The encoder reads the codes of the last 20 items; nothing is generated after them.
+//! - `letter`: LETTER (arXiv 2405.07314, HonghuiBao2000/LETTER) on T5. Four levels; the end token is generated and scored.
 
 use serde_json::{Map, Value};
 
@@ -21,7 +24,7 @@ const PRESETS: &str = include_str!("presets.json");
 
 /// Names of all presets.
 pub fn names() -> Vec<&'static str> {
-    vec!["openonerec", "onereason", "onerec-think", "minionerec", "lc-rec"]
+    vec!["openonerec", "onereason", "onerec-think", "minionerec", "lc-rec", "tiger", "letter"]
 }
 
 /// The fields of a preset.

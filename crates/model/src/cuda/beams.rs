@@ -16,12 +16,26 @@ use super::catalog::{DeviceFilter, DeviceTrie, FilterAddresses};
 use super::device::{Device, DeviceError, Memory};
 use super::rows::BranchRequest;
 use crate::decode::{Hypothesis, Normalization, SearchRequest, Step};
+use crate::error::ModelError;
 
 /// Candidates that are kept for the last selection, beyond twice the width of the beam: those of the bin that holds the last
 /// survivor.
 const SPARE_CANDIDATES: usize = 2048;
 /// Most beams of a search.
 pub const MOST_BEAMS: usize = 8192;
+
+/// Checks that a search may have so many beams.
+///
+/// # Errors
+///
+/// When it may not.
+pub fn check_beams(beams: usize) -> Result<(), ModelError> {
+    match beams > MOST_BEAMS {
+        true => Err(ModelError::Limit(format!("max-beam-width is {beams}: at most {MOST_BEAMS} on CUDA"))),
+        false => Ok(()),
+    }
+}
+
 /// Bins of the histogram of `expand.cu`.
 const BINS: usize = 2048;
 
@@ -248,7 +262,7 @@ impl DeviceSearch {
     /// The tokens that the next step may continue by lie in here.
     pub(super) fn window(&self) -> Range<u32> {
         match self.request.steps[self.steps_done] {
-            Step::Fixed(token) => token..token + 1,
+            Step::Fixed(token) | Step::Given(token) => token..token + 1,
             Step::Level => self.trie.below(self.level).map_or(0..1, |level| level.tokens.clone()),
         }
     }
@@ -256,7 +270,7 @@ impl DeviceSearch {
     /// Children that the beams of the next step can have at most.
     pub(super) fn candidates(&self) -> usize {
         match self.request.steps[self.steps_done] {
-            Step::Fixed(_) => self.most,
+            Step::Fixed(_) | Step::Given(_) => self.most,
             Step::Level => self.trie.below(self.level).map_or(0, |level| level.most_children(self.most)),
         }
     }
@@ -290,7 +304,7 @@ impl DeviceSearch {
         let ([children, symbols, leaves], kind, fixed_token) = match (step, below) {
             (Step::Level, Some(below)) => (below.addresses(), LEVEL, 0),
             (Step::Level, None) => ([0; 3], LEVEL, 0),
-            (Step::Fixed(token), _) => ([0; 3], FIXED, token),
+            (Step::Fixed(token) | Step::Given(token), _) => ([0; 3], FIXED, token),
         };
         let (from, to) = (self.places.beams[self.current], self.places.beams[1 - self.current]);
         let done = ExpandStep {

@@ -1,12 +1,12 @@
-//! Either kind of model behind one type, so that a server can hold and swap both.
+//! Any kind of model behind one type, so that a server can hold and swap both.
 //!
 //! Invariant: a request of one kind given to a model of the other opens nothing, and the step that names its slot
 //! fails; whoever makes requests knows the model.
 
 use super::hstu::{HstuAnswer, HstuExecutor, HstuJob};
-use super::{Executor, Found, Job};
-use crate::cuda::executor::DeviceExecutor;
+use super::{Found, Job};
 use crate::cuda::hstu::executor::HstuDeviceExecutor;
+use crate::families::tokens::TokenExecutor;
 use crate::step::{Plan, Progress, Pulse, Slot, StepError, StepModel};
 
 /// What a step did for the requests of one kind, before it is told; reused from step to step.
@@ -15,31 +15,23 @@ type Outcomes<A> = Vec<(Slot, Progress<A>)>;
 /// A model with its pages.
 #[derive(Debug)]
 pub enum AnyExecutor {
-    /// A decoder of semantic IDs.
-    Decoder(Box<Executor>, Outcomes<Found>),
+    /// A model that reads and writes tokens, of any family, wherever it runs.
+    Tokens(Box<dyn TokenExecutor>, Outcomes<Found>),
     /// An HSTU model.
     Hstu(Box<HstuExecutor>, Outcomes<HstuAnswer>),
-    /// A decoder of semantic IDs on a graphics processor.
-    Device(Box<DeviceExecutor>, Outcomes<Found>),
     /// An HSTU model on a graphics processor.
     HstuDevice(Box<HstuDeviceExecutor>, Outcomes<HstuAnswer>),
 }
 
-impl From<Executor> for AnyExecutor {
-    fn from(executor: Executor) -> Self {
-        Self::Decoder(Box::new(executor), Vec::new())
+impl From<Box<dyn TokenExecutor>> for AnyExecutor {
+    fn from(executor: Box<dyn TokenExecutor>) -> Self {
+        Self::Tokens(executor, Vec::new())
     }
 }
 
 impl From<HstuExecutor> for AnyExecutor {
     fn from(executor: HstuExecutor) -> Self {
         Self::Hstu(Box::new(executor), Vec::new())
-    }
-}
-
-impl From<DeviceExecutor> for AnyExecutor {
-    fn from(executor: DeviceExecutor) -> Self {
-        Self::Device(Box::new(executor), Vec::new())
     }
 }
 
@@ -52,8 +44,8 @@ impl From<HstuDeviceExecutor> for AnyExecutor {
 /// A request for one of them.
 #[derive(Clone, Debug)]
 pub enum AnyJob {
-    /// For a decoder.
-    Decoder(Job),
+    /// For a model that reads tokens.
+    Tokens(Job),
     /// For an HSTU model.
     Hstu(HstuJob),
 }
@@ -83,7 +75,7 @@ impl From<HstuAnswer> for Answer {
 }
 
 /// Carries out a plan, and tells what was done in the words of both kinds.
-fn step<M: StepModel>(
+fn step<M: StepModel + ?Sized>(
     executor: &mut M,
     done: &mut Outcomes<M::Answer>,
     plan: &Plan,
@@ -104,18 +96,16 @@ impl StepModel for AnyExecutor {
 
     fn set_pulse(&mut self, pulse: Pulse) {
         match self {
-            Self::Decoder(executor, _) => executor.set_pulse(pulse),
+            Self::Tokens(executor, _) => executor.set_pulse(pulse),
             Self::Hstu(executor, _) => executor.set_pulse(pulse),
-            Self::Device(executor, _) => executor.set_pulse(pulse),
             Self::HstuDevice(executor, _) => executor.set_pulse(pulse),
         }
     }
 
     fn open(&mut self, slot: Slot, payload: AnyJob) {
         match (self, payload) {
-            (Self::Decoder(executor, _), AnyJob::Decoder(job)) => executor.open(slot, job),
+            (Self::Tokens(executor, _), AnyJob::Tokens(job)) => executor.open(slot, job),
             (Self::Hstu(executor, _), AnyJob::Hstu(job)) => executor.open(slot, job),
-            (Self::Device(executor, _), AnyJob::Decoder(job)) => executor.open(slot, job),
             (Self::HstuDevice(executor, _), AnyJob::Hstu(job)) => executor.open(slot, job),
             _ => {}
         }
@@ -123,8 +113,7 @@ impl StepModel for AnyExecutor {
 
     fn step(&mut self, plan: &Plan, outcomes: &mut Vec<(Slot, Progress<Answer>)>) -> Result<(), StepError> {
         match self {
-            Self::Decoder(executor, done) => step(&mut **executor, done, plan, outcomes),
-            Self::Device(executor, done) => step(&mut **executor, done, plan, outcomes),
+            Self::Tokens(executor, done) => step(&mut **executor, done, plan, outcomes),
             Self::Hstu(executor, done) => step(&mut **executor, done, plan, outcomes),
             Self::HstuDevice(executor, done) => step(&mut **executor, done, plan, outcomes),
         }
@@ -132,9 +121,8 @@ impl StepModel for AnyExecutor {
 
     fn close(&mut self, slot: Slot) {
         match self {
-            Self::Decoder(executor, _) => executor.close(slot),
+            Self::Tokens(executor, _) => executor.close(slot),
             Self::Hstu(executor, _) => executor.close(slot),
-            Self::Device(executor, _) => executor.close(slot),
             Self::HstuDevice(executor, _) => executor.close(slot),
         }
     }

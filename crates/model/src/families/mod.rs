@@ -5,3 +5,4 @@
 
 pub mod hstu;
 pub mod qwen;
+pub mod tokens;

@@ -108,7 +108,7 @@ impl Loaded {
         let mut levels = path.into_iter();
         let token = |step: &Step| match step {
             Step::Level => levels.next().unwrap(),
-            Step::Fixed(token) => *token,
+            Step::Fixed(token) | Step::Given(token) => *token,
         };
         self.convention.steps().iter().map(token).collect()
     }

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use beamline_catalog::SymbolTable;
-use beamline_model::checkpoint::config::Config;
 use beamline_model::checkpoint::file::{MAX_CONFIG_BYTES, MAX_CONVENTION_BYTES, read_text};
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
 use beamline_model::error::ModelError;
 use beamline_model::families::hstu::config::HstuConfig;
+use beamline_model::families::tokens;
 
 use super::{LoadError, layout};
 use crate::service::HstuSymbols;
@@ -114,8 +114,8 @@ impl Files {
             let config = HstuConfig::parse(&text).map_err(|source| self.blame(source))?;
             return Ok(Box::new(HstuSymbols::of(&config)));
         }
-        let vocab_size = Config::parse(&text).map_err(|source| self.blame(source))?.vocab_size;
-        let convention = Convention::bind(self.format()?, &self.checkpoint, vocab_size);
+        let facts = tokens::facts(&text).map_err(|source| self.blame(source))?;
+        let convention = Convention::bind(self.format()?, &self.checkpoint, facts.vocab_size);
         Ok(Box::new(convention.map_err(|source| self.blame(source))?))
     }
 

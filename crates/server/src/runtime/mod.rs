@@ -1,9 +1,9 @@
 //! From files on disk to a running engine.
 //!
 //! ```text
-//! config.json, weights ── Checkpoint ──┐
-//! convention.json ────── Format ── Convention ── Catalog      a decoder
-//!                                      └── Qwen ── Executor ── Engine ── probe
+//! config.json, weights ── TokenFamily ─┐
+//! convention.json ────── Format ── Convention ── Catalog      a model that reads tokens
+//!                                      └── TokenExecutor ── Engine ── probe
 //! config.json, weights ── Checkpoint ── Hstu ── Catalog       an HSTU model: semantic IDs are item rows
 //!                                         └── HstuExecutor ── Engine ── probe
 //! On a graphics processor models and executors are those of `beamline_model::cuda`.
@@ -40,19 +40,19 @@ use beamline_model::convention::format::Format;
 use beamline_model::cpu::Cpu;
 use beamline_model::cuda::device::Device;
 use beamline_model::error::ModelError;
-use beamline_model::executor::Executor;
 use beamline_model::executor::any::{Answer, AnyExecutor, AnyJob};
 use beamline_model::executor::hstu::HstuExecutor;
 use beamline_model::families::hstu::Hstu;
 use beamline_model::families::hstu::config::HstuConfig;
-use beamline_model::families::qwen::{Qwen, page_shape};
+use beamline_model::families::tokens::{self, DeviceLimits, LoadOptions, TokenFamily};
 use beamline_scheduler::{Engine, EngineDied, EngineStats, StartError};
 use tracing::{info, warn};
 
 use crate::error::Error;
 use crate::registry::state::StateError;
 use crate::service::{
-    Decoder, Family, HstuFamily, Lease, MAX_CANDIDATES, MICRO_BATCH, Memory, Served, Service, model_identity,
+    Family, HstuFamily, Lease, MAX_CANDIDATES, MICRO_BATCH, Memory, Served, Service, TokenModel,
+    model_identity,
 };
 use crate::settings::{ByteSize, DeviceChoice, EngineSettings, Settings, SettingsError};
 use budget::{Budget, OverBudget, Reservation};
@@ -280,7 +280,7 @@ impl Opened {
         files.check_layout()?;
         let checkpoint = match &files.random_weights {
             Some(config) => {
-                Checkpoint::without_weights(config).map(|made_up| AnyCheckpoint::Decoder(Box::new(made_up)))
+                Checkpoint::without_weights(config).map(|made_up| AnyCheckpoint::Tokens(Box::new(made_up)))
             }
             None => AnyCheckpoint::open(&files.checkpoint),
         };
@@ -337,7 +337,7 @@ impl Opened {
         let passing = checkpoint.tensors().largest_bytes().saturating_mul(3).saturating_sub(memory.kv);
         let passing = machine.budget.reserve("the tensors that are being loaded", passing)?;
         let built = match checkpoint {
-            AnyCheckpoint::Decoder(checkpoint) => decoder(&files, &checkpoint, &plan, settings, machine)?,
+            AnyCheckpoint::Tokens(checkpoint) => token_model(&files, &*checkpoint, &plan, settings, machine)?,
             AnyCheckpoint::Hstu(checkpoint) => hstu(&files, &checkpoint, &plan, settings, machine)?,
         };
         drop(passing);
@@ -391,7 +391,7 @@ impl Opened {
 /// A checkpoint of either family.
 #[derive(Debug)]
 enum AnyCheckpoint {
-    Decoder(Box<Checkpoint>),
+    Tokens(Box<dyn TokenFamily>),
     Hstu(Box<Checkpoint<HstuConfig>>),
 }
 
@@ -401,12 +401,12 @@ impl AnyCheckpoint {
         if layout::is_hstu(directory) {
             return Hstu::open(directory).map(|opened| Self::Hstu(Box::new(opened)));
         }
-        Checkpoint::open(directory).map(|opened| Self::Decoder(Box::new(opened)))
+        tokens::open(directory).map(Self::Tokens)
     }
 
     fn architecture(&self) -> String {
         match self {
-            Self::Decoder(checkpoint) => checkpoint.config().architecture.name().to_owned(),
+            Self::Tokens(checkpoint) => checkpoint.facts().architecture,
             Self::Hstu(checkpoint) => {
                 format!("hstu_{:?}", checkpoint.config().variant.variant()).to_lowercase()
             }
@@ -415,7 +415,7 @@ impl AnyCheckpoint {
 
     fn tensors(&self) -> &Tensors {
         match self {
-            Self::Decoder(checkpoint) => checkpoint.tensors(),
+            Self::Tokens(checkpoint) => checkpoint.tensors(),
             Self::Hstu(checkpoint) => checkpoint.tensors(),
         }
     }
@@ -426,14 +426,14 @@ impl AnyCheckpoint {
 
     fn notes(&self) -> &[Note] {
         match self {
-            Self::Decoder(checkpoint) => checkpoint.notes(),
+            Self::Tokens(checkpoint) => checkpoint.notes(),
             Self::Hstu(checkpoint) => checkpoint.notes(),
         }
     }
 
     fn digest(&self) -> &str {
         match self {
-            Self::Decoder(checkpoint) => checkpoint.digest(),
+            Self::Tokens(checkpoint) => checkpoint.digest(),
             Self::Hstu(checkpoint) => checkpoint.digest(),
         }
     }
@@ -452,7 +452,7 @@ struct Plan {
     memory: Memory,
     /// What of it is of this machine's memory.
     here: usize,
-    /// Of a decoder.
+    /// Of a model that reads tokens.
     format: Option<Format>,
 }
 
@@ -484,22 +484,20 @@ impl Plan {
     ) -> Result<Self, LoadError> {
         let EngineSettings { weight_format, kv_format, .. } = settings.engine;
         let (largest, generated_steps, bytes, words_per_position, pairs_per_row, format) = match checkpoint {
-            AnyCheckpoint::Decoder(checkpoint) => {
-                let config = checkpoint.config();
+            AnyCheckpoint::Tokens(checkpoint) => {
+                let facts = checkpoint.facts();
                 let format = files.format()?;
                 let steps = format.steps();
-                let context =
-                    sizing::context_limit(config.max_positions, steps, settings.engine.max_context)?;
+                let context = sizing::context_limit(facts.max_positions, steps, settings.engine.max_context)?;
                 let largest = LargestRequest { context, beams: settings.limits.max_beam_width, steps };
                 let positions = context.saturating_add(steps);
+                let limits = DeviceLimits { positions, steps, beams: largest.beams };
                 let bytes = match &machine.gpu {
-                    Some(_) => gpu::sizes(checkpoint, positions, steps, largest.beams)?,
-                    None => Bytes::here(
-                        page_shape(config, kv_format).page_bytes(),
-                        sizing::weights(checkpoint, positions, weight_format),
-                    ),
+                    Some(_) => checkpoint.device_bytes(limits).map_err(|source| files.blame(source))?,
+                    None => checkpoint.bytes(positions, weight_format, kv_format),
                 };
-                (largest, steps, bytes, 1, config.pairs_per_row(), Some(format))
+                let bytes = Bytes::here(bytes.page, bytes.weights);
+                (largest, steps, bytes, 1, facts.pairs_per_row, Some(format))
             }
             AnyCheckpoint::Hstu(checkpoint) => {
                 let config = checkpoint.config();
@@ -565,14 +563,14 @@ struct Built {
     executor: AnyExecutor,
 }
 
-fn decoder(
+fn token_model(
     files: &Files,
-    checkpoint: &Checkpoint,
+    checkpoint: &dyn TokenFamily,
     plan: &Plan,
     settings: &Settings,
     machine: &Machine,
 ) -> Result<Built, LoadError> {
-    let (config, blame) = (checkpoint.config().clone(), |source| files.blame(source));
+    let (facts, blame) = (checkpoint.facts(), |source| files.blame(source));
     let (context, steps) = (plan.largest.context, plan.largest.steps);
     let format = match &plan.format {
         Some(format) => format.clone(),
@@ -580,11 +578,12 @@ fn decoder(
     };
     let start = Instant::now();
     let convention = match checkpoint.has_weights() {
-        true => checkpoint.tokenizer().and_then(|json| Convention::bind_to(format, json, config.vocab_size)),
+        true => checkpoint.tokenizer().and_then(|json| Convention::bind_to(format, json, facts.vocab_size)),
         // Weights that are made up have no tokenizer of their own.
-        false => Convention::bind(format, &files.checkpoint, config.vocab_size),
+        false => Convention::bind(format, &files.checkpoint, facts.vocab_size),
     };
     let convention = convention.map_err(blame)?;
+    let start_token = convention.start_token(&facts).map_err(blame)?;
     convention.notes().iter().for_each(|note| warn!("{note}"));
     info!(
         levels = convention.format().levels,
@@ -595,25 +594,20 @@ fn decoder(
     let (catalog, catalog_memory) = read_catalog(files, &convention, machine)?;
     sid_form(convention.format(), &catalog).iter().for_each(|note| warn!("{note}"));
     let layout = sizing::layout(&convention, &catalog, context).map_err(blame)??;
+    let family = Family::Tokens(TokenModel { facts, convention: Arc::new(convention), start_token, layout });
 
     let start = Instant::now();
-    let weight_format = settings.engine.weight_format;
+    let (positions, pages) = (context + steps, plan.pages as usize);
     if let Some(gpu) = &machine.gpu {
-        let executor = gpu::executor(gpu, files, checkpoint, context + steps, plan.pages as usize, &catalog)?;
+        let executor = checkpoint.load_on_device(gpu, positions, pages, &catalog).map_err(blame)?;
         info!(device = %settings.engine.device, name = gpu.name(), ms = ms(start), "copied weights and trie to the device");
-        let family = Family::Decoder(Decoder { config, convention: Arc::new(convention), layout });
         return Ok(Built { family, catalog, catalog_memory, executor: executor.into() });
     }
-    let model = Qwen::load(checkpoint, context + steps, weight_format).map_err(blame)?;
-    info!(weights = %ByteSize(model.weight_bytes()), format = %weight_format, ms = ms(start), "loaded the weights");
-    let kv_format = settings.engine.kv_format;
-    let executor = Executor::new(Arc::new(model), Arc::clone(&machine.cpu), kv_format, plan.pages as usize);
-    Ok(Built {
-        family: Family::Decoder(Decoder { config, convention: Arc::new(convention), layout }),
-        catalog,
-        catalog_memory,
-        executor: executor.map_err(blame)?.into(),
-    })
+    let EngineSettings { weight_format, kv_format, .. } = settings.engine;
+    let options = LoadOptions { positions, weight_format, kv_format, pages };
+    let (executor, bytes) = checkpoint.load(&machine.cpu, options).map_err(blame)?;
+    info!(weights = %ByteSize(bytes), format = %weight_format, ms = ms(start), "loaded the weights");
+    Ok(Built { family, catalog, catalog_memory, executor: executor.into() })
 }
 
 fn hstu(
@@ -700,8 +694,8 @@ pub fn with_catalog(
         return Err(LoadError::Depth { depth, expected });
     }
     let mut family = served.family.clone();
-    if let Family::Decoder(decoder) = &mut family {
-        decoder.layout = sizing::layout(&decoder.convention, &catalog, served.context_limit)
+    if let Family::Tokens(model) = &mut family {
+        model.layout = sizing::layout(&model.convention, &catalog, served.context_limit)
             .map_err(|error| LoadError::Limits(error.to_string()))??;
     }
     Ok(service.over(Arc::new(Served { catalog, catalog_memory, family, ..Served::clone(served) })))

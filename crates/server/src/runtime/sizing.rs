@@ -4,12 +4,9 @@
 
 use beamline_catalog::{Catalog, Leaf};
 use beamline_kv_cache::CacheConfig;
-use beamline_model::checkpoint::Checkpoint;
 use beamline_model::convention::Convention;
-use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::cpu::pages::PAGE_SIZE;
 use beamline_model::error::ModelError;
-use beamline_model::families::qwen::first_layer_table_bytes;
 use beamline_scheduler::{Micros, SchedulerConfig};
 
 use super::{LoadError, Plan, Scale};
@@ -100,37 +97,6 @@ pub(super) fn pages(
     }
     u32::try_from(pages)
         .map_err(|_| LoadError::Limits(format!("{pages} pages are more than can be numbered")))
-}
-
-/// Bytes of the weights once they are loaded; an upper bound, from the header alone.
-pub(super) fn weights(checkpoint: &Checkpoint, positions: usize, format: WeightFormat) -> usize {
-    let config = checkpoint.config();
-    // The embedding, norms and rotary tables are in single precision in every format.
-    let embedding = config.vocab_size.saturating_mul(config.hidden_size);
-    // Rows of matrices are packed in panels, the last of which may be half empty.
-    let packed = checkpoint.tensors().entries().values().map(|entry| match entry.shape.as_slice() {
-        [rows, rest @ ..] if !rest.is_empty() => {
-            rest.iter().fold(rows.saturating_add(PAGE_SIZE), |bytes, size| bytes.saturating_mul(*size))
-        }
-        shape => shape.iter().product(),
-    });
-    let values = packed.fold(0_usize, usize::saturating_add);
-    // The output matrix is a copy of its own, packed another way than the embedding.
-    let tied = if config.tied_head {
-        config.vocab_size.saturating_add(PAGE_SIZE).saturating_mul(config.hidden_size)
-    } else {
-        0
-    };
-    let rotary = positions.saturating_mul(config.head_dim);
-    let single =
-        embedding.saturating_add(rotary).saturating_mul(4).saturating_add(first_layer_table_bytes(config));
-    let formatted = values.saturating_sub(embedding).saturating_add(tied);
-    single.saturating_add(match format {
-        WeightFormat::F32 => formatted.saturating_mul(4),
-        WeightFormat::Bf16 => formatted.saturating_mul(2),
-        // A byte and an eighth of one; blocks of 32 inputs may not be full.
-        WeightFormat::Q8_0 => formatted.saturating_add(formatted / 4),
-    })
 }
 
 pub(super) fn scheduler_config(settings: &Settings, plan: &Plan) -> SchedulerConfig {

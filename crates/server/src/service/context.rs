@@ -10,10 +10,11 @@ use beamline_model::executor::Job;
 use beamline_model::executor::any::AnyJob;
 use beamline_model::executor::hstu::{HstuJob, Work};
 use beamline_model::families::hstu::inputs::Prepared;
+use beamline_model::families::tokens::TokenFacts;
 use beamline_model::step::ContextShape;
 
 use super::events::{self, Given};
-use super::family::{Decoder, Family};
+use super::family::{Family, TokenModel};
 use super::{Served, history, nearest};
 use crate::api::{HistoryAction, RecommendRequest};
 use crate::error::Error;
@@ -38,8 +39,8 @@ pub(super) struct Context {
 /// What is computed of a context, by family. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) enum Input {
-    /// Tokens of a decoder.
-    Tokens(Arc<[u32]>),
+    /// Tokens, which of their rows another request may reuse, and whether they may be cut.
+    Tokens(Arc<[u32]>, ReuseClass, ContextShape),
     /// Events of an HSTU model, which of their rows another request may reuse, and whether they may be cut.
     Events(Arc<Prepared>, ReuseClass, ContextShape),
 }
@@ -48,7 +49,7 @@ impl Input {
     /// Rows.
     pub(super) fn len(&self) -> usize {
         match self {
-            Self::Tokens(tokens) => tokens.len(),
+            Self::Tokens(tokens, ..) => tokens.len(),
             Self::Events(events, ..) => events.context_len(),
         }
     }
@@ -56,7 +57,7 @@ impl Input {
     /// What its pages are found by.
     pub(super) fn words(&self) -> Arc<[u32]> {
         match self {
-            Self::Tokens(tokens) => Arc::clone(tokens),
+            Self::Tokens(tokens, ..) => Arc::clone(tokens),
             Self::Events(events, ..) => events.words().into(),
         }
     }
@@ -64,23 +65,21 @@ impl Input {
     /// What of it another request may reuse.
     pub(super) fn reuse(&self) -> ReuseClass {
         match self {
-            Self::Tokens(_) => ReuseClass::CrossRequest,
-            Self::Events(_, reuse, _) => *reuse,
+            Self::Tokens(_, reuse, _) | Self::Events(_, reuse, _) => *reuse,
         }
     }
 
     /// Whether it may be computed in parts.
     pub(super) fn shape(&self) -> ContextShape {
         match self {
-            Self::Tokens(_) => ContextShape::Causal,
-            Self::Events(.., shape) => *shape,
+            Self::Tokens(.., shape) | Self::Events(.., shape) => *shape,
         }
     }
 
     /// The work of computing it, and of searching from there if that is asked for.
     pub(super) fn job(&self, search: Option<SearchRequest>) -> AnyJob {
         match self {
-            Self::Tokens(tokens) => AnyJob::Decoder(Job { tokens: Arc::clone(tokens), search }),
+            Self::Tokens(tokens, ..) => AnyJob::Tokens(Job { tokens: Arc::clone(tokens), search }),
             Self::Events(events, ..) => {
                 let work = search.map_or(Work::Warm, |search| Work::Decode(Box::new(search)));
                 AnyJob::Hstu(HstuJob { request: Arc::clone(events), work })
@@ -96,11 +95,18 @@ struct Forced {
     steps: Arc<[Step]>,
 }
 
+impl Forced {
+    /// What is generated where the prefix is not a part of the context: the prefix, too, at no cost.
+    fn steps_from_the_start(&self) -> Arc<[Step]> {
+        self.tokens.iter().map(|&token| Step::Given(token)).chain(self.steps.iter().copied()).collect()
+    }
+}
+
 /// Builds the context of a request whose own limits were checked, for a model that searches.
 pub(super) fn build(served: &Served, request: &RecommendRequest, cut: HistoryCut) -> Result<Context, Error> {
     let forced = forced(served, request)?;
     match &served.family {
-        Family::Decoder(decoder) => of_tokens(served, decoder, request, cut, forced),
+        Family::Tokens(model) => of_tokens(served, model, request, cut, forced),
         Family::Hstu(family) => {
             let none = BTreeMap::new();
             let given = Given::of(request, &none, &forced.tokens)?;
@@ -116,39 +122,47 @@ pub(super) fn build(served: &Served, request: &RecommendRequest, cut: HistoryCut
 
 fn of_tokens(
     served: &Served,
-    decoder: &Decoder,
+    model: &TokenModel,
     request: &RecommendRequest,
     cut: HistoryCut,
     forced: Forced,
 ) -> Result<Context, Error> {
     let limit = served.context_limit;
-    let room = limit.saturating_sub(forced.tokens.len());
+    // What follows the history: the start token of a decoder of its own, or the forced prefix.
+    let (behind, steps) = match model.start_token {
+        Some(start) => (vec![start], forced.steps_from_the_start()),
+        None => (forced.tokens, forced.steps),
+    };
+    let room = limit.saturating_sub(behind.len());
+    let TokenFacts { reuse, shape, vocab_size, .. } = model.facts;
     let mut context = Context {
-        input: Input::Tokens(Arc::default()),
+        input: Input::Tokens(Arc::default(), reuse, shape),
         start: forced.node,
-        steps: forced.steps,
+        steps,
         seen: Vec::new(),
         unknown: Vec::new(),
         dropped: 0,
     };
     let (param, mut tokens) = if let Some(actions) = &request.history {
         resolve(served, actions, request.strict_history.unwrap_or(false), &mut context)?;
-        ("history", prompt(served, decoder, room, cut, &mut context)?)
+        ("history", prompt(served, model, room, cut, &mut context)?)
     } else if let Some(text) = &request.prompt {
-        ("prompt", decoder.convention.tokens_of(text, limit)?)
+        ("prompt", model.convention.tokens_of(text, limit)?)
     } else {
         ("token_ids", given(served, request.token_ids.as_deref().unwrap_or_default())?)
     };
-    tokens.extend(forced.tokens);
-    if tokens.is_empty() {
+    // An encoder needs something to read, whatever follows.
+    let read = if model.start_token.is_some() { tokens.len() } else { tokens.len() + behind.len() };
+    if read == 0 {
         let cold = request.history.is_some();
         return Err(if cold { Error::NoColdStart } else { Error::EmptyContext { param } });
     }
+    tokens.extend(behind);
     if tokens.len() > limit {
         return Err(Error::ContextTooLong { len: tokens.len(), limit });
     }
-    in_vocabulary(param, &tokens, decoder.config.vocab_size)?;
-    context.input = Input::Tokens(tokens.into());
+    in_vocabulary(param, &tokens, vocab_size)?;
+    context.input = Input::Tokens(tokens.into(), reuse, shape);
     Ok(context)
 }
 
@@ -181,13 +195,13 @@ fn resolve(
 /// The prompt of the newest items that fit into `room` tokens.
 fn prompt(
     served: &Served,
-    decoder: &Decoder,
+    model: &TokenModel,
     room: usize,
     cut: HistoryCut,
     context: &mut Context,
 ) -> Result<Vec<u32>, Error> {
     let trie = served.catalog.trie();
-    let fit = decoder.layout.max_items(room);
+    let fit = model.layout.max_items(room);
     let mut dropped = history::dropped(context.seen.len(), fit, cut);
     loop {
         let kept = &context.seen[dropped.min(context.seen.len())..];
@@ -199,7 +213,7 @@ fn prompt(
                 path
             })
             .collect();
-        let tokens = decoder.convention.prompt(paths.iter().map(Vec::as_slice)).map_err(Error::internal)?;
+        let tokens = model.convention.prompt(paths.iter().map(Vec::as_slice)).map_err(Error::internal)?;
         // Where items are tokenised as text, their lengths vary and the estimate may be too good.
         if tokens.len() > room && !kept.is_empty() {
             dropped += history::step(fit, cut).max(kept.len() / 16);
@@ -251,7 +265,7 @@ fn forced(served: &Served, request: &RecommendRequest) -> Result<Forced, Error> 
     let mut levels = symbols.iter();
     let tokens = steps[..rest.start].iter().filter_map(|step| match step {
         Step::Level => levels.next().copied(),
-        Step::Fixed(token) => Some(*token),
+        Step::Fixed(token) | Step::Given(token) => Some(*token),
     });
     Ok(Forced { node, tokens: tokens.collect(), steps: steps[rest].into() })
 }

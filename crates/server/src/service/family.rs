@@ -6,31 +6,33 @@
 use std::sync::Arc;
 
 use beamline_catalog::{SidPart, SymbolTable};
-use beamline_model::checkpoint::config::Config;
 use beamline_model::convention::Convention;
 use beamline_model::decode::Step;
 use beamline_model::families::hstu::config::{
     HstuConfig, Purpose, SemanticIdLevel, TableConfig, VariantConfig,
 };
+use beamline_model::families::tokens::TokenFacts;
 
 use super::PromptLayout;
 
 /// A family, with what its requests need.
 #[derive(Clone, Debug)]
 pub enum Family {
-    /// A decoder of semantic IDs.
-    Decoder(Decoder),
+    /// A model that reads tokens and generates semantic IDs.
+    Tokens(TokenModel),
     /// An HSTU model.
     Hstu(HstuFamily),
 }
 
-/// A decoder.
+/// A model that reads tokens.
 #[derive(Clone, Debug)]
-pub struct Decoder {
-    /// Sizes.
-    pub config: Config,
+pub struct TokenModel {
+    /// What its requests depend on.
+    pub facts: TokenFacts,
     /// How histories become tokens.
     pub convention: Arc<Convention>,
+    /// What the decoder of an encoder-decoder starts from: the last token of a context.
+    pub start_token: Option<u32>,
     /// How many items fit.
     pub layout: PromptLayout,
 }
@@ -209,7 +211,7 @@ impl Family {
     /// Its name.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Decoder(_) => "qwen",
+            Self::Tokens(model) => model.facts.family,
             Self::Hstu(_) => "hstu",
         }
     }
@@ -217,7 +219,7 @@ impl Family {
     /// Architecture that config.json names.
     pub fn architecture(&self) -> String {
         match self {
-            Self::Decoder(decoder) => decoder.config.architecture.name().to_owned(),
+            Self::Tokens(model) => model.facts.architecture.clone(),
             Self::Hstu(hstu) => format!("hstu_{:?}", hstu.config.variant.variant()).to_lowercase(),
         }
     }
@@ -225,7 +227,7 @@ impl Family {
     /// What a catalog's semantic IDs are written in.
     pub fn symbols(&self) -> &dyn SymbolTable {
         match self {
-            Self::Decoder(decoder) => &*decoder.convention,
+            Self::Tokens(model) => &*model.convention,
             Self::Hstu(hstu) => &hstu.symbols,
         }
     }
@@ -233,7 +235,7 @@ impl Family {
     /// Levels of a semantic ID.
     pub fn levels(&self) -> usize {
         match self {
-            Self::Decoder(decoder) => decoder.convention.format().levels,
+            Self::Tokens(model) => model.convention.format().levels,
             Self::Hstu(hstu) => hstu.steps.len().max(1),
         }
     }
@@ -241,7 +243,7 @@ impl Family {
     /// What is generated for an item; nothing by a model that generates nothing.
     pub fn steps(&self) -> &Arc<[Step]> {
         match self {
-            Self::Decoder(decoder) => decoder.convention.steps(),
+            Self::Tokens(model) => model.convention.steps(),
             Self::Hstu(hstu) => &hstu.steps,
         }
     }
@@ -250,7 +252,7 @@ impl Family {
     pub fn retrieves(&self) -> Option<&HstuFamily> {
         match self {
             Self::Hstu(hstu) if hstu.config.purpose() == Purpose::Retrieve => Some(hstu),
-            Self::Hstu(_) | Self::Decoder(_) => None,
+            Self::Hstu(_) | Self::Tokens(_) => None,
         }
     }
 
@@ -258,14 +260,14 @@ impl Family {
     pub fn predicts(&self) -> Option<&HstuFamily> {
         match self {
             Self::Hstu(hstu) if hstu.config.purpose() == Purpose::Rank => Some(hstu),
-            Self::Hstu(_) | Self::Decoder(_) => None,
+            Self::Hstu(_) | Self::Tokens(_) => None,
         }
     }
 
     /// What it answers: `/v1/recommend`, `/v1/rank`.
     pub fn tasks(&self) -> &'static [&'static str] {
         match self {
-            Self::Decoder(_) => &["recommend", "rank"],
+            Self::Tokens(_) => &["recommend", "rank"],
             Self::Hstu(hstu) => hstu.tasks_of(),
         }
     }

@@ -38,7 +38,7 @@ use crate::error::Error;
 use crate::settings::{HistoryCut, RequestLimits};
 use search::engine_request;
 
-pub use family::{Decoder, Family, HstuFamily, HstuSymbols, ItemRows};
+pub use family::{Family, HstuFamily, HstuSymbols, ItemRows, TokenModel};
 pub use history::{PromptLayout, coarse_step, dropped_by};
 pub use rank::{MAX_CANDIDATES, MICRO_BATCH};
 pub use served::{Lease, Memory, Served, model_identity};

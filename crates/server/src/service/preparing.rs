@@ -55,8 +55,8 @@ pub(super) fn work(served: &Served, request: &RecommendRequest) -> Duration {
 pub(super) fn work_of_history(served: &Served, history: &[HistoryAction]) -> Duration {
     let each = match &served.family {
         // A history whose items are tokenised as text.
-        Family::Decoder(decoder) if !decoder.convention.composes() => TOKENISE_ITEM,
-        Family::Decoder(_) | Family::Hstu(_) => LOOK_UP,
+        Family::Tokens(model) if !model.convention.composes() => TOKENISE_ITEM,
+        Family::Tokens(_) | Family::Hstu(_) => LOOK_UP,
     };
     nanoseconds(history.len().saturating_mul(each))
 }

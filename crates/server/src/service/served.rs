@@ -182,7 +182,7 @@ impl Served {
             parameters: self.parameters as u64,
             context_limit: self.context_limit as u64,
             max_history_items: match &self.family {
-                Family::Decoder(decoder) => decoder.layout.max_items(self.context_limit) as u64,
+                Family::Tokens(model) => model.layout.max_items(self.context_limit) as u64,
                 Family::Hstu(hstu) => hstu.max_items(0) as u64,
             },
             levels: self.catalog.depth() as u64,

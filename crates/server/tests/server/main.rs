@@ -9,6 +9,7 @@ mod conformance;
 mod determinism;
 mod disk_tier;
 mod doors;
+
 mod errors;
 mod first_hour;
 mod fuzz;

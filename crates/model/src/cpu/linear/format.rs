@@ -22,6 +22,16 @@ impl WeightFormat {
     /// All formats.
     pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Q8_0];
 
+    /// Bytes of so many weights, at most: a row of blocks may end in one that is not full.
+    pub fn bytes_of(self, weights: usize) -> usize {
+        match self {
+            Self::F32 => weights.saturating_mul(4),
+            Self::Bf16 => weights.saturating_mul(2),
+            // A byte, and an eighth of one for the scale.
+            Self::Q8_0 => weights.saturating_add(weights / 4),
+        }
+    }
+
     /// The name in settings, metrics and answers.
     pub fn name(self) -> &'static str {
         match self {

@@ -22,7 +22,7 @@ pub(super) fn describe(
 ) -> serde_json::Result<Job> {
     let limits = &settings.limits;
     let convention = match &served.family {
-        Family::Decoder(decoder) => serde_json::to_string(decoder.convention.format())?,
+        Family::Tokens(model) => serde_json::to_string(model.convention.format())?,
         Family::Hstu(_) => String::new(),
     };
     let entries = [

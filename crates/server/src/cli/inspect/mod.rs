@@ -12,10 +12,10 @@
 //!
 //! Invariant: "no problems found" means that `serve` with the same settings would now be ready.
 
-mod decoder;
 mod findings;
 mod hstu;
 mod limits;
+mod token_model;
 mod weights;
 
 use std::path::PathBuf;
@@ -27,6 +27,7 @@ use beamline_catalog::{Catalog, CatalogLimits, SymbolTable};
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::cpu::kv_format::KvFormat;
 use beamline_model::families::hstu::config::HstuConfig;
+use beamline_model::families::tokens;
 
 use super::output;
 use crate::registry::Registry;
@@ -147,13 +148,13 @@ fn family(
         return config
             .map(|config| Box::new(crate::service::HstuSymbols::of(&config)) as Box<dyn SymbolTable>);
     }
-    let examined = Checkpoint::examine(&files.checkpoint);
-    let config = examined.config.clone();
-    if let Some(config) = &config {
-        decoder::describe(config, kv_format, findings);
+    let examined = tokens::examine(&files.checkpoint, kv_format);
+    let summary = examined.config.clone();
+    if let Some(summary) = &summary {
+        token_model::describe(summary, kv_format, findings);
     }
     weights::describe(examined, list, findings);
-    let convention = decoder::convention(files, config.as_ref(), findings);
+    let convention = token_model::convention(files, summary.as_ref(), findings);
     convention.map(|convention| Box::new(convention) as Box<dyn SymbolTable>)
 }
 

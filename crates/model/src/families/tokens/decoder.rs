@@ -1,0 +1,121 @@
+//! Decoders of the Llama family tree as a family of tokens.
+
+use std::sync::Arc;
+
+use beamline_catalog::Catalog;
+use beamline_kv_cache::ReuseClass;
+
+use super::{DeviceLimits, LoadOptions, TokenBytes, TokenConfig, TokenExecutor, TokenFacts};
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::config::Config;
+use crate::checkpoint::tensors::Tensors;
+use crate::cpu::Cpu;
+use crate::cpu::kv_format::KvFormat;
+use crate::cpu::linear::WeightFormat;
+use crate::cpu::pages::{PAGE_SIZE, PageShape};
+use crate::cuda::beams::check_beams;
+use crate::cuda::device::Device;
+use crate::cuda::executor::DeviceExecutor;
+use crate::cuda::kernels;
+use crate::cuda::pages::DevicePages;
+use crate::cuda::qwen::DeviceQwen;
+use crate::error::ModelError;
+use crate::executor::Executor;
+use crate::families::qwen::{Qwen, first_layer_table_bytes, page_shape};
+use crate::step::ContextShape;
+
+impl TokenConfig for Config {
+    fn facts(&self) -> TokenFacts {
+        TokenFacts {
+            family: "qwen",
+            architecture: self.architecture.name().to_owned(),
+            vocab_size: self.vocab_size,
+            max_positions: self.max_positions,
+            shape: ContextShape::Causal,
+            reuse: ReuseClass::CrossRequest,
+            pairs_per_row: self.pairs_per_row(),
+            decoder: None,
+        }
+    }
+
+    fn page_shape(&self, format: KvFormat) -> PageShape {
+        page_shape(self, format)
+    }
+
+    fn weight_bytes(&self, tensors: &Tensors, positions: usize, format: WeightFormat) -> usize {
+        // The embedding, norms and rotary tables are in single precision in every format.
+        let embedding = self.vocab_size.saturating_mul(self.hidden_size);
+        // Rows of matrices are packed in panels, the last of which may be half empty.
+        let packed = tensors.entries().values().map(|entry| match entry.shape.as_slice() {
+            [rows, rest @ ..] if !rest.is_empty() => {
+                rest.iter().fold(rows.saturating_add(PAGE_SIZE), |bytes, size| bytes.saturating_mul(*size))
+            }
+            shape => shape.iter().product(),
+        });
+        let values = packed.fold(0_usize, usize::saturating_add);
+        // The output matrix is a copy of its own, packed another way than the embedding.
+        let tied = if self.tied_head {
+            self.vocab_size.saturating_add(PAGE_SIZE).saturating_mul(self.hidden_size)
+        } else {
+            0
+        };
+        let rotary = positions.saturating_mul(self.head_dim);
+        let single =
+            embedding.saturating_add(rotary).saturating_mul(4).saturating_add(first_layer_table_bytes(self));
+        single.saturating_add(format.bytes_of(values.saturating_sub(embedding).saturating_add(tied)))
+    }
+
+    fn describe(&self) -> Vec<(&'static str, String)> {
+        let head = if self.tied_head { "tied" } else { "untied" };
+        let sizes = format!(
+            "{} layers, hidden {}, feed-forward {}, {} heads of {} over {} key-value heads",
+            self.layers, self.hidden_size, self.intermediate_size, self.heads, self.head_dim, self.kv_heads
+        );
+        vec![
+            ("architecture", self.architecture.name().to_owned()),
+            ("sizes", sizes),
+            ("vocabulary", format!("{} rows, {head} output matrix", self.vocab_size)),
+            ("positions", self.max_positions.to_string()),
+        ]
+    }
+
+    fn load(
+        checkpoint: &Checkpoint<Self>,
+        cpu: &Arc<Cpu>,
+        options: LoadOptions,
+    ) -> Result<(Box<dyn TokenExecutor>, usize), ModelError> {
+        let LoadOptions { positions, weight_format, kv_format, pages } = options;
+        let model = Qwen::load(checkpoint, positions, weight_format)?;
+        let bytes = model.weight_bytes();
+        let executor = Executor::new(Arc::new(model), Arc::clone(cpu), kv_format, pages)?;
+        Ok((Box::new(executor), bytes))
+    }
+
+    fn device_bytes(&self, tensors: &Tensors, limits: DeviceLimits) -> Result<TokenBytes, ModelError> {
+        let DeviceLimits { positions, steps, beams } = limits;
+        check_beams(beams)?;
+        let padded = kernels::padded_dim(self.head_dim).ok_or_else(|| {
+            ModelError::Limit(format!("head_dim {}: not implemented on CUDA", self.head_dim))
+        })?;
+        if steps > kernels::MOST_ANCESTORS {
+            let most = kernels::MOST_ANCESTORS;
+            return Err(ModelError::Limit(format!("{steps} generated tokens: at most {most} on CUDA")));
+        }
+        let rotary = positions.saturating_mul(self.head_dim).saturating_mul(4);
+        let weights = tensors.parameters().saturating_mul(2).saturating_add(rotary);
+        Ok(TokenBytes { page: DevicePages::bytes_per_page(self.layers, self.kv_heads, [padded; 2]), weights })
+    }
+
+    fn load_on_device(
+        checkpoint: &Checkpoint<Self>,
+        device: &Arc<dyn Device>,
+        positions: usize,
+        pages: usize,
+        catalog: &Arc<Catalog>,
+    ) -> Result<Box<dyn TokenExecutor>, ModelError> {
+        let model = DeviceQwen::load(device, checkpoint, positions)?;
+        let mut executor = DeviceExecutor::new(Arc::new(model), pages)?;
+        executor.prepare(catalog)?;
+        Ok(Box::new(executor))
+    }
+}

@@ -1,0 +1,337 @@
+//! Families that read and write tokens: decoders, and later encoder-decoders.
+//!
+//! Place in the flow: the runtime opens a checkpoint here, asks what it takes, and gets an executor. It never learns
+//! which family it holds.
+//!
+//! A family is a type of configuration that implements [`TokenConfig`], and one line in [`FAMILIES`].
+//!
+//! Invariant: memory that is counted ([`TokenFamily::bytes`]) is at least the memory that is taken.
+
+mod decoder;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use beamline_catalog::Catalog;
+use beamline_kv_cache::ReuseClass;
+use serde_json::Value;
+
+use crate::checkpoint::config::Config;
+use crate::checkpoint::described::Described;
+use crate::checkpoint::file::{MAX_CONFIG_BYTES, read_text};
+use crate::checkpoint::note::Note;
+use crate::checkpoint::tensors::Tensors;
+use crate::checkpoint::{Checkpoint, Examined, json};
+use crate::cpu::Cpu;
+use crate::cpu::kv_format::KvFormat;
+use crate::cpu::linear::WeightFormat;
+use crate::cpu::pages::PageShape;
+use crate::cuda::device::Device;
+use crate::error::ModelError;
+use crate::executor::{Found, Job};
+use crate::step::{ContextShape, StepModel};
+
+/// The families. A checkpoint that names none of them is read as the last, which says what is known.
+const FAMILIES: [Registered; 1] = [registered::<Config>(&[])];
+
+/// What the rest of the system needs to know of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenFacts {
+    /// Name of the family.
+    pub family: &'static str,
+    /// Architecture that config.json names.
+    pub architecture: String,
+    /// Rows of the output matrix.
+    pub vocab_size: usize,
+    /// Most rows of context and generated tokens together.
+    pub max_positions: usize,
+    /// Whether a context may be computed in parts.
+    pub shape: ContextShape,
+    /// What of a context another request may use.
+    pub reuse: ReuseClass,
+    /// Positions that a row attends to in the time that the rest of it takes.
+    pub pairs_per_row: u64,
+    /// Of an encoder-decoder.
+    pub decoder: Option<DecoderFacts>,
+}
+
+/// What is special to a model that reads a history with an encoder. Its context is the tokens of the history, then one
+/// start token of the decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecoderFacts {
+    /// Token that config.json names for the start of the decoder.
+    pub start_token: Option<u32>,
+}
+
+/// Bytes that a model takes where it runs, at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenBytes {
+    /// A page.
+    pub page: usize,
+    /// The weights.
+    pub weights: usize,
+}
+
+/// How a model is to be loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// Positions that can be computed: of the largest context and what is generated after it.
+    pub positions: usize,
+    /// Format of the weights.
+    pub weight_format: WeightFormat,
+    /// Format of keys and values.
+    pub kv_format: KvFormat,
+    /// Pages to allocate.
+    pub pages: usize,
+}
+
+/// A model that is to run on a graphics processor.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceLimits {
+    /// Positions that can be computed.
+    pub positions: usize,
+    /// Tokens generated.
+    pub steps: usize,
+    /// Widest beam.
+    pub beams: usize,
+}
+
+/// A model with its pages, ready to carry out plans.
+pub trait TokenExecutor: StepModel<Payload = Job, Answer = Found> + fmt::Debug + Send {}
+
+impl<M: StepModel<Payload = Job, Answer = Found> + fmt::Debug + Send> TokenExecutor for M {}
+
+/// What a family says of its configuration.
+pub trait TokenConfig: Described + fmt::Debug + Send + Sync + 'static {
+    /// What the rest of the system needs to know.
+    fn facts(&self) -> TokenFacts;
+
+    /// What a page holds on the CPU.
+    fn page_shape(&self, format: KvFormat) -> PageShape;
+
+    /// Bytes of the weights once they are loaded on the CPU, at most. Told from the header alone.
+    fn weight_bytes(&self, tensors: &Tensors, positions: usize, format: WeightFormat) -> usize;
+
+    /// Lines for people: what config.json says.
+    fn describe(&self) -> Vec<(&'static str, String)>;
+
+    /// Loads weights and allocates pages on the CPU. Returns the bytes of the weights as well.
+    ///
+    /// # Errors
+    ///
+    /// When tensors cannot be used, or memory cannot be had.
+    fn load(
+        checkpoint: &Checkpoint<Self>,
+        cpu: &Arc<Cpu>,
+        options: LoadOptions,
+    ) -> Result<(Box<dyn TokenExecutor>, usize), ModelError>;
+
+    /// Bytes on a graphics processor, at most.
+    ///
+    /// # Errors
+    ///
+    /// When the family, or a model of these sizes, does not run there.
+    fn device_bytes(&self, _tensors: &Tensors, _limits: DeviceLimits) -> Result<TokenBytes, ModelError> {
+        Err(self.not_on_device())
+    }
+
+    /// Copies weights and trie to a graphics processor, and allocates pages there.
+    ///
+    /// # Errors
+    ///
+    /// When the family does not run there, or the device fails.
+    fn load_on_device(
+        checkpoint: &Checkpoint<Self>,
+        _device: &Arc<dyn Device>,
+        _positions: usize,
+        _pages: usize,
+        _catalog: &Arc<Catalog>,
+    ) -> Result<Box<dyn TokenExecutor>, ModelError> {
+        Err(checkpoint.config().not_on_device())
+    }
+
+    /// That the family runs on the CPU only.
+    fn not_on_device(&self) -> ModelError {
+        ModelError::Config(format!(
+            "{} does not run on CUDA; serve it with --device cpu",
+            self.facts().architecture
+        ))
+    }
+}
+
+/// A checkpoint that was opened and found undamaged.
+pub trait TokenFamily: fmt::Debug + Send + Sync {
+    /// What the rest of the system needs to know.
+    fn facts(&self) -> TokenFacts;
+    /// The weights.
+    fn tensors(&self) -> &Tensors;
+    /// What its author should know.
+    fn notes(&self) -> &[Note];
+    /// sha256 of the checkpoint.
+    fn digest(&self) -> &str;
+    /// Whether there are weights.
+    fn has_weights(&self) -> bool;
+    /// tokenizer.json.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    fn tokenizer(&self) -> Result<&str, ModelError>;
+    /// Bytes on the CPU, at most.
+    fn bytes(&self, positions: usize, weights: WeightFormat, keys: KvFormat) -> TokenBytes;
+    /// As [`TokenConfig::load`].
+    ///
+    /// # Errors
+    ///
+    /// When tensors cannot be used, or memory cannot be had.
+    fn load(
+        &self,
+        cpu: &Arc<Cpu>,
+        options: LoadOptions,
+    ) -> Result<(Box<dyn TokenExecutor>, usize), ModelError>;
+    /// As [`TokenConfig::device_bytes`].
+    ///
+    /// # Errors
+    ///
+    /// When the family, or a model of these sizes, does not run there.
+    fn device_bytes(&self, limits: DeviceLimits) -> Result<TokenBytes, ModelError>;
+    /// As [`TokenConfig::load_on_device`].
+    ///
+    /// # Errors
+    ///
+    /// When the family does not run there, or the device fails.
+    fn load_on_device(
+        &self,
+        device: &Arc<dyn Device>,
+        positions: usize,
+        pages: usize,
+        catalog: &Arc<Catalog>,
+    ) -> Result<Box<dyn TokenExecutor>, ModelError>;
+}
+
+impl<C: TokenConfig> TokenFamily for Checkpoint<C> {
+    fn facts(&self) -> TokenFacts {
+        self.config().facts()
+    }
+
+    fn tensors(&self) -> &Tensors {
+        self.tensors()
+    }
+
+    fn notes(&self) -> &[Note] {
+        self.notes()
+    }
+
+    fn digest(&self) -> &str {
+        self.digest()
+    }
+
+    fn has_weights(&self) -> bool {
+        !self.tensors().files().is_empty()
+    }
+
+    fn tokenizer(&self) -> Result<&str, ModelError> {
+        self.tokenizer()
+    }
+
+    fn bytes(&self, positions: usize, weights: WeightFormat, keys: KvFormat) -> TokenBytes {
+        TokenBytes {
+            page: self.config().page_shape(keys).page_bytes(),
+            weights: self.config().weight_bytes(self.tensors(), positions, weights),
+        }
+    }
+
+    fn load(
+        &self,
+        cpu: &Arc<Cpu>,
+        options: LoadOptions,
+    ) -> Result<(Box<dyn TokenExecutor>, usize), ModelError> {
+        C::load(self, cpu, options)
+    }
+
+    fn device_bytes(&self, limits: DeviceLimits) -> Result<TokenBytes, ModelError> {
+        self.config().device_bytes(self.tensors(), limits)
+    }
+
+    fn load_on_device(
+        &self,
+        device: &Arc<dyn Device>,
+        positions: usize,
+        pages: usize,
+        catalog: &Arc<Catalog>,
+    ) -> Result<Box<dyn TokenExecutor>, ModelError> {
+        C::load_on_device(self, device, positions, pages, catalog)
+    }
+}
+
+/// A configuration without its type.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// What the rest of the system needs to know.
+    pub facts: TokenFacts,
+    /// Lines for people.
+    pub lines: Vec<(&'static str, String)>,
+    /// Bytes of a page, in a format.
+    pub page_bytes: usize,
+}
+
+/// A family, by the architectures that config.json names.
+struct Registered {
+    architectures: &'static [&'static str],
+    open: fn(&Path) -> Result<Box<dyn TokenFamily>, ModelError>,
+    examine: fn(&Path, KvFormat) -> Examined<Summary>,
+    facts: fn(&str) -> Result<TokenFacts, ModelError>,
+}
+
+const fn registered<C: TokenConfig>(architectures: &'static [&'static str]) -> Registered {
+    Registered {
+        architectures,
+        open: |directory| Ok(Box::new(Checkpoint::<C>::open_as(directory)?)),
+        examine: |directory, format| {
+            Checkpoint::<C>::examine(directory).map_config(|config| Summary {
+                facts: config.facts(),
+                lines: config.describe(),
+                page_bytes: config.page_shape(format).page_bytes(),
+            })
+        },
+        facts: |text| Ok(C::read(text, &mut Vec::new())?.facts()),
+    }
+}
+
+/// Opens the directory of a checkpoint.
+///
+/// # Errors
+///
+/// When a file is missing or damaged, or config.json names an architecture that this build does not know.
+pub fn open(directory: &Path) -> Result<Box<dyn TokenFamily>, ModelError> {
+    (family_in(directory).open)(directory)
+}
+
+/// Looks at all of a directory, and goes on after a problem with what does not depend on it.
+pub fn examine(directory: &Path, format: KvFormat) -> Examined<Summary> {
+    (family_in(directory).examine)(directory, format)
+}
+
+/// What config.json says; its text is given.
+///
+/// # Errors
+///
+/// When it cannot be used.
+pub fn facts(config: &str) -> Result<TokenFacts, ModelError> {
+    (family_of(config).facts)(config)
+}
+
+fn family_in(directory: &Path) -> &'static Registered {
+    family_of(&read_text(&directory.join("config.json"), MAX_CONFIG_BYTES).unwrap_or_default())
+}
+
+fn family_of(config: &str) -> &'static Registered {
+    let config = json::parse(config).unwrap_or_default();
+    let names = config.get("architectures").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let named = |family: &&Registered| {
+        names.iter().filter_map(Value::as_str).any(|name| family.architectures.contains(&name))
+    };
+    let [.., last] = &FAMILIES;
+    FAMILIES.iter().find(named).unwrap_or(last)
+}
