@@ -5,7 +5,7 @@
 //! ```text
 //! checkpoint ── config, tensors, digest          what the author brought, checked
 //! convention ── tokens of SIDs, prompts          how this checkpoint writes histories and items
-//! families   ── qwen, hstu                       checkpoint -> layers -> forward(batch, pages)
+//! families   ── qwen, hstu, t5                   checkpoint -> layers -> forward(batch, pages)
 //! cpu        ── linear, attention, pages, ..     kernels and their memory
 //! batch      ── rows of one step
 //! page_uses  ── who reads and writes which pages in it

@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use beamline_kv_cache::PageId;
@@ -12,23 +12,13 @@ use beamline_model::batch::{Batch, BranchRows, ContextRows};
 use beamline_model::cpu::kv_format::KvFormat;
 use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::cpu::pages::{PAGE_SIZE, PageStore};
-use beamline_model::decode::Normalization;
 use beamline_model::families::qwen::{Workspace, page_shape};
-use candle_core::{DType, Device, Tensor};
-use common::{Loaded, folder, ids, numbers, run, strings};
+use candle_core::{Device, Tensor};
+use common::comparing::{
+    BF16_HIDDEN, BF16_LOGITS, BF16_SCORES, Beams, HIDDEN, LOGITS, SCORES, assert_close, values,
+};
+use common::{Loaded, folder, ids, strings};
 use serde_json::Value;
-
-/// Least tolerances of single precision: see [`folder::tolerance`].
-const HIDDEN: f64 = 5e-5;
-const LOGITS: f64 = 2e-4;
-const SCORES: f64 = 2e-4;
-/// Tolerances with keys and values in bfloat16, which keep 8 bits. Found on the repository's fixtures, where at most four fifths of
-/// each is used.
-const BF16_HIDDEN: f64 = 0.05;
-const BF16_LOGITS: f64 = 0.25;
-const BF16_SCORES: f64 = 0.15;
-/// An unlikely path adds up larger errors: its score may differ by this part of it.
-const BF16_PART: f64 = 0.005;
 
 /// A checkpoint with what is expected of it.
 struct Case {
@@ -70,18 +60,6 @@ impl Case {
 fn in_all_formats(case: Case) -> impl Iterator<Item = (Rc<Case>, KvFormat)> {
     let case = Rc::new(case);
     KvFormat::ALL.into_iter().map(move |kv| (Rc::clone(&case), kv))
-}
-
-fn values(tensor: &Tensor) -> Vec<f64> {
-    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
-}
-
-fn assert_close(found: &[f32], expected: &[f64], tolerance: f64, what: &str) {
-    assert_eq!(found.len(), expected.len(), "{what}");
-    for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
-        let difference = (f64::from(*found) - expected).abs();
-        assert!(difference <= tolerance, "{what} at {index}: {found} against {expected}");
-    }
 }
 
 #[test]
@@ -228,128 +206,21 @@ fn states_and_logits_are_those_of_hugging_face() {
     }
 }
 
-/// One list of expected paths with its scores.
-struct Expected {
-    paths: Vec<Vec<u32>>,
-    scores: Vec<f64>,
-}
-
-fn expected(record: &Value) -> Expected {
-    Expected {
-        paths: record["tokens"].as_array().unwrap().iter().map(ids).collect(),
-        scores: numbers(&record["scores"]),
-    }
-}
-
-/// Compares a list with a record by the rule of the fixtures: see their README.
-fn compare(
-    found: &Expected,
-    record: &Value,
-    everywhere: &BTreeMap<Vec<u32>, f64>,
-    tolerance: f64,
-    what: &str,
-) {
-    let expected = expected(record);
-    let part = if tolerance >= BF16_SCORES { BF16_PART } else { 0.0 };
-    let within = |score: f64| tolerance.max(part * score.abs());
-    assert_eq!(found.paths.len(), expected.paths.len(), "{what}: length");
-    assert!(found.scores.windows(2).all(|pair| pair[0] >= pair[1]), "{what}: sorted");
-    let mut known = everywhere.clone();
-    known.extend(expected.paths.iter().cloned().zip(expected.scores.iter().copied()));
-    for (path, score) in found.paths.iter().zip(&found.scores) {
-        if let Some(expected) = known.get(path) {
-            assert!(
-                (score - expected).abs() <= within(*expected),
-                "{what}: {path:?} {score} against {expected}"
-            );
-        }
-    }
-    let widest = expected.scores.last().map_or(tolerance, |score| within(*score));
-    let clear = |name: &str| record[name].as_f64().is_none_or(|gap| gap > 2.0 * widest);
-    // Rows that are equal are rounded equally here, so ties at the cut are decided by the tie rule too. The gaps beside one are not
-    // on record, and bfloat16 may close them.
-    let tied = tolerance >= BF16_SCORES && record["tie_at_cut"] == true;
-    if clear("smallest_cut_gap") && !tied {
-        let (mut a, mut b) = (found.paths.clone(), expected.paths.clone());
-        a.sort();
-        b.sort();
-        assert_eq!(a, b, "{what}: set of paths");
-        for (found, expected) in found.scores.iter().zip(&expected.scores) {
-            assert!((found - expected).abs() <= within(*expected), "{what}: rank by rank");
-        }
-        if clear("smallest_rank_gap") {
-            assert_eq!(found.paths, expected.paths, "{what}: order");
-        }
-    }
-}
-
 #[test]
 fn beams_are_those_of_hugging_face() {
     for (case, kv) in Case::all().flat_map(in_all_formats) {
         let Case { name, loaded, record, .. } = &*case;
         let tolerance = case.tolerance(kv, [SCORES, BF16_SCORES], "score.f32");
+        let prompt =
+            |p: &Value| (p["name"].as_str().unwrap().to_owned(), loaded.prompt(&strings(&p["history"])));
+        let beams = Beams {
+            what: format!("{name} in {kv}"),
+            record,
+            catalog: &loaded.catalog,
+            steps: loaded.convention.steps(),
+            prompts: case.prompts().iter().map(prompt).collect(),
+        };
         let mut executor = loaded.executor_in(kv, 512);
-        let prompts: BTreeMap<&str, Vec<u32>> = record["prompts"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|p| (p["name"].as_str().unwrap(), loaded.prompt(&strings(&p["history"]))))
-            .collect();
-        let filters: BTreeMap<&str, Vec<String>> = record["filters"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|f| (f["name"].as_str().unwrap(), strings(&f["exclude"])))
-            .collect();
-        let beams = record["beams"].as_array().unwrap();
-        for beam in beams {
-            let what = format!(
-                "{name} in {kv} {} {} {} {}",
-                beam["prompt"], beam["normalization"], beam["beam_width"], beam["filter"]
-            );
-            let normalization = match beam["normalization"].as_str().unwrap() {
-                "full_vocab" => Normalization::FullVocab,
-                _ => Normalization::AllowedSet,
-            };
-            let width =
-                beam["beam_width"].as_u64().map_or(loaded.catalog.num_leaves(), |width| width as usize);
-            let exclude = beam["filter"].as_str().map_or(&[][..], |name| &filters[name]);
-            let job = loaded.job(prompts[beam["prompt"].as_str().unwrap()].clone(), exclude, normalization);
-            let filter = job.search.as_ref().unwrap().filter.clone();
-            let found = run(&mut executor, job, width, 100).unwrap().hypotheses;
-
-            // The exhaustive list of the same prompt says what any of its paths scores, filtered or not.
-            let exhaustive = beams.iter().find(|other| {
-                other["beam_width"] == "all"
-                    && other["filter"].is_null()
-                    && other["prompt"] == beam["prompt"]
-                    && other["normalization"] == beam["normalization"]
-            });
-            let transfers = beam["filter"].is_null() || normalization == Normalization::FullVocab;
-            let everywhere = exhaustive
-                .filter(|_| transfers)
-                .map(|record| {
-                    let Expected { paths, scores } = expected(record);
-                    paths.into_iter().zip(scores).collect()
-                })
-                .unwrap_or_default();
-            let list = Expected {
-                paths: found.iter().map(|h| loaded.tokens_of(h.leaf)).collect(),
-                scores: found.iter().map(|h| h.score).collect(),
-            };
-            compare(&list, beam, &everywhere, tolerance, &what);
-            if list.paths == expected(beam).paths {
-                for (hypothesis, items) in found.iter().zip(beam["items"].as_array().unwrap()) {
-                    let found: Vec<&str> = loaded
-                        .catalog
-                        .items_of(hypothesis.leaf)
-                        .iter()
-                        .filter(|item| filter.allows_item(**item))
-                        .map(|item| loaded.catalog.item_id(*item))
-                        .collect();
-                    assert_eq!(found, strings(items), "{what}: items");
-                }
-            }
-        }
+        beams.check(&mut executor, 100, tolerance);
     }
 }

@@ -20,7 +20,7 @@ pub mod pages;
 pub(crate) mod parallel;
 pub mod pointwise;
 pub mod rotary;
-mod stored;
+pub(crate) mod stored;
 pub mod tile;
 pub mod time_buckets;
 mod turn;

@@ -6,7 +6,8 @@
 //! ```text
 //! mod         a decoder
 //! hstu        an HSTU model: retrieval, ranking, or decoding
-//! any         either of them, which is what a server holds
+//! t5          an encoder-decoder
+//! any         any of them, which is what a server holds
 //! expansion   the searches of a step
 //! parts       what a step of an HSTU model does for a request
 //! slots       the requests in flight
@@ -20,6 +21,7 @@ mod expansion;
 pub mod hstu;
 pub(crate) mod parts;
 pub(crate) mod slots;
+pub mod t5;
 
 use std::sync::Arc;
 

@@ -5,4 +5,5 @@
 
 pub mod hstu;
 pub mod qwen;
+pub mod t5;
 pub mod tokens;

@@ -11,6 +11,8 @@ use serde_json::Value;
 
 /// Architectures that are decoders of semantic IDs here.
 const SERVED: [&str; 3] = ["Qwen3ForCausalLM", "Qwen2ForCausalLM", "LlamaForCausalLM"];
+/// The encoder-decoder of semantic IDs.
+const ENCODER_DECODER: &str = "T5ForConditionalGeneration";
 
 /// The repository's fixtures; `BEAMLINE_FIXTURES` says where they are on a machine without a checkout.
 pub fn repository() -> PathBuf {
@@ -56,14 +58,29 @@ fn cases_with(family: &str, file: &str) -> Vec<PathBuf> {
 
 /// Checkpoints of semantic-ID decoders, `hf/<case>`; those of families that are not served are left out.
 pub fn decoders() -> Vec<PathBuf> {
+    of_architectures(&SERVED)
+}
+
+/// Checkpoints that read tokens, of every family that is served, `hf/<case>`.
+pub fn token_models() -> Vec<PathBuf> {
+    let mut all = decoders();
+    all.extend(encoder_decoders());
+    all
+}
+
+/// Checkpoints of encoder-decoders of semantic IDs, `hf/<case>`.
+pub fn encoder_decoders() -> Vec<PathBuf> {
+    of_architectures(&[ENCODER_DECODER])
+}
+
+fn of_architectures(wanted: &[&str]) -> Vec<PathBuf> {
     let mut cases = cases_with("hf", "convention.json");
     cases.retain(|case| {
         let architecture = architecture(case);
-        let served = SERVED.contains(&architecture.as_str());
-        if !served {
+        if !SERVED.contains(&architecture.as_str()) && architecture != ENCODER_DECODER {
             skipped(&format!("{}: {architecture} is not served", case.display()));
         }
-        served
+        wanted.contains(&architecture.as_str())
     });
     cases
 }

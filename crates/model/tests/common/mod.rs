@@ -1,13 +1,15 @@
 //! What the tests share: fixtures, and the smallest possible driver of a step model.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test uses its own part")]
 
+pub mod comparing;
 pub mod folder;
 pub mod running;
+pub mod t5;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use beamline_catalog::{Catalog, CatalogLimits, FilterSpec, Node};
+use beamline_catalog::{Catalog, CatalogLimits, FilterSpec, Leaf, Node};
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
@@ -88,34 +90,49 @@ impl Loaded {
     }
 
     pub fn job(&self, tokens: Vec<u32>, exclude: &[String], normalization: Normalization) -> Job {
-        let filter = self.catalog.filter(&FilterSpec { exclude_items: exclude, ..FilterSpec::default() });
-        let search = SearchRequest {
-            catalog: Arc::clone(&self.catalog),
-            filter,
-            start: self.catalog.trie().root(),
-            steps: Arc::clone(self.convention.steps()),
-            normalize_over: None,
-            widths: None,
-            normalization,
-        };
-        Job { tokens: tokens.into(), search: Some(search) }
+        job_of(&self.catalog, self.convention.steps(), tokens, exclude, normalization)
     }
 
     /// All tokens of a path: what the steps of the convention generate on the way to a node.
-    pub fn tokens_of(&self, leaf: beamline_catalog::Leaf) -> Vec<u32> {
-        let mut path = Vec::new();
-        self.catalog.trie().path(leaf, &mut path);
-        let mut levels = path.into_iter();
-        let token = |step: &Step| match step {
-            Step::Level => levels.next().unwrap(),
-            Step::Fixed(token) | Step::Given(token) => *token,
-        };
-        self.convention.steps().iter().map(token).collect()
+    pub fn tokens_of(&self, leaf: Leaf) -> Vec<u32> {
+        tokens_of(&self.catalog, self.convention.steps(), leaf)
     }
 
     pub fn root(&self) -> Node {
         self.catalog.trie().root()
     }
+}
+
+/// A search over a whole catalog but for some items.
+pub fn job_of(
+    catalog: &Arc<Catalog>,
+    steps: &Arc<[Step]>,
+    tokens: Vec<u32>,
+    exclude: &[String],
+    normalization: Normalization,
+) -> Job {
+    let search = SearchRequest {
+        catalog: Arc::clone(catalog),
+        filter: catalog.filter(&FilterSpec { exclude_items: exclude, ..FilterSpec::default() }),
+        start: catalog.trie().root(),
+        steps: Arc::clone(steps),
+        normalize_over: None,
+        widths: None,
+        normalization,
+    };
+    Job { tokens: tokens.into(), search: Some(search) }
+}
+
+/// All tokens that some steps generate on the way to a leaf.
+pub fn tokens_of(catalog: &Catalog, steps: &[Step], leaf: Leaf) -> Vec<u32> {
+    let mut path = Vec::new();
+    catalog.trie().path(leaf, &mut path);
+    let mut levels = path.into_iter();
+    let token = |step: &Step| match step {
+        Step::Level => levels.next().unwrap(),
+        Step::Fixed(token) | Step::Given(token) => *token,
+    };
+    steps.iter().map(token).collect()
 }
 
 /// Runs one request to its end, in chunks of `rows` rows.

@@ -36,7 +36,8 @@ pub(super) struct Defaults {
 }
 
 impl Architecture {
-    const ALL: [Self; 3] = [Self::Qwen3, Self::Qwen2, Self::Llama];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Qwen3, Self::Qwen2, Self::Llama];
 
     /// The name of the model without its output matrix, and `model_type`.
     fn other_names(self) -> (&'static str, &'static str) {

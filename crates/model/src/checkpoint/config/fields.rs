@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 const SHOWN: usize = 60;
 
 /// The fields of an object, and what is wrong with those that were read.
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     /// Where the object is, in front of every name: empty, or with a full stop at its end.
     path: &'static str,
     object: &'a Map<String, Value>,
@@ -18,35 +18,35 @@ pub(super) struct Fields<'a> {
 
 /// Numbers that a field may be: more than `above`, at most `most`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
-    pub(super) above: f64,
-    pub(super) most: f64,
+pub(crate) struct Bounds {
+    pub(crate) above: f64,
+    pub(crate) most: f64,
 }
 
 impl<'a> Fields<'a> {
-    pub(super) fn of(path: &'static str, object: &'a Map<String, Value>) -> Self {
+    pub(crate) fn of(path: &'static str, object: &'a Map<String, Value>) -> Self {
         Self { path, object, problems: Vec::new() }
     }
 
     /// All that is wrong so far.
-    pub(super) fn problems(self) -> Vec<String> {
+    pub(crate) fn problems(self) -> Vec<String> {
         self.problems
     }
 
-    pub(super) fn names(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'a str> + use<'a> {
         self.object.keys().map(String::as_str)
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
+    pub(crate) fn get(&self, name: &str) -> Option<&'a Value> {
         self.object.get(name)
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.object.contains_key(name)
     }
 
     /// Notes a problem; `text` goes on after the path of the object.
-    pub(super) fn problem(&mut self, text: impl AsRef<str>) {
+    pub(crate) fn problem(&mut self, text: impl AsRef<str>) {
         self.problems.push(format!("{}{}", self.path, text.as_ref()));
     }
 
@@ -55,7 +55,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A whole number from 1 to `most`, where the field is there.
-    pub(super) fn size(&mut self, name: &str, most: usize) -> Option<usize> {
+    pub(crate) fn size(&mut self, name: &str, most: usize) -> Option<usize> {
         let value = self.get(name)?;
         let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
         let size = size.filter(|size| (1..=most).contains(size));
@@ -66,7 +66,7 @@ impl<'a> Fields<'a> {
     }
 
     /// The same of a field that has no default. Any number stands for it when it is missing, because nothing comes of it.
-    pub(super) fn required_size(&mut self, name: &str, most: usize) -> usize {
+    pub(crate) fn required_size(&mut self, name: &str, most: usize) -> usize {
         if !self.has(name) {
             self.problem(format!("{name} is missing"));
         }
@@ -74,12 +74,12 @@ impl<'a> Fields<'a> {
     }
 
     /// The same of a field for which null says what absence says.
-    pub(super) fn nullable_size(&mut self, name: &str, most: usize) -> Option<usize> {
+    pub(crate) fn nullable_size(&mut self, name: &str, most: usize) -> Option<usize> {
         if self.get(name).is_some_and(Value::is_null) { None } else { self.size(name, most) }
     }
 
     /// A whole number, 0 or more, where the field is there and not null.
-    pub(super) fn count(&mut self, name: &str) -> Option<usize> {
+    pub(crate) fn count(&mut self, name: &str) -> Option<usize> {
         let value = self.get(name).filter(|value| !value.is_null())?;
         let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
         if count.is_none() {
@@ -89,7 +89,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A number within bounds, where the field is there.
-    pub(super) fn number(&mut self, name: &str, bounds: Bounds) -> Option<f64> {
+    pub(crate) fn number(&mut self, name: &str, bounds: Bounds) -> Option<f64> {
         let value = self.get(name)?;
         let number = value.as_f64().filter(|&number| number > bounds.above && number <= bounds.most);
         if number.is_none() {
@@ -100,16 +100,16 @@ impl<'a> Fields<'a> {
     }
 
     /// The same of a field for which null says what absence says.
-    pub(super) fn nullable_number(&mut self, name: &str, bounds: Bounds) -> Option<f64> {
+    pub(crate) fn nullable_number(&mut self, name: &str, bounds: Bounds) -> Option<f64> {
         if self.get(name).is_some_and(Value::is_null) { None } else { self.number(name, bounds) }
     }
 
     /// True or false; false where the field is absent.
-    pub(super) fn flag(&mut self, name: &str) -> bool {
+    pub(crate) fn flag(&mut self, name: &str) -> bool {
         self.flag_or(name, false)
     }
 
-    pub(super) fn flag_or(&mut self, name: &str, default: bool) -> bool {
+    pub(crate) fn flag_or(&mut self, name: &str, default: bool) -> bool {
         let Some(value) = self.get(name) else { return default };
         if !value.is_boolean() {
             self.wrong(name, value, "true or false");
@@ -118,7 +118,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A text, where the field is there.
-    pub(super) fn text(&mut self, name: &str) -> Option<&'a str> {
+    pub(crate) fn text(&mut self, name: &str) -> Option<&'a str> {
         let value = self.get(name)?;
         if !value.is_string() {
             self.wrong(name, value, "a text in quotes");
@@ -127,7 +127,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A list of texts, where the field is there and not null.
-    pub(super) fn texts(&mut self, name: &str) -> Option<Vec<&'a str>> {
+    pub(crate) fn texts(&mut self, name: &str) -> Option<Vec<&'a str>> {
         let value = self.get(name).filter(|value| !value.is_null())?;
         let list = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
         if list.is_none() {
@@ -138,7 +138,7 @@ impl<'a> Fields<'a> {
 }
 
 /// A value as a message shows it.
-pub(super) fn shown(value: &Value) -> String {
+pub(crate) fn shown(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}...", &text[..end]),

@@ -223,18 +223,35 @@ const ALIASES: [(&str, &str); 18] = [
     ("activation_function", "hidden_act"),
 ];
 
+/// What a kind of model knows of the fields of its config.json, beside those that all kinds skip or refuse.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Known {
+    /// Fields that are read.
+    pub(crate) read: &'static [&'static str],
+    /// More fields that change no answer.
+    pub(crate) harmless: &'static [&'static str],
+    /// What other libraries call a field that is read.
+    pub(crate) aliases: &'static [(&'static str, &'static str)],
+    /// Fields that have their place in `rope_parameters`.
+    pub(crate) rope: &'static [&'static str],
+}
+
+/// A decoder.
+pub(super) const DECODER: Known = Known { read: &READ, harmless: &[], aliases: &ALIASES, rope: &ROPE_FIELDS };
+
 /// Looks at every field that is not read. Gives what must be refused.
-pub(super) fn check(object: &Map<String, Value>, notes: &mut Vec<Note>) -> Vec<String> {
-    object.iter().filter_map(|(name, value)| check_field(object, name, value, notes)).collect()
+pub(crate) fn check(object: &Map<String, Value>, known: &Known, notes: &mut Vec<Note>) -> Vec<String> {
+    object.iter().filter_map(|(name, value)| check_field(object, known, name, value, notes)).collect()
 }
 
 fn check_field(
     object: &Map<String, Value>,
+    known: &Known,
     name: &str,
     value: &Value,
     notes: &mut Vec<Note>,
 ) -> Option<String> {
-    if READ.contains(&name) || HARMLESS.contains(&name) {
+    if known.read.contains(&name) || known.harmless.contains(&name) || HARMLESS.contains(&name) {
         return None;
     }
     if SWITCHES.contains(&name) {
@@ -259,12 +276,12 @@ fn check_field(
         }
         _ => {}
     }
-    let meant = ALIASES.iter().find(|(alias, read)| *alias == name && !object.contains_key(*read));
-    let meant = meant.map(|(_, read)| *read).or_else(|| suggest(name, READ));
+    let meant = known.aliases.iter().find(|(alias, read)| *alias == name && !object.contains_key(*read));
+    let meant = meant.map(|(_, read)| *read).or_else(|| suggest(name, known.read.iter().copied()));
     if let Some(meant) = meant {
         return Some(format!("{name} is not known; did you mean {meant}?"));
     }
-    if ROPE_FIELDS.contains(&name) {
+    if known.rope.contains(&name) {
         return Some(format!("{name} has no effect here; it belongs in rope_parameters"));
     }
     notes.push(Note::UnknownField { file: "config.json", field: name.to_owned() });

@@ -21,13 +21,15 @@ mod rope;
 use serde_json::Value;
 
 pub use self::architecture::Architecture;
-use self::fields::Fields;
+pub(crate) use self::fields::{Bounds, Fields, shown};
+pub(crate) use self::known::{Known, check as check_known};
+pub(crate) use self::read::default_note;
 use super::json;
 use super::note::Note;
 use crate::error::ModelError;
 
 /// Largest value accepted for any size, so that products of two sizes cannot overflow.
-const MAX_SIZE: usize = 1 << 24;
+pub(crate) const MAX_SIZE: usize = 1 << 24;
 /// A decoder of the Llama family tree.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -133,7 +135,7 @@ impl Config {
         let mut fields = Fields::of("", &object);
         let config = Self::read_fields(architecture, &mut fields, notes);
         let mut problems = fields.problems();
-        problems.extend(known::check(&object, notes));
+        problems.extend(check_known(&object, &known::DECODER, notes));
         match (config, problems.is_empty()) {
             (Some(config), true) => Ok(config),
             _ => Err(ModelError::Config(problems.join("; "))),

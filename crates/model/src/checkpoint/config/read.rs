@@ -86,7 +86,7 @@ fn take_default<T: std::fmt::Display>(
     default
 }
 
-pub(super) fn default_note(name: &str, default: impl std::fmt::Display) -> Note {
+pub(crate) fn default_note(name: &str, default: impl std::fmt::Display) -> Note {
     let what = format!("is absent, so it is {default}, as in transformers");
     Note::Field { file: "config.json", field: name.to_owned(), what }
 }

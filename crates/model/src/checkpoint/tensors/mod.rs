@@ -311,7 +311,7 @@ impl Tensors {
     }
 
     /// Whether two tensors have the same shape and values, each in its own type.
-    pub(super) fn are_equal(&self, one: &str, other: &str) -> Result<bool, ModelError> {
+    pub(crate) fn are_equal(&self, one: &str, other: &str) -> Result<bool, ModelError> {
         let ((a, _, seen_a), (b, _, seen_b)) = (self.values(one)?, self.values(other)?);
         if a.shape != b.shape || a.dtype == b.dtype {
             return Ok(a.shape == b.shape && seen_a == seen_b);

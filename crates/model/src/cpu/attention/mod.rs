@@ -57,7 +57,7 @@ pub enum Sees {
     Branch {
         /// Positions of the context.
         context_len: usize,
-        /// Ancestors per row, the row itself last.
+        /// Ancestors per row, the row itself last; none for a row that sees the context alone.
         ancestors: usize,
         /// Start in [`Tables::lineage`]: `ancestors` branch rows for each row of the block.
         lineage: usize,
@@ -223,6 +223,49 @@ mod tests {
                 of_isa.push(found);
             }
             assert!(of_isa.windows(2).all(|pair| pair[0] == pair[1]), "{heads:?}");
+        }
+    }
+
+    #[test]
+    fn rows_without_ancestors_see_the_context_alone() {
+        let heads = Heads { query: 3, key_value: 3, dim: 12 };
+        let number = |i: usize| ((i * 7919) % 1009) as f32 / 300.0 - 1.7;
+        let width = heads.qkv_width();
+        let qkv: Vec<f32> = (0..(CONTEXT + BRANCHES) * width).map(number).collect();
+        let store = filled(heads, KvFormat::F32, &qkv, |x| x);
+        // What lies behind the context in its last page is not seen.
+        for context_len in [1, 16, 33, 64, CONTEXT] {
+            let block = |rows: Range<usize>| Block {
+                rows,
+                context_pages: 0..3,
+                sees: Sees::Branch { context_len, ancestors: 0, lineage: 0, branch_pages: 0..0 },
+            };
+            let pages: Vec<PageId> = (0..3).map(PageId).collect();
+            let tables = Tables { pages: &pages, lineage: &[] };
+            let mut of_isa = Vec::new();
+            for isa in Isa::all() {
+                let mut out = vec![0.0; BRANCHES * heads.query * heads.dim];
+                let cpu = Cpu::with_isa(2, isa).unwrap();
+                let blocks = [block(0..1), block(1..33), block(33..BRANCHES)];
+                attend(&cpu, heads, &qkv, store.layer(0), &blocks, tables, &mut out);
+                of_isa.push(out);
+            }
+            assert!(of_isa.windows(2).all(|pair| pair[0] == pair[1]));
+            for (row, head) in (0..BRANCHES).flat_map(|row| (0..3).map(move |head| (row, head))) {
+                let part = |row: usize, kind: usize| &qkv[row * width + (3 * kind + head) * 12..][..12];
+                let dot = |key: &[f32]| -> f64 {
+                    let pairs = part(row, 0).iter().zip(key);
+                    pairs.map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>() / 12f64.sqrt()
+                };
+                let weights: Vec<f64> = (0..context_len).map(|key| dot(part(key, 1)).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for column in 0..12 {
+                    let values = (0..context_len).map(|key| f64::from(part(key, 2)[column]));
+                    let truth = values.zip(&weights).map(|(v, w)| v * w).sum::<f64>() / total;
+                    let found = f64::from(of_isa[0][row * 36 + head * 12 + column]);
+                    assert!((found - truth).abs() < 1e-5, "{found} for {truth} over {context_len}");
+                }
+            }
         }
     }
 

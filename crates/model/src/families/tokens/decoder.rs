@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use beamline_catalog::Catalog;
 use beamline_kv_cache::ReuseClass;
+use serde_json::Value;
 
 use super::{DeviceLimits, LoadOptions, TokenBytes, TokenConfig, TokenExecutor, TokenFacts};
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::config::Config;
+use crate::checkpoint::config::{Architecture, Config};
 use crate::checkpoint::tensors::Tensors;
 use crate::cpu::Cpu;
 use crate::cpu::kv_format::KvFormat;
@@ -25,6 +26,11 @@ use crate::families::qwen::{Qwen, first_layer_table_bytes, page_shape};
 use crate::step::ContextShape;
 
 impl TokenConfig for Config {
+    fn reads(config: &Value) -> bool {
+        let first = config["architectures"][0].as_str();
+        first.is_some_and(|name| Architecture::ALL.iter().any(|known| known.name() == name))
+    }
+
     fn facts(&self) -> TokenFacts {
         TokenFacts {
             family: "qwen",

@@ -1,4 +1,4 @@
-//! Families that read and write tokens: decoders, and later encoder-decoders.
+//! Families that read and write tokens: decoders and encoder-decoders.
 //!
 //! Place in the flow: the runtime opens a checkpoint here, asks what it takes, and gets an executor. It never learns
 //! which family it holds.
@@ -30,10 +30,11 @@ use crate::cpu::pages::PageShape;
 use crate::cuda::device::Device;
 use crate::error::ModelError;
 use crate::executor::{Found, Job};
+use crate::families::t5::config::T5Config;
 use crate::step::{ContextShape, StepModel};
 
 /// The families. A checkpoint that names none of them is read as the last, which says what is known.
-const FAMILIES: [Registered; 1] = [registered::<Config>(&[])];
+const FAMILIES: [Registered; 2] = [registered::<T5Config>(), registered::<Config>()];
 
 /// What the rest of the system needs to know of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +105,9 @@ impl<M: StepModel<Payload = Job, Answer = Found> + fmt::Debug + Send> TokenExecu
 
 /// What a family says of its configuration.
 pub trait TokenConfig: Described + fmt::Debug + Send + Sync + 'static {
+    /// Whether a config.json is of this family.
+    fn reads(config: &Value) -> bool;
+
     /// What the rest of the system needs to know.
     fn facts(&self) -> TokenFacts;
 
@@ -276,17 +280,17 @@ pub struct Summary {
     pub page_bytes: usize,
 }
 
-/// A family, by the architectures that config.json names.
+/// A family.
 struct Registered {
-    architectures: &'static [&'static str],
+    reads: fn(&Value) -> bool,
     open: fn(&Path) -> Result<Box<dyn TokenFamily>, ModelError>,
     examine: fn(&Path, KvFormat) -> Examined<Summary>,
     facts: fn(&str) -> Result<TokenFacts, ModelError>,
 }
 
-const fn registered<C: TokenConfig>(architectures: &'static [&'static str]) -> Registered {
+const fn registered<C: TokenConfig>() -> Registered {
     Registered {
-        architectures,
+        reads: C::reads,
         open: |directory| Ok(Box::new(Checkpoint::<C>::open_as(directory)?)),
         examine: |directory, format| {
             Checkpoint::<C>::examine(directory).map_config(|config| Summary {
@@ -328,10 +332,6 @@ fn family_in(directory: &Path) -> &'static Registered {
 
 fn family_of(config: &str) -> &'static Registered {
     let config = json::parse(config).unwrap_or_default();
-    let names = config.get("architectures").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let named = |family: &&Registered| {
-        names.iter().filter_map(Value::as_str).any(|name| family.architectures.contains(&name))
-    };
     let [.., last] = &FAMILIES;
-    FAMILIES.iter().find(named).unwrap_or(last)
+    FAMILIES.iter().find(|family| (family.reads)(&config)).unwrap_or(last)
 }

@@ -1,0 +1,75 @@
+//! T5 as a family of tokens.
+
+use std::sync::Arc;
+
+use beamline_kv_cache::ReuseClass;
+use serde_json::Value;
+
+use super::T5;
+use super::config::{ARCHITECTURE, T5Config};
+use super::tensors::memory;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::tensors::Tensors;
+use crate::cpu::Cpu;
+use crate::cpu::kv_format::KvFormat;
+use crate::cpu::linear::WeightFormat;
+use crate::cpu::pages::PageShape;
+use crate::error::ModelError;
+use crate::executor::t5::T5Executor;
+use crate::families::tokens::{DecoderFacts, LoadOptions, TokenConfig, TokenExecutor, TokenFacts};
+use crate::step::ContextShape;
+
+impl TokenConfig for T5Config {
+    fn reads(config: &Value) -> bool {
+        match config["architectures"][0].as_str() {
+            Some(name) => name == ARCHITECTURE,
+            None => config["model_type"] == "t5",
+        }
+    }
+
+    fn facts(&self) -> TokenFacts {
+        TokenFacts {
+            family: "t5",
+            architecture: ARCHITECTURE.to_owned(),
+            vocab_size: self.vocab_size,
+            max_positions: self.max_positions(),
+            shape: ContextShape::Whole,
+            reuse: ReuseClass::Exact,
+            pairs_per_row: self.pairs_per_row(),
+            decoder: Some(DecoderFacts { start_token: self.decoder_start }),
+        }
+    }
+
+    fn page_shape(&self, format: KvFormat) -> PageShape {
+        self.page_shape(format)
+    }
+
+    fn weight_bytes(&self, _tensors: &Tensors, _positions: usize, format: WeightFormat) -> usize {
+        memory(self, format)
+    }
+
+    fn describe(&self) -> Vec<(&'static str, String)> {
+        let head = if self.tied_head { "tied" } else { "untied" };
+        let sizes = format!(
+            "{} encoder and {} decoder layers, width {}, feed-forward {}, {} heads of {}",
+            self.encoder_layers, self.decoder_layers, self.d_model, self.d_ff, self.num_heads, self.d_kv
+        );
+        vec![
+            ("architecture", ARCHITECTURE.to_owned()),
+            ("sizes", sizes),
+            ("vocabulary", format!("{} rows, {head} output matrix", self.vocab_size)),
+            ("positions", format!("relative; at most {} here", self.max_positions())),
+        ]
+    }
+
+    fn load(
+        checkpoint: &Checkpoint<Self>,
+        cpu: &Arc<Cpu>,
+        options: LoadOptions,
+    ) -> Result<(Box<dyn TokenExecutor>, usize), ModelError> {
+        let model = T5::load(checkpoint, options.weight_format)?;
+        let bytes = model.weight_bytes();
+        let executor = T5Executor::new(Arc::new(model), Arc::clone(cpu), options.kv_format, options.pages)?;
+        Ok((Box::new(executor), bytes))
+    }
+}
