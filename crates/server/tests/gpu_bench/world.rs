@@ -13,6 +13,7 @@ use beamline_model::cuda::qwen::DeviceQwen;
 use beamline_model::decode::{Normalization, SearchRequest, Step};
 use beamline_model::executor::any::{AnyExecutor, AnyJob};
 use beamline_model::executor::{Found, Job};
+use beamline_model::families::tokens::TokenExecutor;
 use beamline_scheduler::{Engine, Priority, Request, RequestId, SchedulerConfig};
 
 use crate::stepped::{Stepped, Steps};
@@ -125,7 +126,7 @@ impl World {
         };
         let timed = Steps::default();
         let stepped = Stepped {
-            inner: AnyExecutor::from(executor),
+            inner: AnyExecutor::from(Box::new(executor) as Box<dyn TokenExecutor>),
             device: Arc::clone(device),
             steps: Arc::clone(&timed),
         };
@@ -171,7 +172,7 @@ impl World {
             keeps_branches: true,
             generated_steps: self.steps.len(),
             deadline: None,
-            payload: Arc::new(AnyJob::Decoder(Job { tokens, search: Some(search) })),
+            payload: Arc::new(AnyJob::Tokens(Job { tokens, search: Some(search) })),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Every beam of the decoder fixtures, over HTTP, against Hugging Face in double precision.
+//! Every beam of the fixtures that read tokens, over HTTP, against Hugging Face in double precision.
 //!
 //! The folder is that of `BEAMLINE_CONFORMANCE`. The rule is that of the fixtures: scores within the tolerance everywhere; the set where the gap at the cut is clear,
 //! and the order where the gaps between ranks are clear.
@@ -104,10 +104,10 @@ fn check(case: &Path) {
 }
 
 #[test]
-fn every_beam_of_every_decoder() {
+fn every_beam_of_every_token_model() {
     // One server a case, side by side: each waits for its answers most of the time.
     let failed = std::thread::scope(|scope| {
-        let cases = folder::decoders().into_iter().map(|case| scope.spawn(move || check(&case)));
+        let cases = folder::token_models().into_iter().map(|case| scope.spawn(move || check(&case)));
         cases.collect::<Vec<_>>().into_iter().filter_map(|case| case.join().err()).count()
     });
     assert_eq!(failed, 0, "cases failed; see above");

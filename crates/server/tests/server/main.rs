@@ -9,7 +9,7 @@ mod conformance;
 mod determinism;
 mod disk_tier;
 mod doors;
-
+mod encoder_decoder;
 mod errors;
 mod first_hour;
 mod fuzz;
