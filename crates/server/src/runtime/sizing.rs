@@ -13,6 +13,10 @@ use super::{LoadError, Plan, Scale};
 use crate::service::PromptLayout;
 use crate::settings::{ByteSize, Settings};
 
+/// Fewest positions that a row may attend to in the time that the rest of it takes. Rows of small layers take longer than
+/// their multiplications say, so attention is a smaller part.
+const LEAST_PAIRS_PER_ROW: u64 = 512;
+
 /// KV memory when none is named.
 const DEFAULT_KV_MEMORY: usize = 512 << 20;
 
@@ -111,7 +115,7 @@ pub(super) fn scheduler_config(settings: &Settings, plan: &Plan) -> SchedulerCon
         max_generated_steps: generated_steps,
         max_running_cost: default.max_running_cost.max(cost),
         max_step_tokens: settings.engine.max_step_tokens,
-        pairs_per_row,
+        pairs_per_row: pairs_per_row.max(LEAST_PAIRS_PER_ROW),
         max_branch_rows: default.max_branch_rows.max(largest.beams),
         objective: Micros(0).after(settings.engine.objective),
         max_step_transfers: (STEP_TRANSFER_BYTES / page_bytes.max(1)).max(1),
