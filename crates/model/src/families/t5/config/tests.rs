@@ -1,5 +1,6 @@
 //! Which config.json is read, and what it is refused for.
 
+use crate::families::tokens::TokenConfig;
 use serde_json::{Value, json};
 
 use super::*;
@@ -93,7 +94,8 @@ fn what_would_change_the_computation_is_refused_by_name() {
 
 #[test]
 fn a_config_is_told_by_its_architecture() {
-    assert!(T5Config::is_t5(&object().to_string()));
-    assert!(T5Config::is_t5("{\"model_type\": \"t5\"}"));
-    assert!(!T5Config::is_t5("{\"architectures\": [\"Qwen3ForCausalLM\"]}") && !T5Config::is_t5("{"));
+    let reads = |text: &str| T5Config::reads(&serde_json::from_str(text).unwrap());
+    assert!(reads(&object().to_string()));
+    assert!(reads("{\"model_type\": \"t5\"}"));
+    assert!(!reads("{\"architectures\": [\"Qwen3ForCausalLM\"]}") && !reads("null"));
 }
