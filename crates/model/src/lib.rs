@@ -12,6 +12,7 @@
 //! decode     ── exact constrained beam search
 //! step       ── Plan, Progress, StepModel        the boundary to the scheduler
 //! executor   ── a StepModel: batch, forward, expand
+//! reference  ── the families once more in candle-nn, for tests and `inspect --verify`
 //! ```
 //!
 //! Invariants: the answer to a request is a function of checkpoint, catalog snapshot and request, bit for bit on the
@@ -30,4 +31,5 @@ pub mod escaped;
 pub mod executor;
 pub mod families;
 pub mod page_uses;
+pub mod reference;
 pub mod step;

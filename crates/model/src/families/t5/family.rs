@@ -2,21 +2,25 @@
 
 use std::sync::Arc;
 
-use beamline_kv_cache::ReuseClass;
+use beamline_kv_cache::{PageId, ReuseClass};
+use candle_core::{DType, Device};
 use serde_json::Value;
 
-use super::T5;
+use super::batch::{T5Batch, WholeContext};
 use super::config::{ARCHITECTURE, T5Config};
 use super::tensors::memory;
+use super::{T5, Workspace};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::tensors::Tensors;
 use crate::cpu::Cpu;
 use crate::cpu::kv_format::KvFormat;
 use crate::cpu::linear::WeightFormat;
-use crate::cpu::pages::PageShape;
+use crate::cpu::pages::{PAGE_SIZE, PageShape};
 use crate::error::ModelError;
 use crate::executor::t5::T5Executor;
 use crate::families::tokens::{DecoderFacts, LoadOptions, TokenConfig, TokenExecutor, TokenFacts};
+use crate::reference::verify::EngineLogits;
+use crate::reference::{Reference, T5Reference};
 use crate::step::ContextShape;
 
 impl TokenConfig for T5Config {
@@ -71,5 +75,30 @@ impl TokenConfig for T5Config {
         let bytes = model.weight_bytes();
         let executor = T5Executor::new(Arc::new(model), Arc::clone(cpu), options.kv_format, options.pages)?;
         Ok((Box::new(executor), bytes))
+    }
+    fn engine_logits(
+        checkpoint: &Checkpoint<Self>,
+        cpu: &Arc<Cpu>,
+    ) -> Result<Box<EngineLogits<'static>>, ModelError> {
+        let model = T5::load(checkpoint, WeightFormat::F32)?;
+        let cpu = Arc::clone(cpu);
+        Ok(Box::new(move |tokens| {
+            let count = tokens.len().div_ceil(PAGE_SIZE) as u32;
+            let mut store = model.page_store(KvFormat::F32, count as usize)?;
+            let pages: Vec<PageId> = (0..count).map(PageId).collect();
+            let (mut batch, mut workspace) = (T5Batch::default(), Workspace::default());
+            let context = WholeContext { owner: 0, tokens, cached: false, pages: &pages };
+            batch.push_context(context).map_err(ModelError::Internal)?;
+            batch.check_writes(store.pages()).map_err(ModelError::Internal)?;
+            cpu.run(|| model.forward(&cpu, &batch, &mut store, &mut workspace, &mut || {}));
+            let mut logits = Vec::new();
+            model.logits(&cpu, workspace.hidden(), &mut logits);
+            Ok(logits)
+        }))
+    }
+
+    fn reference(checkpoint: &Checkpoint<Self>) -> Result<Box<dyn Reference>, ModelError> {
+        let (config, tensors) = (checkpoint.config(), checkpoint.tensors());
+        Ok(Box::new(T5Reference::new(config, tensors, DType::F64, &Device::Cpu)?))
     }
 }

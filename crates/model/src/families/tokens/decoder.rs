@@ -3,17 +3,19 @@
 use std::sync::Arc;
 
 use beamline_catalog::Catalog;
-use beamline_kv_cache::ReuseClass;
+use beamline_kv_cache::{PageId, ReuseClass};
+use candle_core::DType;
 use serde_json::Value;
 
 use super::{DeviceLimits, LoadOptions, TokenBytes, TokenConfig, TokenExecutor, TokenFacts};
+use crate::batch::{Batch, ContextRows};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::{Architecture, Config};
 use crate::checkpoint::tensors::Tensors;
 use crate::cpu::Cpu;
 use crate::cpu::kv_format::KvFormat;
 use crate::cpu::linear::WeightFormat;
-use crate::cpu::pages::{PAGE_SIZE, PageShape};
+use crate::cpu::pages::{PAGE_SIZE, PageShape, PageStore};
 use crate::cuda::beams::check_beams;
 use crate::cuda::device::Device;
 use crate::cuda::executor::DeviceExecutor;
@@ -22,7 +24,9 @@ use crate::cuda::pages::DevicePages;
 use crate::cuda::qwen::DeviceQwen;
 use crate::error::ModelError;
 use crate::executor::Executor;
-use crate::families::qwen::{Qwen, first_layer_table_bytes, page_shape};
+use crate::families::qwen::{Qwen, Workspace, first_layer_table_bytes, page_shape};
+use crate::reference::verify::EngineLogits;
+use crate::reference::{DecoderReference, Reference};
 use crate::step::ContextShape;
 
 impl TokenConfig for Config {
@@ -95,6 +99,32 @@ impl TokenConfig for Config {
         let bytes = model.weight_bytes();
         let executor = Executor::new(Arc::new(model), Arc::clone(cpu), kv_format, pages)?;
         Ok((Box::new(executor), bytes))
+    }
+
+    fn engine_logits(
+        checkpoint: &Checkpoint<Self>,
+        cpu: &Arc<Cpu>,
+    ) -> Result<Box<EngineLogits<'static>>, ModelError> {
+        let model = Qwen::load(checkpoint, checkpoint.config().max_positions, WeightFormat::F32)?;
+        let cpu = Arc::clone(cpu);
+        Ok(Box::new(move |tokens| {
+            let count = tokens.len().div_ceil(PAGE_SIZE) as u32;
+            let mut store = PageStore::new(page_shape(model.config(), KvFormat::F32), count as usize)?;
+            let pages: Vec<PageId> = (0..count).map(PageId).collect();
+            let (mut batch, mut workspace) = (Batch::default(), Workspace::default());
+            let (owner, first_position, cached, wanted) = (0, 0, 0, 1);
+            batch.push_context(ContextRows { owner, tokens, first_position, cached, pages: &pages, wanted });
+            batch.check_writes(store.pages()).map_err(ModelError::Internal)?;
+            cpu.run(|| model.forward(&cpu, &batch, &mut store, &mut workspace, &mut |_, _| {}));
+            let mut logits = Vec::new();
+            model.logits(&cpu, &workspace.hidden, &mut logits);
+            Ok(logits)
+        }))
+    }
+
+    fn reference(checkpoint: &Checkpoint<Self>) -> Result<Box<dyn Reference>, ModelError> {
+        let (config, tensors) = (checkpoint.config(), checkpoint.tensors());
+        Ok(Box::new(DecoderReference::new(config, tensors, DType::F64, &candle_core::Device::Cpu)?))
     }
 
     fn device_bytes(&self, tensors: &Tensors, limits: DeviceLimits) -> Result<TokenBytes, ModelError> {

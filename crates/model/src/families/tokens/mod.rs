@@ -31,6 +31,8 @@ use crate::cuda::device::Device;
 use crate::error::ModelError;
 use crate::executor::{Found, Job};
 use crate::families::t5::config::T5Config;
+use crate::reference::Reference;
+use crate::reference::verify::{EngineLogits, Verified, verify};
 use crate::step::{ContextShape, StepModel};
 
 /// The families. A checkpoint that names none of them is read as the last, which says what is known.
@@ -131,6 +133,23 @@ pub trait TokenConfig: Described + fmt::Debug + Send + Sync + 'static {
         options: LoadOptions,
     ) -> Result<(Box<dyn TokenExecutor>, usize), ModelError>;
 
+    /// The engine's logits of what follows a context, in single precision on the CPU, one context at a time.
+    ///
+    /// # Errors
+    ///
+    /// When tensors cannot be used.
+    fn engine_logits(
+        checkpoint: &Checkpoint<Self>,
+        cpu: &Arc<Cpu>,
+    ) -> Result<Box<EngineLogits<'static>>, ModelError>;
+
+    /// The same model in plain candle-nn, in double precision.
+    ///
+    /// # Errors
+    ///
+    /// When tensors cannot be used.
+    fn reference(checkpoint: &Checkpoint<Self>) -> Result<Box<dyn Reference>, ModelError>;
+
     /// Bytes on a graphics processor, at most.
     ///
     /// # Errors
@@ -194,6 +213,12 @@ pub trait TokenFamily: fmt::Debug + Send + Sync {
         cpu: &Arc<Cpu>,
         options: LoadOptions,
     ) -> Result<(Box<dyn TokenExecutor>, usize), ModelError>;
+    /// Compares the engine with a second implementation on random prompts.
+    ///
+    /// # Errors
+    ///
+    /// When tensors cannot be used.
+    fn verify(&self, cpu: &Arc<Cpu>) -> Result<Verified, ModelError>;
     /// As [`TokenConfig::device_bytes`].
     ///
     /// # Errors
@@ -252,6 +277,13 @@ impl<C: TokenConfig> TokenFamily for Checkpoint<C> {
         options: LoadOptions,
     ) -> Result<(Box<dyn TokenExecutor>, usize), ModelError> {
         C::load(self, cpu, options)
+    }
+
+    fn verify(&self, cpu: &Arc<Cpu>) -> Result<Verified, ModelError> {
+        let TokenFacts { vocab_size, decoder, .. } = self.config().facts();
+        let start_token = decoder.map(|decoder| decoder.start_token.unwrap_or_default());
+        let (mut engine, reference) = (C::engine_logits(self, cpu)?, C::reference(self)?);
+        verify(&mut *engine, &*reference, vocab_size, start_token)
     }
 
     fn device_bytes(&self, limits: DeviceLimits) -> Result<TokenBytes, ModelError> {

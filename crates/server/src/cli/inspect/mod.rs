@@ -20,11 +20,13 @@ mod weights;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
 use beamline_catalog::{Catalog, CatalogLimits, SymbolTable};
 use beamline_model::checkpoint::Checkpoint;
+use beamline_model::cpu::Cpu;
 use beamline_model::cpu::kv_format::KvFormat;
 use beamline_model::families::hstu::config::HstuConfig;
 use beamline_model::families::tokens;
@@ -43,6 +45,7 @@ use findings::Findings;
 Try it:
   beamline inspect DIR                      everything, and whether it would serve
   beamline inspect DIR --quick              without loading the weights
+  beamline inspect DIR --verify             and compare the model with a second implementation
   beamline inspect --limits                 what the server accepts at most, and the flags that change it
 
 The exit status is 0 when `beamline serve` with the same flags would serve this checkpoint, and 1 when it would not.")]
@@ -62,6 +65,9 @@ pub(super) struct Args {
     /// Look at the files only: do not load the weights and ask the model.
     #[arg(long)]
     quick: bool,
+    /// Compare the model with a second implementation in double precision, on random prompts. Takes long on large models.
+    #[arg(long)]
+    verify: bool,
     /// Print every limit of the server and the flag that changes it.
     #[arg(long)]
     limits: bool,
@@ -96,6 +102,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if files.checkpoint.join("config.json").is_file() {
         let symbols = family(&files, settings.engine.kv_format, args.tensors, &mut findings);
         catalog(&files, symbols.as_deref(), &mut findings);
+    }
+    if findings.is_clean() && args.verify {
+        verify(&files, &settings, &mut findings);
     }
     if findings.is_clean() && !args.quick {
         serve_once(settings, &mut findings)?;
@@ -156,6 +165,20 @@ fn family(
     weights::describe(examined, list, findings);
     let convention = token_model::convention(files, summary.as_ref(), findings);
     convention.map(|convention| Box::new(convention) as Box<dyn SymbolTable>)
+}
+
+/// Asks a second implementation of the model.
+fn verify(files: &Files, settings: &Settings, findings: &mut Findings) {
+    if layout::is_hstu(&files.checkpoint) {
+        return findings.problem("--verify: there is no second implementation of HSTU models yet");
+    }
+    let cpu = Cpu::new(settings.engine.threads).map(Arc::new);
+    let verified = cpu.and_then(|cpu| tokens::open(&files.checkpoint)?.verify(&cpu));
+    match verified {
+        Ok(verified) if verified.agrees() => findings.line("verified", verified),
+        Ok(verified) => findings.problem(format!("{verified}: please report this as a bug")),
+        Err(error) => findings.model_error(&error),
+    }
 }
 
 fn catalog(files: &Files, symbols: Option<&dyn SymbolTable>, findings: &mut Findings) {
