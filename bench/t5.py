@@ -9,6 +9,7 @@ the other engine; its slower median counts. Both search exactly the same paths, 
 """
 
 import argparse
+import http.client
 import json
 import pathlib
 import platform
@@ -17,8 +18,6 @@ import statistics
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.request
 
 LEVELS, CODES, ITEMS, HISTORY = 4, 256, 12_000, 20
 
@@ -49,13 +48,14 @@ def make(folder):
     (folder / "convention.json").write_text('{"preset": "tiger"}\n')
 
 
-def wait_until_ready(address):
+def wait_until_ready(connection):
     for _ in range(600):
-        try:
-            urllib.request.urlopen(f"{address}/readyz").close()
+        connection.request("GET", "/readyz")
+        answer = connection.getresponse()
+        answer.read()
+        if answer.status == 200:
             return
-        except urllib.error.HTTPError:
-            time.sleep(0.1)
+        time.sleep(0.1)
     raise SystemExit("the server did not become ready within a minute")
 
 
@@ -63,16 +63,16 @@ def beamline(options, folder, histories):
     command = [options.binary, "serve", "--listen", "127.0.0.1:0", "--log", "error", "--threads", str(options.threads), "--checkpoint", folder]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        address = server.stdout.readline().split()[-1]
+        connection = http.client.HTTPConnection(server.stdout.readline().split("//")[1].strip())
+        wait_until_ready(connection)
 
         def ask(history, tenant):
             body = {"history": [f"item-{i}" for i in history], "num_items": options.beams, "beam_width": options.beams, "tenant": tenant}
-            request = urllib.request.Request(f"{address}/v1/recommend", json.dumps(body).encode(), {"content-type": "application/json"})
             start = time.perf_counter()
-            answer = json.load(urllib.request.urlopen(request))
+            connection.request("POST", "/v1/recommend", json.dumps(body), {"content-type": "application/json"})
+            answer = json.loads(connection.getresponse().read())
             return (time.perf_counter() - start) * 1e3, answer
 
-        wait_until_ready(address)
         for history in histories[:3]:
             ask(history, "warm-up")
         cold = [ask(history, "a") for history in histories]
