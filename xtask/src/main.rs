@@ -121,8 +121,10 @@ fn main() -> Result<()> {
 
 fn test(only_python: bool) -> Result<()> {
     if !only_python {
-        // One invocation and one profile, so that nothing is built twice.
-        run(&mut cargo(&["test", "--release", "--workspace"]))?;
+        // One invocation and one profile, so that nothing is built twice. One seed, so that a change is judged by itself and not
+        // by chance; PROPTEST_RNG_SEED names another.
+        let seed = std::env::var("PROPTEST_RNG_SEED").unwrap_or_else(|_| "1".into());
+        run(cargo(&["test", "--release", "--workspace"]).env("PROPTEST_RNG_SEED", seed))?;
     }
     python::test(&root().join("target/release/beamline"))
 }

@@ -664,11 +664,13 @@ fn every_preset_binds_and_composes() {
         let directory = tempfile::tempdir().unwrap();
         let format = Format::preset(name).unwrap();
         let mut tokens: Vec<String> = ["<unk>", "\n"].map(String::from).into();
-        for marker in
-            [&format.item_begin_token, &format.item_end_token, &format.generation_begin].into_iter().flatten()
-        {
-            tokens.push(marker.text().to_owned());
-        }
+        let markers = [
+            &format.item_begin_token,
+            &format.item_end_token,
+            &format.generation_begin,
+            &format.decoder_start_token,
+        ];
+        tokens.extend(markers.into_iter().flatten().map(|marker| marker.text().to_owned()));
         tokens.extend(
             format.lead_tokens.iter().chain(&format.tail_tokens).map(|marker| marker.text().to_owned()),
         );
