@@ -260,9 +260,11 @@ impl Limits {
 
     /// Context rows from a position on that are about so much work; at least 1.
     pub(crate) fn context_rows_in(&self, work: u64, start: usize) -> usize {
-        let rows_at = |position: u64| work_to_rows(work, position, self.config.pairs_per_row);
-        let rows = rows_at(start as u64);
-        rows_at(start as u64 + rows as u64 / 2)
+        // Of r rows the mean attends to start + r/2 positions: r + r (start + r/2) / pairs = work.
+        let pairs = u128::from(self.config.pairs_per_row.min(MOST_PAIRS));
+        let (sum, work) = (pairs + start as u128, u128::from(work));
+        let rows = (sum * sum + 2 * work * pairs).isqrt() - sum;
+        usize::try_from(rows).unwrap_or(usize::MAX).max(1)
     }
 
     /// Branch rows over a context that are about so much work; at least 1.
@@ -270,6 +272,9 @@ impl Limits {
         work_to_rows(work, context as u64, self.config.pairs_per_row)
     }
 }
+
+/// Beyond that, attention costs nothing; and squares of it fit.
+const MOST_PAIRS: u64 = 1 << 40;
 
 /// Rows that each attend to so many positions, and are so much work together; at least 1.
 fn work_to_rows(work: u64, positions: u64, pairs_per_row: u64) -> usize {
