@@ -11,7 +11,7 @@ Needs python3 and a built server, nothing else. DIR is a decoder's checkpoint wi
   a second, P50 and P99 of the answers; then what became of the rest, how long whoever was not answered waited, and the P99 of a calm client in
   the seconds after the overload. A refusal is right when a request that comes after its Retry-After is taken;
 - neighbours: small requests, 15 a second, alone and beside 1 and 16 clients that ask for the longest history and 512 beams without a
-  pause but for that of a Retry-After, all of one tenant; and a tenant beside 1,500 clients of another, who come back at once.
+  pause, except that they honour Retry-After, all of one tenant; and a tenant beside 1,500 clients of another, who come back at once.
 
 The client shares the cores with the server. Nothing else should run meanwhile.
 """
@@ -92,7 +92,7 @@ def loop_of_a_thread():
 
 
 LOOP = loop_of_a_thread()
-# Whoever is measured beside a crowd must not wait for the crowd's tasks.
+# A client that is measured beside a crowd must not wait for the crowd's tasks.
 OTHER_LOOP = loop_of_a_thread()
 
 

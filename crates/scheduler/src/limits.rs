@@ -258,7 +258,7 @@ impl Limits {
         rows.saturating_add(rows.saturating_mul(context as u64) / self.config.pairs_per_row)
     }
 
-    /// Context rows from a position on that are about so much work; at least 1.
+    /// How many context rows from a position on make up an amount of work; at least 1.
     pub(crate) fn context_rows_in(&self, work: u64, start: usize) -> usize {
         // Of r rows the mean attends to start + r/2 positions: r + r (start + r/2) / pairs = work.
         let pairs = u128::from(self.config.pairs_per_row.min(MOST_PAIRS));
@@ -267,16 +267,16 @@ impl Limits {
         usize::try_from(rows).unwrap_or(usize::MAX).max(1)
     }
 
-    /// Branch rows over a context that are about so much work; at least 1.
+    /// How many branch rows over a context make up an amount of work; at least 1.
     pub(crate) fn branch_rows_in(&self, work: u64, context: usize) -> usize {
         work_to_rows(work, context as u64, self.config.pairs_per_row)
     }
 }
 
-/// Beyond that, attention costs nothing; and squares of it fit.
+/// Attention of more pairs per row costs nothing. The square of this fits into 128 bits.
 const MOST_PAIRS: u64 = 1 << 40;
 
-/// Rows that each attend to so many positions, and are so much work together; at least 1.
+/// How many rows make up an amount of work, if each attends to this many positions; at least 1.
 fn work_to_rows(work: u64, positions: u64, pairs_per_row: u64) -> usize {
     let [work, positions, pairs] = [work, positions, pairs_per_row].map(u128::from);
     let rows = work * pairs / (pairs + positions);

@@ -399,6 +399,36 @@ fn nobody_overtakes_the_head_of_the_queue() {
 }
 
 #[test]
+fn a_small_request_does_not_overtake_one_that_found_no_room() {
+    // Steps take mostly the same time, so that those who wait are tried at every step.
+    let mut bench = Bench::new(SchedulerConfig { max_running_cost: 80, ..CONFIG });
+    bench.per_step = 1000;
+    // How long steps take is known.
+    for id in 100..140 {
+        bench.submit(request(id, 20 + id as usize % 20, 2));
+        bench.finish();
+    }
+    bench.submit(request(1, 40, 2));
+    bench.step();
+    bench.submit(request(2, 60, 2));
+    bench.step();
+    bench.submit(request(3, 4, 2));
+    let mut told = Vec::new();
+    while !bench.scheduler.is_idle() {
+        bench.step();
+        told.extend(bench.events.drain(..).filter_map(|event| match event {
+            Event::Opened { id, .. } => Some(("opened", id.0)),
+            Event::Ended(ended) => Some(("ended", ended.id.0)),
+            Event::Closed(_) => None,
+        }));
+    }
+    let at = |what: &str, id: u64| told.iter().position(|one| *one == (what, id)).unwrap();
+    // When there is room for both, the small one goes first.
+    assert!(at("ended", 1) < at("opened", 3), "{told:?}");
+    assert!(at("opened", 3) < at("opened", 2), "{told:?}");
+}
+
+#[test]
 fn a_request_is_admitted_with_all_the_pages_it_will_need() {
     let mut bench = Bench::new(CONFIG);
     // 16 pages of context, 8 of branches: two fit into 64 pages, the third does not.

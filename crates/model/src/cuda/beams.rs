@@ -24,11 +24,11 @@ const SPARE_CANDIDATES: usize = 2048;
 /// Most beams of a search.
 pub const MOST_BEAMS: usize = 8192;
 
-/// Checks that a search may have so many beams.
+/// Checks the width of a beam.
 ///
 /// # Errors
 ///
-/// When it may not.
+/// When it is too wide.
 pub fn check_beams(beams: usize) -> Result<(), ModelError> {
     match beams > MOST_BEAMS {
         true => Err(ModelError::Limit(format!("max-beam-width is {beams}: at most {MOST_BEAMS} on CUDA"))),
@@ -212,6 +212,12 @@ impl DeviceSearch {
         width: usize,
     ) -> Result<Self, DeviceError> {
         let steps = request.steps.len();
+        if request.steps.iter().any(|step| matches!(step, Step::Given(_))) {
+            return Err(DeviceError::new(
+                "begin a search",
+                "a prefix that does not count is searched on the CPU only",
+            ));
+        }
         let filter = DeviceFilter::new(device, &request.filter)?;
         let over = match request.normalization {
             Normalization::AllowedSet => request.normalize_over.as_deref(),

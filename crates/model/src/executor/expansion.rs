@@ -24,7 +24,7 @@ use crate::cpu::linear::{Rows, Scores};
 use crate::cpu::pages::PAGE_SIZE;
 use crate::cpu::parallel::write;
 use crate::decode::{Normalization, NotFinite, Search};
-use crate::step::{Progress, Slot, StepError};
+use crate::step::{BranchStep, Progress, Slot, StepError};
 
 /// Values kept of a head product: bounds its memory. At least [`SCORED_ROWS`] rows are scored together all the same.
 const SCORED_VALUES: usize = 4 << 20;
@@ -59,12 +59,22 @@ impl Expansion {
         Self { slot, search, branch: None, beams: 0..end, end, first_row: 0, failed: None }
     }
 
-    /// At most `rows` of the beams that were not offered yet, in one wave. `index` is the place of the branch step in
-    /// the plan.
-    pub(super) fn branch(slot: Slot, search: Search, index: usize, rows: usize) -> Self {
+    /// Beams of the search of a branch step that were not offered yet, as many as the step asks for, in one wave. `index` is
+    /// the place of the branch step in the plan.
+    ///
+    /// # Errors
+    ///
+    /// When there is no search, or it is over.
+    pub(super) fn branch(
+        search: Option<Search>,
+        index: usize,
+        &BranchStep { slot, rows, .. }: &BranchStep,
+    ) -> Result<Self, StepError> {
+        let search = search.filter(|search| search.steps_done() > 0 && !search.is_over());
+        let search = search.ok_or_else(|| StepError(format!("slot {} has no beams", slot.0)))?;
         let start = search.offered();
         let end = search.beams().len().min(start.saturating_add(rows));
-        Self { slot, search, branch: Some(index), beams: start..end, end, first_row: 0, failed: None }
+        Ok(Self { slot, search, branch: Some(index), beams: start..end, end, first_row: 0, failed: None })
     }
 
     /// Tokens and lineages of the beams of this wave; returns the ancestors of each, itself included.

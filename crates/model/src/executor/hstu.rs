@@ -199,9 +199,7 @@ impl HstuExecutor {
             self.results.push(Part::Rank { row, candidates });
             return Ok(());
         }
-        let search = request.search.take().filter(|search| search.steps_done() > 0 && !search.is_over());
-        let search = search.ok_or_else(|| StepError(format!("slot {} has no beams", slot.0)))?;
-        let mut expansion = Expansion::branch(slot, search, index, branch.rows);
+        let mut expansion = Expansion::branch(request.search.take(), index, branch)?;
         expansion.first_row = row;
         let ancestors = expansion.lay_out(branch_pages, &mut self.branch_tokens, &mut self.branch_lineage)?;
         let rows = PushTokens {

@@ -32,7 +32,7 @@ use crate::cpu::pages::PageStore;
 use crate::decode::{Hypothesis, Search, SearchRequest};
 use crate::error::ModelError;
 use crate::families::qwen::{Qwen, Workspace, page_shape};
-use crate::step::{BranchStep, Chunk, Plan, Progress, Pulse, Slot, StepError, StepModel};
+use crate::step::{Chunk, Plan, Progress, Pulse, Slot, StepError, StepModel};
 use expansion::{Expansion, Expansions};
 use slots::Slots;
 
@@ -108,11 +108,9 @@ impl Executor {
                 self.expansions.list.push(Expansion::first(*slot, search));
             }
         }
-        for (index, BranchStep { slot, rows, .. }) in plan.branches.iter().enumerate() {
-            let search = self.slots.get_mut(*slot)?.search.take();
-            let search = search.filter(|search| search.steps_done() > 0 && !search.is_over());
-            let search = search.ok_or_else(|| StepError(format!("slot {} has no beams", slot.0)))?;
-            self.expansions.list.push(Expansion::branch(*slot, search, index, *rows));
+        for (index, branch) in plan.branches.iter().enumerate() {
+            let search = self.slots.get_mut(branch.slot)?.search.take();
+            self.expansions.list.push(Expansion::branch(search, index, branch)?);
         }
         self.expansions.cut_into_waves(&self.cpu);
         Ok(())

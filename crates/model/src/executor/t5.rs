@@ -116,10 +116,8 @@ impl T5Executor {
     fn push_branch(&mut self, plan: &Plan, index: usize, branch: &BranchStep) -> Result<(), StepError> {
         let slot = branch.slot;
         let request = self.slots.get_mut(slot)?;
-        let search = request.search.take().filter(|search| search.steps_done() > 0 && !search.is_over());
-        let search = search.ok_or_else(|| StepError(format!("slot {} has no beams", slot.0)))?;
         let branch_pages = &plan.pages[branch.branch_pages.clone()];
-        let mut expansion = Expansion::branch(slot, search, index, branch.rows);
+        let mut expansion = Expansion::branch(request.search.take(), index, branch)?;
         expansion.first_row = self.batch.rows();
         let ancestors = expansion.lay_out(branch_pages, &mut self.branch_tokens, &mut self.branch_lineage)?;
         let beams = BranchRows {

@@ -10,8 +10,8 @@ use crate::error::ModelError;
 
 /// Prompts that are compared.
 const PROMPTS: usize = 6;
-/// Most tokens of a prompt: the reference is slow.
-const LONGEST: usize = 48;
+/// Most tokens of a prompt, without the start token: the reference is slow.
+pub(crate) const LONGEST: usize = 48;
 /// Differences up to this part of the largest logit are rounding.
 const TOLERANCE: f64 = 1e-3;
 
@@ -30,7 +30,7 @@ pub struct Verified {
 }
 
 impl Verified {
-    /// Whether the two agree but for rounding.
+    /// Whether the two differ by rounding only.
     pub fn agrees(&self) -> bool {
         self.largest_difference <= TOLERANCE * self.largest_logit.max(1.0)
     }

@@ -311,6 +311,7 @@ impl<P> Scheduler<P> {
             self.cache.release_chain(&seat.context_pages);
             seat.context_pages.clear();
             seat.restoring.clear();
+            self.cache.put_back_lookups(counts);
             matched = 0;
         }
         // The last page may hold fewer positions than it has room for.

@@ -110,7 +110,7 @@ impl<P> Scheduler<P> {
         }
     }
 
-    /// So many beams were computed, and perhaps all of them expanded.
+    /// `rows` beams were computed. If they were the last of a step, all were expanded.
     fn advance_branches<A>(&mut self, slot: Slot, rows: usize, progress: Progress<A>) -> Option<Ending<A>> {
         let limits = self.limits;
         let running = self.seat(slot).running_mut();

@@ -15,9 +15,9 @@
 //!
 //! A missed goal is forgiven while all late work together takes a few objectives: it stays in its
 //! place, and so comes first. Beyond that the model is overloaded, until hardly anything is late. Then
-//! late requests go *behind*, so that the others meet their goals. Small ones among them are forgiven still: those that take a few
-//! objectives together with all late requests that are not much larger. So a small request that came a
-//! moment too late does not wait behind large ones.
+//! late requests go *behind*, so that the others meet their goals. Small ones among them are forgiven
+//! still: those that take a few objectives together with all late requests that are not much larger.
+//! So a small request that came a moment too late does not wait behind large ones.
 //!
 //! Late, batch and shadow requests are behind. While others go first, late requests are owed
 //! `late_share` of the work, batch requests `batch_share`. So they do not starve. They get all that no
@@ -163,28 +163,40 @@ impl<P> Scheduler<P> {
         let candidates = order.iter().filter(|candidate| candidate.class() == Class::Late);
         late.extend(candidates.map(|candidate| (candidate.span, candidate.work)));
         late.sort_unstable();
-        let all: u64 = late.iter().map(|(_, work)| work).sum();
-        // What an overload of equal requests left behind is not let in front of those who come after it.
-        let was_forgiving = self.forgiven_span == u64::MAX;
-        let span = if self.is_forgivable(if was_forgiving { all } else { all.saturating_mul(2 * FORGIVEN) }) {
-            u64::MAX
-        } else {
-            let mut work = 0;
-            let too_much = late.iter().find(|(_, own)| {
-                work += own;
-                !self.is_forgivable(work)
-            });
-            let larger = too_much.or(late.last()).map_or(0, |(span, _)| *span);
-            (larger / MUCH_LARGER).saturating_sub(1)
+        let all = late.iter().map(|(_, work)| work).sum();
+        // What an overload of equal requests left behind is not let in front of those who come after
+        // it: it is forgiven again when it takes half an objective.
+        let is_overloaded = self.forgiven_span < u64::MAX;
+        let forgives_all = match is_overloaded {
+            true => self.late_time(all) <= self.limits.config.objective.0 / 2,
+            false => self.is_forgivable(all),
         };
+        let span = if forgives_all { u64::MAX } else { self.largest_forgiven(&late) };
         self.late = late;
         span
     }
 
+    /// The same where not all are: those that are not alike to what is too much. `late` holds span and
+    /// work, the smallest first.
+    fn largest_forgiven(&self, late: &[(u64, u64)]) -> u64 {
+        let mut work = 0;
+        for &(span, own) in late {
+            work += own;
+            if !self.is_forgivable(work) {
+                return (span / MUCH_LARGER).saturating_sub(1);
+            }
+        }
+        late.last().map_or(u64::MAX, |(span, _)| (span / MUCH_LARGER).saturating_sub(1))
+    }
+
     /// Whether so much late work is made up for.
     fn is_forgivable(&self, work: u64) -> bool {
-        let time = self.pace.time_of(work).unwrap_or_default();
-        time.0 <= self.limits.config.objective.0.saturating_mul(FORGIVEN)
+        self.late_time(work) <= self.limits.config.objective.0.saturating_mul(FORGIVEN)
+    }
+
+    /// Microseconds that so much late work takes.
+    fn late_time(&self, work: u64) -> u64 {
+        self.pace.time_of(work).unwrap_or_default().0
     }
 
     /// Whether a request that may be late is forgiven beside those that are behind.
@@ -228,6 +240,7 @@ impl<P> Scheduler<P> {
 
     fn wish_to_begin(&self, tenant: TenantId, queued: &Queued<P>) -> Wish {
         let Queued { request, demand, queued_at, goal, .. } = queued;
+        let work = self.pace.expected_work(demand.work);
         Wish {
             id: request.id,
             priority: request.priority,
@@ -238,8 +251,8 @@ impl<P> Scheduler<P> {
             deadline: request.deadline,
             has_begun: false,
             steps: request.generated_steps.max(1) as u64,
-            size: self.pace.expected_work(demand.work),
-            work: self.pace.expected_work(demand.work),
+            size: work,
+            work,
         }
     }
 
@@ -289,7 +302,8 @@ impl<P> Scheduler<P> {
         owed(Class::Late).or_else(|| owed(Class::Batch)).or_else(|| self.first_on_time())
     }
 
-    /// The first request, or a much smaller one for which all before it have the time.
+    /// The first request, or a much smaller one for which all before it have the time. One that waits
+    /// for room keeps its turn: then only those that have a seat go before it.
     fn first_on_time(&self) -> Option<usize> {
         let first = self.order.first()?;
         let Some(curve) = self.pace.curve() else { return Some(0) };
@@ -301,7 +315,9 @@ impl<P> Scheduler<P> {
             }
             // Twice the time, because an estimate may be wrong.
             let takes = curve.time_of(1, candidate.work).0.saturating_mul(2);
-            if candidate.size.saturating_mul(MUCH_LARGER) <= first.size && takes <= slack.0 {
+            let may_begin = candidate.slot.is_some() || self.no_room.is_none();
+            let is_small = candidate.size.saturating_mul(MUCH_LARGER) <= first.size;
+            if is_small && may_begin && takes <= slack.0 {
                 return Some(index);
             }
             slack = slack.min(candidate.patience);

@@ -8,7 +8,7 @@
 //!
 //! - A step is as much work as takes `max_step_time`, and at least `min_step_rows` rows, so that the
 //!   next request waits no longer. It takes up to 16 times as long while there was only one request
-//!   for a second. Contexts and beams are cut, but for a context that has to be computed whole.
+//!   for a second. Contexts and beams are cut. A context that has to be computed whole is not.
 //! - No request shares a step where that would make another miss its goal.
 //! - Context rows are bounded by `max_step_tokens`, branch rows by `max_branch_rows`.
 //! - A request is admitted when the step computes for it. One more may wait in a seat, so that its

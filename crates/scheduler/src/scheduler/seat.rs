@@ -72,7 +72,7 @@ pub(super) enum Stage {
 pub(super) enum StepWork {
     /// Context rows up to `end`, the last of them expanded into this many beams.
     Context { rows: usize, end: usize, expand: Option<usize> },
-    /// So many rows of a branch step, over a context of so many.
+    /// Rows of a branch step, and positions of the context that they attend to.
     Branch { rows: usize, context: usize },
 }
 

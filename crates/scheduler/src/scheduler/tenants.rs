@@ -123,7 +123,7 @@ impl<P> Tenants<P> {
         if self.turn == Some(id) { served.saturating_sub(self.burst.saturating_sub(1)) } else { served }
     }
 
-    /// Rows of a step for a tenant; `first` when the step is for it above all.
+    /// Work of a step for a tenant; `first` when the step is for it above all.
     pub(super) fn charge(&mut self, id: TenantId, work: u64, first: bool) {
         self.tenants[id.0].served += work;
         if first {

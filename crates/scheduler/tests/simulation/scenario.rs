@@ -69,12 +69,8 @@ impl Scenario {
         let roominess = *rng.pick(&[0, 2, 10, 50]);
         let pages = largest + rng.within(0, largest * roominess);
         let troubled = rng.permille(500);
-        let classes = [
-            ReuseClass::CrossRequest,
-            ReuseClass::CrossRequestMinusLast,
-            ReuseClass::Exact,
-            ReuseClass::WithinRequest,
-        ];
+        let classes =
+            [ReuseClass::CrossRequest, ReuseClass::CrossRequestMinusLast, ReuseClass::WithinRequest];
         let host = rng.permille(500).then(|| HostScenario {
             pages: rng.within(0, 4 * pages),
             time_to_live: rng.permille(500).then(|| rng.within(1, 200_000) as u64),
@@ -85,7 +81,11 @@ impl Scenario {
             1 => vec![ContextShape::Whole, ContextShape::Causal],
             _ => vec![ContextShape::Causal],
         };
-        let reuse = if rng.permille(500) { vec![ReuseClass::CrossRequest] } else { classes.to_vec() };
+        let reuse = match rng.within(0, 3) {
+            0 | 1 => vec![ReuseClass::CrossRequest],
+            2 => classes.to_vec(),
+            _ => [&classes[..], &[ReuseClass::Exact]].concat(),
+        };
         Self {
             seed,
             requests,

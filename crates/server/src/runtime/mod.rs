@@ -45,6 +45,7 @@ use beamline_model::executor::hstu::HstuExecutor;
 use beamline_model::families::hstu::Hstu;
 use beamline_model::families::hstu::config::HstuConfig;
 use beamline_model::families::tokens::{self, DeviceLimits, LoadOptions, TokenFamily};
+use beamline_model::step::ContextShape;
 use beamline_scheduler::{Engine, EngineDied, EngineStats, StartError};
 use tracing::{info, warn};
 
@@ -488,7 +489,12 @@ impl Plan {
                 let facts = checkpoint.facts();
                 let format = files.format()?;
                 let steps = format.steps();
-                let context = sizing::context_limit(facts.max_positions, steps, settings.engine.max_context)?;
+                // A context that cannot be cut takes one step. A longer history loses its oldest items.
+                let most = match facts.shape {
+                    ContextShape::Causal => settings.engine.max_context,
+                    ContextShape::Whole => settings.engine.max_context.min(settings.engine.max_step_tokens),
+                };
+                let context = sizing::context_limit(facts.max_positions, steps, most)?;
                 let largest = LargestRequest { context, beams: settings.limits.max_beam_width, steps };
                 let positions = context.saturating_add(steps);
                 let limits = DeviceLimits { positions, steps, beams: largest.beams };

@@ -36,6 +36,21 @@ fn an_identical_history_is_found_and_any_other_is_computed() {
 }
 
 #[test]
+fn a_history_that_is_too_long_for_one_step_loses_its_oldest_items() {
+    let known = items(CASE);
+    let long: Vec<String> = (0..300).map(|index| known[index * 7 % known.len()].clone()).collect();
+    let server = Server::start(CASE, &["--max-step-tokens", "256"]);
+    let answer = server.recommend(&visit(&long, 300, json!({}))).ok();
+    let (context, dropped) = (&answer["usage"]["context_tokens"], &answer["dropped_history"]);
+    let (context, dropped) = (context.as_u64().unwrap(), dropped.as_u64().unwrap());
+    assert!(context <= 256 && context == (300 - dropped) * 4 + 2, "{context} tokens, {dropped} dropped");
+    // What is left is asked for alone.
+    let kept = &long[dropped as usize..];
+    let same = server.recommend(&visit(kept, kept.len(), json!({"tenant": "other"}))).ok();
+    assert_eq!(same["items"], answer["items"]);
+}
+
+#[test]
 fn nobody_is_a_history_like_any_other() {
     let server = Server::start(CASE, &[]);
     let answer = server.recommend(&json!({"history": [], "num_items": 5})).ok();
@@ -67,6 +82,10 @@ fn a_forced_prefix_is_the_part_of_the_whole_search_that_begins_with_it() {
             let expected: Vec<&Value> = whole["items"].as_array().unwrap().iter().filter(begins).collect();
             let found = forced["items"].as_array().unwrap();
             assert_eq!(found.len(), expected.len());
+            let mut in_widths = body.clone();
+            in_widths.as_object_mut().unwrap().remove("beam_width");
+            in_widths["beam_widths"] = json!(vec![120; 4 - levels]);
+            assert_eq!(server.recommend(&in_widths).ok()["items"], forced["items"]);
             let score = |item: &Value| item["score"].as_f64().unwrap();
             // The probability of the prefix does not count: all scores differ by it.
             let prefix_score = score(expected[0]) - score(&found[0]);

@@ -22,7 +22,7 @@ impl WeightFormat {
     /// All formats.
     pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Q8_0];
 
-    /// Bytes of so many weights, at most: a row of blocks may end in one that is not full.
+    /// Bytes of `weights` weights, at most: the last block of a row may not be full.
     pub fn bytes_of(self, weights: usize) -> usize {
         match self {
             Self::F32 => weights.saturating_mul(4),

@@ -9,7 +9,7 @@
 //! encoder             blocks over whole contexts      encoder_attention
 //! decoder             blocks over start rows, beams   own_attention; cross-attention is that of `cpu`
 //! batch               rows of one step, and what lies where in pages
-//! family              what the rest of the system is told
+//! family              facts, memory and loading, for the rest of the system
 //! ```
 //!
 //! A context goes through the encoder as a whole; then a row of the decoder starts, and beams follow it. Norms are

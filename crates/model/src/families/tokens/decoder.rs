@@ -25,7 +25,7 @@ use crate::cuda::qwen::DeviceQwen;
 use crate::error::ModelError;
 use crate::executor::Executor;
 use crate::families::qwen::{Qwen, Workspace, first_layer_table_bytes, page_shape};
-use crate::reference::verify::EngineLogits;
+use crate::reference::verify::{EngineLogits, LONGEST};
 use crate::reference::{DecoderReference, Reference};
 use crate::step::ContextShape;
 
@@ -105,7 +105,7 @@ impl TokenConfig for Config {
         checkpoint: &Checkpoint<Self>,
         cpu: &Arc<Cpu>,
     ) -> Result<Box<EngineLogits<'static>>, ModelError> {
-        let model = Qwen::load(checkpoint, checkpoint.config().max_positions, WeightFormat::F32)?;
+        let model = Qwen::load(checkpoint, LONGEST, WeightFormat::F32)?;
         let cpu = Arc::clone(cpu);
         Ok(Box::new(move |tokens| {
             let count = tokens.len().div_ceil(PAGE_SIZE) as u32;
