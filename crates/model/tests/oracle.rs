@@ -20,10 +20,10 @@ use beamline_model::families::qwen::{Qwen, Workspace, page_shape};
 use proptest::prelude::*;
 use serde_json::json;
 
-/// How close what is computed from keys and values in bfloat16 comes, as a share of what it is: they keep 8 bits. Of every
-/// value, and in the root mean square.
-const BF16: f64 = 0.2;
-const BF16_MEAN: f64 = 0.05;
+/// How close what is computed from keys and values in bfloat16 comes, as a share of what it is: every value, and the root
+/// mean square. They keep 8 bits. The worst of 1,500 random models were 0.073 and 0.015.
+const BF16: f64 = 0.15;
+const BF16_MEAN: f64 = 0.03;
 
 /// Final states of all positions, computed from the definitions with nested loops.
 struct Naive<'a> {
