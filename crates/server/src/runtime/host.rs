@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::disk::{self, DiskError, Pool};
 use super::sizing::LargestRequest;
-use super::{LoadError, Machine, Plan, Scale};
+use super::{LoadError, LoadPlan, Machine, Scale};
 use crate::settings::{ByteSize, Settings};
 
 /// Least memory for pages on their way to the disk, and as much for those on their way from it. More where a largest
@@ -61,7 +61,7 @@ pub(super) fn disk_bytes(
 /// Where the pages of a version go, and its files. A disk that cannot be used is done without.
 pub(super) fn memory(
     settings: &Settings,
-    plan: &Plan,
+    plan: &LoadPlan,
     machine: &Machine,
     identity: &str,
 ) -> (Option<HostMemory>, Option<Pool>) {
@@ -87,7 +87,7 @@ pub(super) fn memory(
 }
 
 fn on_disk(
-    plan: &Plan,
+    plan: &LoadPlan,
     machine: &Machine,
     identity: &str,
     memory: &dyn Fn() -> Option<Box<dyn HostTier>>,

@@ -22,6 +22,7 @@ mod files;
 mod gpu;
 mod host;
 pub mod layout;
+mod load_plan;
 mod physical;
 mod probe;
 mod sizing;
@@ -44,21 +45,17 @@ use beamline_model::executor::any::{Answer, AnyExecutor, AnyJob};
 use beamline_model::executor::hstu::HstuExecutor;
 use beamline_model::families::hstu::Hstu;
 use beamline_model::families::hstu::config::HstuConfig;
-use beamline_model::families::tokens::{self, DeviceLimits, LoadOptions, TokenFamily};
-use beamline_model::step::ContextShape;
+use beamline_model::families::tokens::{self, LoadOptions, TokenFamily};
 use beamline_scheduler::{Engine, EngineDied, EngineStats, StartError};
 use tracing::{info, warn};
 
 use crate::error::Error;
 use crate::registry::state::StateError;
-use crate::service::{
-    Family, HstuFamily, Lease, MAX_CANDIDATES, MICRO_BATCH, Memory, Served, Service, TokenModel,
-    model_identity,
-};
+use crate::service::{Family, HstuFamily, Lease, Served, Service, TokenModel, model_identity};
 use crate::settings::{ByteSize, DeviceChoice, EngineSettings, Settings, SettingsError};
 use budget::{Budget, OverBudget, Reservation};
 use disk::{DiskError, KvDisk, Pool};
-use sizing::LargestRequest;
+use load_plan::{Bytes, LoadPlan};
 
 pub use files::Files;
 pub use layout::LayoutProblem;
@@ -328,7 +325,7 @@ impl Opened {
         let Self { files, checkpoint } = self;
         let (digest, parameters) = (checkpoint.digest().to_owned(), checkpoint.parameters());
         // What is not there is not needed: memory is asked for before anything large is read.
-        let plan = Plan::of(&files, &checkpoint, settings, scale, machine)?;
+        let plan = LoadPlan::new(&files, &checkpoint, settings, scale, machine)?;
         let memory = plan.memory;
         let what = "the model's weights, KV pages and host memory";
         let reservation = machine.budget.reserve(what, plan.here)?;
@@ -440,127 +437,6 @@ impl AnyCheckpoint {
     }
 }
 
-/// How large everything is made.
-struct Plan {
-    /// What a request holds at a time.
-    largest: LargestRequest,
-    /// Most expansions of a request: of candidates, each overwrites the one before.
-    generated_steps: usize,
-    page_bytes: usize,
-    pages: u32,
-    words_per_position: usize,
-    pairs_per_row: u64,
-    memory: Memory,
-    /// What of it is of this machine's memory.
-    here: usize,
-    /// Of a model that reads tokens.
-    format: Option<Format>,
-}
-
-/// How much memory a model takes, at most.
-#[derive(Clone, Copy, Debug)]
-struct Bytes {
-    /// Of a page.
-    page: usize,
-    /// Of the weights, where the model runs.
-    weights: usize,
-    /// Of weights in this machine's memory, beside those on a graphics processor.
-    beside: usize,
-}
-
-impl Bytes {
-    /// Of a model that runs on the CPU.
-    fn here(page: usize, weights: usize) -> Self {
-        Self { page, weights, beside: 0 }
-    }
-}
-
-impl Plan {
-    fn of(
-        files: &Files,
-        checkpoint: &AnyCheckpoint,
-        settings: &Settings,
-        scale: Scale,
-        machine: &Machine,
-    ) -> Result<Self, LoadError> {
-        let EngineSettings { weight_format, kv_format, .. } = settings.engine;
-        let (largest, generated_steps, bytes, words_per_position, pairs_per_row, format) = match checkpoint {
-            AnyCheckpoint::Tokens(checkpoint) => {
-                let facts = checkpoint.facts();
-                let format = files.format()?;
-                let steps = format.steps();
-                // A context that cannot be cut takes one step. A longer history loses its oldest items.
-                let most = match facts.shape {
-                    ContextShape::Causal => settings.engine.max_context,
-                    ContextShape::Whole => settings.engine.max_context.min(settings.engine.max_step_tokens),
-                };
-                let context = sizing::context_limit(facts.max_positions, steps, most)?;
-                let largest = LargestRequest { context, beams: settings.limits.max_beam_width, steps };
-                let positions = context.saturating_add(steps);
-                let limits = DeviceLimits { positions, steps, beams: largest.beams };
-                let bytes = match &machine.gpu {
-                    Some(_) => checkpoint.device_bytes(limits).map_err(|source| files.blame(source))?,
-                    None => checkpoint.bytes(positions, weight_format, kv_format),
-                };
-                let bytes = Bytes::here(bytes.page, bytes.weights);
-                (largest, steps, bytes, 1, facts.pairs_per_row, Some(format))
-            }
-            AnyCheckpoint::Hstu(checkpoint) => {
-                let config = checkpoint.config();
-                let context = config.max_context();
-                let (largest, generated) = match config.semantic_id_levels() {
-                    Some(levels) => {
-                        let (beams, steps) = (settings.limits.max_beam_width, levels.len());
-                        (LargestRequest { context, beams, steps }, steps)
-                    }
-                    // Each micro-batch overwrites the one before: two steps say how much a request holds at a time.
-                    None => (
-                        LargestRequest { context, beams: MICRO_BATCH, steps: 2 },
-                        1 + MAX_CANDIDATES.div_ceil(MICRO_BATCH),
-                    ),
-                };
-                let bytes = match &machine.gpu {
-                    Some(_) => gpu::hstu_sizes(files, checkpoint, settings.limits.max_beam_width)?,
-                    None => Bytes::here(
-                        config.stack.page_shape(kv_format).page_bytes(),
-                        // Tables stay in single precision, and the items to retrieve from are packed beside theirs.
-                        checkpoint.tensors().parameters().saturating_mul(8),
-                    ),
-                };
-                (largest, generated, bytes, config.words_per_position(), config.stack.pairs_per_row(), None)
-            }
-        };
-        let kv_memory = match &machine.gpu {
-            Some(gpu) => settings.engine.kv_memory.or_else(|| gpu::kv_memory(&**gpu, bytes.weights, scale)),
-            None => settings.engine.kv_memory,
-        };
-        let page_bytes = bytes.page;
-        let pages = sizing::pages(kv_memory, page_bytes, largest, scale)?;
-        let memory = Memory {
-            weights: bytes.weights,
-            kv: page_bytes.saturating_mul(pages as usize),
-            kv_host: host::bytes(settings, page_bytes, largest, scale)?,
-            kv_disk: host::disk_bytes(settings, machine, page_bytes, words_per_position, largest, scale)?,
-        };
-        // What lies in the memory of a graphics processor is not of this machine's.
-        let here = match &machine.gpu {
-            Some(_) => memory.kv_host.saturating_add(memory.kv_disk).saturating_add(bytes.beside),
-            None => memory.total(),
-        };
-        Ok(Self {
-            largest,
-            generated_steps,
-            page_bytes,
-            pages,
-            words_per_position,
-            pairs_per_row,
-            memory,
-            here,
-            format,
-        })
-    }
-}
-
 /// What is special to a family.
 struct Built {
     family: Family,
@@ -572,7 +448,7 @@ struct Built {
 fn token_model(
     files: &Files,
     checkpoint: &dyn TokenFamily,
-    plan: &Plan,
+    plan: &LoadPlan,
     settings: &Settings,
     machine: &Machine,
 ) -> Result<Built, LoadError> {
@@ -619,7 +495,7 @@ fn token_model(
 fn hstu(
     files: &Files,
     checkpoint: &Checkpoint<HstuConfig>,
-    plan: &Plan,
+    plan: &LoadPlan,
     settings: &Settings,
     machine: &Machine,
 ) -> Result<Built, LoadError> {

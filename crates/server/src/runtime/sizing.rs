@@ -9,7 +9,7 @@ use beamline_model::cpu::pages::PAGE_SIZE;
 use beamline_model::error::ModelError;
 use beamline_scheduler::{Micros, SchedulerConfig};
 
-use super::{LoadError, Plan, Scale};
+use super::{LoadError, LoadPlan, Scale};
 use crate::service::PromptLayout;
 use crate::settings::{ByteSize, Settings};
 
@@ -103,8 +103,8 @@ pub(super) fn pages(
         .map_err(|_| LoadError::Limits(format!("{pages} pages are more than can be numbered")))
 }
 
-pub(super) fn scheduler_config(settings: &Settings, plan: &Plan) -> SchedulerConfig {
-    let &Plan { largest, generated_steps, page_bytes, pairs_per_row, .. } = plan;
+pub(super) fn scheduler_config(settings: &Settings, plan: &LoadPlan) -> SchedulerConfig {
+    let &LoadPlan { largest, generated_steps, page_bytes, pairs_per_row, .. } = plan;
     let default = SchedulerConfig::default();
     let cost = largest.context.saturating_add(largest.beams.saturating_mul(generated_steps)) as u64;
     SchedulerConfig {
