@@ -146,7 +146,7 @@ def made_times(rng, count):
 class TimeBucketsTest(unittest.TestCase):
     def test_thresholds_are_the_servers(self):
         self.assertEqual(time_buckets.THRESHOLDS, forward.BUCKET_STARTS.tolist())
-        with open(os.path.join(REPOSITORY, "crates/model/src/cpu/time_buckets.rs"), encoding="utf-8") as file:
+        with open(os.path.join(REPOSITORY, "crates/compute/src/cpu/time_buckets.rs"), encoding="utf-8") as file:
             table = re.search(r"pub const THRESHOLDS.*?=\s*\[(.*?)\];", file.read(), re.DOTALL).group(1)
         served = [int(number.replace("_", "")) for number in re.findall(r"[\d_]+", table)]
         self.assertEqual(served[: len(time_buckets.THRESHOLDS)], time_buckets.THRESHOLDS)

@@ -4,7 +4,7 @@
 //! Building needs nvcc, not a GPU. The bundle needs a driver, the CUDA 13 libraries and python3, and for the baselines PyTorch.
 //!
 //! `--rehearse` then runs the script here, with a stand-in in the place of driver, CUDA libraries and GPU
-//! (`crates/model/kernels/emulation/driver`): whatever fails to start, run or fit together fails here first. It measures nothing.
+//! (`crates/compute/kernels/emulation/driver`): whatever fails to start, run or fit together fails here first. It measures nothing.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -23,15 +23,8 @@ const EXECUTABLES: [&str; 5] = ["cuda", "cuda_hstu", "cuda_hstu_requests", "gpu_
 /// Sources of the stand-in, beside the kernels.
 const STAND_IN_SOURCES: [&str; 6] =
     ["memory.cpp", "streams.cpp", "driver.cpp", "queues.cpp", "cublas.cpp", "others.cpp"];
-/// What it takes the place of.
-const STAND_IN_FOR: [&str; 6] = [
-    "libcuda.so.1",
-    "libcublas.so.13",
-    "libcublasLt.so.13",
-    "libcurand.so.10",
-    "libcudart.so.13",
-    "libnvrtc.so.13",
-];
+/// What it takes the place of: everything that is loaded when a GPU is opened.
+const STAND_IN_FOR: [&str; 2] = ["libcuda.so.1", "libcublas.so.13"];
 
 /// Flags of `gpu`.
 #[derive(Debug, clap::Args)]
@@ -105,7 +98,7 @@ fn rehearse(args: &Args) -> Result<()> {
 
 /// Compiles the stand-in under the names of everything that the binaries load.
 fn build_stand_in(to: &Path) -> Result<()> {
-    let emulation = root().join("crates/model/kernels/emulation");
+    let emulation = root().join("crates/compute/kernels/emulation");
     let (first, others) = STAND_IN_FOR.split_first().context("a stand-in for something")?;
     let mut command = Command::new(std::env::var_os("CXX").unwrap_or_else(|| "c++".into()));
     command.args(["-std=c++20", "-O2", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]);
@@ -120,7 +113,7 @@ fn build_stand_in(to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds with CUDA, in a target folder of its own so that candle's kernels stay built.
+/// Builds with CUDA, in a target folder of its own, so that the builds without it stay.
 fn build() -> Result<Vec<(String, PathBuf)>> {
     let mut command = cargo(&[
         "test",

@@ -14,15 +14,15 @@ mod hstu;
 #[allow(dead_code, clippy::unwrap_used, reason = "made for tests too")]
 mod made;
 
+use beamline_compute::batch::ContextRows;
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::attention::Tables;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::{Linear, Output, Rows, WeightFormat};
+use beamline_compute::cpu::mask::Mask;
+use beamline_compute::cpu::pages::{Destination, PAGE_SIZE, PageShape, PageStore};
+use beamline_compute::cpu::pointwise::{Call, RelativeBias, Sequence, Sequences, Shape, attend};
 use beamline_kv_cache::PageId;
-use beamline_model::batch::ContextRows;
-use beamline_model::cpu::Cpu;
-use beamline_model::cpu::attention::Tables;
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::linear::{Linear, Output, Rows, WeightFormat};
-use beamline_model::cpu::mask::Mask;
-use beamline_model::cpu::pages::{Destination, PAGE_SIZE, PageShape, PageStore};
-use beamline_model::cpu::pointwise::{Call, RelativeBias, Sequence, Sequences, Shape, attend};
 use beamline_model::families::hstu::PushContext;
 use beamline_model::families::hstu::batch::{ContextOf, HstuBatch};
 use beamline_model::families::hstu::retrieval::{ItemTable, TopItems};

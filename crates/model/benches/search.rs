@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use beamline_catalog::{Catalog, CatalogLimits, FilterSpec, ItemRecord, SidPart, WrittenSymbols};
-use beamline_model::cpu::isa::Isa;
+use beamline_compute::cpu::isa::Isa;
 use beamline_model::decode::{Normalization, Search, SearchRequest, Step};
 use criterion::{Criterion, criterion_group, criterion_main};
 

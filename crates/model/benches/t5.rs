@@ -9,12 +9,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use beamline_catalog::{Catalog, CatalogLimits, FilterSpec, ItemRecord, SidPart, WrittenSymbols};
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::WeightFormat;
+use beamline_compute::cpu::pages::PAGE_SIZE;
 use beamline_kv_cache::PageId;
 use beamline_model::checkpoint::Checkpoint;
-use beamline_model::cpu::Cpu;
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::linear::WeightFormat;
-use beamline_model::cpu::pages::PAGE_SIZE;
 use beamline_model::decode::{Normalization, SearchRequest, Step};
 use beamline_model::executor::Job;
 use beamline_model::executor::t5::T5Executor;

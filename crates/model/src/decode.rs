@@ -18,8 +18,8 @@ use std::sync::Arc;
 
 use beamline_catalog::{Catalog, Filter, Leaf, Node};
 
-use crate::cpu::isa::Isa;
-use crate::cpu::vector::log_sum_exp;
+use beamline_compute::cpu::isa::Isa;
+use beamline_compute::cpu::vector::log_sum_exp;
 
 /// One generated token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,9 @@
 use std::fmt::{self, Display, Write};
 use std::path::PathBuf;
 
+use beamline_compute::cuda::device::DeviceError;
+use beamline_compute::error::ComputeError;
+
 use crate::escaped::Escaping;
 
 /// Problems that a message names.
@@ -104,6 +107,21 @@ fn first_few(problems: &[String]) -> String {
     match problems.len().saturating_sub(NAMED) {
         0 => named,
         more => format!("{named}; and {more} more (`beamline inspect` lists all)"),
+    }
+}
+
+impl From<ComputeError> for ModelError {
+    fn from(error: ComputeError) -> Self {
+        match error {
+            ComputeError::Limit(reason) => Self::Limit(reason),
+            ComputeError::Internal(reason) => Self::Internal(reason),
+        }
+    }
+}
+
+impl From<DeviceError> for ModelError {
+    fn from(error: DeviceError) -> Self {
+        ComputeError::from(error).into()
     }
 }
 

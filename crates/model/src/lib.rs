@@ -6,9 +6,7 @@
 //! checkpoint ── config, tensors, digest          what the author brought, checked
 //! convention ── tokens of SIDs, prompts          how this checkpoint writes histories and items
 //! families   ── qwen, hstu, t5                   checkpoint -> layers -> forward(batch, pages)
-//! cpu        ── linear, attention, pages, ..     kernels and their memory
-//! batch      ── rows of one step
-//! page_uses  ── who reads and writes which pages in it
+//! cuda       ── the families on a GPU
 //! decode     ── exact constrained beam search
 //! step       ── Plan, Progress, StepModel        the boundary to the scheduler
 //! executor   ── a StepModel: batch, forward, expand
@@ -18,18 +16,18 @@
 //! Invariants: the answer to a request is a function of checkpoint, catalog snapshot and request, bit for bit on the
 //! CPU; nothing is used of a checkpoint before all of it was checked.
 //!
-//! What this crate must not know: queues, deadlines, clocks, HTTP, users.
+//! What this crate must not know: queues, deadlines, clocks, HTTP, users. What knows a processor, or is unsafe, lies in
+//! `compute`.
 
-pub mod batch;
+#![forbid(unsafe_code)]
+
 pub mod checkpoint;
 pub mod convention;
-pub mod cpu;
 pub mod cuda;
 pub mod decode;
 pub mod error;
 pub mod escaped;
 pub mod executor;
 pub mod families;
-pub mod page_uses;
 pub mod reference;
 pub mod step;

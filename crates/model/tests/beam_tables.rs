@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use beamline_catalog::{Catalog, CatalogLimits, FilterSpec, ItemRecord, SidPart, SymbolTable};
-use beamline_model::cpu::isa::Isa;
+use beamline_compute::cpu::isa::Isa;
 use beamline_model::decode::{Normalization, Search, SearchRequest, Step};
 use common::{folder, ids, numbers, strings};
 use serde_json::Value;

@@ -7,11 +7,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use beamline_catalog::{Catalog, CatalogLimits, FilterSpec, ItemRecord, SidPart, SymbolTable};
+use beamline_compute::batch::{Batch, ContextRows};
+use beamline_compute::cpu::isa::Isa;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_kv_cache::PageId;
-use beamline_model::batch::{Batch, ContextRows};
-use beamline_model::cpu::isa::Isa;
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_model::decode::{Normalization, Search, SearchRequest, Step};
 use beamline_model::executor::{Found, Job};
 use beamline_model::families::qwen::{Workspace, page_shape};

@@ -7,11 +7,11 @@ mod common;
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use beamline_compute::batch::{Batch, BranchRows, ContextRows};
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::WeightFormat;
+use beamline_compute::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_kv_cache::PageId;
-use beamline_model::batch::{Batch, BranchRows, ContextRows};
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::linear::WeightFormat;
-use beamline_model::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_model::families::qwen::{Workspace, page_shape};
 use candle_core::{Device, Tensor};
 use common::comparing::{

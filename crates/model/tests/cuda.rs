@@ -12,13 +12,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use beamline_catalog::{Filter, FilterSpec, SetArrays};
+use beamline_compute::cuda::device::{Device, Queue};
+use beamline_compute::cuda::kernels;
+use beamline_compute::cuda::pages::DevicePages;
+use beamline_compute::cuda::transfers::PageTransfers;
 use beamline_kv_cache::{KvCache, Namespace, PageId, Publish, Transfer};
-use beamline_model::cuda::device::{Device, Queue};
 use beamline_model::cuda::executor::DeviceExecutor;
-use beamline_model::cuda::kernels;
-use beamline_model::cuda::pages::DevicePages;
 use beamline_model::cuda::qwen::DeviceQwen;
-use beamline_model::cuda::transfers::PageTransfers;
 use beamline_model::decode::{Hypothesis, Normalization};
 use beamline_model::executor::Job;
 use common::{CASES, Loaded, Queued, cases, ids, numbers, run, run_together, running, strings};

@@ -5,9 +5,9 @@ mod common;
 #[path = "common/moved.rs"]
 mod moved;
 
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::pages::PageStore;
 use beamline_kv_cache::PageContents;
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::pages::PageStore;
 use beamline_model::executor::Found;
 use beamline_model::families::qwen::page_shape;
 use common::{CASES, Loaded};

@@ -13,14 +13,14 @@ mod made;
 use std::collections::HashMap;
 use std::path::Path;
 
+use beamline_compute::batch::{BranchRows, ContextRows};
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::WeightFormat;
+use beamline_compute::cpu::mask::Viewer;
+use beamline_compute::cpu::pages::PAGE_SIZE;
+use beamline_compute::cpu::pointwise::RelativeBias;
 use beamline_kv_cache::{PageId, ReuseClass};
-use beamline_model::batch::{BranchRows, ContextRows};
-use beamline_model::cpu::Cpu;
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::linear::WeightFormat;
-use beamline_model::cpu::mask::Viewer;
-use beamline_model::cpu::pages::PAGE_SIZE;
-use beamline_model::cpu::pointwise::RelativeBias;
 use beamline_model::families::hstu::batch::{ContextOf, HstuBatch};
 use beamline_model::families::hstu::config::Variant;
 use beamline_model::families::hstu::inputs::{Prepared, Request};
@@ -189,7 +189,7 @@ fn the_relative_bias_is_the_reference() {
 
 /// Keys and values of some positions as the pages hold them, `[position][head][dim]`.
 fn check_pages(
-    pages: &beamline_model::cpu::pages::PageStore,
+    pages: &beamline_compute::cpu::pages::PageStore,
     table: &[PageId],
     stage: &str,
     fixture: &Research,

@@ -11,12 +11,12 @@ mod made;
 
 use std::sync::OnceLock;
 
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::isa::Isa;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::WeightFormat;
+use beamline_compute::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_kv_cache::PageId;
-use beamline_model::cpu::Cpu;
-use beamline_model::cpu::isa::Isa;
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::linear::WeightFormat;
-use beamline_model::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_model::families::hstu::batch::HstuBatch;
 use beamline_model::families::hstu::inputs::{Candidates, Prepared, Request};
 use beamline_model::families::hstu::stack::Workspace;

@@ -9,10 +9,10 @@ mod hstu_naive;
 #[allow(dead_code, reason = "made for decoders too")]
 mod made;
 
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::WeightFormat;
 use beamline_kv_cache::ReuseClass;
-use beamline_model::cpu::Cpu;
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::families::hstu::inputs::{Candidates, Request};
 use beamline_model::families::hstu::{PushTokens, Task};
 use hstu::*;

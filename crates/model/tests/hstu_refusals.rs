@@ -7,9 +7,9 @@ mod hstu;
 #[allow(dead_code, reason = "made for decoders too")]
 mod made;
 
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::linear::WeightFormat;
 use beamline_kv_cache::ReuseClass;
-use beamline_model::cpu::Cpu;
-use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::error::ModelError;
 use beamline_model::families::hstu::batch::HstuBatch;
 use beamline_model::families::hstu::config::HstuConfig;

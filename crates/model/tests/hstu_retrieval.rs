@@ -1,9 +1,9 @@
 //! The best items are those of a full sort: whatever the filter, the number asked for, the users of the call, ties.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
-use beamline_model::cpu::Cpu;
-use beamline_model::cpu::isa::Isa;
-use beamline_model::cpu::linear::WeightFormat;
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::isa::Isa;
+use beamline_compute::cpu::linear::WeightFormat;
 use beamline_model::families::hstu::retrieval::{ItemTable, Scored, TopItems, UserNotFinite};
 
 use proptest::prelude::*;

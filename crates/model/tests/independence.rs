@@ -7,11 +7,11 @@ mod common;
 
 use std::sync::Arc;
 
-use beamline_model::cpu::Cpu;
-use beamline_model::cpu::isa::Isa;
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::linear::WeightFormat;
-use beamline_model::cpu::pages::PAGE_SIZE;
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::isa::Isa;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::WeightFormat;
+use beamline_compute::cpu::pages::PAGE_SIZE;
 use beamline_model::decode::Normalization;
 use beamline_model::executor::{Executor, Found, Job};
 use beamline_model::step::{Plan, Progress, Slot, StepModel};

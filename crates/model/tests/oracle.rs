@@ -8,14 +8,14 @@ mod made;
 
 use std::collections::BTreeMap;
 
+use beamline_compute::batch::{Batch, BranchRows, ContextRows};
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::WeightFormat;
+use beamline_compute::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_kv_cache::PageId;
-use beamline_model::batch::{Batch, BranchRows, ContextRows};
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::checkpoint::config::Config;
-use beamline_model::cpu::Cpu;
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::linear::WeightFormat;
-use beamline_model::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_model::families::qwen::{Qwen, Workspace, page_shape};
 use proptest::prelude::*;
 use serde_json::json;

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use beamline_compute::cpu::Cpu;
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::checkpoint::config::Config;
 use beamline_model::checkpoint::tensors::Tensors;
-use beamline_model::cpu::Cpu;
 use beamline_model::families::t5::config::T5Config;
 use beamline_model::families::tokens::{self, TokenConfig};
 use beamline_model::reference::verify::{Verified, verify};

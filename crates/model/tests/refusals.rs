@@ -7,12 +7,12 @@ mod made;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use beamline_compute::cpu::linear::WeightFormat;
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
 use beamline_model::convention::presets;
 use beamline_model::convention::text::PromptError;
-use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::families::qwen::{Qwen, expected_tensors};
 use proptest::prelude::*;
 use serde_json::{Value, json};

@@ -6,8 +6,8 @@ mod common;
 use std::collections::HashMap;
 use std::path::Path;
 
+use beamline_compute::cpu::linear::WeightFormat;
 use beamline_model::checkpoint::Checkpoint;
-use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::families::t5::T5;
 use beamline_model::families::t5::config::T5Config;
 use candle_core::{Device, Tensor};

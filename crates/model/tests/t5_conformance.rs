@@ -6,13 +6,13 @@ mod common;
 
 use std::rc::Rc;
 
+use beamline_compute::batch::BranchRows;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::WeightFormat;
+use beamline_compute::cpu::pages::{PAGE_SIZE, PageStore};
+use beamline_compute::cpu::relative::bias::{Direction, bucket};
 use beamline_kv_cache::PageId;
-use beamline_model::batch::BranchRows;
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::linear::WeightFormat;
-use beamline_model::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_model::families::t5::batch::{T5Batch, WholeContext};
-use beamline_model::families::t5::bias::{Direction, bucket};
 use beamline_model::families::t5::tensors::memory;
 use beamline_model::families::t5::{T5, Workspace};
 use common::comparing::{

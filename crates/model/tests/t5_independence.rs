@@ -7,12 +7,12 @@ mod common;
 
 use std::sync::Arc;
 
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::isa::Isa;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::WeightFormat;
+use beamline_compute::cpu::pages::PAGE_SIZE;
 use beamline_kv_cache::PageId;
-use beamline_model::cpu::Cpu;
-use beamline_model::cpu::isa::Isa;
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::linear::WeightFormat;
-use beamline_model::cpu::pages::PAGE_SIZE;
 use beamline_model::decode::Normalization;
 use beamline_model::executor::t5::T5Executor;
 use beamline_model::executor::{Found, Job};

@@ -1,10 +1,10 @@
 //! Softmax attention on the heads of S: whole contexts, and beams that look at one, with keys and values in each format.
 
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::attention::{Block, Heads, Sees, Tables, attend};
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::pages::{Destination, PAGE_SIZE, PageShape, PageStore};
 use beamline_kv_cache::PageId;
-use beamline_model::cpu::Cpu;
-use beamline_model::cpu::attention::{Block, Heads, Sees, Tables, attend};
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::pages::{Destination, PAGE_SIZE, PageShape, PageStore};
 
 use crate::case::{Case, Kernel};
 use crate::peaks::Instruction;

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use beamline_model::cpu::Cpu;
+use beamline_compute::cpu::Cpu;
 
 use crate::peaks::Instruction;
 

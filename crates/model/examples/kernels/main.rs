@@ -20,8 +20,8 @@ mod retrieval;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use beamline_model::cpu::Cpu;
-use beamline_model::cpu::isa::Isa;
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::isa::Isa;
 use case::{Case, Effort};
 use clap::Parser;
 use report::Figure;

@@ -2,7 +2,7 @@
 
 use std::sync::Barrier;
 
-use beamline_model::cpu::isa::Isa;
+use beamline_compute::cpu::isa::Isa;
 
 use crate::case::Effort;
 

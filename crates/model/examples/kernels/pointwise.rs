@@ -1,13 +1,13 @@
 //! Pointwise attention on the published shapes of HSTU: whole histories, and candidates that look at one, with keys
 //! and values in each format.
 
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::attention::{Block, Sees, Tables};
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::mask::Mask;
+use beamline_compute::cpu::pages::{Destination, PAGE_SIZE, PageShape, PageStore};
+use beamline_compute::cpu::pointwise::{Call, RelativeBias, Sequence, Sequences, Shape, attend};
 use beamline_kv_cache::PageId;
-use beamline_model::cpu::Cpu;
-use beamline_model::cpu::attention::{Block, Sees, Tables};
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::mask::Mask;
-use beamline_model::cpu::pages::{Destination, PAGE_SIZE, PageShape, PageStore};
-use beamline_model::cpu::pointwise::{Call, RelativeBias, Sequence, Sequences, Shape, attend};
 
 use crate::case::{Case, Kernel};
 use crate::peaks::Instruction;

@@ -3,8 +3,8 @@
 //! S is 256 wide and M 768, as in the benchmarks of whole servers. Prefills have as many rows as their contexts, branch steps as
 //! many as beams; one row is what retrieval and the last step of a greedy search ask for.
 
-use beamline_model::cpu::Cpu;
-use beamline_model::cpu::linear::{Linear, Output, Rows, Scores, WeightFormat};
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::linear::{Linear, Output, Rows, Scores, WeightFormat};
 use candle_core::{Device, Tensor};
 
 use crate::case::{Case, Kernel};

@@ -1,6 +1,6 @@
 //! Figures, as a table and as JSON.
 
-use beamline_model::cpu::isa::Isa;
+use beamline_compute::cpu::isa::Isa;
 use serde::Serialize;
 
 use crate::case::Case;

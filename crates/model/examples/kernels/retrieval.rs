@@ -1,7 +1,7 @@
 //! Exact retrieval by inner product: the sieve, the products of what passes, and the best of them.
 
-use beamline_model::cpu::Cpu;
-use beamline_model::cpu::linear::WeightFormat;
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::linear::WeightFormat;
 use beamline_model::families::hstu::retrieval::{ItemTable, TopItems};
 
 use crate::case::{Case, Kernel};

@@ -10,11 +10,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use beamline_catalog::Leaf;
+use beamline_compute::cuda::device::{Device, DeviceError, Memory};
+use beamline_compute::cuda::kernels::ExpandSizes;
+use beamline_compute::cuda::rows::BranchRequest;
 use bytemuck::{Pod, Zeroable};
 
 use super::catalog::{DeviceFilter, DeviceTrie, FilterAddresses};
-use super::device::{Device, DeviceError, Memory};
-use super::rows::BranchRequest;
 use crate::decode::{Hypothesis, Normalization, SearchRequest, Step};
 use crate::error::ModelError;
 
@@ -106,31 +107,13 @@ pub(super) struct Logits {
     pub(super) normalizers: u64,
 }
 
-/// How large the expansions of a step are, which says how many threads run them.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Expansion {
-    /// Searches.
-    pub(super) searches: usize,
-    /// Width of the widest.
-    pub(super) width: usize,
-    /// Candidates of the one that has most, at most.
-    pub(super) candidates: usize,
-    /// Whether any is normalised over allowed continuations.
-    pub(super) normalizes: bool,
-}
-
-impl Expansion {
-    pub(super) fn add(&mut self, search: &DeviceSearch) {
-        self.searches += 1;
-        self.width = self.width.max(search.width);
-        self.candidates = self.candidates.max(search.candidates());
-        self.normalizes |= search.normalizes();
-    }
-
-    /// Candidates that are kept for the last selection, of the widest.
-    pub(super) fn capacity(&self) -> usize {
-        capacity(self.width)
-    }
+/// Counts a search among those of a step.
+pub(super) fn add_to(sizes: &mut ExpandSizes, search: &DeviceSearch) {
+    sizes.searches += 1;
+    sizes.width = sizes.width.max(search.width);
+    sizes.capacity = capacity(sizes.width);
+    sizes.candidates = sizes.candidates.max(search.candidates());
+    sizes.normalizes |= search.normalizes();
 }
 
 /// A search in progress.
@@ -358,12 +341,12 @@ impl DeviceSearch {
         logits: u64,
         normalizers: u64,
     ) -> Result<(), DeviceError> {
-        let mut sizes = Expansion::default();
-        searches.iter().for_each(|search| sizes.add(search));
+        let mut sizes = ExpandSizes::default();
+        searches.iter().for_each(|search| add_to(&mut sizes, search));
         let steps: Vec<ExpandStep> =
             searches.iter_mut().map(|search| search.expand(Logits { kept: logits, normalizers })).collect();
         let descriptors = Memory::of(device, &steps)?;
-        super::kernels::expand(&**device, descriptors.address(), &sizes)
+        beamline_compute::cuda::kernels::expand(&**device, descriptors.address(), &sizes)
     }
 
     /// Waits for the search, and reads what it found, best first; nothing if its logits were not finite.

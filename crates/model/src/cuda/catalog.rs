@@ -11,7 +11,7 @@ use std::sync::Arc;
 use beamline_catalog::{Filter, SetArrays, Trie};
 use bytemuck::{Pod, Zeroable};
 
-use super::device::{Device, DeviceError, Memory};
+use beamline_compute::cuda::device::{Device, DeviceError, Memory};
 
 /// The trie of a catalog.
 #[derive(Debug)]

@@ -14,18 +14,19 @@
 use std::sync::Arc;
 
 use beamline_catalog::Catalog;
+use beamline_compute::batch::ContextRows;
+use beamline_compute::cuda::device::{Device, DeviceError, Scratch};
+use beamline_compute::cuda::kernels::StepArrays;
+use beamline_compute::cuda::layout::Layout;
+use beamline_compute::cuda::pages::DevicePages;
+use beamline_compute::cuda::rows::{BranchChunk, RowArrays};
+use beamline_compute::cuda::transfers::PageTransfers;
+use beamline_compute::cuda::upload::Upload;
 
 use super::beams::DeviceSearch;
 use super::catalog::DeviceTrie;
-use super::device::{Device, DeviceError, Scratch};
-use super::layout::Layout;
-use super::pages::DevicePages;
-use super::qwen::{DeviceQwen, StepArrays, Workspace};
-use super::rows::{BranchChunk, RowArrays};
+use super::qwen::{DeviceQwen, Workspace};
 use super::searches::{self, Searches};
-use super::transfers::PageTransfers;
-use super::upload::Upload;
-use crate::batch::ContextRows;
 use crate::executor::slots::Slots;
 use crate::executor::{Found, Job};
 use crate::step::{Plan, Progress, Pulse, Slot, StepError, StepModel};

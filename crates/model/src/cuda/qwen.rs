@@ -11,18 +11,18 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::device::{Device, DeviceError, Mark, Memory, Product, Queue, Scratch, Written};
-use super::kernels::{self, Attention, Embed, ResidualNorm};
-use super::layout::Layout;
-use super::pages::DevicePages;
-use super::rows::RowArrays;
-use super::tiles::Shape;
-use super::weights::{matrix, vector};
+use beamline_compute::cpu::rotary::Rotary;
+use beamline_compute::cuda::device::{Device, DeviceError, Mark, Memory, Product, Queue, Scratch, Written};
+use beamline_compute::cuda::kernels::{self, Attention, Embed, ResidualNorm, StepArrays};
+use beamline_compute::cuda::layout::Layout;
+use beamline_compute::cuda::pages::DevicePages;
+use beamline_compute::cuda::tiles::Shape;
+use beamline_compute::cuda::weights::{matrix, vector};
+
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::Config;
 use crate::checkpoint::described::Described;
 use crate::checkpoint::tensors::Tensors;
-use crate::cpu::rotary::Rotary;
 use crate::error::ModelError;
 
 /// A decoder in device memory.
@@ -53,19 +53,6 @@ struct Layer {
     gate_up_bias: Option<Memory>,
     down: Memory,
     down_bias: Option<Memory>,
-}
-
-/// Where the arrays of a step lie.
-#[derive(Clone, Copy, Debug)]
-pub struct StepArrays {
-    /// Of the rows.
-    pub rows: RowArrays,
-    /// Tiles of many and of few queries.
-    pub prefill: [u64; 2],
-    /// The same of the last layer.
-    pub final_prefill: [u64; 2],
-    /// Items of many and of few queries.
-    pub branch: [u64; 2],
 }
 
 /// Activations of a step, reused from step to step.
@@ -119,8 +106,8 @@ impl Layer {
     ) -> Result<Self, ModelError> {
         let load = |name: &str| tensors.load(&format!("model.layers.{index}.{name}"));
         let all = |names: &[&str]| names.iter().map(|name| load(name)).collect::<Result<Vec<_>, _>>();
-        let matrix = |names: &[&str]| matrix(device, &all(names)?);
-        let vector = |names: &[&str]| vector(device, &all(names)?);
+        let matrix = |names: &[&str]| Ok::<_, ModelError>(matrix(device, &all(names)?)?);
+        let vector = |names: &[&str]| Ok::<_, ModelError>(vector(device, &all(names)?)?);
         let biases = |there: bool, names: &[&str]| there.then(|| vector(names)).transpose();
         Ok(Self {
             attention_norm: vector(&["input_layernorm.weight"])?,
@@ -476,8 +463,7 @@ impl DeviceQwen {
             outputs: self.config.vocab_size,
             written: Written::F32,
         };
-        // SAFETY: the executor's logits hold these rows, and the states are those of `forward`.
-        unsafe { self.device.multiply(product) }
+        kernels::multiply(&*self.device, product)
     }
 
     fn product(
@@ -492,7 +478,6 @@ impl DeviceQwen {
         debug_assert_eq!(weight.bytes().max(16), (2 * inputs * outputs).max(16));
         let weight = weight.address();
         let product = Product { x, weight, out, rows, inputs, outputs, written: Written::Bf16 };
-        // SAFETY: the buffers of a step are as large as its rows, and the weight was made of this shape.
-        unsafe { self.device.multiply(product) }
+        kernels::multiply(&*self.device, product)
     }
 }

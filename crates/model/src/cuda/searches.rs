@@ -10,11 +10,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use beamline_catalog::Catalog;
+use beamline_compute::cuda::device::{Device, DeviceError, Memory, Scratch};
+use beamline_compute::cuda::kernels;
 
-use super::beams::{DeviceSearch, Expansion, Logits};
+use super::beams::{DeviceSearch, Logits, add_to};
 use super::catalog::DeviceTrie;
-use super::device::{Device, DeviceError, Memory, Scratch};
-use super::kernels;
 use crate::decode::{NotFinite, SearchRequest};
 use crate::executor::Found;
 use crate::step::{Progress, StepError};
@@ -193,8 +193,8 @@ impl Searches {
         searches: &mut [DeviceSearch],
         places: &[Logits],
     ) -> Result<(), DeviceError> {
-        let mut sizes = Expansion::default();
-        searches.iter().for_each(|search| sizes.add(search));
+        let mut sizes = kernels::ExpandSizes::default();
+        searches.iter().for_each(|search| add_to(&mut sizes, search));
         let steps: Vec<_> =
             searches.iter_mut().zip(places).map(|(search, place)| search.expand(*place)).collect();
         let bytes: &[u8] = bytemuck::cast_slice(&steps);
@@ -236,7 +236,7 @@ pub(super) fn going(
     let search = search.filter(|search| search.steps_done() > 0 && !search.is_over());
     let search = search.ok_or_else(|| StepError(format!("slot {slot} has no beams")))?;
     let (width, steps) = (search.width(), search.steps_done());
-    if branch_pages * crate::cpu::pages::PAGE_SIZE < steps * width {
+    if branch_pages * beamline_compute::cpu::pages::PAGE_SIZE < steps * width {
         return Err(StepError(format!("{branch_pages} branch pages for {steps} steps of {width}")));
     }
     Ok(search)

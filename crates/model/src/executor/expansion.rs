@@ -15,14 +15,14 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::isa::Isa;
+use beamline_compute::cpu::linear::{Rows, Scores};
+use beamline_compute::cpu::pages::PAGE_SIZE;
+use beamline_compute::cpu::parallel::write;
 use beamline_kv_cache::PageId;
 
 use super::Found;
-use crate::cpu::Cpu;
-use crate::cpu::isa::Isa;
-use crate::cpu::linear::{Rows, Scores};
-use crate::cpu::pages::PAGE_SIZE;
-use crate::cpu::parallel::write;
 use crate::decode::{Normalization, NotFinite, Search};
 use crate::step::{BranchStep, Progress, Slot, StepError};
 

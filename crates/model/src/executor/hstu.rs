@@ -16,14 +16,14 @@
 use std::sync::Arc;
 
 use beamline_catalog::{Catalog, Filter};
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::pages::{PAGE_SIZE, PageStore};
 
 use super::Found;
 use super::expansion::{Expansion, Expansions};
 use super::parts::{MicroBatches, Part};
 use super::slots::Slots;
-use crate::cpu::Cpu;
-use crate::cpu::kv_format::KvFormat;
-use crate::cpu::pages::{PAGE_SIZE, PageStore};
 use crate::decode::{Search, SearchRequest};
 use crate::error::ModelError;
 use crate::families::hstu::batch::HstuBatch;

@@ -25,16 +25,17 @@ pub mod t5;
 
 use std::sync::Arc;
 
-use crate::batch::{Batch, BranchRows, ContextRows};
-use crate::cpu::Cpu;
-use crate::cpu::kv_format::KvFormat;
-use crate::cpu::pages::PageStore;
+use beamline_compute::batch::{Batch, BranchRows, ContextRows};
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::pages::PageStore;
+use expansion::{Expansion, Expansions};
+use slots::Slots;
+
 use crate::decode::{Hypothesis, Search, SearchRequest};
 use crate::error::ModelError;
 use crate::families::qwen::{Qwen, Workspace, page_shape};
 use crate::step::{Chunk, Plan, Progress, Pulse, Slot, StepError, StepModel};
-use expansion::{Expansion, Expansions};
-use slots::Slots;
 
 /// A request as the executor sees it.
 #[derive(Clone, Debug)]

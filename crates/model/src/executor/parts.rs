@@ -3,8 +3,9 @@
 
 use std::ops::Range;
 
+use beamline_compute::cpu::pages::PAGE_SIZE;
+
 use super::hstu::HstuAnswer;
-use crate::cpu::pages::PAGE_SIZE;
 use crate::step::{Progress, StepError};
 
 const NOT_FINITE: &str = "the model produced states that are not finite";

@@ -14,13 +14,14 @@
 
 use std::sync::Arc;
 
+use beamline_compute::batch::BranchRows;
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::pages::PageStore;
+
 use super::expansion::{Expansion, Expansions};
 use super::slots::Slots;
 use super::{Found, Job};
-use crate::batch::BranchRows;
-use crate::cpu::Cpu;
-use crate::cpu::kv_format::KvFormat;
-use crate::cpu::pages::PageStore;
 use crate::decode::Search;
 use crate::error::ModelError;
 use crate::families::t5::batch::{T5Batch, WholeContext};

@@ -23,21 +23,21 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
+use beamline_compute::batch::Batch;
+use beamline_compute::cpu::attention::{Heads, Tables, attend};
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::{Linear, Output, Rows, Scores, WeightFormat};
+use beamline_compute::cpu::pages::{PageShape, PageStore};
+use beamline_compute::cpu::parallel::{at_least, each_group, keep_rows, read, rows_of_group, write};
+use beamline_compute::cpu::rotary::{Rotary, turn_heads};
+use beamline_compute::cpu::vector::rms_norm;
+use beamline_compute::cpu::{Cpu, NewRows, PageWrites};
 use candle_core::Tensor;
 
-use crate::batch::Batch;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::Config;
 use crate::checkpoint::described::Described;
 use crate::checkpoint::tensors::Tensors;
-use crate::cpu::attention::{Heads, Tables, attend};
-use crate::cpu::kv_format::KvFormat;
-use crate::cpu::linear::{Linear, Output, Rows, Scores, WeightFormat};
-use crate::cpu::pages::{PageShape, PageStore};
-use crate::cpu::parallel::{at_least, each_group, keep_rows, read, rows_of_group, write};
-use crate::cpu::rotary::{Rotary, turn_heads};
-use crate::cpu::vector::rms_norm;
-use crate::cpu::{Cpu, NewRows, PageWrites};
 use crate::error::ModelError;
 
 /// A loaded decoder.
@@ -350,7 +350,7 @@ impl Layer {
                 names.iter().map(|name| load(&format!("{name}.{kind}"))).collect()
             };
             let biases = if bias { Some(all("bias")?) } else { None };
-            Linear::pack(&all("weight")?, biases.as_deref(), format)
+            Ok(Linear::pack(&all("weight")?, biases.as_deref(), format)?)
         };
         Ok(Self {
             attention_norm: vector("input_layernorm.weight")?,

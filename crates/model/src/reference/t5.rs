@@ -1,12 +1,12 @@
 //! T5 in candle-nn (Raffel et al. 2020). Equations as in transformers.
 
+use beamline_compute::cpu::activation::Activation;
 use candle_core::{DType, Device, IndexOp as _, Module as _, Result, Tensor};
 use candle_nn::{Embedding, Linear, RmsNorm, VarBuilder, embedding, linear_b, rms_norm};
 
 use super::{Reference, attention, causal_mask, indices, last_row, norm, split_heads, var_builder};
 use crate::checkpoint::tensors::Tensors;
 use crate::error::ModelError;
-use crate::families::t5::activation::Activation;
 use crate::families::t5::config::T5Config;
 use crate::families::t5::tensors::expected_tensors;
 

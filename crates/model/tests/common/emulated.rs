@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use beamline_model::cuda::device::{
+use beamline_compute::cuda::device::{
     Argument, Device, DeviceError, Direction, HostCopy, Launch, Mark, Product, Queue, Written,
 };
 use half::bf16;
@@ -38,7 +38,7 @@ struct Kernels {
 
 /// Compiles the kernels; nothing, and a loud word, if there is no compiler.
 fn compile(output: &str) -> Option<PathBuf> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/kernels/emulation/library.cpp");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../compute/kernels/emulation/library.cpp");
     let output = Path::new(env!("CARGO_TARGET_TMPDIR")).join(output);
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let mut command = Command::new(&compiler);
@@ -144,7 +144,7 @@ impl Transfers {
 pub fn device() -> Option<Arc<dyn Device>> {
     #[cfg(feature = "cuda")]
     if let Ok(ordinal) = std::env::var("BEAMLINE_GPU") {
-        return Some(beamline_model::cuda::gpu::Gpu::open(ordinal.parse().unwrap()).unwrap());
+        return Some(beamline_compute::cuda::gpu::Gpu::open(ordinal.parse().unwrap()).unwrap());
     }
     Emulated::open()
 }

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::linear::WeightFormat;
+use beamline_compute::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_kv_cache::PageId;
-use beamline_model::cpu::Cpu;
-use beamline_model::cpu::linear::WeightFormat;
-use beamline_model::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_model::families::hstu::batch::HstuBatch;
 use beamline_model::families::hstu::config::HstuConfig;
 use beamline_model::families::hstu::inputs::{Events, Prepared, Request};

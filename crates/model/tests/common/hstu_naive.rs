@@ -3,7 +3,7 @@
 //! the table of time buckets.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test uses its own part")]
 
-use beamline_model::cpu::time_buckets::bucket;
+use beamline_compute::cpu::time_buckets::bucket;
 use serde_json::Value;
 
 use super::hstu::Tensors;

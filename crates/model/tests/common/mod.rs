@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use beamline_catalog::{Catalog, CatalogLimits, FilterSpec, Leaf, Node};
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::WeightFormat;
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
-use beamline_model::cpu::Cpu;
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::decode::{Normalization, SearchRequest, Step};
 use beamline_model::executor::{Executor, Found, Job};
 use beamline_model::families::qwen::Qwen;

@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use beamline_compute::cpu::pages::PAGE_SIZE;
 use beamline_kv_cache::{CacheConfig, HostMemory, KvCache, LruTier, Namespace, PageId, Publish, Transfer};
-use beamline_model::cpu::pages::PAGE_SIZE;
 use beamline_model::step::{BranchStep, Chunk, Plan, Progress, Slot, StepModel};
 
 /// Pages of the cache. Branch pages lie behind them, so an executor has twice as many.

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use beamline_catalog::{Catalog, CatalogLimits, SidPart, SymbolTable};
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::WeightFormat;
 use beamline_kv_cache::PageId;
 use beamline_model::checkpoint::Checkpoint;
-use beamline_model::cpu::Cpu;
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::decode::{Normalization, Step};
 use beamline_model::executor::t5::T5Executor;
 use beamline_model::executor::{Found, Job};

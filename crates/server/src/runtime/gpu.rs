@@ -5,14 +5,14 @@
 use std::sync::Arc;
 
 use beamline_catalog::Catalog;
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cuda::device::Device;
+use beamline_compute::cuda::pages::DevicePages;
 use beamline_model::checkpoint::Checkpoint;
-use beamline_model::cpu::Cpu;
 use beamline_model::cuda::beams::check_beams;
-use beamline_model::cuda::device::Device;
 use beamline_model::cuda::hstu::executor::HstuDeviceExecutor;
 use beamline_model::cuda::hstu::model::DeviceHstu;
 use beamline_model::cuda::hstu::stack::DeviceStack;
-use beamline_model::cuda::pages::DevicePages;
 use beamline_model::error::ModelError;
 use beamline_model::families::hstu::config::{HstuConfig, Purpose};
 
@@ -25,11 +25,11 @@ const RESERVED: usize = 3 << 30;
 /// Opens a graphics processor.
 #[cfg(feature = "cuda")]
 pub(super) fn open(device: DeviceChoice, number: usize) -> Result<Arc<dyn Device>, LoadError> {
-    let fail = |error: beamline_model::cuda::device::DeviceError| LoadError::Device {
+    let fail = |error: beamline_compute::cuda::device::DeviceError| LoadError::Device {
         device,
         why: error.to_string(),
     };
-    beamline_model::cuda::gpu::Gpu::open(number).map_err(fail)
+    beamline_compute::cuda::gpu::Gpu::open(number).map_err(fail)
 }
 
 /// There is none to open.

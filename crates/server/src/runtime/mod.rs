@@ -33,13 +33,13 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use beamline_catalog::{Catalog, CatalogError, CatalogLimits, SymbolTable};
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cuda::device::Device;
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::checkpoint::note::Note;
 use beamline_model::checkpoint::tensors::Tensors;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
-use beamline_model::cpu::Cpu;
-use beamline_model::cuda::device::Device;
 use beamline_model::error::ModelError;
 use beamline_model::executor::any::{Answer, AnyExecutor, AnyJob};
 use beamline_model::executor::hstu::HstuExecutor;

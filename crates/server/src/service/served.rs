@@ -5,9 +5,9 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use beamline_catalog::Catalog;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::WeightFormat;
 use beamline_kv_cache::{Namespace, SessionKey};
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::linear::WeightFormat;
 use beamline_model::executor::any::{Answer, AnyJob};
 use beamline_model::executor::hstu::HstuJob;
 use beamline_scheduler::{EngineHandle, Micros, Request, RequestId};

@@ -4,8 +4,8 @@
 
 use std::path::PathBuf;
 
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::linear::WeightFormat;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::WeightFormat;
 use serde::Deserialize;
 
 use super::{ByteSize, DeviceChoice, ListenAddress};

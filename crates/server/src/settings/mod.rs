@@ -18,8 +18,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::linear::WeightFormat;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::WeightFormat;
 use clap::Args;
 use serde::Deserialize;
 

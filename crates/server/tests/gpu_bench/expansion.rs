@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use beamline_catalog::{Catalog, CatalogLimits, FilterSpec, ItemRecord, SidPart, WrittenSymbols};
+use beamline_compute::cuda::device::{Device, Memory};
 use beamline_model::cuda::beams::DeviceSearch;
 use beamline_model::cuda::catalog::DeviceTrie;
-use beamline_model::cuda::device::{Device, Memory};
 use beamline_model::decode::{Normalization, SearchRequest, Step};
 use serde_json::json;
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use beamline_compute::cuda::device::{Device, Memory, Product, Written};
 use beamline_model::checkpoint::config::Config;
-use beamline_model::cuda::device::{Device, Memory, Product, Written};
 use serde_json::json;
 
 use crate::Output;

@@ -30,7 +30,7 @@ mod world;
 use std::io::Write;
 use std::sync::Arc;
 
-use beamline_model::cuda::device::Device;
+use beamline_compute::cuda::device::Device;
 use clap::Parser;
 use serde_json::Value;
 
@@ -93,7 +93,7 @@ impl Output {
 fn open(device: &str) -> Option<Arc<dyn Device>> {
     #[cfg(feature = "cuda")]
     if device != "emulated" {
-        return Some(beamline_model::cuda::gpu::Gpu::open(device.parse().unwrap()).unwrap());
+        return Some(beamline_compute::cuda::gpu::Gpu::open(device.parse().unwrap()).unwrap());
     }
     let _ = device;
     emulated::Emulated::open()

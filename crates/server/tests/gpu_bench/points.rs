@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use beamline_compute::cpu::pages::PAGE_SIZE;
+use beamline_compute::cuda::device::Device;
 use beamline_model::checkpoint::config::Config;
-use beamline_model::cpu::pages::PAGE_SIZE;
-use beamline_model::cuda::device::Device;
 use serde_json::{Value, json};
 
 use crate::profile::Profile;

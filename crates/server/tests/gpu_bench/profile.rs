@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use beamline_model::cuda::device::{
+use beamline_compute::cuda::device::{
     Argument, Device, DeviceError, Direction, HostCopy, Launch, Mark, Product, Queue,
 };
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use beamline_model::cuda::device::Device;
+use beamline_compute::cuda::device::Device;
 use beamline_model::executor::any::{Answer, AnyExecutor, AnyJob};
 use beamline_model::step::{Plan, Progress, Slot, StepError, StepModel};
 

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use beamline_catalog::{Catalog, CatalogLimits, FilterSpec, ItemRecord, SidPart, SymbolTable};
+use beamline_compute::cpu::pages::PAGE_SIZE;
+use beamline_compute::cuda::device::Device;
+use beamline_compute::cuda::pages::DevicePages;
 use beamline_kv_cache::{CacheConfig, HostMemory, MokaTier, Namespace, ReuseClass, SessionKey};
 use beamline_model::checkpoint::config::Config;
-use beamline_model::cpu::pages::PAGE_SIZE;
-use beamline_model::cuda::device::Device;
 use beamline_model::cuda::executor::DeviceExecutor;
-use beamline_model::cuda::pages::DevicePages;
 use beamline_model::cuda::qwen::DeviceQwen;
 use beamline_model::decode::{Normalization, SearchRequest, Step};
 use beamline_model::executor::any::{AnyExecutor, AnyJob};

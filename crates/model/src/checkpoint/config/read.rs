@@ -1,10 +1,11 @@
 //! All fields of a decoder's config.json, one after the other.
 
+use beamline_compute::cpu::pages::PAGE_SIZE;
+
 use super::architecture::{Architecture, Defaults};
 use super::fields::{Bounds, Fields};
 use super::{Config, MAX_SIZE, rope};
 use crate::checkpoint::note::Note;
-use crate::cpu::pages::PAGE_SIZE;
 
 /// Most layers, heads and values of a head. The largest published models have 128 layers, 128 heads and 256 values.
 const MAX_LAYERS: usize = 4096;

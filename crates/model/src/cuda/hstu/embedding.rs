@@ -10,13 +10,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::kernels::{self, Embed};
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::linear::WeightFormat;
+use beamline_compute::cuda::device::{Device, DeviceError, Memory};
+use beamline_compute::cuda::kernels::hstu::{self as kernels, Embed};
+use beamline_compute::cuda::rows::RowArrays;
+use beamline_compute::cuda::weights::vector;
+
 use crate::checkpoint::tensors::Tensors;
-use crate::cpu::Cpu;
-use crate::cpu::linear::WeightFormat;
-use crate::cuda::device::{Device, DeviceError, Memory};
-use crate::cuda::rows::RowArrays;
-use crate::cuda::weights::vector;
 use crate::error::ModelError;
 use crate::families::hstu::config::{Combine, HstuConfig, ResearchInput, VariantConfig};
 use crate::families::hstu::embed::{Embedder, Research};
@@ -70,7 +71,7 @@ impl DeviceEmbedder {
             return Ok(Self::Host(Embedder::load(config, tensors, WeightFormat::Bf16)?));
         };
         let (items, actions, positions) = Research::tables(input);
-        let table = |name: &str| vector(device, &[tensors.load(name)?]);
+        let table = |name: &str| Ok::<_, ModelError>(vector(device, &[tensors.load(name)?])?);
         Ok(Self::Tables(Tables {
             items: table(items)?,
             actions: actions.map(table).transpose()?,

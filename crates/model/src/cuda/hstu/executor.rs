@@ -20,18 +20,18 @@
 use std::sync::Arc;
 
 use beamline_catalog::Catalog;
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::pages::PAGE_SIZE;
+use beamline_compute::cuda::device::{Device, DeviceError, Scratch};
+use beamline_compute::cuda::pages::DevicePages;
+use beamline_compute::cuda::rows::BranchChunk;
+use beamline_compute::cuda::transfers::PageTransfers;
 
 use super::model::DeviceHstu;
 use super::step::{Step, StepMemory};
-use crate::cpu::Cpu;
-use crate::cpu::pages::PAGE_SIZE;
 use crate::cuda::beams::{DeviceSearch, Logits, MOST_BEAMS};
 use crate::cuda::catalog::DeviceTrie;
-use crate::cuda::device::{Device, DeviceError, Scratch};
-use crate::cuda::pages::DevicePages;
-use crate::cuda::rows::BranchChunk;
 use crate::cuda::searches::{self, LOGITS_BYTES, Searches};
-use crate::cuda::transfers::PageTransfers;
 use crate::decode::{Hypothesis, Normalization, SearchRequest, Step as Generated};
 use crate::executor::hstu::{HstuAnswer, HstuJob, Retrieve, Work};
 use crate::executor::parts::{MicroBatches, Part};

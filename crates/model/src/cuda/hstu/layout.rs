@@ -1,6 +1,6 @@
 //! The rows of one step of an HSTU model as its kernels take them.
 //!
-//! Place in the flow: as the decoder's [`Layout`](crate::cuda::layout::Layout); the CPU's counterpart is
+//! Place in the flow: as the decoder's [`Layout`](beamline_compute::cuda::layout::Layout); the CPU's counterpart is
 //! [`HstuBatch`](crate::families::hstu::batch::HstuBatch).
 //!
 //! ```text
@@ -15,42 +15,16 @@
 //!
 //! What this must not know: devices, addresses, embeddings.
 
-use bytemuck::{Pod, Zeroable};
+use beamline_compute::batch::ContextRows;
+use beamline_compute::cpu::mask::Mask;
+use beamline_compute::cuda::kernels::hstu::Item;
+use beamline_compute::cuda::rows::{BranchChunk, Placed, Rows, place};
+use beamline_compute::cuda::tiles::{Shape, Tiles};
 
-use crate::batch::ContextRows;
-use crate::cpu::mask::Mask;
-use crate::cuda::rows::{BranchChunk, Placed, Rows, place};
-use crate::cuda::tiles::{Shape, Tiles};
 use crate::families::hstu::batch::ContextOf;
 
 /// Keys of a context that a block looks at for branch rows. A multiple of every kernel's tile of keys.
 const PART_KEYS: usize = 512;
-
-/// `items` of kernels/pointwise_attention.cu.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct Item {
-    /// First row of the step.
-    pub first_row: u32,
-    /// Rows.
-    pub rows: u32,
-    /// Where the context's pages begin in the page table.
-    pub pages: u32,
-    /// First key.
-    pub key_begin: u32,
-    /// End of the keys.
-    pub key_end: u32,
-    /// Where the result of the first row goes.
-    pub out_first_row: u32,
-    /// Position of the first row.
-    pub position: u32,
-    /// From the position of a row to that of the next: 1 for context rows, 0 for branch rows.
-    pub step: u32,
-    /// Positions of the context.
-    pub context_len: u32,
-    /// Where its times begin.
-    pub times: u32,
-}
 
 /// Rows of one step, cut into items.
 #[derive(Debug, Default)]

@@ -10,14 +10,12 @@
 //! step       the rows of a step, and the memory it is computed in
 //! model      all of it, and what makes answers of final states
 //! executor   plans -> work -> answers
-//! kernels    names, arguments and launch sizes
 //! ```
 //!
 //! Weights are bf16, tables of embeddings and the residual stream single precision. What rounds is what goes into a product.
 
 pub mod embedding;
 pub mod executor;
-pub mod kernels;
 pub mod layout;
 pub mod model;
 pub mod stack;

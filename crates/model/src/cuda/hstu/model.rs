@@ -15,25 +15,25 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use beamline_compute::batch::ContextRows;
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::linear::WeightFormat;
+use beamline_compute::cpu::vector::l2_normalize;
+use beamline_compute::cuda::device::{Device, DeviceError, Mark, Memory, Product, Written};
+use beamline_compute::cuda::kernels::hstu::{self as kernels, Finish};
+use beamline_compute::cuda::kernels::{branch_rows, multiply};
+use beamline_compute::cuda::pages::DevicePages;
+use beamline_compute::cuda::rows::BranchChunk;
+use beamline_compute::cuda::weights::matrix;
 use candle_core::Tensor;
 use half::bf16;
 
 use super::embedding::DeviceEmbedder;
-use super::kernels::{self, Finish};
 use super::stack::DeviceStack;
 use super::step::{Step, StepMemory};
-use crate::batch::ContextRows;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::described::Described;
-use crate::cpu::Cpu;
-use crate::cpu::linear::WeightFormat;
-use crate::cpu::vector::l2_normalize;
 use crate::cuda::beams::BranchRows;
-use crate::cuda::device::{Device, DeviceError, Mark, Memory, Product, Written};
-use crate::cuda::kernels::branch_rows;
-use crate::cuda::pages::DevicePages;
-use crate::cuda::rows::BranchChunk;
-use crate::cuda::weights::matrix;
 use crate::error::ModelError;
 use crate::families::hstu::config::{HstuConfig, Normalization, Purpose, ResearchHead, VariantConfig};
 use crate::families::hstu::embed::Embedder;
@@ -360,8 +360,7 @@ impl DeviceHstu {
             outputs: columns.len(),
             written: Written::F32,
         };
-        // SAFETY: the states are those of `finish`, the columns are in the table, and the caller's memory holds so many scores.
-        unsafe { self.device.multiply(product) }
+        multiply(&*self.device, product)
     }
 
     /// Predictions of candidates, `[candidates, names]`, from their final states. Nothing for a model that does not rank.

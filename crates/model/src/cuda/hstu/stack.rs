@@ -9,16 +9,17 @@
 
 use std::sync::Arc;
 
-use super::kernels::{self, Attention, Gate, Heads, ResidualNorm, Split};
+use beamline_compute::cpu::time_buckets::TimeWeights;
+use beamline_compute::cuda::device::{Device, DeviceError, Mark, Memory, Product, Queue, Scratch, Written};
+use beamline_compute::cuda::kernels::hstu::{self as kernels, Attention, Gate, Heads, ResidualNorm, Split};
+use beamline_compute::cuda::kernels::{FEW_QUERIES, MOST_WIDTH, multiply, queries};
+use beamline_compute::cuda::pages::DevicePages;
+use beamline_compute::cuda::rows::RowArrays;
+use beamline_compute::cuda::tiles::Shape;
+use beamline_compute::cuda::weights::{matrix, vector};
+
 use super::layout::HstuLayout;
 use crate::checkpoint::tensors::Tensors;
-use crate::cpu::time_buckets::TimeWeights;
-use crate::cuda::device::{Device, DeviceError, Mark, Memory, Product, Queue, Scratch, Written};
-use crate::cuda::kernels::{FEW_QUERIES, MOST_WIDTH, queries};
-use crate::cuda::pages::DevicePages;
-use crate::cuda::rows::RowArrays;
-use crate::cuda::tiles::Shape;
-use crate::cuda::weights::{matrix, vector};
 use crate::error::ModelError;
 use crate::families::hstu::config::{NormKind, OutputParts, SiluScope, StackConfig, Variant};
 use crate::families::hstu::layer_tensors::LayerTensors;
@@ -340,7 +341,6 @@ impl DeviceStack {
         debug_assert_eq!(weight.bytes(), (2 * inputs * outputs).max(16));
         let weight = weight.address();
         let product = Product { x, weight, out, rows, inputs, outputs, written: Written::Bf16 };
-        // SAFETY: the buffers of a step are as large as its rows, and the weight was made of this shape.
-        unsafe { self.device.multiply(product) }
+        multiply(&*self.device, product)
     }
 }

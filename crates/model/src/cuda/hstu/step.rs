@@ -4,12 +4,13 @@
 
 use std::sync::Arc;
 
+use beamline_compute::cuda::device::{Device, DeviceError, Scratch};
+use beamline_compute::cuda::rows::RowArrays;
+use beamline_compute::cuda::upload::Upload;
+
 use super::embedding::Embedded;
 use super::layout::HstuLayout;
 use super::stack::{StackArrays, Workspace};
-use crate::cuda::device::{Device, DeviceError, Scratch};
-use crate::cuda::rows::RowArrays;
-use crate::cuda::upload::Upload;
 
 /// The rows of a step. All vectors are reused.
 #[derive(Debug, Default)]

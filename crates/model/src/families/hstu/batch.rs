@@ -5,8 +5,8 @@
 //!
 //! Invariant: every row belongs to one sequence, and sequences never share times.
 
-use crate::batch::{Batch, BranchRows, ContextRows};
-use crate::cpu::pointwise::{Sequence, Sequences};
+use beamline_compute::batch::{Batch, BranchRows, ContextRows};
+use beamline_compute::cpu::pointwise::{Sequence, Sequences};
 
 /// Rows of a step. All vectors are reused.
 #[derive(Debug, Default)]

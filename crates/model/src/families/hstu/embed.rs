@@ -14,6 +14,11 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::linear::{Linear, Rows, WeightFormat};
+use beamline_compute::cpu::parallel::write;
+use beamline_compute::cpu::time_buckets::square_root_bucket;
+
 use super::config::{
     Combine, DlrmInput, HstuConfig, NvidiaInput, ResearchInput, StackConfig, TimeClamp, VariantConfig,
 };
@@ -21,10 +26,6 @@ use super::inputs::Prepared;
 use super::layer_tensors::out_in;
 use super::mlp::{Swish, SwishShape, apply};
 use crate::checkpoint::tensors::Tensors;
-use crate::cpu::Cpu;
-use crate::cpu::linear::{Linear, Rows, WeightFormat};
-use crate::cpu::parallel::write;
-use crate::cpu::time_buckets::square_root_bucket;
 use crate::error::ModelError;
 use crate::families::hstu::config::Layout;
 

@@ -7,14 +7,14 @@
 
 use std::collections::BTreeMap;
 
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::linear::{Linear, Output, Rows, WeightFormat};
+use beamline_compute::cpu::vector::swish_norm;
 use rayon::prelude::*;
 
 use super::config::Activation;
 use super::stack::{Affine, ROWS_PER_TASK, norm_rows};
 use crate::checkpoint::tensors::Tensors;
-use crate::cpu::Cpu;
-use crate::cpu::linear::{Linear, Output, Rows, WeightFormat};
-use crate::cpu::vector::swish_norm;
 use crate::error::ModelError;
 
 /// Sizes of a [`Swish`].
@@ -70,7 +70,7 @@ impl Swish {
         let vector = |name: &str| -> Result<Vec<f32>, ModelError> { Ok(load(name)?.to_vec1()?) };
         let linear = |layer: usize| -> Result<Linear, ModelError> {
             let (weight, bias) = (load(&format!("{layer}.weight"))?, load(&format!("{layer}.bias"))?);
-            Linear::pack(&[weight], Some(&[bias]), format)
+            Ok(Linear::pack(&[weight], Some(&[bias]), format)?)
         };
         Ok(Self {
             first: if shape.inputs == 0 { Err(vector("0.bias")?) } else { Ok(linear(0)?) },
@@ -144,7 +144,7 @@ impl Plain {
         let layer = |layer: usize| -> Result<Linear, ModelError> {
             let load = |kind: &str| tensors.load(&format!("{prefix}.{}.{kind}", 2 * layer));
             let bias = if bias { Some([load("bias")?]) } else { None };
-            Linear::pack(&[load("weight")?], bias.as_ref().map(|bias| &bias[..]), format)
+            Ok(Linear::pack(&[load("weight")?], bias.as_ref().map(|bias| &bias[..]), format)?)
         };
         Ok(Self { layers: (0..layers).map(layer).collect::<Result<_, _>>()?, activation })
     }

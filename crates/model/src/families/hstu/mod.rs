@@ -57,6 +57,12 @@ pub mod stack;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use beamline_compute::batch::{BranchRows, ContextRows};
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::{Linear, WeightFormat};
+use beamline_compute::cpu::mask::Mask;
+use beamline_compute::cpu::pages::{PageShape, PageStore};
 use beamline_kv_cache::{PageId, ReuseClass};
 use candle_core::Tensor;
 
@@ -67,16 +73,10 @@ use self::inputs::{InputError, Prepared, Request};
 use self::ranking::Ranking;
 use self::retrieval::{ItemTable, Retrieval, TokenHead};
 use self::stack::{Stack, Workspace};
-use crate::batch::{BranchRows, ContextRows};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::described::{Described, Expected};
 use crate::checkpoint::note::Note;
 use crate::checkpoint::tensors::Tensors;
-use crate::cpu::Cpu;
-use crate::cpu::kv_format::KvFormat;
-use crate::cpu::linear::{Linear, WeightFormat};
-use crate::cpu::mask::Mask;
-use crate::cpu::pages::{PageShape, PageStore};
 use crate::error::ModelError;
 use crate::step::ContextShape;
 

@@ -10,6 +10,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::linear::{Linear, Rows, WeightFormat};
+use beamline_compute::cpu::vector::gate;
+
 use super::config::{
     DlrmInput, DlrmOutput, HstuConfig, Normalization, NvidiaOutput, Postprocessor, Prediction, StackConfig,
     TaskKind, VariantConfig,
@@ -20,9 +24,6 @@ use super::mlp::{Plain, Swish, SwishShape, apply};
 use super::retrieval::normalize;
 use super::stack::{Affine, norm_rows};
 use crate::checkpoint::tensors::Tensors;
-use crate::cpu::Cpu;
-use crate::cpu::linear::{Linear, Rows, WeightFormat};
-use crate::cpu::vector::gate;
 use crate::error::ModelError;
 
 const POSTPROCESSOR: &str = "_hstu_transducer._output_postprocessor.";

@@ -10,16 +10,16 @@
 
 use std::cell::RefCell;
 
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::linear::{Linear, Output, Rows, Scores, WeightFormat};
+use beamline_compute::cpu::parallel::at_least;
+use beamline_compute::cpu::vector::{dot, l2_normalize, layer_norm};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::best::Best;
 use super::config::Normalization;
 use super::sieve::{self, Passed, Sieve};
-use crate::cpu::Cpu;
-use crate::cpu::linear::{Linear, Output, Rows, Scores, WeightFormat};
-use crate::cpu::parallel::at_least;
-use crate::cpu::vector::{dot, l2_normalize, layer_norm};
 use crate::error::ModelError;
 
 /// Items whose scores are computed together.

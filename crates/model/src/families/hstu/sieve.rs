@@ -15,13 +15,13 @@
 //!
 //! Invariant: no item of the exact answer is ever held back. So the answer does not depend on the sieve.
 
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::linear::{Linear, Output, Rows, WeightFormat, quantization_error};
+use beamline_compute::cpu::parallel::write;
 use candle_core::{Device, Tensor};
 
 use super::best::{Best, CHUNK};
 use super::retrieval::{BLOCK, TopItems};
-use crate::cpu::Cpu;
-use crate::cpu::linear::{Linear, Output, Rows, WeightFormat, quantization_error};
-use crate::cpu::parallel::write;
 use crate::error::ModelError;
 
 /// Panels of the table for each item asked for, from which on the sieve pays: some times as many items pass as are asked for, each

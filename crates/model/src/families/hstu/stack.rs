@@ -14,21 +14,21 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use beamline_compute::cpu::attention::{Block, Tables};
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::{Linear, Output, Rows, WeightFormat};
+use beamline_compute::cpu::mask::Mask;
+use beamline_compute::cpu::pages::PageStore;
+use beamline_compute::cpu::parallel::{at_least, each_group, keep_rows, read, rows_of_group, write};
+use beamline_compute::cpu::pointwise::{Call, RelativeBias, Shape, attend};
+use beamline_compute::cpu::vector::{gate, layer_norm};
+use beamline_compute::cpu::{Cpu, NewRows, PageWrites};
 use candle_core::Tensor;
 
 use super::batch::HstuBatch;
 use super::config::{NormKind, OutputParts, SiluScope, StackConfig, Variant};
 use super::layer_tensors::LayerTensors;
 use crate::checkpoint::tensors::Tensors;
-use crate::cpu::attention::{Block, Tables};
-use crate::cpu::kv_format::KvFormat;
-use crate::cpu::linear::{Linear, Output, Rows, WeightFormat};
-use crate::cpu::mask::Mask;
-use crate::cpu::pages::PageStore;
-use crate::cpu::parallel::{at_least, each_group, keep_rows, read, rows_of_group, write};
-use crate::cpu::pointwise::{Call, RelativeBias, Shape, attend};
-use crate::cpu::vector::{gate, layer_norm};
-use crate::cpu::{Cpu, NewRows, PageWrites};
 use crate::error::ModelError;
 
 /// Weight and bias of a norm.
@@ -128,7 +128,7 @@ impl Stack {
     ///
     /// When the memory cannot be had.
     pub fn page_store(&self, format: KvFormat, pages: usize) -> Result<PageStore, ModelError> {
-        PageStore::new(self.config.page_shape(format), pages)
+        Ok(PageStore::new(self.config.page_shape(format), pages)?)
     }
 
     /// Runs a batch: writes keys and values of its rows, leaves the final states of the wanted rows in

@@ -16,12 +16,12 @@ use std::ops::Range;
 
 use beamline_kv_cache::PageId;
 
-use super::own_attention::OwnBlock;
-use crate::batch::BranchRows;
-use crate::cpu::attention::{Block, MAX_ANCESTORS, Sees};
-use crate::cpu::destinations::Destinations;
-use crate::cpu::pages::{Destination, PAGE_SIZE};
-use crate::page_uses::PageUses;
+use beamline_compute::batch::BranchRows;
+use beamline_compute::cpu::attention::{Block, MAX_ANCESTORS, Sees};
+use beamline_compute::cpu::destinations::Destinations;
+use beamline_compute::cpu::pages::{Destination, PAGE_SIZE};
+use beamline_compute::cpu::relative::branch::OwnBlock;
+use beamline_compute::page_uses::PageUses;
 
 /// Rows of a step. All vectors are reused.
 #[derive(Debug, Default)]

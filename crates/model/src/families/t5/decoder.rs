@@ -14,18 +14,19 @@
 
 use std::cell::RefCell;
 
+use beamline_compute::cpu::attention::{Heads, Tables, attend};
+use beamline_compute::cpu::linear::{Linear, Output, WeightFormat};
+use beamline_compute::cpu::pages::PageStore;
+use beamline_compute::cpu::parallel::{at_least, each_group, read, rows_of_group, write};
+use beamline_compute::cpu::relative::bias::{Bias, Direction};
+use beamline_compute::cpu::relative::branch;
+use beamline_compute::cpu::{Cpu, NewRows, PageWrites};
+
 use super::batch::T5Batch;
-use super::bias::{Bias, Direction};
 use super::config::T5Config;
 use super::feed_forward::{FeedForward, Scratch};
-use super::own_attention;
 use super::tensors::Stack;
 use crate::checkpoint::tensors::Tensors;
-use crate::cpu::attention::{Heads, Tables, attend};
-use crate::cpu::linear::{Linear, Output, WeightFormat};
-use crate::cpu::pages::PageStore;
-use crate::cpu::parallel::{at_least, each_group, read, rows_of_group, write};
-use crate::cpu::{Cpu, NewRows, PageWrites};
 use crate::error::ModelError;
 
 thread_local! {
@@ -86,7 +87,7 @@ impl Decoder {
             heads: Heads { query: config.num_heads, key_value: config.num_heads, dim: config.d_kv },
             width: config.d_model,
             epsilon: config.layer_norm_epsilon,
-            bias: Bias::new(config, Direction::Causal, &weights),
+            bias: Bias::new(config.relative(), Direction::Causal, &weights),
             blocks: (0..config.decoder_layers).map(block).collect::<Result<_, _>>()?,
         })
     }
@@ -153,16 +154,7 @@ impl Decoder {
         });
         for (index, block) in self.blocks.iter().enumerate() {
             let layer = pages.layer(index);
-            own_attention::attend(
-                cpu,
-                self.heads,
-                &self.bias,
-                qkv,
-                layer,
-                &batch.own_blocks,
-                tables,
-                attended,
-            );
+            branch::attend(cpu, self.heads, &self.bias, qkv, layer, &batch.own_blocks, tables, attended);
             let streams = (write(&mut *hidden, rows * width), write(&mut *qkv, rows * 3 * inner));
             each_group(cpu, (read(&*attended, rows * inner), streams), scratch, &SCRATCH, |cpu, s, part| {
                 let (attended, (hidden, qkv)) = part;
@@ -239,7 +231,7 @@ impl Block {
         let load = |name: &str| tensors.load(&format!("decoder.block.{index}.layer.{name}.weight"));
         let pack = |names: &[&str]| -> Result<Linear, ModelError> {
             let all = names.iter().map(|name| load(name)).collect::<Result<Vec<_>, _>>()?;
-            Linear::pack(&all, None, format)
+            Ok(Linear::pack(&all, None, format)?)
         };
         Ok(Self {
             own_norm: load("0.layer_norm")?.to_vec1()?,

@@ -16,17 +16,18 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::bias::{Bias, Direction};
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::attention::Heads;
+use beamline_compute::cpu::linear::{Linear, Output, WeightFormat};
+use beamline_compute::cpu::parallel::{at_least, each_group, read, rows_of_group, write};
+use beamline_compute::cpu::relative::bias::{Bias, Direction};
+use beamline_compute::cpu::relative::whole::{self, SLACK};
+use beamline_compute::cpu::vector::rms_norm;
+
 use super::config::T5Config;
-use super::encoder_attention::{self, SLACK};
 use super::feed_forward::{FeedForward, Scratch};
 use super::tensors::Stack;
 use crate::checkpoint::tensors::Tensors;
-use crate::cpu::Cpu;
-use crate::cpu::attention::Heads;
-use crate::cpu::linear::{Linear, Output, WeightFormat};
-use crate::cpu::parallel::{at_least, each_group, read, rows_of_group, write};
-use crate::cpu::vector::rms_norm;
 use crate::error::ModelError;
 
 thread_local! {
@@ -60,7 +61,7 @@ pub(super) struct Workspace {
     pub(super) hidden: Vec<f32>,
     qkv: Vec<f32>,
     attended: Vec<f32>,
-    attention: encoder_attention::Workspace,
+    attention: whole::Workspace,
     scratch: Scratch,
 }
 
@@ -76,7 +77,7 @@ impl Encoder {
             heads: Heads { query: config.num_heads, key_value: config.num_heads, dim: config.d_kv },
             width: config.d_model,
             epsilon: config.layer_norm_epsilon,
-            bias: Bias::new(config, Direction::Both, &weights),
+            bias: Bias::new(config.relative(), Direction::Both, &weights),
             blocks: (0..config.encoder_layers).map(block).collect::<Result<_, _>>()?,
             final_norm: tensors.load("encoder.final_layer_norm.weight")?.to_vec1()?,
         })
@@ -107,7 +108,7 @@ impl Encoder {
             self.project(cpu, 0, hidden, qkv, scratch);
         });
         for (index, block) in self.blocks.iter().enumerate() {
-            encoder_attention::attend(cpu, self.heads, &self.bias, sequences, qkv, attention, attended);
+            whole::attend(cpu, self.heads, &self.bias, sequences, qkv, attention, attended);
             let streams = (write(&mut *hidden, rows * width), read(&*attended, rows * inner));
             let groups = (streams, write(&mut qkv[..count * 3 * inner], rows * 3 * inner));
             each_group(cpu, groups, scratch, &SCRATCH, |cpu, scratch, part| {

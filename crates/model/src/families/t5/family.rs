@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::WeightFormat;
+use beamline_compute::cpu::pages::{PAGE_SIZE, PageShape};
 use beamline_kv_cache::{PageId, ReuseClass};
 use candle_core::{DType, Device};
 use serde_json::Value;
@@ -12,10 +16,6 @@ use super::tensors::memory;
 use super::{T5, Workspace};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::tensors::Tensors;
-use crate::cpu::Cpu;
-use crate::cpu::kv_format::KvFormat;
-use crate::cpu::linear::WeightFormat;
-use crate::cpu::pages::{PAGE_SIZE, PageShape};
 use crate::error::ModelError;
 use crate::executor::t5::T5Executor;
 use crate::families::tokens::{DecoderFacts, LoadOptions, TokenConfig, TokenExecutor, TokenFacts};

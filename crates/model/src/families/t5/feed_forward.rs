@@ -2,14 +2,15 @@
 //!
 //! Place in the flow: the last sublayer of every block, in both stacks, on any rows.
 
-use super::activation::Activation;
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::activation::Activation;
+use beamline_compute::cpu::linear::{Linear, Output, Rows, WeightFormat};
+use beamline_compute::cpu::parallel::{at_least, read, write};
+use beamline_compute::cpu::vector::gate;
+
 use super::config::T5Config;
 use super::tensors::Stack;
 use crate::checkpoint::tensors::Tensors;
-use crate::cpu::Cpu;
-use crate::cpu::linear::{Linear, Output, Rows, WeightFormat};
-use crate::cpu::parallel::{at_least, read, write};
-use crate::cpu::vector::gate;
 use crate::error::ModelError;
 
 /// Rows of element-wise work that are worth a task of their own.

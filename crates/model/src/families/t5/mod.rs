@@ -3,11 +3,9 @@
 //! ```text
 //! config              config.json
 //! tensors             names, shapes, memory
-//! bias                relative positions
-//! activation          of feed-forward layers
 //! feed_forward        the last sublayer of every block
-//! encoder             blocks over whole contexts      encoder_attention
-//! decoder             blocks over start rows, beams   own_attention; cross-attention is that of `cpu`
+//! encoder             blocks over whole contexts
+//! decoder             blocks over start rows and beams
 //! batch               rows of one step, and what lies where in pages
 //! family              facts, memory and loading, for the rest of the system
 //! ```
@@ -15,17 +13,19 @@
 //! A context goes through the encoder as a whole; then a row of the decoder starts, and beams follow it. Norms are
 //! root-mean-square norms, attention does not divide by a root, and positions are known by relative biases alone.
 
-pub mod activation;
 pub mod batch;
-pub mod bias;
 pub mod config;
 mod decoder;
 mod encoder;
-mod encoder_attention;
 mod family;
 mod feed_forward;
-mod own_attention;
 pub mod tensors;
+
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::{Linear, Output, Rows, Scores, WeightFormat};
+use beamline_compute::cpu::pages::PageStore;
+use beamline_compute::cpu::vector::rms_norm;
 
 use self::batch::T5Batch;
 use self::config::T5Config;
@@ -34,11 +34,6 @@ use self::encoder::Encoder;
 use self::tensors::{EMBEDDING, HEAD};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::described::Described;
-use crate::cpu::Cpu;
-use crate::cpu::kv_format::KvFormat;
-use crate::cpu::linear::{Linear, Output, Rows, Scores, WeightFormat};
-use crate::cpu::pages::PageStore;
-use crate::cpu::vector::rms_norm;
 use crate::error::ModelError;
 
 /// A loaded encoder-decoder.
@@ -122,7 +117,7 @@ impl T5 {
     ///
     /// When the memory cannot be had.
     pub fn page_store(&self, format: KvFormat, pages: usize) -> Result<PageStore, ModelError> {
-        PageStore::new(self.config.page_shape(format), pages)
+        Ok(PageStore::new(self.config.page_shape(format), pages)?)
     }
 
     /// Runs a batch, whose tokens are in the vocabulary and whose writes were checked: encodes contexts, writes keys and

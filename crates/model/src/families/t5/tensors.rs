@@ -7,13 +7,13 @@
 
 use std::collections::BTreeMap;
 
-use super::bias::table_bytes;
+use beamline_compute::cpu::linear::WeightFormat;
+use beamline_compute::cpu::tile::PANEL;
+
 use super::config::T5Config;
 use crate::checkpoint::described::{Described, Expected};
 use crate::checkpoint::note::Note;
 use crate::checkpoint::tensors::Tensors;
-use crate::cpu::linear::WeightFormat;
-use crate::cpu::tile::PANEL;
 use crate::error::ModelError;
 
 pub(super) const EMBEDDING: &str = "shared.weight";
@@ -158,7 +158,7 @@ pub fn memory(config: &T5Config, format: WeightFormat) -> usize {
         [norm] => norm.saturating_mul(4),
         shape => packed(shape),
     });
-    let tables = 2 * table_bytes(config);
+    let tables = 2 * config.relative().table_bytes();
     // The norm before the output matrix is kept twice.
     let norms = 4 * config.d_model;
     all.chain(tied).fold(embedding.saturating_add(tables + norms), usize::saturating_add)

@@ -3,24 +3,24 @@
 use std::sync::Arc;
 
 use beamline_catalog::Catalog;
+use beamline_compute::batch::{Batch, ContextRows};
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::WeightFormat;
+use beamline_compute::cpu::pages::{PAGE_SIZE, PageShape, PageStore};
+use beamline_compute::cuda::device::Device;
+use beamline_compute::cuda::kernels;
+use beamline_compute::cuda::pages::DevicePages;
 use beamline_kv_cache::{PageId, ReuseClass};
 use candle_core::DType;
 use serde_json::Value;
 
 use super::{DeviceLimits, LoadOptions, TokenBytes, TokenConfig, TokenExecutor, TokenFacts};
-use crate::batch::{Batch, ContextRows};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::{Architecture, Config};
 use crate::checkpoint::tensors::Tensors;
-use crate::cpu::Cpu;
-use crate::cpu::kv_format::KvFormat;
-use crate::cpu::linear::WeightFormat;
-use crate::cpu::pages::{PAGE_SIZE, PageShape, PageStore};
 use crate::cuda::beams::check_beams;
-use crate::cuda::device::Device;
 use crate::cuda::executor::DeviceExecutor;
-use crate::cuda::kernels;
-use crate::cuda::pages::DevicePages;
 use crate::cuda::qwen::DeviceQwen;
 use crate::error::ModelError;
 use crate::executor::Executor;

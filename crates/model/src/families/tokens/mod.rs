@@ -14,6 +14,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use beamline_catalog::Catalog;
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::linear::WeightFormat;
+use beamline_compute::cpu::pages::PageShape;
+use beamline_compute::cuda::device::Device;
 use beamline_kv_cache::ReuseClass;
 use serde_json::Value;
 
@@ -23,11 +28,6 @@ use crate::checkpoint::file::{MAX_CONFIG_BYTES, read_text};
 use crate::checkpoint::note::Note;
 use crate::checkpoint::tensors::Tensors;
 use crate::checkpoint::{Checkpoint, Examined, json};
-use crate::cpu::Cpu;
-use crate::cpu::kv_format::KvFormat;
-use crate::cpu::linear::WeightFormat;
-use crate::cpu::pages::PageShape;
-use crate::cuda::device::Device;
 use crate::error::ModelError;
 use crate::executor::{Found, Job};
 use crate::families::t5::config::T5Config;

@@ -1,8 +1,8 @@
 //! What is special to HSTU models: sizes, what they read, what they answer.
 
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::pages::PAGE_SIZE;
 use beamline_kv_cache::ReuseClass;
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::pages::PAGE_SIZE;
 use beamline_model::families::hstu::config::{HstuConfig, ResearchHead, VariantConfig};
 
 use super::Findings;

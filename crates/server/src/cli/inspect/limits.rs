@@ -1,7 +1,7 @@
 //! `beamline inspect --limits`: what the server accepts at most, and the flag that changes it.
 
 use beamline_catalog::CatalogLimits;
-use beamline_model::cpu::pages::PAGE_SIZE;
+use beamline_compute::cpu::pages::PAGE_SIZE;
 
 use crate::cli::output;
 use crate::service::{MAX_CANDIDATES, MICRO_BATCH};

@@ -25,9 +25,10 @@ use std::time::Duration;
 
 use anyhow::bail;
 use beamline_catalog::{Catalog, CatalogLimits, SymbolTable};
+use beamline_compute::cpu::Cpu;
+use beamline_compute::cpu::kv_format::KvFormat;
 use beamline_model::checkpoint::Checkpoint;
-use beamline_model::cpu::Cpu;
-use beamline_model::cpu::kv_format::KvFormat;
+use beamline_model::error::ModelError;
 use beamline_model::families::hstu::config::HstuConfig;
 use beamline_model::families::tokens;
 
@@ -173,7 +174,7 @@ fn verify(files: &Files, settings: &Settings, findings: &mut Findings) {
     if layout::is_hstu(&files.checkpoint) {
         return findings.problem("--verify: there is no second implementation of HSTU models yet");
     }
-    let cpu = Cpu::new(settings.engine.threads).map(Arc::new);
+    let cpu = Cpu::new(settings.engine.threads).map(Arc::new).map_err(ModelError::from);
     let verified = cpu.and_then(|cpu| tokens::open(&files.checkpoint)?.verify(&cpu));
     match verified {
         Ok(verified) if verified.agrees() => findings.line("verified", verified),

@@ -1,9 +1,9 @@
 //! What is special to models that read tokens: sizes, and the convention.
 
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::pages::PAGE_SIZE;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
-use beamline_model::cpu::kv_format::KvFormat;
-use beamline_model::cpu::pages::PAGE_SIZE;
 use beamline_model::families::tokens::Summary;
 
 use super::{Findings, within};

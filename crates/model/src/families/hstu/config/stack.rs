@@ -1,11 +1,11 @@
 //! The layers: the same fields in all variants.
 
+use beamline_compute::cpu::mask::Mask;
+use beamline_compute::cpu::time_buckets::{TIME_BUCKETS, TIME_DIVISOR};
 use serde::Deserialize;
 
 use super::checks::{MAX_SIZE, epsilon, in_range, nullable, positive, require, size};
 use super::{Scale, Variant};
-use crate::cpu::mask::Mask;
-use crate::cpu::time_buckets::{TIME_BUCKETS, TIME_DIVISOR};
 
 /// Constants of the layers.
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -11,15 +11,16 @@
 
 mod read;
 
+use beamline_compute::cpu::activation::Activation;
+use beamline_compute::cpu::kv_format::KvFormat;
+use beamline_compute::cpu::pages::PageShape;
+use beamline_compute::cpu::relative::bias::Buckets;
 use serde_json::Value;
 
 use self::read::KNOWN;
-use super::activation::Activation;
 use crate::checkpoint::config::{Fields, check_known, shown};
 use crate::checkpoint::json;
 use crate::checkpoint::note::Note;
-use crate::cpu::kv_format::KvFormat;
-use crate::cpu::pages::PageShape;
 use crate::error::ModelError;
 
 /// Most positions of a context: encoder tokens, and the row that the decoder starts with. T5 has relative positions, so
@@ -112,6 +113,12 @@ impl T5Config {
         let products = if self.gated { 3 } else { 2 };
         let layers = encoder * width * (4 * inner + products * feed) + decoder * width * 2 * inner;
         (layers / (2 * inner * encoder)).max(1)
+    }
+
+    /// Relative positions of both stacks.
+    pub fn relative(&self) -> Buckets {
+        let Self { num_heads: heads, buckets: count, max_distance, .. } = *self;
+        Buckets { heads, count, max_distance, positions: MAX_POSITIONS }
     }
 
     /// What a page holds: keys and values of the decoder's layers.

@@ -3,11 +3,12 @@
 //! A field that is absent takes the default of transformers (`T5Config`), and a note says so. Sizes that say what the model is
 //! have none.
 
+use beamline_compute::cpu::activation::Activation;
+use beamline_compute::cpu::pages::PAGE_SIZE;
+
 use super::T5Config;
 use crate::checkpoint::config::{Bounds, Fields, Known, MAX_SIZE, default_note};
 use crate::checkpoint::note::Note;
-use crate::cpu::pages::PAGE_SIZE;
-use crate::families::t5::activation::Activation;
 
 /// Most layers, heads and values of a head.
 const MAX_LAYERS: usize = 4096;
@@ -131,7 +132,7 @@ fn or_default(
     })
 }
 
-/// Buckets and distance must be such that the logarithm of the buckets means something: see [`bias`](super::super::bias).
+/// Buckets and distance must be such that the logarithm of the buckets means something: see [`bias`](beamline_compute::cpu::relative::bias).
 fn read_buckets(fields: &mut Fields<'_>, notes: &mut Vec<Note>) -> (usize, usize) {
     const BUCKETS: &str = "relative_attention_num_buckets";
     const DISTANCE: &str = "relative_attention_max_distance";
