@@ -14,7 +14,7 @@ use crate::api::timestamp::Unit;
 pub(super) enum WrongColumn {
     /// A time in a column whose field is not a time.
     #[error(
-        "column `{path}` holds times ({unit:?}), and that field is no time; write it as text or as a number"
+        "column `{path}` holds times ({unit:?}), but that field is not a time; write it as text or as a number"
     )]
     NoTime {
         /// Path of the column.
