@@ -1,4 +1,4 @@
-//! What the beam search asks of the trie: the children of its beams, and where a child leads.
+//! What the beam search needs from the trie: the children of its beams, and where a child leads.
 #![allow(missing_docs, reason = "criterion's macro makes public items")]
 #![allow(clippy::expect_used, reason = "a measurement for people to run")]
 

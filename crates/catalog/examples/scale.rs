@@ -1,4 +1,4 @@
-//! Builds a random catalog and says what it costs: time, memory, filters.
+//! Builds a random catalog and reports what it costs: time, memory, filters.
 //!
 //! ```text
 //! cargo run --release -p beamline-catalog --example scale -- --items 20000000 --depth 8 --codes 2048
@@ -85,7 +85,8 @@ fn measure_filters(catalog: &Catalog, random: &mut SplitMix) {
     }
 }
 
-/// Leaf intervals of nodes of one level: runs of siblings under random parents, as a beam search asks for them.
+/// Leaf intervals of nodes of one level: runs of siblings under random parents, as a beam search
+/// asks for them.
 fn ranges(catalog: &Catalog, level: u8, random: &mut SplitMix) -> Vec<Range<u32>> {
     const QUERIES: usize = 1_000_000;
     let trie = catalog.trie();

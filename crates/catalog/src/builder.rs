@@ -1,7 +1,8 @@
 //! Checks records one by one and builds a catalog from the good ones, or an error from the bad ones.
 //!
-//! Everything a record can do wrong is found before any of it is stored, so a bad record leaves no trace but its
-//! entry in the error (and perhaps codes in a codebook that is then thrown away).
+//! Everything that can be wrong with a record is found before any part of the record is stored. So
+//! a bad record leaves no trace except its entry in the error (and perhaps codes in a codebook that
+//! is then discarded).
 
 use crate::catalog::Parts;
 use crate::codebook::CodebookBuilder;
@@ -16,11 +17,11 @@ use crate::{
     SymbolTable,
 };
 
-/// A catalog in the making.
+/// A catalog under construction.
 pub(crate) struct CatalogBuilder<'a> {
     symbols: &'a dyn SymbolTable,
     limits: &'a CatalogLimits,
-    /// Known from the symbol table, else from the first good record.
+    /// Taken from the symbol table if known there, else from the first good record.
     depth: Option<usize>,
     ids: Interner,
     titles: Titles,
@@ -31,7 +32,7 @@ pub(crate) struct CatalogBuilder<'a> {
     lines: LineMap,
     bad: Vec<BadRecord>,
     num_bad_unlisted: u64,
-    /// The path of the record at hand.
+    /// Scratch: the symbol path of the current record.
     path: Vec<u32>,
 }
 
@@ -54,8 +55,8 @@ impl<'a> CatalogBuilder<'a> {
         }
     }
 
-    /// Adds the record found at `place`, or notes what is wrong with it. Only a catalog that is too large as a whole
-    /// is an error here.
+    /// Adds the record found at `place`, or notes what is wrong with it. The only error here is a
+    /// catalog that is too large as a whole.
     pub(crate) fn push(
         &mut self,
         place: Place,
@@ -134,7 +135,7 @@ impl<'a> CatalogBuilder<'a> {
         }
     }
 
-    /// The catalog, if every record was good.
+    /// Builds the catalog, if every record was good.
     pub(crate) fn finish(self) -> Result<Catalog, CatalogError> {
         if !self.bad.is_empty() || self.num_bad_unlisted > 0 {
             return Err(CatalogError::BadRecords { listed: self.bad, omitted: self.num_bad_unlisted });
@@ -146,7 +147,7 @@ impl<'a> CatalogBuilder<'a> {
         ids.shrink_to_fit();
         let items_by_leaf = self.paths.sorted_items();
         let (trie, leaf_items) = trie::build(&self.paths, &items_by_leaf);
-        // The largest thing that is only needed to get here.
+        // The paths are the largest table that is needed only up to here.
         drop(self.paths);
         let mut leaf_of = vec![Leaf(0); items_by_leaf.len()];
         for leaf in 0..leaf_items.len() {
@@ -169,7 +170,7 @@ impl<'a> CatalogBuilder<'a> {
     }
 }
 
-/// Titles of all items, or nothing for as long as no item has one.
+/// Titles of all items; empty for as long as no item has one.
 #[derive(Debug, Default)]
 struct Titles {
     table: StringTable,

@@ -18,7 +18,7 @@ use crate::{
     SymbolTable, narrow,
 };
 
-/// The position of an item in catalog order. Only meaningful for the catalog it came from.
+/// The position of an item in catalog order. Meaningful only for the catalog it came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ItemIndex(pub u32);
 
@@ -31,18 +31,18 @@ pub struct Catalog {
     tag_filters: TagFilterCache,
 }
 
-/// What a builder makes a catalog of.
+/// The finished parts from which a builder makes a catalog.
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) version: String,
     pub(crate) ids: Interner,
-    /// One per item, empty for items without; `None` if no item has a title.
+    /// One title per item, empty for items without one; `None` if no item has a title.
     pub(crate) titles: Option<StringTable>,
     pub(crate) tags: TagTable,
     pub(crate) codebook: Codebook,
     pub(crate) trie: Trie,
     pub(crate) leaf_of: Vec<Leaf>,
-    /// Leaf to positions of `items_by_leaf`.
+    /// Maps a leaf to positions of `items_by_leaf`.
     pub(crate) leaf_items: Partition,
     pub(crate) items_by_leaf: Vec<ItemIndex>,
     pub(crate) tag_filter_cache_bytes: usize,
@@ -64,7 +64,7 @@ impl Catalog {
         builder.finish()
     }
 
-    /// Reads the lines of a `.jsonl` file that is in memory.
+    /// Reads the lines of a `.jsonl` file from memory.
     ///
     /// # Errors
     ///
@@ -97,8 +97,8 @@ impl Catalog {
         Self { parts, tag_filters }
     }
 
-    /// The content version: 16 hexadecimal digits that depend on the items in their order, their symbols and tags,
-    /// and on nothing else.
+    /// The content version: 16 hexadecimal digits. They depend only on the items in their order,
+    /// their symbols and their tags.
     pub fn version(&self) -> &str {
         &self.parts.version
     }
@@ -165,23 +165,23 @@ impl Catalog {
         &self.parts.items_by_leaf[positions.start as usize..positions.end as usize]
     }
 
-    /// The SID of a leaf as the file wrote it: codes as codes, token strings as token strings.
+    /// The SID of a leaf as written in the file: codes as codes, token strings as token strings.
     pub fn sid_parts(&self, leaf: Leaf) -> Vec<SidPart> {
         let mut path = Vec::with_capacity(self.depth());
         self.trie().path(leaf, &mut path);
         path.into_iter().enumerate().map(|(level, symbol)| self.parts.codebook.part(level, symbol)).collect()
     }
 
-    /// Composes what one request allows.
+    /// Composes the set of items that one request allows.
     ///
-    /// Costs work in proportion to the request's lists. A combination of tags that was not used lately costs one pass
-    /// over the items as well; the result is remembered, see
+    /// The work is proportional to the length of the request's lists. A combination of tags that
+    /// was not used lately also costs one pass over the items. Its result is remembered, see
     /// [`tag_filter_cache_bytes`](CatalogLimits::tag_filter_cache_bytes).
     pub fn filter(&self, spec: &FilterSpec<'_>) -> Filter {
         Filter::compose(self, spec)
     }
 
-    /// Heap memory in use, remembered tag filters included.
+    /// Heap memory in use, in bytes, remembered tag filters included.
     pub fn memory_bytes(&self) -> usize {
         self.memory_parts().iter().map(|part| part.bytes).sum()
     }

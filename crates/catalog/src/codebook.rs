@@ -1,11 +1,12 @@
-//! The parts that a catalog really uses, per level, with their symbols: to translate while reading, and to write a
-//! leaf's SID again as the file wrote it.
+//! The parts that a catalog really uses, per level, with their symbols. They translate SIDs while
+//! reading, and restore a leaf's SID as the file wrote it.
 
 use hashbrown::HashMap;
 
 use crate::{RecordProblem, SidPart, SymbolTable};
 
-/// Both directions while a catalog is read. Asks the symbol table once per distinct part.
+/// Maps parts to symbols and back while a catalog is read. Asks the symbol table once per distinct
+/// part.
 #[derive(Debug, Default)]
 pub(crate) struct CodebookBuilder {
     levels: Vec<LevelBuilder>,
@@ -38,7 +39,7 @@ impl CodebookBuilder {
         Ok(())
     }
 
-    /// A catalog is written in codes or in token strings, as its first good record is.
+    /// Refuses a SID in another form than the catalog's first good record: codes or token strings.
     fn check_form(&self, sid: &[SidPart]) -> Result<(), RecordProblem> {
         let Some(tokens) = self.tokens.or_else(|| sid.first().map(is_token)) else { return Ok(()) };
         match sid.iter().enumerate().find(|(_, part)| is_token(part) != tokens) {
@@ -95,7 +96,7 @@ fn is_token(part: &SidPart) -> bool {
     matches!(part, SidPart::Token(_))
 }
 
-/// From symbols back to the parts as written.
+/// Maps symbols back to the parts as written.
 #[derive(Debug)]
 pub(crate) struct Codebook {
     levels: Vec<LevelCodes>,
@@ -103,7 +104,7 @@ pub(crate) struct Codebook {
 
 #[derive(Debug)]
 struct LevelCodes {
-    /// Parts that are not simply the symbol as a code.
+    /// Maps a symbol to its part, unless the part is the symbol as a code.
     parts: HashMap<u32, SidPart>,
     num_codes: usize,
 }

@@ -1,7 +1,7 @@
 //! Why a catalog was refused.
 //!
-//! Faults of single records are collected, so that whoever wrote the file can fix them in one go; faults of the file
-//! as a whole end the reading at once. A refused catalog leaves nothing behind.
+//! Faults of single records are collected, so that all of them can be fixed in one go. Faults of
+//! the file as a whole end the reading at once. A refused catalog leaves nothing behind.
 
 use std::fmt;
 use std::io;
@@ -9,71 +9,71 @@ use std::path::PathBuf;
 
 use crate::SidPart;
 
-/// A catalog could not be built.
+/// Why a catalog could not be built.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CatalogError {
     /// The file could not be opened or read.
     #[error("cannot read the catalog {}: {source}", path.display())]
     Io {
-        /// The file.
+        /// Path of the catalog file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The file name does not end in a known way.
+    /// The file name has no known extension.
     #[error(
         "{}: not a known catalog format. Name the file .jsonl (an object per line), .parquet, or .json (one object from \
          item id to list of codes). Write a CSV table as .parquet, or as an object per line", .0.display()
     )]
     UnknownFormat(PathBuf),
-    /// The text is in another encoding.
+    /// The text is encoded in UTF-16; holds the path of the file.
     #[error("{}this is UTF-16 text; save it as UTF-8", named(.0))]
     Utf16(PathBuf),
-    /// The object of items and codes is no JSON, or no object.
+    /// The file of items and codes is not a JSON object.
     #[error("{}: {message}", path.display())]
     Index {
-        /// The file.
+        /// Path of the catalog file.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with the object.
         message: String,
     },
     /// The Parquet file is damaged or uses an unsupported feature.
     #[error("{}: cannot decode Parquet after {rows_read} rows: {message}", path.display())]
     Parquet {
-        /// The file.
+        /// Path of the catalog file.
         path: PathBuf,
-        /// Rows read without fault before this one.
+        /// Number of rows that were read before the fault.
         rows_read: u64,
-        /// What the decoder said.
+        /// The message of the decoder.
         message: String,
     },
     /// The Parquet file lacks a required column.
     #[error("{}: no column `{column}`", path.display())]
     MissingColumn {
-        /// The file.
+        /// Path of the catalog file.
         path: PathBuf,
-        /// The column.
+        /// Name of the missing column.
         column: &'static str,
     },
-    /// Some records are bad: the first of them, and the number of those not listed.
+    /// Some records are bad. Lists the first ones and counts the rest.
     #[error("{}", describe(listed, *omitted))]
     BadRecords {
         /// The first bad records in file order, at most
         /// [`max_listed_problems`](crate::CatalogLimits::max_listed_problems).
         listed: Vec<BadRecord>,
-        /// How many more there are.
+        /// Number of bad records that are not listed.
         omitted: u64,
     },
-    /// More items than the limit.
+    /// The catalog has more items than the limit.
     #[error("{place}: more than {limit} items, the limit of a catalog")]
     TooManyItems {
-        /// Where the first item over the limit is.
+        /// Place of the first item over the limit.
         place: Place,
-        /// The limit.
+        /// Most items that a catalog may have.
         limit: u32,
     },
-    /// No items at all.
+    /// The catalog has no items.
     #[error("the catalog has no items")]
     Empty,
 }
@@ -81,11 +81,11 @@ pub enum CatalogError {
 /// A record that cannot be an item of the catalog.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadRecord {
-    /// Where it is.
+    /// Place of the record in its source.
     pub place: Place,
-    /// What is wrong with it.
+    /// What is wrong with the record.
     pub problem: RecordProblem,
-    /// How many records with the very same problem are not listed.
+    /// Number of records with the very same problem that are not listed.
     pub alike: u64,
 }
 
@@ -99,47 +99,47 @@ pub enum RecordProblem {
     /// The line is over the limit and was skipped unread.
     #[error("longer than {limit} bytes")]
     LineTooLong {
-        /// The limit.
+        /// Most bytes that a line may have.
         limit: usize,
     },
     /// A required field is absent or null.
     #[error("field `{0}` is missing")]
     MissingField(&'static str),
-    /// The item id is of a type that no id has.
+    /// The item id is of a type that an id cannot have.
     #[error("`item_id`: {got}")]
     BadItemId {
-        /// What it is.
+        /// The type that was found.
         got: String,
     },
     /// A field holds a value of the wrong type.
     #[error("field `{field}` must be {expected}, got {got}")]
     WrongType {
-        /// The field.
+        /// Name of the field.
         field: &'static str,
-        /// What it should hold.
+        /// The type that the field should hold.
         expected: &'static str,
-        /// What it holds.
+        /// The type that was found.
         got: String,
     },
     /// The item id is the empty string.
     #[error("`item_id` is empty")]
     EmptyItemId,
-    /// A text is over its limit.
+    /// A text exceeds its limit.
     #[error("`{field}` is {bytes} bytes long, the limit is {limit}")]
     TextTooLong {
-        /// The field.
+        /// Name of the field.
         field: &'static str,
-        /// Its length.
+        /// Length of the text, in bytes.
         bytes: usize,
-        /// The limit.
+        /// Most bytes that the text may have.
         limit: usize,
     },
     /// The item id was used before.
     #[error("`item_id` {item_id:?} is already used by {first}")]
     DuplicateItemId {
-        /// The id.
+        /// The repeated item id.
         item_id: String,
-        /// Where it was used first.
+        /// Place where the id was used first.
         first: Place,
     },
     /// The SID has no parts.
@@ -148,12 +148,12 @@ pub enum RecordProblem {
     /// The SID has more parts than any catalog may have.
     #[error("`sid` has {got} levels, the limit is {limit}")]
     SidTooDeep {
-        /// Its number of parts.
+        /// The SID's number of parts.
         got: usize,
-        /// The limit.
+        /// Most parts that a SID may have.
         limit: u8,
     },
-    /// The SID has another number of parts than the catalog.
+    /// The SID and the catalog differ in their number of parts.
     #[error("`sid` has {got} levels, expected {expected}")]
     WrongDepth {
         /// The catalog's depth.
@@ -166,7 +166,7 @@ pub enum RecordProblem {
     MixedForms {
         /// The level, counted from 0.
         level: usize,
-        /// The part.
+        /// The part in the wrong form.
         part: SidPart,
         /// The form of the catalog's first good record.
         expected: &'static str,
@@ -176,39 +176,40 @@ pub enum RecordProblem {
     UnknownCode {
         /// The level, counted from 0.
         level: usize,
-        /// The part.
+        /// The part that is not known.
         part: SidPart,
         /// What to write instead, if the symbol table can tell.
         advice: Option<String>,
     },
-    /// The symbol table gives two different parts of a level the same symbol, so their items would be confused.
+    /// The symbol table gives two different parts of a level the same symbol, so their items would
+    /// be confused.
     #[error("`sid` level {level}: {part} and {other} mean the same symbol {symbol}")]
     AmbiguousCode {
         /// The level, counted from 0.
         level: usize,
-        /// The part.
+        /// The part whose symbol is taken.
         part: SidPart,
         /// The part that had the symbol first.
         other: SidPart,
-        /// The symbol.
+        /// The symbol that both parts have.
         symbol: u32,
     },
     /// The item has too many tags.
     #[error("{got} tags, the limit is {limit}")]
     TooManyTags {
-        /// Their number.
+        /// The item's number of tags.
         got: usize,
-        /// The limit.
+        /// Most tags that an item may have.
         limit: usize,
     },
 }
 
-/// Where a record is, counted from 1: `line 7`.
+/// The place of a record, counted from 1: `line 7`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// What the source is made of.
+    /// The unit that `number` counts.
     pub unit: RecordUnit,
-    /// The number of the line, row or record.
+    /// Number of the line, row or record, counted from 1.
     pub number: u64,
 }
 
@@ -218,7 +219,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// What a source of records is made of.
+/// The units of a source of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordUnit {
     /// Lines of a JSON-lines file, blank ones counted.
@@ -239,10 +240,10 @@ impl RecordUnit {
     }
 }
 
-/// Numbers of records with the same problem that a message names.
+/// How many places of the same problem a message names.
 const NAMED: usize = 5;
 
-/// All problems, each once, with the places where it was found.
+/// Describes all problems, each once, with the places where it was found.
 fn describe(listed: &[BadRecord], omitted: u64) -> String {
     use fmt::Write;
 
@@ -288,7 +289,7 @@ fn advise(advice: &Option<String>) -> String {
     advice.as_ref().map(|advice| format!("; {advice}")).unwrap_or_default()
 }
 
-/// A path before a message; nothing for a text that is in memory.
+/// A path as the beginning of a message; empty for a text from memory.
 fn named(path: &std::path::Path) -> String {
     if path.as_os_str().is_empty() { String::new() } else { format!("{}: ", path.display()) }
 }

@@ -1,9 +1,12 @@
-//! What one request allows: exclusions, seen items, tags and an allow list, ANDed into one set of leaves and items.
+//! The items that one request allows: exclusions, seen items, tags and an allow list, ANDed into
+//! one set of leaves and one of items.
 //!
-//! A filter is composed once per request and asked once per candidate child in every step of the beam search, always
-//! about an interval of leaves. It owns what it needs and may outlive the borrow of its catalog.
+//! A filter is composed once per request. The beam search asks it once per candidate child in every
+//! step, always about an interval of leaves. It owns what it needs and may outlive the borrow of
+//! its catalog.
 //!
-//! With collisions a leaf is allowed while at least one of its items is; [`Filter::allows_item`] then tells which.
+//! With collisions a leaf is allowed while at least one of its items is; [`Filter::allows_item`]
+//! then tells which.
 
 use std::ops::Range;
 
@@ -13,7 +16,7 @@ use crate::index_set::{IndexSet, SetArrays};
 use crate::tag_filter::TagRule;
 use crate::{Catalog, ItemIndex, Leaf, narrow};
 
-/// What a request asks for. The default allows everything.
+/// The restrictions of a request. The default allows everything.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FilterSpec<'a> {
     /// Ids of items that must not be returned. Unknown ids have no effect.
@@ -38,8 +41,8 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Composes the filter. Costs work in proportion to the request's lists, and one pass over the items for a
-    /// combination of tags that was not used lately.
+    /// Composes the filter. The work is proportional to the length of the request's lists. A
+    /// combination of tags that was not used lately costs one pass over the items as well.
     pub(crate) fn compose(catalog: &Catalog, spec: &FilterSpec<'_>) -> Self {
         let mut unknown_items = Unknown::default();
         let mut unknown_tags = Unknown::default();
@@ -66,13 +69,14 @@ impl Filter {
         Self { leaves, items, unknown_items: unknown_items.names, unknown_tags: unknown_tags.names }
     }
 
-    /// Whether an interval of leaves, such as [`Trie::leaves`](crate::Trie::leaves) of a child, holds an allowed leaf.
+    /// Whether an interval of leaves, such as [`Trie::leaves`](crate::Trie::leaves) of a child,
+    /// holds an allowed leaf.
     #[inline]
     pub fn allows_any(&self, leaves: Range<u32>) -> bool {
         self.leaves.any(leaves)
     }
 
-    /// The allowed leaves, as they lie in memory.
+    /// The raw arrays of the set of allowed leaves.
     pub fn leaf_arrays(&self) -> SetArrays<'_> {
         self.leaves.arrays()
     }
@@ -102,7 +106,7 @@ impl Filter {
         self.items.len() as usize
     }
 
-    /// Whether the filter can be skipped: nothing restricts it.
+    /// Whether the filter restricts nothing and can be skipped.
     pub fn is_unrestricted(&self) -> bool {
         self.items.is_all() && self.leaves.is_all()
     }
@@ -142,7 +146,7 @@ fn among(catalog: &Catalog, mut allowed: Vec<ItemIndex>, tagged: &IndexSet, excl
     )
 }
 
-/// What is left without `excluded`, which is sorted and without repetitions.
+/// The sets without `excluded`, which is sorted and without repetitions.
 fn excluding(catalog: &Catalog, (leaves, items): Sets, excluded: &[ItemIndex]) -> Sets {
     let excluded: Vec<ItemIndex> = excluded.iter().copied().filter(|item| items.contains(item.0)).collect();
     let items = items.without(excluded.iter().map(|item| item.0).collect());
@@ -159,7 +163,7 @@ fn leaves_of(catalog: &Catalog, items: &[ItemIndex]) -> Vec<u32> {
     leaves
 }
 
-/// Names that were looked up in vain, each once.
+/// Names that were not found, each once.
 #[derive(Default)]
 struct Unknown<'a> {
     names: Vec<String>,

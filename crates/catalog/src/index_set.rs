@@ -1,8 +1,9 @@
-//! A set of positions (leaves or items) that answers questions about intervals, in whichever form is cheapest.
+//! A set of positions (leaves or items) that answers questions about intervals in the cheapest
+//! form.
 //!
-//! A request usually excludes a few hundred items of millions, or names a few it wants. Such sets are short sorted
-//! lists, made without any work per leaf; larger ones are bit vectors. Bit vectors are shared, so that a request that
-//! adds its exclusions to a common tag filter copies nothing.
+//! A request usually excludes a few hundred items of millions, or names a few. Such sets are short
+//! sorted lists, made without any work per leaf; larger ones are bit vectors. Bit vectors are
+//! shared, so a request that adds its exclusions to a common tag filter copies nothing.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,31 +15,31 @@ use crate::rank_bits::{BitsBuilder, RankBits};
 #[derive(Clone, Debug)]
 pub(crate) struct IndexSet {
     base: Base,
-    /// Taken out of `base`, in which they are: sorted, without repetitions.
+    /// Positions of `base` that are not in the set: sorted, without repetitions.
     removed: Vec<u32>,
     universe: u32,
 }
 
-/// A set as it lies in memory, for whoever asks it elsewhere than here (a graphics processor).
+/// The raw arrays of a set, for the GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetArrays<'a> {
-    /// All but a few.
+    /// All positions except the removed ones.
     All {
-        /// Sorted, without repetitions.
+        /// Positions that are not in the set: sorted, without repetitions.
         removed: &'a [u32],
     },
-    /// Those whose bit is set, but a few.
+    /// The positions whose bit is set, except the removed ones.
     Bits {
-        /// Words of 64 bits, bits past the last one zero.
+        /// Words of 64 bits; bits past the last position are zero.
         words: &'a [u64],
-        /// Set bits before each block of 512 bits, and at last all of them.
+        /// Number of set bits before each block of 512 bits, then the number of all set bits.
         ranks: &'a [u32],
-        /// In the set otherwise: sorted, without repetitions.
+        /// Positions whose bit is set and that are not in the set: sorted, without repetitions.
         removed: &'a [u32],
     },
-    /// These.
+    /// Exactly the listed positions.
     Listed {
-        /// Sorted, without repetitions.
+        /// The positions of the set: sorted, without repetitions.
         list: &'a [u32],
     },
 }
@@ -46,7 +47,7 @@ pub enum SetArrays<'a> {
 #[derive(Clone, Debug)]
 enum Base {
     All,
-    /// Sorted, without repetitions.
+    /// The positions of the set: sorted, without repetitions.
     Listed(Vec<u32>),
     Bits(Arc<RankBits>),
 }
@@ -74,7 +75,8 @@ impl IndexSet {
         Self::bits(Arc::new(bits.finish()))
     }
 
-    /// This set, so far with nothing removed, without `removed`, which is sorted, without repetitions and part of it.
+    /// Takes `removed` out of this set, which must have no removals yet. `removed` is sorted,
+    /// without repetitions, and a subset of this set.
     pub(crate) fn without(mut self, removed: Vec<u32>) -> Self {
         debug_assert!(self.removed.is_empty() && removed.iter().all(|&i| self.contains(i)));
         let long = is_long(&removed, self.universe);
@@ -91,7 +93,7 @@ impl IndexSet {
         self
     }
 
-    /// How it is kept.
+    /// The raw arrays that hold the set.
     pub(crate) fn arrays(&self) -> SetArrays<'_> {
         match &self.base {
             Base::All => SetArrays::All { removed: &self.removed },
@@ -102,7 +104,7 @@ impl IndexSet {
         }
     }
 
-    /// Whether nothing is missing, as known without counting.
+    /// Whether the set is known, without counting, to hold every position.
     pub(crate) fn is_all(&self) -> bool {
         matches!(self.base, Base::All) && self.removed.is_empty()
     }
@@ -116,7 +118,8 @@ impl IndexSet {
         in_base && self.removed.binary_search(&i).is_err()
     }
 
-    /// Whether any position of `range` is in the set: a word or two ranks, and two binary searches if there is a list.
+    /// Whether the set holds any position of `range`. Costs a word or two ranks, and two binary
+    /// searches for a list.
     #[inline]
     pub(crate) fn any(&self, range: Range<u32>) -> bool {
         let range = range.start..range.end.min(self.universe);
@@ -127,9 +130,10 @@ impl IndexSet {
             Base::Listed(list) => {
                 list.get(list.partition_point(|&i| i < range.start)).is_some_and(|&i| i < range.end)
             }
-            // More positions than removals: no need to look for them.
+            // With more positions than removals there is no need to look for them.
             Base::All => range.len() > self.removed.len() || narrow(range.len()) > self.removed_in(&range),
-            // Usually the bits say no, or nothing was removed here; only else must both be counted.
+            // Usually the bits say no, or nothing was removed here. Only otherwise must both be
+            // counted.
             Base::Bits(bits) => {
                 bits.any(range.clone())
                     && match self.removed_in(&range) {

@@ -1,14 +1,14 @@
-//! How ids are written, at every door: as text, or as an integer, which stands for its decimal text.
+//! How every interface reads ids: as text, or as an integer, which stands for its decimal text.
 //!
-//! `5` and `"5"` are the same id. A float is no id, not even `5.0`: whether it was meant as `5` or as `5.0` cannot be
-//! told, and tables write integer columns with gaps as floats.
+//! `5` and `"5"` are the same id. A float is not an id, not even `5.0`: it may be meant as `5` or
+//! as `5.0`, and tables write integer columns with gaps as floats.
 
 use std::fmt;
 
 use parquet::record::Field;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
-/// What an error says an id must be.
+/// The end of an error message about a bad id.
 const EXPECTED: &str = "an id: text, or an integer";
 /// Floats from here on are integers that were too long for 64 bits.
 const BEYOND_INTEGERS: f64 = 1.8e19;
@@ -61,11 +61,11 @@ fn refuse_float(id: f64) -> String {
 }
 
 impl ItemId {
-    /// The id that a Parquet column holds.
+    /// Reads the id that a Parquet column holds.
     ///
     /// # Errors
     ///
-    /// What it holds instead.
+    /// A description of the value, if it is not an id.
     pub fn from_parquet(field: &Field) -> Result<Self, String> {
         match *field {
             Field::Str(ref text) => Ok(Self(text.clone())),

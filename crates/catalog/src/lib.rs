@@ -1,18 +1,19 @@
-//! Semantic-ID catalogs: what may be recommended, and which of it this request allows.
+//! Semantic-ID catalogs: the items that may be recommended, and which of them a request allows.
 //!
 //! # Its place in the flow
 //!
-//! A catalog file is read once ([`Catalog::read_path`]) into an immutable snapshot. The engine walks the snapshot's
-//! [`Trie`] to learn which symbols may follow a partial semantic ID (SID), asks the request's [`Filter`] which of
-//! them still lead to an allowed item, and finally turns leaves back into items. A new catalog is a new snapshot;
-//! requests in flight keep theirs by holding an `Arc<Catalog>`.
+//! A catalog file is read once ([`Catalog::read_path`]) into an immutable snapshot. The engine
+//! walks the snapshot's [`Trie`] to learn which symbols may follow a partial semantic ID (SID),
+//! asks the request's [`Filter`] which of them still lead to an allowed item, and finally turns
+//! leaves back into items. A new catalog is a new snapshot; requests in flight keep theirs by
+//! holding an `Arc<Catalog>`.
 //!
 //! # The pieces
 //!
 //! | type | idea |
 //! | --- | --- |
-//! | [`SidPart`], [`SymbolTable`] | a SID as written in the file, and the caller's map from it to `u32` symbols |
-//! | [`Trie`] | compressed sparse rows; leaves in lexicographic order, so a node owns one interval of leaves |
+//! | [`SidPart`], [`SymbolTable`] | a SID as written in the file, and the caller's map to `u32` symbols |
+//! | [`Trie`] | compressed sparse rows; leaves in lexicographic order, so a node owns one interval |
 //! | [`Filter`] | the allowed leaves and items of one request, answered per interval of leaves |
 //! | [`Catalog`] | items, their ids, tags and titles, the trie, and a content version |
 //!

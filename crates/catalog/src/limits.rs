@@ -3,7 +3,8 @@
 /// Limits of one catalog. [`CatalogLimits::default`] suits a serving machine; every field may be set freely.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogLimits {
-    /// Most items in a catalog. Default 100,000,000 (about 8 GB at depth 8, and half as much again while it is built).
+    /// Most items in a catalog. Default 100,000,000 (about 8 GB at depth 8, and half as much again
+    /// while it is built).
     pub max_items: u32,
     /// Most levels of a SID. Default 32.
     pub max_depth: u8,
@@ -21,9 +22,10 @@ pub struct CatalogLimits {
     pub max_line_bytes: usize,
     /// How many bad records an error lists before it only counts them. Default 20.
     pub max_listed_problems: usize,
-    /// Memory for remembered combinations of tag requirements, see [`Catalog::filter`](crate::Catalog::filter).
-    /// One combination takes about `(items + leaves) / 8` bytes; one that is larger than all of this is computed for every
-    /// request. Default 64 MiB.
+    /// Memory for remembered combinations of tag requirements, in bytes; see
+    /// [`Catalog::filter`](crate::Catalog::filter). One combination takes about
+    /// `(items + leaves) / 8` bytes. One that exceeds the whole limit is computed for every request.
+    /// Default 64 MiB.
     pub tag_filter_cache_bytes: usize,
 }
 

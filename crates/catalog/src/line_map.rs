@@ -1,12 +1,12 @@
-//! Where each accepted item came from, to name both places of a duplicate id.
+//! The source line of each accepted item, to name both places of a duplicate id.
 //!
-//! Items mostly come from consecutive lines, so only the breaks (blank and refused lines) are stored. The map lives
-//! as long as the reading does.
+//! Items mostly come from consecutive lines, so only the breaks (blank and refused lines) are
+//! stored. The map lives only while the catalog is read.
 
 /// Line number per item, as runs of consecutive lines.
 #[derive(Debug, Default)]
 pub(crate) struct LineMap {
-    /// (first item of the run, its line)
+    /// Each run as (first item of the run, its line).
     runs: Vec<(u32, u64)>,
 }
 
@@ -18,7 +18,7 @@ impl LineMap {
         }
     }
 
-    /// The line of an item that was pushed.
+    /// The line of an item that was already pushed.
     pub(crate) fn line_of(&self, item: u32) -> u64 {
         let (first, start) = self.runs[self.runs.partition_point(|&(first, _)| first <= item) - 1];
         start + u64::from(item - first)

@@ -1,8 +1,8 @@
 //! Symbol paths of all items while a catalog is built, and their lexicographic order.
 //!
-//! Sorting compares packed keys: as many leading levels as fit into 64 bits, each with just the bits its range of
-//! symbols needs. Eight levels of 2048 codes put five into the key, which separates nearly all of 20 million paths
-//! without touching the paths themselves.
+//! Sorting compares packed keys: as many leading levels as fit into 64 bits, each with just the
+//! bits its range of symbols needs. Eight levels of 2048 codes put five into the key, which
+//! separates nearly all of 20 million paths without touching the paths themselves.
 
 use crate::{ItemIndex, narrow};
 
@@ -56,9 +56,9 @@ impl SymbolPaths {
     }
 }
 
-/// How the leading levels of a path become one integer that sorts like them.
+/// How the leading levels of a path are packed into one integer that sorts like them.
 struct Packing {
-    /// (smallest symbol of the level, bits that hold every symbol's distance from it)
+    /// Per level: (smallest symbol, bits that hold every symbol's distance from it).
     levels: Vec<(u32, u32)>,
 }
 
@@ -83,7 +83,7 @@ impl Packing {
     }
 
     fn key(&self, path: &[u32]) -> u64 {
-        // Shifting by 64 cannot happen: a level has at most 32 bits.
+        // A shift by 64 cannot happen: a level has at most 32 bits.
         self.levels
             .iter()
             .zip(path)

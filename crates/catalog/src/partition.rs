@@ -1,8 +1,8 @@
-//! A split of `0..n` into consecutive ranges: the children of the nodes of a level, the leaves of the nodes of a
-//! level, the items of the leaves.
+//! A split of `0..n` into consecutive ranges: the children of the nodes of a level, the leaves of
+//! the nodes of a level, the items of the leaves.
 //!
-//! Deep in a trie nearly every node owns exactly one leaf. A partition made of single elements only is stored as its
-//! length, which is what keeps 20 million SIDs of depth 8 within 2 GB.
+//! Deep in a trie nearly every node owns exactly one leaf. A partition made of single elements only
+//! is stored as its length, which is what keeps 20 million SIDs of depth 8 within 2 GB.
 
 use std::ops::Range;
 
@@ -30,7 +30,7 @@ impl Partition {
         matches!(self, Self::Singletons(_))
     }
 
-    /// Where ranges begin, and the end of the last; `None` where range `i` is `i..i + 1`.
+    /// The starts of all ranges, and the end of the last. `None` where range `i` is `i..i + 1`.
     pub(crate) fn offsets(&self) -> Option<&[u32]> {
         match self {
             Self::Singletons(_) => None,
@@ -38,7 +38,7 @@ impl Partition {
         }
     }
 
-    /// Range `i`.
+    /// The elements of range `i`.
     #[inline]
     pub(crate) fn range(&self, i: u32) -> Range<u32> {
         match self {

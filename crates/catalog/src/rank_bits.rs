@@ -1,22 +1,22 @@
 //! A bit vector that counts its set bits in any interval in constant time.
 //!
-//! Before every block of 512 bits the directory holds the number of set bits so far, which costs 6 % on top of the
-//! bits. A count looks at two directory entries and at most two blocks.
+//! Before every block of 512 bits the directory holds the number of set bits so far, which costs 6
+//! % on top of the bits. A count looks at two directory entries and at most two blocks.
 
 use std::ops::Range;
 
 use crate::narrow;
 
 const WORD_BITS: u32 = u64::BITS;
-/// A block is one cache line.
+/// Words per block: 64 bytes, one cache line.
 const BLOCK_WORDS: usize = 8;
 
 /// An immutable bit vector with a rank directory.
 #[derive(Clone, Debug)]
 pub(crate) struct RankBits {
-    /// Bits past `len` are zero.
+    /// The bits, 64 per word; bits past `len` are zero.
     words: Vec<u64>,
-    /// Set bits before each block, and at last all set bits.
+    /// Number of set bits before each block, then the number of all set bits.
     ranks: Vec<u32>,
     len: u32,
 }
@@ -37,12 +37,12 @@ impl RankBits {
         self.len
     }
 
-    /// Words of 64 bits, bits past the last one zero.
+    /// The bits in words of 64; bits past the last position are zero.
     pub(crate) fn words(&self) -> &[u64] {
         &self.words
     }
 
-    /// Set bits before each block of 512 bits, and at last all set bits.
+    /// Number of set bits before each block of 512 bits, then the number of all set bits.
     pub(crate) fn ranks(&self) -> &[u32] {
         &self.ranks
     }
@@ -57,7 +57,7 @@ impl RankBits {
         self.words[(i / WORD_BITS) as usize] >> (i % WORD_BITS) & 1 == 1
     }
 
-    /// Set bits before `i`, which is at most `len`.
+    /// Number of set bits before `i`, which is at most `len`.
     #[inline]
     fn rank(&self, i: u32) -> u32 {
         let word = (i / WORD_BITS) as usize;
@@ -69,7 +69,7 @@ impl RankBits {
         rank
     }
 
-    /// Set bits in `range`, which ends at `len` or before.
+    /// Number of set bits in `range`, which ends at `len` or before.
     #[inline]
     pub(crate) fn count(&self, range: Range<u32>) -> u32 {
         self.rank(range.end) - self.rank(range.start)
@@ -106,7 +106,7 @@ impl RankBits {
     }
 }
 
-/// Bits while they are being set.
+/// A bit vector under construction.
 #[derive(Debug)]
 pub(crate) struct BitsBuilder {
     words: Vec<u64>,
@@ -152,7 +152,7 @@ fn below(i: u32) -> u64 {
 
 #[inline]
 fn ones(words: &[u64]) -> u32 {
-    // At most u32::MAX bits in all: positions are u32.
+    // There are at most u32::MAX bits, because positions are u32.
     narrow(words.iter().map(|word| word.count_ones() as usize).sum())
 }
 

@@ -1,4 +1,5 @@
-//! What a catalog looks like: the output of `beamline catalog check` and the log line of a swap.
+//! The size and shape of a catalog: the output of `beamline catalog check` and the log line of a
+//! swap.
 
 use std::fmt;
 
@@ -11,7 +12,7 @@ use crate::{Catalog, narrow};
 /// Sizes and shape of a catalog.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CatalogReport {
-    /// The content version.
+    /// The content version, as [`Catalog::version`] gives it.
     pub version: String,
     /// Number of items.
     pub items: usize,
@@ -25,9 +26,9 @@ pub struct CatalogReport {
     pub collisions: Collisions,
     /// One entry per level of a SID, from the first.
     pub levels: Vec<LevelReport>,
-    /// Heap memory by part.
+    /// Heap memory of each part.
     pub memory: Vec<MemoryPart>,
-    /// Heap memory in all.
+    /// Heap memory of all parts, in bytes.
     pub memory_bytes: usize,
 }
 
@@ -51,27 +52,27 @@ pub struct LevelReport {
     pub codes: usize,
     /// Distinct partial SIDs that end at this level.
     pub nodes: usize,
-    /// How many codes of this level may follow a partial SID that ends before it.
+    /// Number of codes of this level that may follow a partial SID that ends before it.
     pub branching: Branching,
 }
 
 /// Number of children per node.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Branching {
-    /// Fewest.
+    /// Smallest number of children.
     pub min: usize,
-    /// Average.
+    /// Mean number of children.
     pub mean: f64,
-    /// Most.
+    /// Largest number of children.
     pub max: usize,
 }
 
 /// Heap memory of one part of a catalog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct MemoryPart {
-    /// The part.
+    /// Name of the part.
     pub name: &'static str,
-    /// Its bytes.
+    /// Heap memory of the part, in bytes.
     pub bytes: usize,
 }
 

@@ -1,7 +1,8 @@
 //! One part of a semantic ID (SID), as a catalog file writes it.
 //!
-//! Files write a SID either as integer codes (`[12, 7, 301]`) or as token strings (`["<a_12>", "<b_7>", "<c_301>"]`).
-//! What a part means to a model is not decided here: see [`SymbolTable`](crate::SymbolTable).
+//! Files write a SID either as integer codes (`[12, 7, 301]`) or as token strings
+//! (`["<a_12>", "<b_7>", "<c_301>"]`). What a part means to a model is not decided here: see
+//! [`SymbolTable`](crate::SymbolTable).
 
 use std::fmt;
 
@@ -47,7 +48,8 @@ impl Serialize for SidPart {
     }
 }
 
-// Written by hand: serde's untagged enums only say "did not match any variant", which helps nobody fix a file.
+// Written by hand: serde's untagged enums only say "did not match any variant", which does not help
+// to fix a file.
 impl<'de> Deserialize<'de> for SidPart {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct PartVisitor;

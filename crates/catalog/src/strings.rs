@@ -1,7 +1,8 @@
-//! Many strings in one allocation, and the way back from a string to its number.
+//! Many strings in one allocation, and a lookup from a string to its number.
 //!
-//! Twenty million `String`s would cost 24 bytes each before their text, and a map from them as much again. Here a
-//! string costs its text, 8 bytes of offset and, if it is to be found, about 8 bytes of hash table.
+//! Twenty million `String`s would cost 24 bytes each before their text, and a map from them as much
+//! again. Here a string costs its text, 8 bytes of offset and, if it can be searched for, about 8
+//! bytes of hash table.
 
 use std::hash::BuildHasher;
 
@@ -51,7 +52,7 @@ pub(crate) struct Interner {
     hasher: DefaultHashBuilder,
 }
 
-/// What [`Interner::intern`] found.
+/// The result of [`Interner::intern`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Interned {
     New(u32),
@@ -72,7 +73,7 @@ impl Interner {
         self.numbers.find(hash, |&i| self.strings.get(i) == string).copied()
     }
 
-    /// The number of `string`, which is added unless it is known.
+    /// Returns the number of `string`, and adds the string if it is new.
     pub(crate) fn intern(&mut self, string: &str) -> Interned {
         let Self { strings, numbers, hasher } = self;
         let hash = hasher.hash_one(string);

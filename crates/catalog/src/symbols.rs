@@ -1,7 +1,8 @@
-//! From a written SID part to the `u32` symbol that the trie stores.
+//! Maps a SID part as written to the `u32` symbol that the trie stores.
 //!
-//! The trie only compares symbols, so their numeric order is the order of leaves and the rule that breaks ties of
-//! equal score. A model maps parts to token ids; [`WrittenSymbols`] serves where there is no model.
+//! The trie only compares symbols. So their numeric order is the order of leaves, and the rule that
+//! breaks ties of equal score. A model maps parts to token ids; [`WrittenSymbols`] serves without a
+//! model.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,8 +14,9 @@ use crate::{CatalogError, CatalogLimits, ItemRecord, SidPart};
 
 /// Gives every SID part of every level its symbol.
 ///
-/// Within a level, different parts must have different symbols; a catalog that uses two with the same is refused.
-/// A catalog asks once per distinct part and level, so a lookup need not be fast.
+/// Within a level, different parts must have different symbols; a catalog that uses two parts with
+/// the same symbol is refused. A catalog asks once per distinct part and level, so a lookup need
+/// not be fast.
 pub trait SymbolTable {
     /// The number of levels, if it is known without looking at a catalog.
     fn depth(&self) -> Option<usize>;
@@ -22,7 +24,8 @@ pub trait SymbolTable {
     /// The symbol of `part` at `level` (counted from 0), or `None` if the level has no such part.
     fn symbol(&self, level: usize, part: &SidPart) -> Option<u32>;
 
-    /// What to write instead of a part that the level does not have, as the end of an error message.
+    /// What to write instead of a part that the level does not have. It becomes the end of an error
+    /// message.
     fn advice(&self, level: usize, part: &SidPart) -> Option<String> {
         let _ = level;
         let SidPart::Token(text) = part else { return None };
@@ -30,8 +33,8 @@ pub trait SymbolTable {
     }
 }
 
-/// Symbols taken from the catalog itself: a code is its own symbol; the token strings of a level are numbered in
-/// sorted order.
+/// Symbols taken from the catalog itself: a code is its own symbol; the token strings of a level
+/// are numbered in sorted order.
 #[derive(Clone, Debug, Default)]
 pub struct WrittenSymbols {
     /// Numbers of the token strings of each level; no entry for levels written in codes.
@@ -39,12 +42,13 @@ pub struct WrittenSymbols {
 }
 
 impl WrittenSymbols {
-    /// For catalogs written in integer codes: every code is known, no token string is.
+    /// For catalogs written in integer codes: every code is known, and no token string is.
     pub fn codes() -> Self {
         Self::default()
     }
 
-    /// Reads a file once to learn its token strings. Bad records are passed over: reading the catalog reports them.
+    /// Reads a file once to learn its token strings. Skips bad records: reading the catalog reports
+    /// them.
     ///
     /// # Errors
     ///

@@ -1,8 +1,8 @@
-//! Items and leaves that meet a combination of tag requirements, remembered between requests.
+//! The items and leaves that meet a combination of tag requirements, remembered between requests.
 //!
-//! A combination is computed by one pass over the items (tens of milliseconds for 20 million), and a deployment uses
-//! few: "in stock in this country". The results are kept by last use, bounded by memory, and handed out by reference
-//! count, so that dropping one never disturbs a request.
+//! A combination is computed by one pass over the items (tens of milliseconds for 20 million), and
+//! a deployment uses few: "in stock in this country". The results are kept by last use, bounded by
+//! memory, and handed out by reference count, so that dropping one never disturbs a request.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ impl TagRule {
     }
 }
 
-/// What meets a [`TagRule`].
+/// The items and leaves that meet a [`TagRule`].
 #[derive(Debug)]
 pub(crate) struct TagSelection {
     pub(crate) items: Arc<RankBits>,
@@ -77,14 +77,15 @@ impl TagFilterCache {
         let selections = Cache::builder()
             .max_capacity(capacity_bytes as u64)
             .weigher(bytes)
-            // Plain LRU: a rule that is asked for the first time is kept, however popular the others are.
+            // Plain LRU: a rule that is used for the first time is kept, however popular the others
+            // are.
             .eviction_policy(EvictionPolicy::lru())
             .build();
         Self { selections }
     }
 
-    /// What meets `rule`, computed unless remembered. Requests that bring the same new rule at once wait for one
-    /// computation; nothing else waits for it.
+    /// The items and leaves that meet `rule`, computed unless remembered. Requests that bring the
+    /// same new rule at once wait for one computation. Requests with other rules do not wait.
     pub(crate) fn get(
         &self,
         rule: TagRule,

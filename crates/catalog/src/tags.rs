@@ -1,7 +1,8 @@
 //! Which item has which tags.
 //!
-//! Items share combinations of tags (in stock, a shop, a category), so a distinct combination is stored once and an
-//! item refers to it. A tag requirement is then decided once per combination instead of once per item.
+//! Items share combinations of tags (in stock, a shop, a category), so a distinct combination is
+//! stored once and an item refers to it. A tag requirement is then decided once per combination
+//! instead of once per item.
 
 use std::hash::BuildHasher;
 
@@ -52,7 +53,7 @@ impl TagTable {
         self.names.find(name)
     }
 
-    /// All tags.
+    /// The names of all tags.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         (0..narrow(self.len())).map(|tag| self.names.strings().get(tag))
     }

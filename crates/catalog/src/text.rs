@@ -1,16 +1,17 @@
-//! What a text file may begin with: a byte order mark, which means nothing, or that of another encoding.
+//! The possible beginnings of a text file: a UTF-8 byte order mark, which is skipped, or the mark
+//! of another encoding.
 
 /// The mark that some programs put before UTF-8.
 const UTF_8_MARK: &[u8] = b"\xEF\xBB\xBF";
 /// The marks of UTF-16, which PowerShell and Excel write.
 const UTF_16_MARKS: [&[u8]; 2] = [b"\xFF\xFE", b"\xFE\xFF"];
 
-/// A text in another encoding than UTF-8.
+/// The error for a text in another encoding than UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this is UTF-16 text; save it as UTF-8")]
 pub struct NotUtf8;
 
-/// The beginning of a text, without its byte order mark.
+/// The beginning of a text without its byte order mark.
 ///
 /// # Errors
 ///

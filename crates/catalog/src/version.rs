@@ -1,23 +1,24 @@
 //! The content version of a catalog.
 //!
-//! Two catalogs have the same version when they hold the same items in the same order, with the same symbols and
-//! tags: whatever decides which items an answer contains. Titles decide nothing and are left out, and so is the form
-//! in which the file was written.
+//! Two catalogs have the same version when they hold the same items in the same order, with the
+//! same symbols and tags: everything that decides which items an answer contains. Titles and the
+//! form of the file decide nothing and are left out.
 
-/// Enough to hash with wide instructions; small enough to stay in the cache.
+/// Size of the buffer, in bytes: enough to hash with wide instructions, small enough to stay in the
+/// cache.
 const BUFFER_BYTES: usize = 64 << 10;
 
 /// Digests the items of a catalog, in order.
 #[derive(Debug, Default)]
 pub(crate) struct ContentHasher {
     hasher: blake3::Hasher,
-    /// Records are short, and the hash is several times faster over long inputs.
+    /// Buffers the records, which are short: the hash is several times faster over long inputs.
     buffer: Vec<u8>,
 }
 
 impl ContentHasher {
-    /// Adds an item. `tags` are sorted and without repetitions. Every text is preceded by its length and every list
-    /// by its count, so that different contents cannot give the same bytes.
+    /// Adds an item. `tags` are sorted and without repetitions. Every text is preceded by its
+    /// length and every list by its count, so that different contents cannot give the same bytes.
     pub(crate) fn add<'a>(
         &mut self,
         item_id: &str,

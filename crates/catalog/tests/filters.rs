@@ -1,4 +1,5 @@
-//! Catalogs and their filters against a naive reference: a list of items and questions asked of every one.
+//! Catalogs and their filters, compared with a naive reference: a list of items that is searched
+//! item by item.
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,7 +45,7 @@ fn records() -> impl Strategy<Value = Vec<ItemRecord>> {
     })
 }
 
-/// A request with owned lists; item numbers may go past the catalog, and so be unknown.
+/// A request with owned lists. Item numbers past the end of the catalog stand for unknown items.
 #[derive(Clone, Debug)]
 struct Request {
     exclude: Vec<String>,
@@ -146,7 +147,7 @@ proptest! {
     ) {
         let catalog = build(&records);
         for request in &requests {
-            // Twice: the second time the tags are remembered.
+            // Checked twice: the second time the tags are remembered.
             check_filter(&catalog, &records, request);
             check_filter(&catalog, &records, request);
         }

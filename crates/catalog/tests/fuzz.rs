@@ -4,7 +4,7 @@
 use beamline_catalog::{Catalog, CatalogLimits, WrittenSymbols};
 use proptest::prelude::*;
 
-/// Three sound lines in both forms of a SID.
+/// Four valid lines, with both forms of a SID.
 const LINES: [&str; 4] = [
     r#"{"item_id": "a", "sid": [1, 2, 3], "tags": ["x", "y"], "title": "A"}"#,
     r#"{"item_id": "b", "sid": [1, 2, 4], "tags": []}"#,

@@ -45,7 +45,8 @@ fn the_version_is_of_the_content() {
     }
 }
 
-/// Codes and tokens to symbols as a tokenizer might: in an order of its own, with a gap between levels.
+/// Maps codes and tokens to symbols as a tokenizer might: in its own order, with a gap between
+/// levels.
 struct Reversed;
 
 impl SymbolTable for Reversed {

@@ -1,4 +1,4 @@
-//! JSON-lines catalogs: what is accepted, and the exact complaint about everything else.
+//! JSON-lines catalogs: which lines are accepted, and the exact error for every other.
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 use std::fs;
@@ -9,7 +9,7 @@ use beamline_catalog::{
     WrittenSymbols,
 };
 
-/// A file in a directory that lives as long as it does.
+/// A file in a temporary directory that is deleted with it.
 struct File {
     _directory: tempfile::TempDir,
     path: PathBuf,
@@ -46,7 +46,7 @@ fn problems(contents: impl AsRef<[u8]>) -> Vec<(u64, RecordProblem)> {
     problems_with(contents, &CatalogLimits::default())
 }
 
-/// The message about the second of two lines, of which the first is good.
+/// The error about the second of two lines, of which the first is good.
 fn message(line: &str) -> String {
     let found = problems(format!("{{\"item_id\": \"first\", \"sid\": [1, 2]}}\n{line}\n"));
     let [(2, problem)] = &found[..] else { panic!("{found:?}") };

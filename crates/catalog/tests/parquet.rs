@@ -62,7 +62,8 @@ impl Column<'_> {
     }
 }
 
-/// Values with definition levels (0 no list, 1 empty list, 3 a value) and repetition levels (1 goes on in a list).
+/// Values with definition levels (0 no list, 1 empty list, 3 a value) and repetition levels (1
+/// continues a list).
 fn flatten<T: Clone>(lists: &[Option<Vec<T>>]) -> (Vec<T>, Vec<i16>, Vec<i16>) {
     let (mut values, mut defined, mut repeated) = (Vec::new(), Vec::new(), Vec::new());
     for list in lists {

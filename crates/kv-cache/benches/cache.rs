@@ -1,5 +1,5 @@
-//! What a visit costs in bookkeeping: match, allocate, publish, release, evict. `examples/match_cost.rs` asks the same of
-//! tables that are larger than the processor's caches.
+//! What a visit costs in bookkeeping: match, allocate, publish, release, evict.
+//! `examples/match_cost.rs` asks the same of tables that are larger than the processor's caches.
 #![allow(missing_docs, reason = "criterion's macro makes public items")]
 #![allow(clippy::expect_used, reason = "a measurement for people to run")]
 

@@ -1,7 +1,8 @@
 //! What a match costs: `cargo run --release -p beamline-kv-cache --example match_cost`.
 //!
-//! Many users' contexts are cached, so that the tables are larger than the processor's caches, and users return in
-//! an order that no prefetcher knows. Each line is the median over rounds of the mean over all users.
+//! Many users' contexts are cached, so that the tables are larger than the processor's caches, and
+//! users return in an order that no prefetcher knows. Each line is the median over rounds of the
+//! mean over all users.
 
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a measurement for people to run")]
 
@@ -72,7 +73,7 @@ fn measure(users: usize, words_per_position: usize) {
     report("evict one page", start.elapsed().as_nanos() as f64 / (2 * users * PAGES) as f64);
 }
 
-/// Every user returns once per round, finds the whole context and lets go of it.
+/// Every user returns once per round, finds the whole context and releases it.
 fn visit(
     name: &str,
     cache: &mut KvCache,

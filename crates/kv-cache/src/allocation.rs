@@ -1,15 +1,15 @@
 //! References, free pages, and eviction.
 //!
-//! A page that loses its last reference becomes free, or, if published, joins the unreferenced pages as their newest.
-//! Since chains are held whole and given back tail first, that list has children before their parent: its oldest
-//! page is always a leaf.
+//! A page that loses its last reference becomes free, or, if published, joins the unreferenced
+//! pages as their newest. Since chains are held whole and given back tail first, that list has
+//! children before their parent: its oldest page is always a leaf.
 
 use thiserror::Error;
 
 use crate::cache::KvCache;
 use crate::page::{PageId, State};
 
-/// [`KvCache::allocate`] was asked for more pages than can be had; nothing was changed.
+/// [`KvCache::allocate`] was asked for more pages than are available. The cache is unchanged.
 #[derive(Copy, Clone, Eq, PartialEq, Debug, Error)]
 #[error("wanted {wanted} pages, {available} are available")]
 pub struct OutOfPages {
@@ -20,17 +20,18 @@ pub struct OutOfPages {
 }
 
 impl KvCache {
-    /// Pages that can be allocated now: the free ones and the unreferenced ones. Exact: [`KvCache::allocate`] of `n`
-    /// pages succeeds if and only if `n <= available()`.
+    /// Pages that can be allocated now: the free ones and the unreferenced ones. Exact:
+    /// [`KvCache::allocate`] of `n` pages succeeds if and only if `n <= available()`.
     ///
     /// A match takes unreferenced pages out of this number, so match first and allocate after.
     pub fn available(&self) -> usize {
         self.free.len() + self.unreferenced.len()
     }
 
-    /// Takes `n` pages, all or none, and appends them to `out`, each with one reference. When the free pages run out,
-    /// those unreferenced for longest are evicted, the tail of a chain before its head, into the host tier if there is
-    /// one: then [`KvCache::take_transfers`] is due before the pages are written.
+    /// Takes `n` pages, all or none, and appends them to `out`, each with one reference. When the
+    /// free pages run out, those unreferenced for longest are evicted, the tail of a chain before
+    /// its head, into the host tier if there is one: then [`KvCache::take_transfers`] is due before
+    /// the pages are written.
     pub fn allocate(&mut self, n: usize, out: &mut Vec<PageId>) -> Result<(), OutOfPages> {
         let available = self.available();
         if n > available {
@@ -51,10 +52,11 @@ impl KvCache {
         Ok(())
     }
 
-    /// One more holder of a page that is held already. To hold a chain once more, retain every page of it.
+    /// Adds one holder to a page that is already held. To hold a chain once more, retain every one
+    /// of its pages.
     ///
-    /// Not for pages that are still private: were two tables to share one, and it turned out a duplicate, one of them
-    /// would go on with a page whose chain the other has moved.
+    /// Do not use this for private pages. If two tables shared one and it turned out a duplicate,
+    /// one table would go on with a page whose chain the other has already moved.
     pub fn retain(&mut self, id: PageId) {
         let page = &self.pages[id.index()];
         assert!(page.references > 0, "{id:?} is retained by one who does not hold it");
@@ -62,7 +64,8 @@ impl KvCache {
         self.acquire(id);
     }
 
-    /// One holder less. The pages of a chain must be released tail first, as [`KvCache::release_chain`] does.
+    /// Removes one holder. Release the pages of a chain tail first, as [`KvCache::release_chain`]
+    /// does.
     pub fn release(&mut self, id: PageId) {
         let page = &mut self.pages[id.index()];
         assert!(page.references > 0, "{id:?} is released by one who does not hold it");
@@ -93,7 +96,7 @@ impl KvCache {
         }
     }
 
-    /// One more holder of a page that is published or held. The page before it must be held.
+    /// Adds one holder to a page that is published or held. The page before it must be held.
     pub(crate) fn acquire(&mut self, id: PageId) {
         let page = &mut self.pages[id.index()];
         page.references += 1;
@@ -107,7 +110,8 @@ impl KvCache {
         self.unreferenced.remove(id.0);
     }
 
-    /// Frees the page that has been unreferenced for longest and returns it, out of every list.
+    /// Frees the page that has been unreferenced for longest, removes it from every list, and
+    /// returns it.
     fn evict_oldest(&mut self) -> PageId {
         let Some(oldest) = self.unreferenced.oldest() else { unreachable!("availability was checked") };
         let id = PageId(oldest);

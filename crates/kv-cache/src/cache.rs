@@ -11,7 +11,8 @@ use crate::sessions::SessionTable;
 use crate::stats::Counters;
 use crate::words::WordStore;
 
-/// The bookkeeping of one pool of pages. Owned by one thread; see the crate documentation for the rules of use.
+/// The bookkeeping of one pool of pages. Owned by one thread; see the crate documentation for the
+/// rules of use.
 pub struct KvCache {
     pub(crate) page_size: usize,
     pub(crate) words_per_position: usize,
@@ -29,7 +30,7 @@ pub struct KvCache {
     pub(crate) unreferenced: SlotList,
     pub(crate) sessions: SessionTable,
     pub(crate) counters: Counters,
-    /// Where evicted pages go, if anywhere.
+    /// The host tier, which receives evicted pages; `None` when there is none.
     pub(crate) host: Option<Host>,
 }
 
@@ -40,7 +41,7 @@ impl KvCache {
         Self::with_hash(config, hash)
     }
 
-    /// The seam at which tests put a hash that collides.
+    /// The seam at which tests substitute a hash that collides.
     pub(crate) fn with_hash(config: CacheConfig, hash: ChainHash) -> Result<Self, ConfigError> {
         config.check()?;
         let mut free = table(config.pages as usize, PageId(0), "pages")?;
@@ -79,7 +80,8 @@ impl KvCache {
         place
     }
 
-    /// The place of the page a parent link leads to. Parents outlive their children, so the link cannot be stale.
+    /// The place of the page a parent link leads to. Parents outlive their children, so the link
+    /// cannot be stale.
     pub(crate) fn parent_mut(&mut self, parent: PageRef) -> &mut Place {
         let page = &mut self.pages[parent.page.index()];
         assert_eq!(page.generation, parent.generation, "{parent:?} was recycled before its children");
@@ -89,7 +91,8 @@ impl KvCache {
         place
     }
 
-    /// The same, of a page whose child gains its first reference or loses its last: chains are held whole.
+    /// The same for a page whose child gains its first reference or loses its last: chains are held
+    /// whole.
     pub(crate) fn held_parent_mut(&mut self, parent: PageRef) -> &mut Place {
         let references = self.pages[parent.page.index()].references;
         assert!(references > 0, "a page is held without the page before it, {:?}", parent.page);

@@ -6,9 +6,10 @@
 //!   link i = BLAKE3(key = link i-1, words of page i)
 //! ```
 //!
-//! The previous link is the *key* of the next: 256 bits are kept, nobody without `hash_key` can tell where a context
-//! is filed, and a page of 32 token ids costs two compressions instead of the three that hashing the previous link
-//! as data would take. Every page of a cache has the same number of words, so no encoding is ambiguous.
+//! The previous link is the *key* of the next. So 256 bits are kept, only a holder of `hash_key`
+//! can tell where a context is filed, and a page of 32 token ids costs two compressions; hashing
+//! the previous link as data would take three. Every page of a cache has the same number of words,
+//! so no encoding is ambiguous.
 //!
 //! A link only says where to look. It is never taken as proof of identity: see [`lookup`](crate::lookup).
 
@@ -22,12 +23,12 @@ const PIECE: usize = 512;
 pub(crate) struct Link([u8; 32]);
 
 impl Link {
-    /// All of it.
+    /// All 32 bytes of the link.
     pub(crate) fn bytes(&self) -> [u8; 32] {
         self.0
     }
 
-    /// What the link is filed under. The links are pseudo-random, so any eight bytes do.
+    /// The value by which the link is filed. Links are pseudo-random, so any eight bytes do.
     pub(crate) fn bucket_hash(&self) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = self.0;
         u64::from_le_bytes([a, b, c, d, e, f, g, h])
@@ -36,9 +37,10 @@ impl Link {
 
 /// How links are computed.
 pub(crate) enum ChainHash {
-    /// As described above, with the cache's secret.
+    /// The keyed hash described above, with the cache's secret.
     Keyed([u8; 32]),
-    /// The same, cut to so few values that everything collides: tests show that identity never rests on the hash.
+    /// The same hash cut to `values` different values, so that everything collides. Tests use it to
+    /// show that identity never rests on the hash.
     #[cfg(test)]
     Colliding { hash_key: [u8; 32], values: u8 },
 }
@@ -62,7 +64,8 @@ impl ChainHash {
         }
     }
 
-    /// Where a session is filed: keyed, so that nobody can choose user ids that share a bucket.
+    /// The bucket of a session. It is keyed, so that clients cannot choose user ids that share a
+    /// bucket.
     pub(crate) fn bucket_of_session(&self, key: u128) -> u64 {
         match self {
             Self::Keyed(hash_key) => {

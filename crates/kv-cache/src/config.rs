@@ -4,7 +4,8 @@
 
 use thiserror::Error;
 
-/// Most pages or sessions a cache may have. Slot numbers are `u32`, and lists need one more slot than entries.
+/// Most pages or sessions a cache may have. Slot numbers are `u32`, and lists need one more slot
+/// than entries.
 const MAX_SLOTS: u32 = u32::MAX - 1;
 
 /// Sizes and secret of a [`KvCache`](crate::KvCache).
@@ -14,12 +15,13 @@ pub struct CacheConfig {
     pub pages: u32,
     /// Context positions per page; 32 unless measured otherwise.
     pub page_size: u32,
-    /// `u32` words that describe one context position: 1 for token ids, more for models whose K/V also depend on
-    /// actions and times.
+    /// `u32` words that describe one context position: 1 for token ids, more for models whose K/V
+    /// also depend on actions and times.
     pub words_per_position: u32,
     /// How many users' newest chains are remembered; 0 turns sessions off.
     pub sessions: u32,
-    /// Secret key of the chain hash, so that nobody can craft collisions. Draw it at random at start-up.
+    /// Secret key of the chain hash: without it, collisions cannot be crafted. Draw it at random at
+    /// start-up.
     pub hash_key: [u8; 32],
 }
 
@@ -43,7 +45,7 @@ impl CacheConfig {
         self.page_size as usize * self.words_per_position as usize
     }
 
-    /// Refuses sizes the tables cannot be built with.
+    /// Refuses sizes with which the tables cannot be built.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let at_least_one = [
             (self.pages, "pages"),

@@ -1,8 +1,9 @@
-//! Bringing pages back from where reading takes time, before whoever needs them is admitted.
+//! Bringing pages back from where reading takes time, before the request that needs them is
+//! admitted.
 //!
-//! [`KvCache::fetch`] follows a context where the match on the device ends, and has the pages read that are on disk.
-//! Its caller waits for them or does not: what has arrived when the context is matched is found by
-//! [`KvCache::match_host`], and the rest is computed.
+//! [`KvCache::fetch`] follows a context where the match on the device ends, and starts reading the
+//! pages that are on disk. Its caller may wait for them or not. [`KvCache::match_host`] finds the
+//! pages that have arrived by the time the context is matched; the rest is computed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,36 +20,37 @@ use crate::{
 pub struct Fetch {
     pages: Vec<Arc<HostPage>>,
     _holds: Vec<Arc<()>>,
-    /// How many of them are being read.
+    /// How many of the pages are being read.
     coming: usize,
     takes: Duration,
     patience: Option<Duration>,
 }
 
 impl Fetch {
-    /// Whether all pages have arrived, or will not.
+    /// Whether every page has arrived or failed.
     pub fn is_over(&self) -> bool {
         self.pages.iter().all(|page| page.has_contents())
     }
 
-    /// How many pages were not there when this began.
+    /// How many pages still had to be read when the fetch began.
     pub fn coming(&self) -> usize {
         self.coming
     }
 
-    /// How long that will take, by what was read before.
+    /// How long the reads will take, estimated from earlier ones.
     pub fn takes(&self) -> Duration {
         self.takes
     }
 
-    /// How long to wait for it, if that was set.
+    /// How long to wait for the pages; `None` if not configured.
     pub fn patience(&self) -> Option<Duration> {
         self.patience
     }
 }
 
 impl KvCache {
-    /// Has the pages read that a match of this context would not find, and that are on disk. None if there are none.
+    /// Starts reading the pages that are on disk and that a match of this context would not find.
+    /// `None` if there are none to read.
     pub fn fetch(
         &mut self,
         ns: &Namespace,
@@ -76,7 +78,7 @@ impl KvCache {
         (coming > 0).then_some(Fetch { pages, _holds: holds, coming, takes, patience })
     }
 
-    /// Sets who is to be told when something was read from disk, or written there.
+    /// Sets the function to call when something was read from disk, or written there.
     pub fn set_waker(&mut self, waker: Waker) {
         if let Some(host) = &mut self.host {
             host.memory.tier.set_waker(waker);

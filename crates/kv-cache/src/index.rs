@@ -1,10 +1,11 @@
 //! A hash index over slots `0..capacity`: from a hash to the slots filed under it.
 //!
-//! Chained buckets, with the chain links in one array: an insertion or a removal touches a bucket and nothing else.
-//! An open-addressing table (hashbrown) was rejected because its deletions leave tombstones, so that a table that
-//! never holds more than its capacity still rehashes now and then; this one never allocates, moves or rehashes.
+//! Buckets are chained, with the chain links in one array: an insertion or a removal touches one
+//! bucket and nothing else. An open-addressing table (hashbrown) was rejected: its deletions leave
+//! tombstones, so even a table within its capacity rehashes now and then. This one never allocates,
+//! moves or rehashes.
 //!
-//! It compares nothing: the caller decides which of the candidates is the one it meant.
+//! It compares nothing: the caller decides which of the candidates it meant.
 
 use crate::config::{ConfigError, table};
 
@@ -21,12 +22,12 @@ pub(crate) struct SlotIndex {
 
 impl SlotIndex {
     pub(crate) fn new(capacity: u32, name: &'static str) -> Result<Self, ConfigError> {
-        // Two buckets per entry or more: a full table still has mostly chains of one.
+        // At least two buckets per entry: a full table still has mostly chains of one.
         let buckets = (capacity as usize).next_power_of_two() * 2;
         Ok(Self { heads: table(buckets, NIL, name)?, next: table(capacity as usize, NIL, name)? })
     }
 
-    /// Slots that may be filed under `hash`, and others of the same bucket.
+    /// Slots that may be filed under `hash`; includes other slots of the same bucket.
     pub(crate) fn candidates(&self, hash: u64) -> impl Iterator<Item = u32> + '_ {
         let in_bucket = |slot: u32| (slot != NIL).then_some(slot);
         std::iter::successors(in_bucket(self.heads[self.bucket(hash)]), move |&slot| {
@@ -34,14 +35,14 @@ impl SlotIndex {
         })
     }
 
-    /// Files a slot that is not in the index.
+    /// Files a slot that is not yet in the index.
     pub(crate) fn insert(&mut self, hash: u64, slot: u32) {
         let bucket = self.bucket(hash);
         self.next[slot as usize] = self.heads[bucket];
         self.heads[bucket] = slot;
     }
 
-    /// Takes out a slot filed under `hash`.
+    /// Removes a slot filed under `hash`.
     pub(crate) fn remove(&mut self, hash: u64, slot: u32) {
         let bucket = self.bucket(hash);
         let after = self.next[slot as usize];

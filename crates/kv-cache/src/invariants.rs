@@ -4,7 +4,7 @@ use crate::cache::KvCache;
 use crate::page::{PageId, Place, State};
 
 impl KvCache {
-    /// Panics where the tables contradict each other. Linear in the number of pages and sessions.
+    /// Panics if the tables contradict each other. Linear in the number of pages and sessions.
     pub fn check_invariants(&self) {
         for page in (0..self.pages.len() as u32).map(PageId) {
             self.check_page(page);

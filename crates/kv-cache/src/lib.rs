@@ -5,10 +5,10 @@
 //!
 //! | question | who answers |
 //! | --- | --- |
-//! | which pages already hold the beginning of this context? | prefix index, found by a chain of keyed hashes |
+//! | which pages already hold the beginning of this context? | prefix index, found by keyed hashes |
 //! | which pages may the rest be written to? | free list, then eviction of the least recently used |
 //! | what did this user's last visit leave behind? | sessions: user -> tail of the newest chain |
-//! | what was evicted and need not be computed again? | host tier: a second memory, moved to and from by [`Transfer`]s |
+//! | what was evicted and need not be computed again? | host tier: a second memory, see [`Transfer`] |
 //! | what outlives the process? | [`disk`] tier: files behind that memory |
 //!
 //! ```text
@@ -55,27 +55,30 @@
 //!
 //! # Invariants
 //!
-//! * **Nothing is shared by accident.** A hash only nominates a page. Before it is returned, its namespace, its
-//!   parent and every one of its words are compared with what was asked for.
-//! * **One content, one page.** Two published pages never have the same parent, namespace and words.
-//! * **Chains are held whole.** Whoever holds a reference on a published page holds one on every page before it.
-//!   Hence references are taken head first and given back tail first ([`KvCache::release_chain`] does), and an
-//!   unreferenced page has unreferenced descendants only.
-//! * **A private page has one holder.** Only what is published, or was, is shared.
-//! * **Tail first.** Because chains are held whole, the list of unreferenced pages in order of release always has children
-//!   before their parent: its oldest page is a leaf, eviction takes O(1), and `free + unreferenced` is exactly what
-//!   [`KvCache::allocate`] can deliver.
-//! * **A recycled page is never mistaken for what it was.** A page's generation moves on when it stops being
-//!   published; sessions and parent links name page and generation.
+//! * **Nothing is shared by accident.** A hash only nominates a page. Before it is returned, its
+//!   namespace, its parent and every one of its words are compared with the request's.
+//! * **One content, one page.** Two published pages never have the same parent, namespace and
+//!   words.
+//! * **Chains are held whole.** A holder of a published page also holds every page before it. Hence
+//!   references are taken head first and given back tail first ([`KvCache::release_chain`] does),
+//!   and an unreferenced page has unreferenced descendants only.
+//! * **A private page has one holder.** Only a page that is published, or was, is shared.
+//! * **Tail first.** Because chains are held whole, the list of unreferenced pages in order of
+//!   release always has children before their parent. Its oldest page is a leaf, eviction takes
+//!   O(1), and `free + unreferenced` is exactly what [`KvCache::allocate`] can deliver.
+//! * **A recycled page is never mistaken for its former self.** A page's generation moves on when
+//!   it stops being published; sessions and parent links name page and generation.
 //!
 //! # Limits
 //!
-//! Everything is allocated by [`KvCache::new`]; the steady path does not allocate beyond the caller's own output
-//! vectors, and, with a host tier, one host page per eviction. Breaking a rule of use (releasing what is not held, publishing out of order) is a bug of the caller and
-//! panics; no request content can cause it.
+//! [`KvCache::new`] allocates everything. The steady path does not allocate beyond the caller's own
+//! output vectors and, with a host tier, one host page per eviction. Breaking a rule of use
+//! (releasing a page that is not held, publishing out of order) is a bug of the caller and panics;
+//! no request content can cause it.
 //!
-//! This crate must not know: contents of pages, tensors, devices, models, async. Clocks, threads and files are in two
-//! places only, behind traits: [`MokaTier`] is a [`HostTier`], [`disk::DiskThreads`] a [`disk::DiskIo`].
+//! This crate must not know: contents of pages, tensors, devices, models, async. Clocks, threads
+//! and files are in two places only, behind traits: [`MokaTier`] is a [`HostTier`],
+//! [`disk::DiskThreads`] a [`disk::DiskIo`].
 
 #![forbid(unsafe_code)]
 

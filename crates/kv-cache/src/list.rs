@@ -1,7 +1,7 @@
 //! A list over slots `0..capacity`, for recency: O(1) push, remove and oldest, and no allocation after `new`.
 //!
-//! The links are two plain arrays, circular through one extra slot. A slot that links to itself is in no list.
-//! It knows numbers only: pages and sessions both keep their recency in one of these.
+//! The links are two plain arrays, circular through one extra slot. A slot that links to itself is
+//! in no list. It knows numbers only: pages and sessions both keep their recency in one of these.
 
 use crate::config::{ConfigError, table};
 

@@ -1,11 +1,12 @@
 //! Finding the longest cached prefix of a context.
 //!
-//! Three ways lead to pages, cheapest first. A *session* names the tail of the user's newest chain, which is walked
-//! from there to its head. Where that ends, every page names the *child published last*, which is the right one
-//! wherever contexts do not branch. Where it is not, the *prefix index* is asked with the chain hash.
+//! Three ways lead to pages, cheapest first. A *session* names the tail of the user's newest chain,
+//! which is walked from there to its head. Where that ends, every page names the *child published
+//! last*, which is the right one wherever contexts do not branch. Where it is not, the chain hash
+//! is looked up in the *prefix index*.
 //!
-//! All three only nominate. A page is taken when namespace, parent and words are equal; by induction over the parents
-//! this is equality of everything that went into the page's KV.
+//! All three only nominate. A page is taken when namespace, parent and words are equal. By
+//! induction over the parents this is equality of everything that went into the page's KV.
 
 use crate::cache::KvCache;
 use crate::chain::Link;
@@ -19,19 +20,22 @@ struct Found {
     tail: Option<PageId>,
     /// Pages in the prefix.
     pages: usize,
-    /// Those of them that the session led to.
+    /// How many of these pages the session led to.
     pages_by_session: usize,
-    /// Pages nominated by the hash and refused.
+    /// Pages that the hash nominated and the comparison refused.
     collisions: u64,
 }
 
 impl KvCache {
-    /// Longest cached prefix of the context `words`: whole pages only, at most `max_positions` positions (what the
-    /// model's [`ReuseClass`](crate::ReuseClass) allows, and one less than the context where its last row must be
-    /// computed to get an answer from). Returns the positions covered.
+    /// The longest cached prefix of the context `words`, in whole pages and at most `max_positions`
+    /// positions. Returns the positions covered.
     ///
-    /// The pages are appended to `out`, in order. Each gains a reference that the caller must release. `session` is
-    /// the user whose newest chain is tried first; it makes the match cheaper and never changes its result.
+    /// `max_positions` is what the model's [`ReuseClass`](crate::ReuseClass) allows. It is one less
+    /// than the context where the last row must be computed to get an answer from it.
+    ///
+    /// The pages are appended to `out`, in order. Each gains a reference that the caller must
+    /// release. `session` is the user whose newest chain is tried first; it makes the match cheaper
+    /// and never changes its result.
     pub fn match_prefix(
         &mut self,
         ns: &Namespace,
@@ -71,7 +75,8 @@ impl KvCache {
         self.find(ns, session, words, wanted).pages * self.page_size
     }
 
-    /// How many pages [`KvCache::match_prefix`] would find, and the link that the page after them follows.
+    /// How many pages [`KvCache::match_prefix`] would find, and the link before the page that
+    /// follows them.
     pub(crate) fn end_of_prefix(
         &self,
         ns: &Namespace,
@@ -84,8 +89,9 @@ impl KvCache {
         (found.pages, link)
     }
 
-    /// Remembers where the user's newest chain ends: at the last published page of the table `pages`. To be called
-    /// while the table's references are still held. A table without published pages leaves the session as it is.
+    /// Remembers where the user's newest chain ends: at the last published page of the table
+    /// `pages`. Call it while the table's references are still held. A table without published
+    /// pages leaves the session as it is.
     pub fn remember(&mut self, key: SessionKey, ns: &Namespace, pages: &[PageId]) {
         let tail =
             pages.iter().enumerate().rev().find_map(|(index, &page)| {
@@ -100,7 +106,8 @@ impl KvCache {
         self.sessions.put(key, bucket_hash, PageRef { page, generation });
     }
 
-    /// The published page with this content, if there is one; counts what the hash nominated in vain.
+    /// The published page with this content, if there is one. Counts pages that the hash nominated
+    /// wrongly.
     pub(crate) fn find_child(
         &self,
         ns: &Namespace,
@@ -151,8 +158,8 @@ impl KvCache {
         found
     }
 
-    /// Walks the user's newest chain from its tail to its head. The prefix ends before the mismatch nearest to the
-    /// head, so every page is compared and the last word is the head's.
+    /// Walks the user's newest chain from its tail to its head. The prefix ends before the mismatch
+    /// nearest to the head, so every page is compared and the page nearest to the head decides.
     fn follow_session(
         &self,
         ns: &Namespace,
@@ -181,7 +188,7 @@ impl KvCache {
         }
     }
 
-    /// Extends the prefix page by page, hashing only where the child published last is not the one.
+    /// Extends the prefix page by page. Hashes only where the child published last does not match.
     fn extend(&self, ns: &Namespace, words: &[u32], limit: usize, found: &mut Found) {
         while found.pages < limit {
             let words = self.page_words(words, found.pages);

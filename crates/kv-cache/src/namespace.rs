@@ -1,20 +1,21 @@
-//! Whose pages these are: the namespace of a chain, and the key of a user within it.
+//! The namespace that a chain of pages belongs to, and the key of a user within it.
 //!
-//! Invariant: both are digests of length-prefixed or fixed-size parts, so no two different inputs are encoded alike.
-//! They are not secret and carry no request content; the secret is the key of the chain hash.
+//! Invariant: both are digests of length-prefixed or fixed-size parts, so no two different inputs
+//! are encoded alike. They are not secret and carry no request content; the secret is the key of
+//! the chain hash.
 
 use std::fmt;
 
-/// What a chain of pages belongs to: digest of the model and a salt of the tenant.
+/// What a chain of pages belongs to: the digest of the model, and a salt of the tenant.
 ///
-/// It goes into every link of the chain and is compared on every hit, so two models or two tenants never share a
-/// page, however equal their contexts.
+/// It goes into every link of the chain and is compared on every hit, so two models or two tenants
+/// never share a page, however equal their contexts.
 #[derive(Copy, Clone, Eq, PartialEq, Hash)]
 pub struct Namespace([u8; 32]);
 
 impl Namespace {
-    /// The namespace of one tenant's use of one model. `model_digest` must cover everything besides the context
-    /// words that K/V depend on: weights, configuration, number format.
+    /// The namespace of one tenant's use of one model. `model_digest` must cover everything that
+    /// K/V depend on besides the context words: weights, configuration, number format.
     pub fn new(model_digest: &[u8], tenant_salt: &[u8]) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("beamline kv-cache 1 namespace");
         for part in [model_digest, tenant_salt] {
@@ -24,8 +25,9 @@ impl Namespace {
         Self(*hasher.finalize().as_bytes())
     }
 
-    /// The part of this namespace that only one exact context can address: for models where every position's KV
-    /// depends on the whole context, see [`ReuseClass::Exact`](crate::ReuseClass::Exact).
+    /// The part of this namespace that only one exact context can address. For models where every
+    /// position's KV depends on the whole context, see
+    /// [`ReuseClass::Exact`](crate::ReuseClass::Exact).
     pub fn narrowed_to(&self, words: &[u32]) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("beamline kv-cache 1 exact context");
         hasher.update(&self.0);
@@ -39,7 +41,7 @@ impl Namespace {
         &self.0
     }
 
-    /// The namespace that [`Namespace::as_bytes`] gave.
+    /// The namespace with these bytes, as [`Namespace::as_bytes`] gave them.
     pub(crate) fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
@@ -53,12 +55,13 @@ impl fmt::Debug for Namespace {
 
 /// A user within a namespace.
 ///
-/// Only a key to a hint: two users with one key would share a session, and still never a page they may not share.
+/// It is only the key to a hint. Two users with one key would share a session, but never a page
+/// that they may not share.
 #[derive(Copy, Clone, Eq, PartialEq, Hash, Debug)]
 pub struct SessionKey(pub u128);
 
 impl SessionKey {
-    /// The key of `user_id` in `ns`.
+    /// The key of user `user_id` in namespace `ns`.
     pub fn new(ns: &Namespace, user_id: &str) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("beamline kv-cache 1 session");
         hasher.update(&ns.0);

@@ -1,13 +1,15 @@
-//! Using the host tier: what leaves the device for it, and what comes back.
+//! Using the host tier: which pages leave the device for it, and which come back.
 //!
-//! A page leaves when it is evicted. So that a step need not wait for copies, the pages that would be evicted next are
-//! copied ahead, a few per step; a page that is already there when it is evicted costs nothing.
+//! A page leaves when it is evicted. A step need not wait for copies: the pages that would be
+//! evicted next are copied ahead, a few per step. A page that is already in the tier when it is
+//! evicted costs nothing.
 //!
-//! Where pages outlive the process, those that stay on the device are copied as well, once, and not into host memory.
+//! Where pages outlive the process, those that stay on the device are copied as well, once, and not
+//! into host memory.
 //!
-//! It comes back by [`KvCache::match_host`], which continues where the match on the device ended. The caller allocates
-//! pages for what it found, has the contents imported, and then publishes them like pages it had computed. Until then
-//! nobody else can see them.
+//! A page comes back by [`KvCache::match_host`], which continues where the match on the device
+//! ended. The caller allocates pages for those found, has the contents imported, and then publishes
+//! them like pages it had computed. Until then no other request can see them.
 
 use std::sync::Arc;
 
@@ -20,21 +22,22 @@ use crate::{
     transfer::Transfer,
 };
 
-/// The host tier as the cache uses it.
+/// The host tier, and what the cache needs to use it.
 pub(crate) struct Host {
     pub(crate) memory: HostMemory,
-    /// What is to be moved, in order.
+    /// Transfers that were ordered and not yet taken, in order.
     transfers: Vec<Transfer>,
     /// Scratch: pages to be copied ahead.
     cold: Vec<PageId>,
     /// Scratch: keys of a chain that was hit.
     keys: Vec<HostKey>,
-    /// Published pages that were not saved yet, if the tier saves pages. At most twice as many as there are pages.
+    /// Published pages that were not saved yet, if the tier saves pages. At most twice as many as
+    /// there are pages.
     unsaved: Vec<PageRef>,
 }
 
 impl KvCache {
-    /// Gives the cache a second memory for what it evicts.
+    /// Gives the cache a second memory for the pages that it evicts.
     #[must_use]
     pub fn with_host_memory(mut self, memory: HostMemory) -> Self {
         self.host = Some(Host {
@@ -47,11 +50,12 @@ impl KvCache {
         self
     }
 
-    /// Continues a match in the host tier: appends to `out` the host pages that follow the published pages `matched`,
-    /// in order, up to `max_positions` positions of the context. Returns the positions they cover.
+    /// Continues a match in the host tier: appends to `out` the host pages that follow the
+    /// published pages `matched`, in order, up to `max_positions` positions of the context. Returns
+    /// the positions they cover.
     ///
-    /// Each was compared: its namespace, and every word from position 0 on. The pages stay usable for as long as they
-    /// are held, whatever the tier drops meanwhile.
+    /// Each was compared: its namespace, and every word from position 0 on. The pages stay usable
+    /// for as long as they are held, even if the tier drops them meanwhile.
     pub fn match_host(
         &mut self,
         ns: &Namespace,
@@ -95,8 +99,9 @@ impl KvCache {
         found
     }
 
-    /// Copies ahead at most `most` pages: those that would be evicted next and are not in the host tier yet, as far as
-    /// [`HostMemory::window`] reaches, then those that are to outlive the process, the newest first.
+    /// Copies at most `most` pages ahead. First come those that would be evicted next and are not
+    /// in the host tier yet, as far as [`HostMemory::window`] reaches; then those that are to
+    /// outlive the process, the newest first.
     pub fn copy_ahead(&mut self, most: usize) {
         let copied = self.copy_cold(most);
         self.save(most - copied);
@@ -121,8 +126,8 @@ impl KvCache {
         copied
     }
 
-    /// Copies at most `most` pages of the device to where they outlive the process. Of a chain the end first, so that it is
-    /// the oldest there, too.
+    /// Copies at most `most` pages of the device to where they outlive the process. The end of a
+    /// chain comes first, so that it is the oldest there, too.
     fn save(&mut self, most: usize) {
         let mut left = most;
         while left > 0
@@ -145,7 +150,7 @@ impl KvCache {
         }
     }
 
-    /// A page was published: it is to be saved, where pages are.
+    /// Notes that a published page is to be saved, if the tier saves pages.
     pub(crate) fn save_later(&mut self, page: PageRef) {
         let Some(host) = self.host.as_mut().filter(|host| host.memory.tier.disk().is_some()) else { return };
         if host.unsaved.len() >= 2 * self.pages.len() {
@@ -155,22 +160,23 @@ impl KvCache {
         host.unsaved.push(page);
     }
 
-    /// Appends what is to be moved, in this order, before the pages that were allocated since are written: in the next
-    /// step, or never.
+    /// Appends the ordered transfers, in order. Carry them out in the next step, before the pages
+    /// allocated since are written, or never.
     pub fn take_transfers(&mut self, out: &mut Vec<Transfer>) {
         if let Some(host) = &mut self.host {
             out.append(&mut host.transfers);
         }
     }
 
-    /// Drops from the host tier what has outlived its time. Worth calling when there is nothing else to do.
+    /// Drops pages of the host tier that have outlived their time. Worth calling when the engine is
+    /// idle.
     pub fn expire_host(&mut self) {
         if let Some(host) = &mut self.host {
             host.memory.tier.expire();
         }
     }
 
-    /// Takes note of what was written to disk and read from it meanwhile. Worth calling before every step.
+    /// Processes completed disk reads and writes. Worth calling before every step.
     pub fn settle(&mut self) {
         if let Some(host) = &mut self.host {
             host.memory.tier.settle();
@@ -187,7 +193,7 @@ impl KvCache {
         let Some(place) = self.pages[id.index()].place_mut() else { panic!("{id:?} is not published") };
         place.copied = true;
         let key = key_of(&place.link);
-        // The same content, so the same bits. It is the newest again, as its chain is.
+        // The same content has the same bits. The page is the newest again, as its chain is.
         if host.memory.tier.renew(&key, &place.ns, &words) {
             return;
         }

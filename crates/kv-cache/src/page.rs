@@ -1,7 +1,8 @@
-//! What is known about one page: its state, its references, and its place in a chain once it is published.
+//! What is known about one page: its state, its references, and its place in a chain once it is
+//! published.
 //!
-//! Invariants: a free page has no references, a private one has one, a withdrawn one has at least one. Only a published page has
-//! a place, and a parent's counters count its published children.
+//! Invariants: a free page has no references, a private one has one, a withdrawn one has at least
+//! one. Only a published page has a place, and a parent's counters count its published children.
 
 use crate::chain::Link;
 use crate::namespace::Namespace;
@@ -16,7 +17,7 @@ impl PageId {
     }
 }
 
-/// A page as it was when this was written: stale once the page's generation has moved on.
+/// A page and its generation. The reference is stale once the page's generation has moved on.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub(crate) struct PageRef {
     pub(crate) page: PageId,
@@ -38,7 +39,7 @@ pub(crate) struct Page {
 pub(crate) enum State {
     /// In the free list.
     Free,
-    /// Held by the request that computes it; nobody can find it.
+    /// Held by the request that computes it; no other request can find it.
     Private,
     /// Was published, or follows such a page, when its namespace was forgotten. Never findable again.
     Withdrawn,
@@ -59,9 +60,9 @@ pub(crate) struct Place {
     pub(crate) children: u32,
     /// Those of the children that have references.
     pub(crate) referenced_children: u32,
-    /// The child published last: a hint that saves hashing, and may be long gone.
+    /// The child published last: a hint that saves hashing. The child may have been evicted since.
     pub(crate) newest_child: Option<PageId>,
-    /// Whether the page was put into the host tier: a hint that saves asking, for it may have been dropped there.
+    /// Whether the page was put into the host tier: a hint, since the tier may have dropped it.
     pub(crate) copied: bool,
 }
 

@@ -4,26 +4,28 @@ use crate::cache::KvCache;
 use crate::namespace::Namespace;
 use crate::page::{Page, PageId, PageRef, Place, State};
 
-/// What became of a page that was to be published.
+/// The result of publishing a page.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 #[must_use = "a duplicate must replace the page in the caller's table"]
 pub enum Publish {
     /// Others can find the page now.
     Published,
-    /// This page holds the same content already. The caller's reference has been moved to it, and its own page is
-    /// released: it must write this one into its table, and neither use nor release its own page any more.
+    /// Another page already holds the same content. The caller's reference has moved to it, and the
+    /// caller's own page is released. The caller must write the given page into its table, and
+    /// neither use nor release its own page any more.
     Duplicate(PageId),
-    /// The namespace was forgotten while this chain was in use. The page stays the caller's own, unfindable; nothing
-    /// is to be done.
+    /// The namespace was forgotten while this chain was in use. The page stays the caller's own and
+    /// unfindable; the caller need not do anything.
     Withdrawn,
 }
 
 impl KvCache {
     /// Makes a page findable whose KV has been computed in full.
     ///
-    /// `pages` is the request's page table, `index` the page in it, and `words` describe the context from position 0
-    /// to at least the end of the page. The pages of a table are published in order, duplicates replaced. Publishing
-    /// a page of a matched prefix again is allowed and changes nothing.
+    /// `pages` is the request's page table and `index` the page in it. `words` describe the context
+    /// from position 0 to at least the end of the page. Publish the pages of a table in order, with
+    /// duplicates replaced. Publishing a page of a matched prefix again is allowed and changes
+    /// nothing.
     pub fn publish(&mut self, ns: &Namespace, pages: &[PageId], index: usize, words: &[u32]) -> Publish {
         let id = pages[index];
         let page = &self.pages[id.index()];
@@ -52,12 +54,13 @@ impl KvCache {
         self.publish_private(ns, id, previous, page_words)
     }
 
-    /// Forgets every page of a namespace, as when its model is unloaded: unreferenced pages are freed now, referenced
-    /// ones can never be found again and become free when they are released. Its sessions and its pages in the host
-    /// tier go too. Returns how many pages were freed. Looks at every page and session: not for the steady path.
+    /// Forgets every page of a namespace, as when its model is unloaded. Unreferenced pages are
+    /// freed now. Referenced ones can never be found again and become free when they are released.
+    /// The sessions and the pages in the host tier go too. Returns how many pages were freed. Looks
+    /// at every page and session: not for the steady path.
     ///
-    /// Requests that are still computing in the namespace may publish pages that were private until now, so forget
-    /// the namespace again after the last of them.
+    /// Requests that are still computing in the namespace may publish pages that were private until
+    /// now. So forget the namespace again after the last of them.
     pub fn forget_namespace(&mut self, ns: &Namespace) -> usize {
         let free_before = self.free.len();
         for id in (0..self.pages.len() as u32).map(PageId) {

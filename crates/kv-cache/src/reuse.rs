@@ -1,27 +1,28 @@
-//! What of a computed context may serve another request: a property of the model, enforced where pages are matched
-//! and published.
+//! Which part of a computed context another request may use. It is a property of the model,
+//! enforced where pages are matched and published.
 
 /// Which positions of a context have KV that another request may use.
 #[derive(Copy, Clone, Eq, PartialEq, Hash, Debug)]
 pub enum ReuseClass {
     /// Decoder-only: KV of a position depends on the positions up to it and on nothing else.
     CrossRequest,
-    /// HSTU research: the last row's bias depends on the time of the query, so the last row is always recomputed.
+    /// HSTU research: the last row's bias depends on the time of the query, so the last row is
+    /// always recomputed.
     CrossRequestMinusLast,
     /// HSTU production: positions count back from the end, so one more action changes every row.
     WithinRequest,
     /// Encoder-decoder: every row attends to the whole history, so only an identical history hits.
     ///
-    /// No *prefix* of such a context is reusable. The context as a whole is: match and publish it in
-    /// [`Namespace::narrowed_to`](crate::Namespace::narrowed_to) its words, which no other context can address, with
-    /// the words padded to whole pages. A match that covers less than all of them (the tail was evicted) is worth
-    /// nothing: release it and compute the context anew.
+    /// No *prefix* of such a context is reusable, but the context as a whole is. Match and publish
+    /// it in [`Namespace::narrowed_to`](crate::Namespace::narrowed_to) its words, which no other
+    /// context can address, with the words padded to whole pages. A match that covers less than all
+    /// of them (the tail was evicted) is useless: release it and compute the context anew.
     Exact,
 }
 
 impl ReuseClass {
-    /// How many leading positions of a context of `context_len` positions may be matched, and published, in the
-    /// model's namespace. Whole pages of them, that is: the cache rounds down.
+    /// How many leading positions of a context of `context_len` positions may be matched and
+    /// published in the model's namespace. The cache rounds this down to whole pages.
     pub fn reusable_positions(self, context_len: usize) -> usize {
         match self {
             Self::CrossRequest => context_len,

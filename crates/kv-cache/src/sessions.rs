@@ -1,8 +1,8 @@
 //! Sessions: for each of the most recent users, the tail of the newest chain.
 //!
-//! A session is a hint and nothing more. It holds no reference, so its page may be evicted and recycled; the
-//! generation tells. What it leads to is verified like any other candidate. The table has a fixed capacity and
-//! forgets the user who was remembered longest ago.
+//! A session is only a hint. It holds no reference, so its page may be evicted and recycled; the
+//! generation tells. The page it leads to is verified like any other candidate. The table has a
+//! fixed capacity and forgets the user who was remembered longest ago.
 
 use crate::config::{ConfigError, table};
 use crate::index::SlotIndex;
@@ -13,14 +13,14 @@ use crate::page::{PageId, PageRef};
 #[derive(Copy, Clone)]
 struct Session {
     key: SessionKey,
-    /// Where the key is filed.
+    /// Hash of the key, by which the session is filed.
     bucket_hash: u64,
     tail: PageRef,
 }
 
 /// From a user to the tail of the newest chain.
 pub(crate) struct SessionTable {
-    /// What the slots in `by_age` hold; the others are vacant.
+    /// The sessions of the slots in `by_age`; the other slots are vacant.
     slots: Vec<Session>,
     free: Vec<u32>,
     index: SlotIndex,
@@ -95,7 +95,7 @@ impl SessionTable {
         self.free.push(slot);
     }
 
-    /// Panics where the table contradicts itself.
+    /// Panics if the table contradicts itself.
     pub(crate) fn check_invariants(&self) {
         assert_eq!(self.len() + self.free.len(), self.capacity(), "a session slot is lost");
         assert_eq!(self.by_age.iter().count(), self.len());

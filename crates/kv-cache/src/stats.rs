@@ -1,4 +1,4 @@
-//! What the cache tells the metrics: gauges of now, and counters that only grow.
+//! What the cache reports to the metrics: current gauges, and counters that only grow.
 
 use crate::cache::KvCache;
 use crate::disk::DiskUsage;
@@ -11,9 +11,9 @@ pub struct CacheStats {
     pub pages: u64,
     /// Gauge: pages that hold nothing.
     pub free: u64,
-    /// Gauge: published pages nobody holds: useful, and evictable.
+    /// Gauge: published pages without a holder. They are useful, and evictable.
     pub cached_unreferenced: u64,
-    /// Gauge: pages somebody holds, published or not.
+    /// Gauge: pages with a holder, published or not.
     pub referenced: u64,
     /// Gauge: pages that can be found.
     pub published: u64,
@@ -23,7 +23,7 @@ pub struct CacheStats {
     pub lookups: u64,
     /// Counter: positions that lookups found cached.
     pub hit_positions: u64,
-    /// Counter: those of the hit positions that a session led to.
+    /// Counter: hit positions that a session led to.
     pub session_hit_positions: u64,
     /// Counter: positions that lookups asked for and did not find.
     pub missed_positions: u64,
@@ -35,9 +35,9 @@ pub struct CacheStats {
     pub duplicates: u64,
     /// Counter: published pages recycled to make room.
     pub evictions: u64,
-    /// Counter: searches of the host tier, by calls of `match_host` that had something to look for.
+    /// Counter: calls of `match_host` that had something to look for.
     pub host_lookups: u64,
-    /// Counter: positions that those found.
+    /// Counter: positions that these calls found.
     pub host_hit_positions: u64,
     /// Counter: pages that were ordered to be copied into the host tier.
     pub host_exports: u64,
@@ -63,7 +63,7 @@ pub(crate) struct Counters {
     pub(crate) host_exports: u64,
 }
 
-/// What lookups have counted, to be put back when one of them came to nothing.
+/// Counts of lookups, kept so that they can be put back when a lookup came to nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct LookupCounts {
     lookups: u64,
@@ -75,7 +75,7 @@ pub struct LookupCounts {
 }
 
 impl KvCache {
-    /// What lookups have counted so far.
+    /// The current counts of lookups.
     pub fn lookup_counts(&self) -> LookupCounts {
         let Counters {
             lookups,
@@ -96,8 +96,9 @@ impl KvCache {
         }
     }
 
-    /// Undoes the counts of a lookup whose request could not be admitted: it will be looked up again, and counted then.
-    /// Collisions stay counted, because each of them is worth an alarm.
+    /// Undoes the counts of a lookup whose request could not be admitted: the request will be
+    /// looked up and counted again. Collisions stay counted, because each of them is worth an
+    /// alarm.
     pub fn put_back_lookups(&mut self, counts: LookupCounts) {
         let LookupCounts {
             lookups,
@@ -118,7 +119,7 @@ impl KvCache {
         };
     }
 
-    /// Gauges and counters of now, in O(1).
+    /// The current gauges and counters, in O(1).
     pub fn stats(&self) -> CacheStats {
         let (pages, free) = (self.pages.len() as u64, self.free.len() as u64);
         let cached_unreferenced = self.unreferenced.len() as u64;

@@ -1,15 +1,16 @@
-//! Moving the contents of pages: what is to be moved, and the trait of whoever holds the memory.
+//! Moving the contents of pages: the transfers, and the trait of the memory that the pages lie in.
 //!
-//! Place in the flow: the cache orders transfers as plain data, the scheduler puts them into the next plan, and whoever
-//! carries out the plan does them first, in order, before any row is computed: a page that is copied out is about to be
-//! written again.
+//! Place in the flow: the cache orders transfers as plain data, and the scheduler puts them into
+//! the next plan. The executor of the plan does them first, in order, before any row is computed: a
+//! page that is copied out is about to be written again.
 //!
-//! A page store whose memory is copied while the host looks on implements [`PageContents`] and has [`Transfer::carry_out`] move the pages. One that
-//! copies beside its other work looks into the transfers itself and gives a host page [`HostContents`](crate::HostContents), which say
-//! when they have arrived.
+//! A page store whose copies are synchronous implements [`PageContents`] and calls
+//! [`Transfer::carry_out`] to move the pages. A store that copies beside its other work handles the
+//! transfers itself. It gives a host page [`HostContents`](crate::HostContents), which say when
+//! they have arrived.
 //!
-//! A transfer that is never carried out, because its step failed before, does no harm: a page that did not arrive in
-//! the host tier is never believed, and one that did not come back is ordered again.
+//! A transfer that is never carried out, because its step failed before, does no harm. A page that
+//! did not arrive in the host tier is never used, and one that did not come back is ordered again.
 
 use std::sync::Arc;
 
@@ -17,7 +18,8 @@ use thiserror::Error;
 
 use crate::{host::HostPage, page::PageId};
 
-/// The memory of the pages, as far as moving their contents goes. The model's page store implements it.
+/// The memory of the pages, as far as moving their contents needs it. The model's page store
+/// implements it.
 pub trait PageContents {
     /// Bytes of the contents of one page.
     fn page_bytes(&self) -> usize;
@@ -26,11 +28,11 @@ pub trait PageContents {
     ///
     /// # Errors
     ///
-    /// When the memory failed; what `to` holds is not believed then.
+    /// When the memory failed; the contents of `to` are not used then.
     fn export(&self, page: PageId, to: &mut [u8]) -> Result<(), TransferError>;
 
-    /// Copies what was exported from some page into this one: afterwards it is that page in every bit that is ever
-    /// read. `from` has [`PageContents::page_bytes`] bytes.
+    /// Copies what was exported from some page into this one. Afterwards the two are equal in every
+    /// bit that is ever read. `from` has [`PageContents::page_bytes`] bytes.
     ///
     /// # Errors
     ///
@@ -41,49 +43,49 @@ pub trait PageContents {
 /// One page to be moved.
 #[derive(Clone, Debug)]
 pub enum Transfer {
-    /// Out of the device.
+    /// Copy a page out of the device.
     Export {
-        /// From where.
+        /// The device page to copy.
         page: PageId,
-        /// Where to; filled by this.
+        /// The host page that this fills.
         to: Arc<HostPage>,
     },
-    /// Back to the device.
+    /// Copy a page back to the device.
     Import {
-        /// From where; filled.
+        /// The host page, which must be filled.
         from: Arc<HostPage>,
-        /// Where to.
+        /// The device page to write.
         page: PageId,
     },
 }
 
-/// A transfer that was not carried out: a bug of whoever ordered it, or memory that failed.
+/// Why a transfer was not carried out: a bug of the caller that ordered it, or memory that failed.
 #[derive(Clone, Eq, PartialEq, Debug, Error)]
 pub enum TransferError {
-    /// The page store's pages have another size.
-    #[error("a page has {actual} bytes, the host tier was told {expected}")]
+    /// The page store's pages and the host page differ in size.
+    #[error("a page has {actual} bytes, but the host tier expects {expected}")]
     Size {
-        /// Of the page store.
+        /// Bytes of a page in the page store.
         actual: usize,
-        /// Of the host page.
+        /// Bytes of the host page.
         expected: usize,
     },
-    /// There is nothing to bring back.
-    #[error("a page is to come back that never arrived")]
+    /// The host page to bring back is empty.
+    #[error("cannot restore a page whose contents never arrived")]
     Empty,
-    /// The memory that the pages lie in.
+    /// The memory that holds the pages failed.
     #[error("moving a page: {0}")]
     Memory(String),
 }
 
 impl Transfer {
-    /// The page of the device.
+    /// The device page that is copied or written.
     pub fn page(&self) -> PageId {
         let (Self::Export { page, .. } | Self::Import { page, .. }) = self;
         *page
     }
 
-    /// From where to where, if the page leaves.
+    /// Source and destination of an export; `None` for an import.
     pub fn leaving(&self) -> Option<(PageId, &Arc<HostPage>)> {
         match self {
             Self::Export { page, to } => Some((*page, to)),
@@ -91,7 +93,7 @@ impl Transfer {
         }
     }
 
-    /// To where from where, if the page comes back.
+    /// Destination and source of an import; `None` for an export.
     pub fn returning(&self) -> Option<(PageId, &Arc<HostPage>)> {
         match self {
             Self::Export { .. } => None,
@@ -99,11 +101,11 @@ impl Transfer {
         }
     }
 
-    /// Whether the host page is as large as the store's.
+    /// Checks that the host page is as large as the store's pages.
     ///
     /// # Errors
     ///
-    /// When it is not.
+    /// When the sizes differ.
     pub fn check(&self, page_bytes: usize) -> Result<(), TransferError> {
         let (Self::Export { to: host, .. } | Self::Import { from: host, .. }) = self;
         match host.page_bytes() {

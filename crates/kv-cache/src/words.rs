@@ -1,6 +1,7 @@
 //! The words of every published page, in one flat array: what a hit is verified against.
 //!
-//! It knows nothing of page states; whoever reads a page's words knows that the page is published.
+//! It knows nothing of page states. The caller that reads a page's words knows that the page is
+//! published.
 
 use crate::config::{CacheConfig, ConfigError, table};
 use crate::page::PageId;
@@ -12,7 +13,7 @@ pub(crate) struct WordStore {
 }
 
 impl WordStore {
-    /// Takes a checked configuration.
+    /// Allocates the words of all pages. The configuration must have been checked.
     pub(crate) fn new(config: &CacheConfig) -> Result<Self, ConfigError> {
         let words_per_page = config.words_per_page();
         let words = table(config.pages as usize * words_per_page, 0, "words of the pages")?;

@@ -1,5 +1,6 @@
-//! After start-up the cache allocates nothing: requests come, hit, miss, evict and are remembered without a single
-//! call of the allocator. Counted per thread, so that the test harness does not disturb.
+//! After start-up the cache allocates nothing: requests come, hit, miss, evict and are remembered
+//! without a single call of the allocator. Counted per thread, so that the test harness does not
+//! disturb.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -65,7 +66,8 @@ fn the_steady_path_does_not_allocate() {
 
     let before = ALLOCATIONS.get();
     for round in 0..5000 {
-        // More users than sessions and more pages than room; histories that share a beginning and change at the end.
+        // More users than sessions, more pages than room, and histories that share a beginning and
+        // change at the end.
         let user = round * 7 % USERS;
         let shared = (round % PAGES_OF_A_REQUEST) * PAGE_SIZE;
         for (position, word) in words.iter_mut().enumerate() {

@@ -1,4 +1,4 @@
-//! What the scheduler tells whoever drives it: slots opened and closed, requests ended.
+//! The scheduler's output to its driver: slots opened and closed, requests ended.
 //!
 //! Events come in one list, in the order in which they must be carried out: a slot is closed before
 //! it is opened again.
@@ -12,84 +12,84 @@ use crate::{
     time::Micros,
 };
 
-/// One thing to carry out.
+/// One action that the driver must carry out.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event<P, A> {
     /// Open the slot at the model. After a failed step, a request that is tried again is opened
     /// again.
     Opened {
-        /// Whose slot.
+        /// The request that gets the slot.
         id: RequestId,
-        /// The slot.
+        /// The slot to open.
         slot: Slot,
         /// The payload of the request.
         payload: Arc<P>,
     },
     /// Close the slot at the model.
     Closed(Slot),
-    /// Answer the request. Exactly one per accepted request.
+    /// Answer the request. Occurs exactly once per accepted request.
     Ended(Ended<A>),
 }
 
-/// A request that is over.
+/// The end of a request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ended<A> {
-    /// Which one.
+    /// Id of the request.
     pub id: RequestId,
-    /// How.
+    /// How the request ended.
     pub ending: Ending<A>,
-    /// What it used.
+    /// Positions, beams and steps that the request used.
     pub usage: Usage,
-    /// When what happened.
+    /// The moments of the request's stages.
     pub timings: Timings,
 }
 
 /// How a request ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ending<A> {
-    /// Answered.
+    /// The model computed the answer.
     Finished(A),
     /// A warm request whose context is cached now.
     Warmed,
-    /// It could not be computed.
+    /// The request could not be computed.
     Failed(Failure),
-    /// Its deadline came first.
+    /// The deadline came first.
     Expired,
-    /// Before anything was done for it, its deadline had become impossible.
+    /// Dropped before any work was done: the deadline had become impossible.
     Dropped(Refusal),
-    /// Nobody wants it any more.
+    /// The client no longer wants the answer.
     Cancelled,
 }
 
 /// Why a request could not be computed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// The model could not compute this request, and said so.
+    /// The model reported that it could not compute this request.
     #[error("the model refused the request: {0}")]
     Request(String),
-    /// A step with nothing else in it failed.
+    /// A step that held only this request failed.
     #[error("the step failed: {0}")]
     Step(String),
-    /// A step with nothing else in it panicked.
+    /// A step that held only this request panicked.
     #[error("the step panicked: {0}")]
     Panicked(String),
-    /// The model answered what the plan did not ask.
+    /// The model's outcomes did not match the plan.
     #[error("the model broke the protocol: {0}")]
     Protocol(&'static str),
 }
 
-/// What a request used.
+/// The resources that a request used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Context positions.
+    /// Number of context positions.
     pub context_tokens: usize,
-    /// Those of them that were found in the cache, on the device or in host memory.
+    /// Context positions that were found in the cache, on the device or in host memory.
     pub cached_tokens: usize,
     /// Beams of the first expansion, 0 before it.
     pub beam_width: usize,
     /// Passes through the model that the request took part in.
     pub steps: usize,
-    /// Set when the beam was narrowed.
+    /// Why the beam was narrowed; `None` if it was not.
     pub degraded: Option<Degraded>,
 }
 
@@ -98,24 +98,24 @@ pub struct Usage {
 pub enum Degraded {
     /// The whole beam was estimated to miss the deadline.
     Deadline {
-        /// Beams asked for.
+        /// Number of beams that were requested.
         asked: usize,
-        /// Time that they were estimated to take.
+        /// Estimated time for these beams.
         needed: Micros,
-        /// Time that was left.
+        /// Time left until the deadline.
         left: Micros,
     },
 }
 
-/// When what happened to a request.
+/// The moments at which a request entered each stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timings {
-    /// Accepted.
+    /// The request was accepted.
     pub queued_at: Micros,
-    /// Got its slot and pages.
+    /// The request got its slot and pages.
     pub admitted_at: Option<Micros>,
-    /// Its whole context was in pages.
+    /// The whole context was in pages.
     pub prefilled_at: Option<Micros>,
-    /// Over.
+    /// The request ended.
     pub finished_at: Micros,
 }

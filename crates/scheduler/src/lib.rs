@@ -7,25 +7,26 @@
 //!
 //! | module | one idea |
 //! | --- | --- |
-//! | [`time`](crate::Micros) | time is a number that somebody passes in |
-//! | [`request`](crate::Request) | what is asked |
-//! | [`limits`](crate::Limits) | what may be asked, and what it will need |
-//! | [`event`](crate::Event) | what the scheduler tells: slots opened and closed, requests ended |
+//! | [`time`](crate::Micros) | time is a number that the caller passes in |
+//! | [`request`](crate::Request) | what a client asks for |
+//! | [`limits`](crate::Limits) | the bounds of a request, and the resources it will need |
+//! | [`event`](crate::Event) | the output: slots opened and closed, requests ended |
 //! | `pace` | how long steps take, and how wide a beam still makes its deadline |
 //! | [`scheduler`](crate::Scheduler) | submit, plan, commit |
-//! | [`lobby`](crate::Lobby) | who waits for pages from disk before |
+//! | [`lobby`](crate::Lobby) | the wait for pages from disk, before the queue |
 //! | [`engine`](crate::Engine) | channels, clock, panics, answers |
 //!
 //! Invariants:
 //!
 //! - A request is admitted only with every page that it will ever need. So a running request never
 //!   waits for memory: there is no preemption, no swapping and no deadlock.
-//! - Requests that can meet their goal go first, of those the requests of the tenant that had least,
-//!   of those the most urgent. Requests that missed their goal are owed a share of the rows. So no
-//!   request starves, and the burst of a tenant delays another by about a step.
-//! - What could only be late, by the measured pace, is refused on arrival or dropped from the
-//!   queue. So under overload what is computed is answered in time.
-//! - Every accepted request ends exactly once, and its pages and slot are free when it has.
+//! - Requests that can meet their goal go first. Among them go first those of the tenant that was
+//!   served least, and among those the most urgent. Requests that missed their goal are owed a
+//!   share of the rows. So no request starves, and the burst of a tenant delays another by about a
+//!   step.
+//! - A request that could only be late, by the measured pace, is refused on arrival or dropped from
+//!   the queue. So under overload, the requests that are computed are answered in time.
+//! - Every accepted request ends exactly once. Its pages and slot are free afterwards.
 //!
 //! The state machine knows no tensors, no HTTP, no clock and no randomness; only the engine knows
 //! time and threads.

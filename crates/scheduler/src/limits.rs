@@ -1,5 +1,4 @@
-//! The limits, all named here and all checked before any work is done, and what a request will
-//! need.
+//! All limits, checked before any work is done, and the resources that a request will need.
 //!
 //! Work is counted in rows. A row that attends to many positions takes longer than one that attends
 //! to few, so it counts as more than one row of work; see [`SchedulerConfig::pairs_per_row`].
@@ -15,51 +14,51 @@ use beamline_model::step::ContextShape;
 use crate::request::{Refusal, Request};
 use crate::time::Micros;
 
-/// How much the scheduler takes on, and how much of it at a time.
+/// How much work the scheduler accepts, and how much it does at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SchedulerConfig {
-    /// Requests that may wait for admission.
+    /// Most requests that may wait for admission.
     pub max_queued: usize,
-    /// Requests that may run at the same time: the slots of the model.
+    /// Most requests that may run at the same time: the slots of the model.
     pub max_running: usize,
-    /// Context positions of one request.
+    /// Most context positions of one request.
     pub max_context: usize,
-    /// Beams of one request.
+    /// Most beams of one request.
     pub max_beam_width: usize,
-    /// Expansions of one request.
+    /// Most expansions of one request.
     pub max_generated_steps: usize,
-    /// Rows that all running requests together may have been admitted for: context positions that
-    /// were not cached, plus beams times generated steps. It bounds how long an admitted request
-    /// can take.
+    /// Most rows for which all running requests together may have been admitted: context positions
+    /// that were not cached, plus beams times generated steps. This bounds how long an admitted
+    /// request can take.
     pub max_running_cost: u64,
-    /// Context rows of one step.
+    /// Most context rows of one step.
     pub max_step_tokens: usize,
-    /// Context rows of one request in one step while others wait.
+    /// Most context rows of one request in one step while others wait.
     pub max_chunk: usize,
-    /// Branch rows of one step.
+    /// Most branch rows of one step.
     pub max_branch_rows: usize,
-    /// How many positions a row attends to in the time that the rest of it takes: the operations of
-    /// a row without attention over those of one position. The most there is where attention costs
-    /// nothing.
+    /// Number of positions that a row attends to in the same time as its other work takes: the
+    /// operations of a row without attention, divided by those of one position. Use the largest
+    /// value if attention costs nothing.
     pub pairs_per_row: u64,
-    /// How long a step should take while there are others: its work is bounded by the measured
-    /// curve.
+    /// How long a step should take while other requests wait, in microseconds. The measured curve
+    /// turns this into a bound on the work of a step.
     pub max_step_time: Micros,
-    /// Fewest rows that this bound leaves: fewer cost almost as much time.
+    /// Fewest rows that this bound leaves: fewer rows would take almost as long.
     pub min_step_rows: usize,
-    /// How soon after its arrival a request should be answered. It bounds nothing; it says what is
-    /// served first.
+    /// How soon after its arrival a request should be answered, in microseconds. This is not a
+    /// bound; it decides the order of service.
     pub objective: Micros,
-    /// A request that takes long alone should be answered within this many times that.
+    /// A request that takes long alone should be answered within this many times that time.
     pub stretch: u64,
-    /// Part of the rows, in percent, that go to those who missed their goal while others can still
-    /// meet theirs. At least 1, at most 99.
+    /// Percentage of the rows that goes to requests that missed their goal while others can still
+    /// meet theirs. From 1 to 99.
     pub late_share: u64,
-    /// The same for those who can wait, where nobody missed a goal.
+    /// The same percentage for batch requests, beside the requests that go before them.
     pub batch_share: u64,
-    /// Pages that one step moves to and from host memory while others wait for it, beyond those
-    /// that it evicts. A context that comes back in more pages than this takes several steps, in
-    /// which others go on.
+    /// Most pages that one step moves to and from host memory while other requests wait for it,
+    /// beyond those that it evicts. A context that comes back in more pages takes several steps, in
+    /// which other requests go on.
     pub max_step_transfers: usize,
 }
 
@@ -93,60 +92,60 @@ pub enum ConfigError {
     /// The cache cannot be built.
     #[error("cache: {0}")]
     Cache(#[from] beamline_kv_cache::ConfigError),
-    /// Nothing could ever be done.
+    /// The limit of this name must be larger, or nothing could ever be done.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
     /// The widest beam would never get its branch step.
     #[error("max_branch_rows is {rows}, less than max_beam_width, {width}")]
     BranchRows {
-        /// [`SchedulerConfig::max_branch_rows`].
+        /// Value of [`SchedulerConfig::max_branch_rows`].
         rows: usize,
-        /// [`SchedulerConfig::max_beam_width`].
+        /// Value of [`SchedulerConfig::max_beam_width`].
         width: usize,
     },
-    /// Slots are named by 32 bits.
+    /// More slots than 32 bits can name.
     #[error("max_running is {0}, more than there are slots")]
     TooManySlots(usize),
 }
 
-/// The limits of one scheduler over one cache. Cheap to copy, so that whoever submits can check
-/// first.
+/// The limits of one scheduler over one cache. They are cheap to copy, so a client can check a
+/// request before submitting it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// What the operator set.
+    /// The limits that the operator set.
     pub config: SchedulerConfig,
-    /// Pages of the cache.
+    /// Number of pages of the cache.
     pub pages: usize,
-    /// Positions of a page.
+    /// Context positions per page.
     pub page_size: usize,
-    /// Words of a position.
+    /// Words per context position.
     pub words_per_position: usize,
 }
 
-/// What a request will need, all of it, decided once.
+/// All resources that a request will need, computed once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Demand {
-    /// Context positions that must lie in pages: all of them for a request that decodes. A warm
+    /// Context positions that must lie in pages. A request that decodes needs all of them. A warm
     /// request needs only the whole pages that others may find.
     pub(crate) target: usize,
-    /// Pages of those positions.
+    /// Pages for these positions.
     pub(crate) context_pages: usize,
-    /// Leading pages that others may find.
+    /// Leading pages that other requests may find.
     pub(crate) shared_pages: usize,
-    /// Pages of all branch rows.
+    /// Pages for all branch rows.
     pub(crate) branch_pages: usize,
-    /// Rows, when nothing is cached.
+    /// Rows to compute when nothing is cached.
     pub(crate) cost: u64,
-    /// Work, when nothing is cached.
+    /// Work to do when nothing is cached.
     pub(crate) work: u64,
 }
 
 impl Limits {
-    /// Puts the limits together.
+    /// Combines and checks the limits.
     ///
     /// # Errors
     ///
-    /// When nothing, or not everything that the limits allow, could ever run.
+    /// When nothing could ever run, or not everything that the limits allow.
     pub fn new(config: SchedulerConfig, cache: &CacheConfig) -> Result<Self, ConfigError> {
         let limits = Self {
             config,
@@ -184,7 +183,7 @@ impl Limits {
         Ok(limits)
     }
 
-    /// Checks all that does not depend on what else is going on.
+    /// Checks everything that does not depend on other requests.
     ///
     /// # Errors
     ///
@@ -193,7 +192,7 @@ impl Limits {
         self.demand(request).map(|_| ())
     }
 
-    /// What the request will need.
+    /// Computes the resources that the request will need.
     pub(crate) fn demand<P>(&self, request: &Request<P>) -> Result<Demand, Refusal> {
         let Request { context_len: len, beam_width: width, generated_steps: steps, .. } = *request;
         let config = &self.config;
@@ -240,25 +239,25 @@ impl Limits {
         Ok(Demand { target, context_pages, shared_pages, branch_pages, cost, work })
     }
 
-    /// Words of a page.
+    /// Number of words of a page.
     pub(crate) fn page_words(&self) -> usize {
         self.page_size * self.words_per_position
     }
 
-    /// Work of context rows. Each attends to those before it.
+    /// Work of the context rows at `positions`. Each row attends to those before it.
     pub(crate) fn context_work(&self, positions: Range<usize>) -> u64 {
         let rows = positions.len() as u64;
         let middle = (positions.start + positions.end) as u64 / 2;
         rows.saturating_add(rows.saturating_mul(middle) / self.config.pairs_per_row)
     }
 
-    /// Work of rows that each attend to a whole context.
+    /// Work of `rows` rows that each attend to the whole context.
     pub(crate) fn branch_work(&self, rows: usize, context: usize) -> u64 {
         let rows = rows as u64;
         rows.saturating_add(rows.saturating_mul(context as u64) / self.config.pairs_per_row)
     }
 
-    /// How many context rows from a position on make up an amount of work; at least 1.
+    /// Number of context rows from position `start` that make up `work`; at least 1.
     pub(crate) fn context_rows_in(&self, work: u64, start: usize) -> usize {
         // Of r rows the mean attends to start + r/2 positions: r + r (start + r/2) / pairs = work.
         let pairs = u128::from(self.config.pairs_per_row.min(MOST_PAIRS));
@@ -267,16 +266,16 @@ impl Limits {
         usize::try_from(rows).unwrap_or(usize::MAX).max(1)
     }
 
-    /// How many branch rows over a context make up an amount of work; at least 1.
+    /// Number of branch rows over a context that make up `work`; at least 1.
     pub(crate) fn branch_rows_in(&self, work: u64, context: usize) -> usize {
         work_to_rows(work, context as u64, self.config.pairs_per_row)
     }
 }
 
-/// Attention of more pairs per row costs nothing. The square of this fits into 128 bits.
+/// With more pairs per row than this, attention costs nothing. The square fits into 128 bits.
 const MOST_PAIRS: u64 = 1 << 40;
 
-/// How many rows make up an amount of work, if each attends to this many positions; at least 1.
+/// Number of rows that make up `work` if each attends to `positions` positions; at least 1.
 fn work_to_rows(work: u64, positions: u64, pairs_per_row: u64) -> usize {
     let [work, positions, pairs] = [work, positions, pairs_per_row].map(u128::from);
     let rows = work * pairs / (pairs + positions);

@@ -1,18 +1,21 @@
-//! Those who wait for pages from disk, before they are queued.
+//! Requests that wait for pages from disk before they are queued.
 //!
-//! Place in the flow: a request that comes is looked up; if pages of its context lie on disk, their reading begins and it
-//! waits here. Then it is submitted to the [`Scheduler`] like any other, which finds in host memory what has arrived.
+//! Place in the flow: a request that arrives is looked up. If pages of its context lie on disk,
+//! their reading begins and the request waits here. Then it is submitted to the [`Scheduler`] like
+//! any other. The scheduler finds the pages that have arrived in host memory.
 //!
-//! Nobody waits longer than computing those pages would take, by the measured pace, nor where reading is known to be
-//! slower. So a disk that hangs costs a request at most as much time again as it needs without one. What an operator
-//! sets counts more than both.
+//! By the measured pace, a request waits no longer than computing those pages would take, with a
+//! minimum of 10 ms, and 1 s while the pace is unknown. It does not wait where reading is known to
+//! be slower. So a disk that hangs at most doubles the time that a longer request needs without
+//! one. A wait that the operator sets overrides these rules. The deadline bounds every wait.
 //!
 //! Invariants:
 //!
-//! - Whoever enters leaves exactly once, or is cancelled.
-//! - What has been read for a request is held until it is admitted: by [`Ready::fetch`].
+//! - A request that enters leaves exactly once, or is cancelled.
+//! - Pages that were read for a request are held by [`Ready::fetch`] until it is admitted.
 //!
-//! Requests that wait here are overtaken by those that need nothing from disk, also of their own tenant.
+//! Requests that wait here are overtaken by those that need nothing from disk, also of their own
+//! tenant.
 //!
 //! No clock and no threads: time is passed in.
 
@@ -26,15 +29,15 @@ use crate::{
     time::Micros,
 };
 
-/// Reads take longer than they should now and then, even if computing would take no time at all.
+/// Minimum wait: a read is slow now and then, even if computing would take no time at all.
 const LEAST_PATIENCE: Duration = Duration::from_millis(10);
-/// How long to wait before it is known how long computing takes.
+/// How long a request waits while the time to compute is not known yet.
 const FIRST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Requests whose pages are being read.
 #[derive(Debug)]
 pub struct Lobby<P> {
-    /// In the order of their arrival.
+    /// The waiting requests, in the order of their arrival.
     held: Vec<Held<P>>,
 }
 
@@ -43,18 +46,18 @@ struct Held<P> {
     request: Request<P>,
     submitted_at: Micros,
     fetch: Fetch,
-    /// When it goes on without what is not there.
+    /// When the request goes on without the pages that are missing.
     until: Micros,
 }
 
 /// A request that is to be submitted now.
 #[derive(Debug)]
 pub struct Ready<P> {
-    /// The request.
+    /// The request to submit.
     pub request: Request<P>,
-    /// When it came.
+    /// When the request was submitted to the engine.
     pub submitted_at: Micros,
-    /// To be held until the request is admitted, or has ended.
+    /// The pages read for it. Hold them until the request is admitted or has ended.
     pub fetch: Option<Fetch>,
 }
 
@@ -65,7 +68,7 @@ impl<P> Default for Lobby<P> {
 }
 
 impl<P> Lobby<P> {
-    /// Takes a request that came. Gives it back if it has nothing to wait for.
+    /// Accepts a request that arrived. Returns it if it has nothing to wait for.
     pub fn enter(
         &mut self,
         now: Micros,
@@ -79,7 +82,7 @@ impl<P> Lobby<P> {
         let compute = scheduler.time_to_compute_pages(fetch.coming());
         let until = until(now, request.deadline, &fetch, compute);
         if until <= now {
-            // It is read all the same: for the next visit, or in time if the queue is long.
+            // The read goes on all the same: for the next visit, or in time if the queue is long.
             return Some(Ready { request, submitted_at, fetch: Some(fetch) });
         }
         self.held.push(Held { request, submitted_at, fetch, until });
@@ -93,25 +96,25 @@ impl<P> Lobby<P> {
         Some(Ready { request, submitted_at, fetch: Some(fetch) })
     }
 
-    /// Lets a request go that nobody wants any more. Returns whether it was here.
+    /// Removes a request whose client is gone. Returns whether it was here.
     pub fn cancel(&mut self, id: RequestId) -> bool {
         let before = self.held.len();
         self.held.retain(|held| held.request.id != id);
         self.held.len() < before
     }
 
-    /// When the first of them has waited enough, whatever arrives.
+    /// The moment at which the first request has waited enough, even if no page arrives.
     pub fn next_end(&self) -> Option<Micros> {
         self.held.iter().map(|held| held.until).min()
     }
 
-    /// Whether nobody waits.
+    /// Whether no request waits here.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
 }
 
-/// When a request stops waiting.
+/// The moment at which a request stops waiting.
 fn until(now: Micros, deadline: Option<Micros>, fetch: &Fetch, compute: Option<Micros>) -> Micros {
     let compute = compute.map(|micros| Duration::from_micros(micros.0));
     let most = match (fetch.patience(), compute) {
@@ -120,7 +123,7 @@ fn until(now: Micros, deadline: Option<Micros>, fetch: &Fetch, compute: Option<M
         (None, Some(compute)) => compute.max(LEAST_PATIENCE),
         (None, None) => FIRST_PATIENCE,
     };
-    // What is not there then is still to be computed, and the rest of the request, too.
+    // After the wait, the missing pages and the rest of the request still have to be computed.
     let latest = deadline.map(|deadline| {
         let left = Duration::from_micros(deadline.since(now).0);
         (left / 2).min(left.saturating_sub(compute.unwrap_or_default()))

@@ -1,14 +1,14 @@
-//! How long steps take: what work at hand will take, what sharing a step saves, and how wide a beam
-//! still makes its deadline.
+//! How long steps take: the time that pending work needs, the time that sharing a step saves, and
+//! the widest beam that still makes its deadline.
 //!
 //! Rows are rows of work here, see `limits`: a row that attends to many positions counts as more.
 //!
-//! Two estimates out of what steps took. The *mean per row* says how fast work at hand goes away: it
-//! decides which requests come too late to be taken, and how wide a beam may be. The *curve* says
-//! that a step takes a fixed time and a time for each row: it decides what shares a step and how
-//! many rows a step holds.
+//! Two estimates are made from the measured steps. The *mean per row* says how fast pending work is
+//! done: it decides which requests come too late to be accepted, and how wide a beam may be. The
+//! *curve* says that a step takes a fixed time and a time for each row: it decides which requests
+//! share a step and how many rows a step holds.
 //!
-//! The same steps give the same numbers: a replay decides alike.
+//! The same steps give the same numbers, so a replay makes the same decisions.
 
 mod curve;
 mod load;
@@ -19,23 +19,23 @@ use crate::{event::Degraded, time::Micros};
 use curve::Fit;
 use load::Load;
 
-/// Rows of a step that weighs as much as all before it. A step of a few rows takes mostly what
-/// every step takes, so it says little of how long many rows will take.
+/// A step of this many rows weighs as much as all steps before it. A step of a few rows takes
+/// mostly the time that every step takes, so it says little about the time of many rows.
 const INERTIA: u64 = 512;
-/// Rows after which the estimate is trusted with refusing somebody.
+/// Number of rows after which the estimate is trusted enough to refuse requests.
 const TRUSTED: u64 = 1024;
-/// Parts that a share is counted in, and how much of a new one counts.
+/// Shares are counted in 1024ths. A new share counts for an eighth.
 const WHOLE: u64 = 1024;
 const SHARE_INERTIA: u64 = 8;
 
 /// Mean nanoseconds per row, weighted by rows, the newest most.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
-    /// `None` until a step was seen.
+    /// The mean; `None` until a step was seen.
     nanos_per_row: Option<u64>,
     rows_seen: u64,
-    /// Rows that admitted requests had to compute, of those that they would have had to if nothing
-    /// were cached.
+    /// Rows that admitted requests had to compute, as a share (in 1024ths) of the rows without a
+    /// cache.
     computed_share: u64,
     fit: Fit,
     load: Load,
@@ -56,21 +56,21 @@ impl Default for Pace {
 /// A beam whose width is to be chosen.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Beam {
-    /// Widest and least acceptable.
+    /// The widest and the narrowest acceptable beam.
     pub(crate) width: usize,
     pub(crate) least: usize,
     /// Branch steps after the first expansion.
     pub(crate) branch_steps: usize,
-    /// Work of a thousand of its rows.
+    /// Work of a thousand rows of this beam.
     pub(crate) per_thousand: u64,
-    /// Rows of the step that makes the first expansion, and those of them that belong to others.
-    /// The steps after it are taken to hold as many rows of others.
+    /// Rows of the step that makes the first expansion, and how many of them belong to other
+    /// requests. The steps after it are assumed to hold as many rows of other requests.
     pub(crate) rows_now: usize,
     pub(crate) rows_of_others: usize,
 }
 
 impl Pace {
-    /// A step of `rows` rows took this long.
+    /// Records that a step of `rows` rows took `took`.
     pub(crate) fn observe(&mut self, took: Micros, rows: usize) {
         if rows == 0 {
             return;
@@ -90,43 +90,45 @@ impl Pace {
         });
     }
 
-    /// A request was admitted for so many rows, of those that it would need with an empty cache.
+    /// Records that a request was admitted for `rows` rows and would need `uncached` with an empty
+    /// cache.
     pub(crate) fn observe_admission(&mut self, rows: u64, uncached: u64) {
         let share = rows.saturating_mul(WHOLE) / uncached.max(1);
         self.computed_share =
             self.computed_share - self.computed_share / SHARE_INERTIA + share.min(WHOLE) / SHARE_INERTIA;
     }
 
-    /// Rows that requests will need, of those that they would need with an empty cache.
+    /// Rows that requests are expected to need, given the rows that they would need with an empty
+    /// cache.
     pub(crate) fn expected_work(&self, uncached: u64) -> u64 {
         uncached.saturating_mul(self.computed_share) / WHOLE
     }
 
-    /// How long so many rows will take, once that can be trusted.
+    /// The time that `rows` rows will take, once the estimate can be trusted.
     pub(crate) fn time_of(&self, rows: u64) -> Option<Micros> {
         let nanos = self.nanos_per_row.filter(|_| self.rows_seen >= TRUSTED)?;
         Some(Micros(rows.saturating_mul(nanos) / 1000))
     }
 
-    /// A step that took so long has ended now.
+    /// Records that a step that took `took` has ended at `now`.
     pub(crate) fn observe_end(&mut self, now: Micros, took: Micros) {
         self.load.observe(now, took);
     }
 
-    /// How many times over a moment that is saved now is saved: everybody who comes before the next
-    /// pause gains it. By the load of the last second.
+    /// How many times over a moment saved now is saved: every request that arrives before the next
+    /// pause gains it. Depends on the load of the last second.
     pub(crate) fn worth(&self) -> u64 {
         self.load.worth()
     }
 
-    /// What a step takes by the rows in it, once that can be trusted.
+    /// The time of a step by its rows, once the estimate can be trusted.
     pub(crate) fn curve(&self) -> Option<Curve> {
         self.fit.curve().filter(|_| self.rows_seen >= TRUSTED)
     }
 
     /// The widest acceptable beam that is estimated to end within `left`, and why it is not the
-    /// whole one. Never under the least width: an estimate may be wrong, so the deadline itself
-    /// judges.
+    /// whole one. Never narrower than the least width: an estimate may be wrong, so the deadline
+    /// itself decides.
     pub(crate) fn fit(&self, beam: Beam, left: Micros) -> (usize, Option<Degraded>) {
         assert!(beam.least >= 1 && beam.least <= beam.width);
         assert!(beam.rows_of_others <= beam.rows_now);

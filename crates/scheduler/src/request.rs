@@ -1,6 +1,6 @@
-//! What is asked of the scheduler, and the reasons to say no at once.
+//! The requests of the scheduler, and the reasons to refuse one at once.
 //!
-//! A request is plain data. What only the model understands travels in its payload, unread.
+//! A request is plain data. The payload, which only the model understands, travels unread.
 
 use std::sync::Arc;
 
@@ -13,57 +13,56 @@ use crate::time::Micros;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
-/// What a request may keep waiting.
+/// How urgent a request is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
-    /// Somebody waits for the answer: it should come within the objective.
+    /// A client waits for the answer, which should come within the objective.
     #[default]
     Interactive,
-    /// It may wait: it is served where interactive requests leave room, and has its share in any
-    /// case.
+    /// May wait: it is served where interactive requests leave room, and has its share in any case.
     Batch,
-    /// It is served when nobody else wants to be, and is the first to be refused.
+    /// Served only when no other request wants to be; the first to be refused.
     Shadow,
 }
 
 /// One request: a context to compute, and beams to expand over it.
 #[derive(Clone, Debug)]
 pub struct Request<P> {
-    /// Unique among the requests that have not ended. The engine gives its own.
+    /// Unique among the requests that have not ended. The engine assigns its own.
     pub id: RequestId,
-    /// Whose cached pages may be used: checkpoint and tenant.
+    /// Checkpoint and tenant whose cached pages the request may use.
     pub namespace: Namespace,
     /// The user whose newest chain of pages is remembered.
     pub session: Option<SessionKey>,
-    /// Everything that goes into the context, `words_per_position` words per position. It is what
-    /// pages are found by.
+    /// Everything that goes into the context, `words_per_position` words per position. Pages are
+    /// found by these words.
     pub words: Arc<[u32]>,
-    /// Context positions.
+    /// Number of context positions.
     pub context_len: usize,
     /// Which positions another request may reuse.
     pub reuse: ReuseClass,
     /// Whether the context may be computed in parts.
     pub shape: ContextShape,
-    /// Beams wanted; the most of any expansion, where they differ.
+    /// Number of beams; the largest of all expansions, where they differ.
     pub beam_width: usize,
-    /// Beams wanted of each expansion, where they differ.
+    /// Number of beams of each expansion, where they differ.
     pub beam_widths: Option<Arc<[usize]>>,
-    /// The fewest beams that are still an answer: `beam_width` when it may not be degraded. A beam
-    /// that is narrowed to a width has no more than that after any expansion.
+    /// The fewest acceptable beams: `beam_width` when the beam may not be narrowed. A beam that is
+    /// narrowed to a width has no more than that after any expansion.
     pub min_beam_width: usize,
-    /// Expansions: the first uses the last context row, each further one takes a branch step. 0
-    /// only warms the cache and answers nothing.
+    /// Number of expansions. The first uses the last context row, each further one takes a branch
+    /// step. 0 only warms the cache and answers nothing.
     pub generated_steps: usize,
-    /// Whether the rows of every branch step are kept: beams look back at their ancestors.
-    /// Candidates, which are ranked in micro-batches of `beam_width`, do not: each branch step
-    /// overwrites the one before.
+    /// Whether the rows of every branch step are kept, as for beams, which attend to their
+    /// ancestors. Candidates, which are ranked in micro-batches of `beam_width`, do not: each
+    /// branch step overwrites the one before.
     pub keeps_branches: bool,
-    /// When the answer is of no more use.
+    /// The moment after which the answer is useless.
     pub deadline: Option<Micros>,
-    /// Who goes first.
+    /// How urgent the request is.
     pub priority: Priority,
-    /// For the model. The scheduler hands it on and never looks at it, so nothing of it can fail
-    /// there.
+    /// Input for the model. The scheduler passes it on without looking at it, so its contents
+    /// cannot make the scheduler fail.
     pub payload: Arc<P>,
 }
 
@@ -74,13 +73,13 @@ impl<P> Request<P> {
         self.generated_steps == 0
     }
 
-    /// Beams wanted of an expansion.
+    /// Number of beams of an expansion.
     #[must_use]
     pub fn width_at(&self, expansion: usize) -> usize {
         self.beam_widths.as_ref().map_or(self.beam_width, |widths| widths[expansion])
     }
 
-    /// Whether every expansion has a width, and none more than `beam_width`.
+    /// Whether every expansion has a width, and none exceeds `beam_width`.
     pub(crate) fn widths_fit(&self) -> bool {
         let fits = |width: &usize| (1..=self.beam_width).contains(width);
         self.beam_widths
@@ -88,7 +87,7 @@ impl<P> Request<P> {
             .is_none_or(|widths| widths.len() == self.generated_steps && widths.iter().all(fits))
     }
 
-    /// Beams of the first expansions together, none of which has more than `most`.
+    /// Total beams of the first `expansions` expansions, where none has more than `most`.
     pub(crate) fn beams_of(&self, expansions: usize, most: usize) -> usize {
         match &self.beam_widths {
             None => self.beam_width.min(most).saturating_mul(expansions),
@@ -96,8 +95,8 @@ impl<P> Request<P> {
         }
     }
 
-    /// The most beams that an expansion may have, so that those of the first expansions together
-    /// are no more than `beams`; at least the fewest that are acceptable.
+    /// The most beams per expansion with which the first expansions together have no more than
+    /// `beams`; at least the fewest that are acceptable.
     pub(crate) fn widest_within(&self, expansions: usize, beams: usize) -> usize {
         let mut widths = self.min_beam_width..self.beam_width + 1;
         // Bisection: the number of beams grows with the width.
@@ -112,8 +111,8 @@ impl<P> Request<P> {
         widths.start
     }
 
-    /// Leading pages of the context that may come from, or go to, another request. Of a context that
-    /// is computed whole, a part is of no use: all of it, or none.
+    /// Leading pages of the context that may be shared with other requests. A context that is
+    /// computed whole shares all of its pages or none.
     pub(crate) fn reusable_pages(&self, page_size: usize) -> usize {
         match (self.reuse, self.shape) {
             (ReuseClass::Exact, _) => self.context_len.div_ceil(page_size),
@@ -122,7 +121,7 @@ impl<P> Request<P> {
         }
     }
 
-    /// Where the pages of the context are found. `page_words` is the number of words of a page.
+    /// The address of the context's pages. `page_words` is the number of words of a page.
     pub(crate) fn page_address(&self, page_words: usize) -> PageAddress {
         if self.reuse != ReuseClass::Exact {
             return PageAddress { namespace: self.namespace, words: Arc::clone(&self.words) };
@@ -138,111 +137,114 @@ impl<P> Request<P> {
     }
 }
 
-/// What the pages of a context are found by.
+/// The key by which the pages of a context are found.
 #[derive(Clone, Debug)]
 pub(crate) struct PageAddress {
-    /// That of the request. For [`ReuseClass::Exact`], the part of it that only this context can name.
+    /// The request's namespace. For [`ReuseClass::Exact`], the part that only this context can
+    /// address.
     pub(crate) namespace: Namespace,
-    /// The words of the context. For [`ReuseClass::Exact`], filled up to whole pages.
+    /// The words of the context. For [`ReuseClass::Exact`], padded to whole pages.
     pub(crate) words: Arc<[u32]>,
 }
 
-/// Why a request was not accepted. Nothing was done for it and nothing is kept of it.
+/// Why a request was not accepted. No work was done and nothing is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Overload: try again later.
     #[error("{limit} requests are waiting already")]
     QueueFull {
-        /// [`SchedulerConfig::max_queued`](crate::SchedulerConfig::max_queued).
+        /// Value of [`SchedulerConfig::max_queued`](crate::SchedulerConfig::max_queued).
         limit: usize,
     },
-    /// Overload: by the measured pace, the work at hand ends too late for the deadline.
+    /// Overload: by the measured pace, the pending work ends too late for the deadline.
     #[error("the answer would be late by {} ms: too much is waiting", late.0.div_ceil(1000))]
     Backlog {
-        /// How much later than its deadline it would be answered.
+        /// How much later than its deadline the request would be answered.
         late: Micros,
     },
-    /// The engine drains.
+    /// The engine is draining.
     #[error("shutting down")]
     ShuttingDown,
-    /// It could only be late.
+    /// The deadline had passed on arrival.
     #[error("the deadline has passed already")]
     DeadlinePassed,
-    /// Another request of this id has not ended.
+    /// Another request with this id has not ended.
     #[error("a request with this id is in progress")]
     DuplicateId,
-    /// Nothing to compute from.
+    /// The context has no positions.
     #[error("the context is empty")]
     EmptyContext,
-    /// The context is over the limit.
+    /// The context exceeds the limit.
     #[error("the context has {len} positions, the limit is {limit}")]
     ContextTooLong {
-        /// Positions asked for.
+        /// Number of positions of the context.
         len: usize,
-        /// [`SchedulerConfig::max_context`](crate::SchedulerConfig::max_context).
+        /// Value of [`SchedulerConfig::max_context`](crate::SchedulerConfig::max_context).
         limit: usize,
     },
-    /// The context cannot be cut, and no step takes so many rows.
+    /// The context cannot be cut, and it exceeds the rows of any step.
     #[error("the context has {len} positions and is computed in one step, which takes at most {limit}")]
     NeverInOneStep {
-        /// Positions asked for.
+        /// Number of positions of the context.
         len: usize,
-        /// [`SchedulerConfig::max_step_tokens`](crate::SchedulerConfig::max_step_tokens).
+        /// Value of [`SchedulerConfig::max_step_tokens`](crate::SchedulerConfig::max_step_tokens).
         limit: usize,
     },
-    /// Words and positions disagree.
+    /// The numbers of words and positions do not match.
     #[error("the context has {words} words, its positions need {expected}")]
     WordsMismatch {
-        /// Words given.
+        /// Number of words in the request.
         words: usize,
         /// Positions times words per position.
         expected: usize,
     },
-    /// No beams, or fewer than the least.
+    /// The beam width is zero, or less than the least acceptable one.
     #[error("a beam width of {width} with a least width of {least} means nothing")]
     BeamWidth {
-        /// Beams asked for.
+        /// Number of beams requested.
         width: usize,
-        /// Least beams asked for.
+        /// Least acceptable number of beams.
         least: usize,
     },
-    /// Widths of the expansions that are not one for each, or exceed the widest.
+    /// The widths do not match the expansions, or one exceeds the widest.
     #[error("a width for each of {steps} expansions, and none over {width}, was expected")]
     BeamWidths {
-        /// Expansions asked for.
+        /// Number of expansions requested.
         steps: usize,
-        /// The widest beam.
+        /// Width of the widest beam.
         width: usize,
     },
-    /// The beam is over the limit.
+    /// The beam exceeds the limit.
     #[error("{width} beams were asked for, the limit is {limit}")]
     BeamTooWide {
-        /// Beams asked for.
+        /// Number of beams requested.
         width: usize,
-        /// [`SchedulerConfig::max_beam_width`](crate::SchedulerConfig::max_beam_width).
+        /// Value of [`SchedulerConfig::max_beam_width`](crate::SchedulerConfig::max_beam_width).
         limit: usize,
     },
-    /// The decode is over the limit.
+    /// The number of expansions exceeds the limit.
     #[error("{steps} generated steps were asked for, the limit is {limit}")]
     TooManySteps {
-        /// Expansions asked for.
+        /// Number of expansions requested.
         steps: usize,
+        /// Value of
         /// [`SchedulerConfig::max_generated_steps`](crate::SchedulerConfig::max_generated_steps).
         limit: usize,
     },
-    /// It would not fit into an empty cache.
+    /// The request would not fit into an empty cache.
     #[error("{pages} pages are needed, the cache has {pool}")]
     NeverFits {
-        /// Pages of context and branches.
+        /// Pages of context and branches together.
         pages: usize,
-        /// Pages of the cache.
+        /// Number of pages of the cache.
         pool: usize,
     },
-    /// It would not be admitted by an idle engine.
+    /// An idle engine would not admit the request.
     #[error("the request costs {cost} rows, the limit is {limit}")]
     TooExpensive {
         /// Context positions plus beams times generated steps.
         cost: u64,
+        /// Value of
         /// [`SchedulerConfig::max_running_cost`](crate::SchedulerConfig::max_running_cost).
         limit: u64,
     },

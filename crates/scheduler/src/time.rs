@@ -1,6 +1,6 @@
-//! Time as the scheduler knows it: a number that somebody passes in.
+//! The scheduler's time: a number that the caller passes in.
 //!
-//! No clock here. The engine counts from its start; a simulation counts as it likes.
+//! There is no clock here. The engine counts from its start; a simulation counts as it likes.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ impl Micros {
         Self(self.0.saturating_add(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))
     }
 
-    /// Microseconds from `earlier` to here, none when `earlier` is later.
+    /// Microseconds from `earlier` to this moment; 0 if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Self {
         Self(self.0.saturating_sub(earlier.0))

@@ -1,7 +1,7 @@
-//! The state machine by example, one rule per test. That the rules hold together, the simulation
-//! shows.
+//! The state machine by example, one rule per test. The simulation shows that the rules hold
+//! together.
 
-// Helpers are tests too.
+// Helper functions are test code too.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::sync::Arc;
@@ -37,7 +37,7 @@ const CONFIG: SchedulerConfig = SchedulerConfig {
 const CACHE: CacheConfig =
     CacheConfig { pages: 64, page_size: 4, words_per_position: 1, sessions: 8, hash_key: [1; 32] };
 
-/// A scheduler, its clock, and what came out of it.
+/// A scheduler, its clock, and the events that it produced.
 struct Bench {
     scheduler: Scheduler<()>,
     now: Micros,
@@ -61,8 +61,8 @@ impl Bench {
         self.scheduler.plan(self.now, &mut self.plan, &mut self.events);
     }
 
-    /// The step takes a microsecond per row, a branch step counting as one, unless told otherwise.
-    /// Beams stay whole, and the second step of each is the last.
+    /// Commits the step. By default it takes a microsecond per row, and a branch step counts as one
+    /// row. Beams stay whole, and the second step of each is the last.
     fn commit(&mut self) {
         let rows = self.plan.context_rows() as u64 + self.plan.branches.len() as u64;
         let took = Micros(self.per_step + self.per_row * rows);
@@ -85,12 +85,12 @@ impl Bench {
         self.scheduler.fail_step(self.now, Failure::Step("smoke".into()), &mut self.events);
     }
 
-    /// Rows of the chunks in the plan.
+    /// The chunks in the plan: slot and rows.
     fn chunks(&self) -> Vec<(u32, std::ops::Range<usize>)> {
         self.plan.chunks.iter().map(|chunk| (chunk.slot.0, chunk.positions.clone())).collect()
     }
 
-    /// Who takes a branch step.
+    /// The slots that take a branch step.
     fn branches(&self) -> Vec<u32> {
         self.plan.branches.iter().map(|branch| branch.slot.0).collect()
     }
@@ -100,7 +100,7 @@ impl Bench {
         self.events.drain(..).filter_map(ended).collect()
     }
 
-    /// Steps until nothing is left.
+    /// Runs steps until no request is left.
     fn finish(&mut self) -> Vec<Ended<u64>> {
         while !self.scheduler.is_idle() {
             self.step();
@@ -171,7 +171,7 @@ fn a_width_for_each_expansion_counts_row_by_row() {
     let mut bench = Bench::new(CONFIG);
     bench.submit(widths([1, 3, 5]));
     bench.plan();
-    // The first expansion finds no more than one beam, whatever the widest may hold.
+    // The first expansion finds at most one beam, even if the widest may hold more.
     assert_eq!(bench.plan.chunks[0].expand, Some(5));
     let mut outcomes = vec![(Slot(0), Progress::Expanded { rows: 1 })];
     bench.scheduler.commit(bench.now, Micros(1), &mut outcomes, &mut bench.events);
@@ -190,7 +190,7 @@ fn a_width_for_each_expansion_counts_row_by_row() {
     bench.scheduler.check_invariants();
 }
 
-/// A bench that knows what steps take: a fixed time, and one for each row.
+/// A bench that has measured steps: a fixed time, and a time for each row.
 fn measured(config: SchedulerConfig, per_step: u64, per_row: u64) -> Bench {
     let mut bench = Bench::new(config);
     (bench.per_step, bench.per_row) = (per_step, per_row);
@@ -314,7 +314,7 @@ fn the_reuse_class_is_obeyed() {
 #[test]
 fn an_exact_context_is_found_as_a_whole_or_not_at_all() {
     let mut bench = Bench::new(CONFIG);
-    // Two pages and a half.
+    // The context takes two and a half pages.
     let first = Request { reuse: ReuseClass::Exact, ..whole(1, 10) };
     bench.submit(first.clone());
     assert_eq!(bench.finish()[0].usage.cached_tokens, 0);
@@ -366,7 +366,7 @@ fn warming_computes_the_pages_that_can_be_found_and_nothing_when_they_are() {
     let first = Request { session: Some(session), ..warm(1, 11) };
     bench.submit(first.clone());
     bench.plan();
-    // Of eleven positions, the two whole pages.
+    // Of eleven positions, only the two whole pages are computed.
     assert_eq!((bench.chunks(), bench.plan.chunks[0].expand), (vec![(0, 0..8)], None));
     bench.commit();
     assert_eq!(bench.ended()[0].ending, Ending::Warmed);
@@ -400,10 +400,10 @@ fn nobody_overtakes_the_head_of_the_queue() {
 
 #[test]
 fn a_small_request_does_not_overtake_one_that_found_no_room() {
-    // Steps take mostly the same time, so that those who wait are tried at every step.
+    // Steps take nearly the same time, so that waiting requests are tried at every step.
     let mut bench = Bench::new(SchedulerConfig { max_running_cost: 80, ..CONFIG });
     bench.per_step = 1000;
-    // How long steps take is known.
+    // Teaches the scheduler how long steps take.
     for id in 100..140 {
         bench.submit(request(id, 20 + id as usize % 20, 2));
         bench.finish();

@@ -1,7 +1,7 @@
-//! Pages on a slow disk, simulated: requests wait for them or do not, processes are killed, bytes are flipped, and nothing
-//! wrong is ever read.
+//! Pages on a slow disk, simulated: requests wait for pages or not, processes are killed, and bytes
+//! are flipped. Nothing wrong is ever read.
 
-// Helpers are tests too.
+// Helper functions are test code too.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::{
@@ -29,7 +29,7 @@ const PAGE_BYTES: usize = PAGE_SIZE * 8;
 const MOST_CONTEXT: usize = 64;
 const USERS: u64 = 12;
 
-/// SplitMix64.
+/// The SplitMix64 random number generator.
 struct Random(u64);
 
 impl Random {
@@ -81,12 +81,12 @@ impl Storage for Memory {
     }
 }
 
-/// A disk that takes its time: virtual time.
+/// A disk whose jobs take virtual time.
 struct SlowDisk {
     files: SlotFiles<Memory>,
     now: Arc<AtomicU64>,
     random: Random,
-    /// Longest time of a job.
+    /// Longest time of a job, in microseconds.
     most_micros: u64,
     /// Jobs with the time at which they are done.
     writes: VecDeque<(u64, Job)>,
@@ -173,7 +173,8 @@ impl PageContents for Device {
     }
 }
 
-/// What keys and values of a position depend on: whose it is, and all words up to it.
+/// The number that stands for keys and values of a position: it depends on the tenant and all words
+/// up to it.
 fn contents(tenant: u64, words: &[u32]) -> Vec<u64> {
     let mut digest = mix(tenant);
     words
@@ -185,7 +186,7 @@ fn contents(tenant: u64, words: &[u32]) -> Vec<u64> {
         .collect()
 }
 
-/// One process over a disk.
+/// One process that uses a disk.
 struct Process {
     scheduler: Scheduler<Vec<u64>>,
     lobby: Lobby<Vec<u64>>,
@@ -193,16 +194,16 @@ struct Process {
     now: Arc<AtomicU64>,
     plan: Plan,
     events: Vec<Event<Vec<u64>, u64>>,
-    /// What each slot computes over.
+    /// The words over which each slot computes.
     open: Vec<Option<Arc<Vec<u64>>>>,
-    /// Fetches of requests that are not admitted.
+    /// Fetches of requests that are not admitted yet.
     fetched: Vec<Ready<Vec<u64>>>,
     asked: u64,
     ended: u64,
     cached: usize,
 }
 
-/// How a process is made.
+/// The settings of a process.
 #[derive(Clone, Copy)]
 struct Setting {
     host_pages: usize,
@@ -304,7 +305,7 @@ impl Process {
         }
     }
 
-    /// Goes round once.
+    /// Runs one round of the process.
     fn turn(&mut self, random: &mut Random) {
         self.now.fetch_add(1 + random.below(60), Ordering::Relaxed);
         self.scheduler.settle();
@@ -339,7 +340,7 @@ impl Process {
         self.carry_out();
     }
 
-    /// Reads what is cached, and checks it; writes the rest.
+    /// Reads the cached positions and checks them; writes the others.
     fn compute(&mut self, chunk: &Chunk) -> Progress<u64> {
         let expected = self.open[chunk.slot.0 as usize].clone().unwrap();
         let table = &self.plan.pages[chunk.context_pages.clone()];
@@ -393,7 +394,7 @@ impl Process {
     }
 }
 
-/// A history of a user: mostly the last one with more at its end.
+/// The next history of a user: mostly the last one with more at its end.
 fn visit(histories: &mut [Vec<u32>], random: &mut Random) -> (u64, Vec<u32>) {
     let user = random.below(USERS);
     let history = &mut histories[user as usize];
@@ -405,11 +406,11 @@ fn visit(histories: &mut [Vec<u32>], random: &mut Random) -> (u64, Vec<u32>) {
     if history.len() > MOST_CONTEXT {
         *history = history[history.len() - MOST_CONTEXT / 2..].to_vec();
     }
-    // Users share tenants, never pages.
+    // Users share tenants, but never pages.
     (user % 3, [vec![user as u32 + 1000], history[1..].to_vec()].concat())
 }
 
-/// What the lives of several processes over one disk came to.
+/// Totals over the lives of several processes on one disk.
 #[derive(Default, Debug)]
 struct Total {
     hits: u64,
@@ -446,7 +447,7 @@ fn lives(seed: u64, setting: Setting, total: &mut Total) {
         total.hits += usage.hits;
         total.damaged += usage.damaged;
         total.writes += usage.writes;
-        // Killed: whatever was on its way is lost.
+        // The process is killed: transfers on their way are lost.
         std::mem::forget(process);
         for file in [&index, &pages] {
             let mut bytes = file.0.lock().unwrap();
@@ -484,14 +485,14 @@ fn nothing_wrong_is_ever_read_and_returning_users_hit() {
     assert!(damaged > 50, "{damaged}");
 }
 
-/// A user's context is on disk and nowhere else.
+/// A process that was restarted, so that a user's context is only on disk.
 fn restarted(setting: Setting) -> (Process, Vec<u32>) {
     let (index, pages, now) = (Memory::default(), Memory::default(), Arc::new(AtomicU64::new(0)));
     let words: Vec<u32> = (0..41).collect();
     let mut process = Process::start(&index, &pages, setting, 1, &now);
     process.ask(1, &words, None);
     process.finish(&mut Random(1));
-    // Displaced by others.
+    // Other contexts displace it.
     for other in 1..5 {
         process.ask(1, &words.iter().map(|word| word + 100 * other).collect::<Vec<_>>(), None);
         process.finish(&mut Random(1));
@@ -511,7 +512,7 @@ fn a_request_waits_for_its_pages_and_computes_only_the_rest() {
         process.ask(1, &words, None);
         assert!(!process.lobby.is_empty() && process.scheduler.is_idle(), "it waits outside");
         assert_eq!(process.disk().reading, 10);
-        // One that needs nothing from there does not.
+        // A request that needs nothing from disk does not wait.
         process.ask(2, &words, None);
         assert!(!process.scheduler.is_idle());
         process.finish(&mut Random(1));
@@ -525,7 +526,7 @@ fn a_disk_that_hangs_costs_a_wait_and_no_answer() {
     let setting = Setting { host_pages: 100, slots: 100, most_micros: 100, patience: None };
     let (mut process, words) = restarted(setting);
     let hangs = u64::MAX / 4;
-    // Its time does not go on.
+    // The time of the device does not advance.
     let device_time = Arc::new(AtomicU64::new(process.now().0));
     process.now = device_time;
     process.ask(1, &words, None);
@@ -534,7 +535,7 @@ fn a_disk_that_hangs_costs_a_wait_and_no_answer() {
     process.now.store(end.0, Ordering::Relaxed);
     process.finish(&mut Random(1));
     assert_eq!((process.cached, process.ended), (0, 1), "it was computed");
-    // Of what is left to a deadline, half is left to computing.
+    // Half of the time left to a deadline is reserved for computing.
     process.ask(
         1,
         &words.iter().map(|word| word + 100).collect::<Vec<_>>(),
@@ -547,7 +548,7 @@ fn a_disk_that_hangs_costs_a_wait_and_no_answer() {
 fn where_reading_is_slower_than_computing_nobody_waits() {
     let setting = Setting { host_pages: 100, slots: 100, most_micros: 5_000, patience: None };
     let (mut process, words) = restarted(setting);
-    // The first request learns how slow the disk is and how fast the model.
+    // The first request shows how slow the disk is and how fast the model.
     process.ask(1, &words, None);
     process.finish(&mut Random(1));
     for number in 10..20 {

@@ -1,7 +1,6 @@
-//! The engine with real threads and a model that does as it is told: what the simulation cannot
-//! show.
+//! The engine with real threads and a scripted model: what the simulation cannot show.
 
-// Helpers are tests too.
+// Helper functions are test code too.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::{
@@ -25,7 +24,7 @@ use beamline_scheduler::{
 
 const PAGES: u32 = 64;
 
-/// What the model does at a request.
+/// The scripted behaviour of the model for a request.
 #[derive(Debug, PartialEq, Eq)]
 enum Do {
     Answer(u64),
@@ -33,7 +32,7 @@ enum Do {
     PanicInOpen,
     PanicInClose(u64),
     PanicInClone,
-    /// Not the model's fault, but a bug of the program.
+    /// A bug of the program, not of the model.
     PanicInDrop,
 }
 
@@ -61,9 +60,9 @@ impl Clone for Do {
 struct Gate {
     shut: Mutex<bool>,
     changed: Condvar,
-    /// Beats that the model is to give while it stands at the gate.
+    /// Beats that the model must give while it stands at the gate.
     beats: AtomicUsize,
-    /// Steps that stand at the gate, or have passed it.
+    /// Steps that stand at the gate or have passed it.
     came: AtomicUsize,
 }
 
@@ -250,8 +249,7 @@ fn a_dropped_ticket_frees_what_it_held() {
     assert_eq!(handle.submit(request(Do::Answer(1), 2)).unwrap().wait().unwrap().answer, Some(1));
 }
 
-/// Steps with `poison` among good requests: the good ones are answered, and so are those that come
-/// later.
+/// Runs steps with `poison` among good requests. The good ones are answered, and so are later ones.
 fn poison_harms_nobody_else(poison: Do) -> Result<Option<u64>, Unserved> {
     let (engine, handle, gate) = start(config());
     gate.shut();
@@ -430,12 +428,12 @@ fn a_long_step_that_goes_on_is_alive_and_one_that_hangs_is_not() {
     gate.shut();
     let ticket = handle.submit(request(Do::Answer(1), 1)).unwrap();
     gate.wait_for_a_step();
-    // It does nothing, so nothing is heard of it, however long one listens.
+    // The model does nothing, so the heartbeat stands still, however long the test waits.
     let silent = handle.heartbeat();
     let later = Micros(handle.now().0 + 200_000);
     eventually("time passes", || handle.now() > later);
     assert_eq!(handle.heartbeat(), silent, "a step that hangs does not beat");
-    // It works, so it is heard, though the step is not over.
+    // The model works, so the heartbeat advances, though the step is not over.
     for _ in 0..3 {
         let before = handle.heartbeat();
         gate.let_it_work();

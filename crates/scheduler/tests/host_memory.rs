@@ -1,7 +1,7 @@
-//! Contexts that come back from host memory, by example. That they come back right, the simulation
-//! shows.
+//! Contexts that come back from host memory, by example. The simulation shows that they come back
+//! right.
 
-// Helpers are tests too.
+// Helper functions are test code too.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use beamline_scheduler::{
 
 const PAGE_SIZE: usize = 4;
 
-/// Pages hold nothing here; only that they are moved matters.
+/// A device whose pages hold nothing: these tests only check that pages are moved.
 struct Nowhere;
 
 impl PageContents for Nowhere {
@@ -33,7 +33,7 @@ impl PageContents for Nowhere {
     }
 }
 
-/// A scheduler over 16 pages and a larger host memory, and what came out of it.
+/// A scheduler over 16 pages and a larger host memory, and the events that it produced.
 struct Bench {
     scheduler: Scheduler<()>,
     plan: Plan,
@@ -64,7 +64,7 @@ impl Bench {
         self.scheduler.plan(Micros(0), &mut self.plan, &mut self.events);
     }
 
-    /// Beams of one row, three expansions.
+    /// Commits the step: beams of one row, three expansions.
     fn commit(&mut self) {
         for transfer in &self.plan.transfers {
             transfer.carry_out(&mut Nowhere).unwrap();
@@ -100,7 +100,7 @@ impl Bench {
         self.events.drain(..).filter_map(ended).collect()
     }
 
-    /// A user's context of ten pages is computed, and displaced by another's of sixteen.
+    /// Computes a user's context of ten pages, and displaces it by another's of sixteen.
     fn displace(&mut self) {
         self.submit(request(1, 41));
         self.finish();
@@ -137,7 +137,7 @@ fn a_displaced_context_comes_back_and_only_the_rest_is_computed() {
     bench.displace();
     bench.submit(request(1, 43));
     bench.plan();
-    // Nobody else waits, so all of it comes at once.
+    // No other request waits, so all pages come at once.
     assert_eq!(bench.imports(), 10);
     let [chunk] = &bench.plan.chunks[..] else { panic!("{:?}", bench.plan.chunks) };
     assert_eq!(chunk.positions, 40..43);
@@ -146,7 +146,7 @@ fn a_displaced_context_comes_back_and_only_the_rest_is_computed() {
     assert_eq!((ended[0].usage.context_tokens, ended[0].usage.cached_tokens), (43, 40));
     let stats = bench.scheduler.stats();
     assert_eq!((stats.restored_tokens, stats.restored_pages), (40, 10));
-    // It is on the device again, for everybody.
+    // The context is on the device again, for every request.
     bench.submit(request(1, 43));
     assert_eq!(bench.finish()[0].usage.cached_tokens, 40);
     assert_eq!((bench.scheduler.stats().restored_tokens, bench.scheduler.stats().hit_tokens), (40, 40));
@@ -165,8 +165,8 @@ fn others_do_not_wait_for_what_they_do_not_need() {
         served.push(bench.plan.chunks.len() + bench.plan.branches.len());
         bench.commit();
     }
-    // Ten pages, of which those that come while somebody else is served come four at a time, less
-    // what is evicted for them in the same step.
+    // There are ten pages. While another request is served, at most four come in a step, less the
+    // pages that are evicted for them in the same step.
     assert!(imports[..2].iter().all(|moved| (1..=4).contains(moved)), "{imports:?}");
     assert_eq!(imports.iter().sum::<usize>(), 10);
     assert_eq!(served[0], 1, "nothing is computed over pages that are not back");
@@ -247,7 +247,7 @@ fn pages_are_copied_ahead_a_few_per_step() {
         }
     };
     run(&mut bench);
-    // Held pages are not next; those of an earlier visit are, two per step.
+    // Held pages are not next to be evicted; those of an earlier visit are, two per step.
     bench.submit(request(3, 2));
     run(&mut bench);
     bench.submit(request(4, 2));

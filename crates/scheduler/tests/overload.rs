@@ -1,9 +1,10 @@
-//! Overload and neighbours, in virtual time: how much is answered in time, and who waits for whom.
+//! Overload and neighbours, in virtual time: how much is answered in time, and which requests wait
+//! for which.
 //!
-//! The model is a cost: a step takes a fixed time and a time for each row. Nothing here depends on
-//! the machine.
+//! The model is only a cost: a step takes a fixed time and a time for each row. Nothing here
+//! depends on the machine.
 
-// A simulation is a test all over, also outside the functions that are marked as such.
+// A simulation is test code everywhere, also outside the functions that are marked as tests.
 #![allow(clippy::expect_used)]
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,23 +16,23 @@ use beamline_scheduler::{
     Ending, Event, Micros, Priority, Refusal, Request, RequestId, Scheduler, SchedulerConfig,
 };
 
-/// Microseconds of a step, whatever is in it, and of each row.
+/// Fixed time of a step, and time of each row, in microseconds.
 const PER_STEP: u64 = 500;
 const PER_ROW: u64 = 50;
 const STEPS: usize = 3;
 
-/// When a client sends.
+/// When a client sends requests.
 #[derive(Clone, Copy)]
 enum When {
-    /// One every so many microseconds.
+    /// One request per interval of this many microseconds.
     Every(u64),
-    /// At random, one in so many microseconds in the mean.
+    /// At random times, with this mean interval in microseconds.
     About(u64),
-    /// So many at a time, each when an earlier one has ended.
+    /// A fixed number at a time: a new request is sent when an earlier one has ended.
     Closed(usize),
 }
 
-/// Requests that one client sends.
+/// A client, and the requests that it sends.
 #[derive(Clone, Copy)]
 struct Client {
     tenant: u8,
@@ -42,13 +43,13 @@ struct Client {
     priority: Priority,
 }
 
-/// What became of the requests of a client, and how long those that were answered took.
+/// The results of a client's requests, and how long the answered ones took.
 #[derive(Debug, Default)]
 struct Outcome {
     arrived: Vec<u64>,
     answered: Vec<u64>,
     refused: usize,
-    /// Dropped or expired: time from arrival.
+    /// Time from arrival of requests that were dropped or expired.
     lost: Vec<u64>,
     expired: usize,
 }
@@ -58,7 +59,7 @@ impl Outcome {
         percentile(self.answered.clone(), percent)
     }
 
-    /// Times of the same arrivals in one queue, each served to its end.
+    /// Times that the same arrivals would take in one queue, each served to its end.
     fn first_come_first_served(&self, service: u64) -> Vec<u64> {
         let mut free = 0;
         self.arrived
@@ -80,15 +81,15 @@ struct World {
     scheduler: Scheduler<()>,
     now: u64,
     next_id: u64,
-    /// Client and arrival of each request that has not ended.
+    /// Client and arrival time of each request that has not ended.
     live: HashMap<RequestId, (usize, u64)>,
-    /// Expansions that open slots had, and beams of the next one that are computed.
+    /// Per open slot: expansions so far, and computed beams of the next one.
     slots: HashMap<Slot, (usize, usize)>,
     outcomes: Vec<Outcome>,
-    /// How many times longer than usual everything takes.
+    /// Factor by which everything is slower than usual.
     slow: u64,
     dice: u64,
-    /// When to stop, whatever is left.
+    /// When to stop, even if requests are left.
     halt: Option<u64>,
 }
 
@@ -97,7 +98,7 @@ impl World {
         Self::with_attention(clients, u64::MAX)
     }
 
-    /// A model in which a row takes twice as long that attends to so many positions.
+    /// A model in which a row that attends to `pairs_per_row` positions takes twice as long.
     fn with_attention(clients: usize, pairs_per_row: u64) -> Self {
         let config = SchedulerConfig { max_generated_steps: 8, pairs_per_row, ..SchedulerConfig::default() };
         let cache = CacheConfig {
@@ -120,9 +121,9 @@ impl World {
         }
     }
 
-    /// A time until the next of events that come at random, one in `mean` microseconds.
+    /// The time until the next of events that come at random, one in `mean` microseconds.
     fn wait(&mut self, mean: u64) -> u64 {
-        // xorshift64*
+        // The xorshift64* random number generator.
         self.dice ^= self.dice >> 12;
         self.dice ^= self.dice << 25;
         self.dice ^= self.dice >> 27;
@@ -130,7 +131,7 @@ impl World {
         (-(1.0 - uniform).ln() * mean as f64) as u64
     }
 
-    /// How many requests of a client have not ended.
+    /// Number of requests of a client that have not ended.
     fn live(&self, client: usize) -> usize {
         self.live.values().filter(|(of, _)| *of == client).count()
     }
@@ -227,7 +228,7 @@ impl World {
     }
 }
 
-/// Clients that send at fixed rates, whatever comes of it, for so many microseconds.
+/// Lets clients send at fixed rates for `time` microseconds, whether they are answered or not.
 fn open_loop(clients: &[Client], time: u64) -> World {
     run(World::new(clients.len()), clients, time)
 }
@@ -274,7 +275,7 @@ fn run(mut world: World, clients: &[Client], time: u64) -> World {
     }
 }
 
-/// Beams are whole pages here, so that their number can be told from the plan.
+/// Beams are whole pages here, so that the plan shows their number.
 const TYPICAL: Client = Client {
     tenant: 0,
     when: When::Closed(0),
@@ -283,10 +284,10 @@ const TYPICAL: Client = Client {
     patience: Some(10_000_000),
     priority: Priority::Interactive,
 };
-/// The largest.
+/// The largest request of these tests.
 const HEAVY: Client = Client { context: 1300, beams: 512, ..TYPICAL };
 
-/// Requests per second that are answered when nobody is ever late: many at a time, no deadlines.
+/// Requests per second that are answered without deadlines, with many at a time.
 fn capacity(client: Client) -> f64 {
     let rows = (client.context + (STEPS - 1) * client.beams) as u64;
     let busy =
@@ -308,7 +309,7 @@ fn goodput_stays_near_capacity_under_any_overload() {
             let goodput = outcome.answered.len() as f64 / (world.now as f64 / 1e6);
             let case = format!("{factor} times, {patience} us: {goodput:.1} of {capacity:.1} per second");
             assert!(goodput >= 0.9 * capacity, "{case}");
-            // Nobody waits for an answer that does not come.
+            // A client does not wait for an answer that does not come.
             let late = outcome.lost.iter().filter(|took| **took >= patience).count();
             assert!(late * 100 <= outcome.answered.len(), "{case}, {late} waited in vain");
             assert!(outcome.refused > 0, "{case}");
@@ -339,13 +340,13 @@ fn a_request_that_would_be_late_alone_is_tried() {
 fn a_greedy_tenant_costs_a_small_one_little() {
     let small = Client { tenant: 1, when: When::Every(66_000), context: 40, ..TYPICAL };
     let alone = open_loop(&[small], 20_000_000).outcomes.remove(0).percentile(99);
-    // Sixteen times what the machine can do, of the largest requests.
+    // Sixteen times what the machine can do, in the largest requests.
     let greedy = Client { tenant: 2, when: When::Every(9_000), ..HEAVY };
     let world = open_loop(&[small, greedy], 60_000_000);
     let [small, greedy] = &world.outcomes[..] else { panic!("two clients") };
     assert_eq!((small.refused, small.lost.len()), (0, 0), "only the greedy one is refused");
-    // A step of a beam of 512 cannot be cut; each of the small one's three steps may meet one, and
-    // wait for another.
+    // A step of a beam of 512 cannot be cut. Each of the small request's three steps may meet one
+    // and wait for another.
     let step = PER_STEP + 512 * PER_ROW + 20_000;
     let bound = alone + (2 + STEPS as u64) * step;
     let p99 = small.percentile(99);
@@ -410,7 +411,7 @@ fn a_step_of_somebody_alone_has_a_bound() {
 
 #[test]
 fn a_small_tenant_waits_for_a_few_small_steps_however_slow_the_model() {
-    // Where a beam of 512 takes many times as long as a step should.
+    // A model on which a beam of 512 takes many times as long as a step should.
     let slow = 20;
     let patience = Some(60_000_000);
     let small = Client { tenant: 1, when: When::Every(1_500_000), context: 40, patience, ..TYPICAL };
@@ -420,15 +421,16 @@ fn a_small_tenant_waits_for_a_few_small_steps_however_slow_the_model() {
     let world = run(world, &[small, greedy], 120_000_000);
     let [small, greedy] = &world.outcomes[..] else { panic!("two clients") };
     assert_eq!((small.refused, small.lost.len()), (0, 0));
-    // The step that it met, and those that the other is owed meanwhile; its own three, beside chunks of
-    // the other's. None is longer than twice the fewest rows that are worth a step.
+    // The bound: the step that the request met, and those that the other is owed meanwhile; its own
+    // three, beside chunks of the other's. None is longer than twice the fewest rows that are worth
+    // a step.
     let bound = (4 + STEPS as u64) * (PER_STEP + (64 + 64) * PER_ROW) * slow;
     let p99 = small.percentile(99);
     assert!(p99 <= bound, "{p99} us, the bound is {bound} us");
     assert!(!greedy.answered.is_empty());
 }
 
-/// What a request takes alone.
+/// The time that a request takes alone.
 fn service(client: Client) -> u64 {
     let rows = client.context + (STEPS - 1) * client.beams;
     STEPS as u64 * PER_STEP + rows as u64 * PER_ROW
@@ -462,7 +464,7 @@ fn small_requests_wait_little_beside_large_ones_of_their_own_tenant() {
         let world = open_loop(&[small, heavy], 60_000_000);
         let p99 = world.outcomes[0].percentile(99);
         assert_eq!((world.outcomes[0].refused, world.outcomes[0].lost.len()), (0, 0));
-        // The step that it meets, whatever its own.
+        // The bound includes the step that the request meets, however long its own takes.
         let bound = 5 * alone / 2 + 20_000;
         assert!(p99 <= bound, "{p99} us beside {many}, {alone} us alone");
         assert!(world.outcomes[1].answered.len() > 300, "{}", world.outcomes[1].answered.len());
@@ -518,7 +520,8 @@ fn a_large_request_does_not_starve_beside_more_small_ones_than_can_be_served() {
         let world = open_loop(&[small, heavy], 60_000_000);
         let SchedulerConfig { objective, stretch, batch_share, .. } = SchedulerConfig::default();
         let bound = match priority {
-            // It waits no longer than the small ones that come late, in proportion to its own time.
+            // It waits no longer, in proportion to its own time, than the small ones that come
+            // late.
             Priority::Interactive => stretch * service(HEAVY) * (1_000_000 / objective.0),
             // It gets its share from the first step on.
             _ => 2 * service(HEAVY) * 100 / batch_share,
@@ -537,7 +540,7 @@ fn recovery_from_overload_is_quick() {
     let mut world = run(world, &[burst, Client { when: When::Closed(0), ..TYPICAL }], 10_000_000);
     assert!(world.live(0) > 8, "the burst has left work behind");
     world.halt = None;
-    // The second client comes at its moderate rate from now on.
+    // From now on the second client sends at its moderate rate.
     let begin = world.now;
     let world = run(world, &[Client { when: When::Closed(0), ..burst }, calm], begin + 20_000_000);
     let p99 = world.outcomes[1].percentile(99);

@@ -1,8 +1,8 @@
-//! Everything that can go wrong for one request: the message for the client, and in one table its stable type and
-//! HTTP status.
+//! All errors of a single request: the message for the client and, in one table, its stable type
+//! and HTTP status.
 //!
-//! Invariant: no message holds a path, an address or an internal message. What is only for the operator is logged
-//! where the error is made.
+//! Invariant: no message holds a path, an address or an internal message. Details for the operator
+//! are logged where the error occurs.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,13 +15,13 @@ use crate::api::{ErrorBody, ErrorDetail};
 use crate::registry::state::StateError;
 use crate::runtime::LoadError;
 
-/// How many offending ids a message names.
+/// Most offending ids that a message names.
 const NAMED: usize = 100;
 
-/// Longest time that a client is asked to wait, in seconds: the load will be another by then.
+/// Longest time that a client is asked to wait, in seconds: the load will have changed by then.
 const LONGEST_RETRY: u32 = 60;
 
-/// Why a request has no answer.
+/// Why a request is not answered.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
     /// The body is not JSON at all.
@@ -30,91 +30,91 @@ pub enum Error {
     /// The body is JSON of the wrong shape.
     #[error("{message}")]
     InvalidRequest {
-        /// What is wrong.
+        /// What is wrong with the body.
         message: String,
-        /// The field.
+        /// The field that is wrong, if it is one.
         param: Option<String>,
     },
-    /// A field has the right type and a value that means nothing.
+    /// A field has the right type, and a value that is not valid.
     #[error("`{param}` {message}")]
     InvalidValue {
-        /// The field.
+        /// Name of the field.
         param: &'static str,
-        /// What is wrong, to be read after the name of the field.
+        /// What is wrong, in words that read on from the name of the field.
         message: Cow<'static, str>,
     },
-    /// A field is over its limit.
+    /// A field exceeds its limit.
     #[error("`{param}`: {value} {unit}, the limit is {limit}")]
     LimitExceeded {
-        /// The field.
+        /// Name of the field.
         param: &'static str,
-        /// What was asked.
+        /// The value in the request.
         value: u64,
-        /// Of what.
+        /// Unit of value and limit.
         unit: &'static str,
-        /// The limit.
+        /// The largest allowed value.
         limit: u64,
     },
     /// No item of the history is in the catalog.
     #[error("no item of `history` is in the catalog: {0}")]
     NoKnownItems(UnknownNames),
-    /// `strict_history` was asked, and some items are not in the catalog.
+    /// `strict_history` was set, and some items are not in the catalog.
     #[error("`history` has items that are not in the catalog: {0}")]
     UnknownItems(UnknownNames),
-    /// `strict_filters` was asked, and no item has some of the tags.
+    /// `strict_filters` was set, and no item has some of the tags.
     #[error("`filters` has tags that no item of the catalog has: {0}")]
     UnknownTags(UnknownNames),
-    /// `strict_filters` was asked, and some items are not in the catalog.
+    /// `strict_filters` was set, and some items are not in the catalog.
     #[error("`filters` has items that are not in the catalog: {0}")]
     UnknownFilterItems(UnknownNames),
     /// A token id that the model does not have.
     #[error("`{param}` holds token {token} at position {index}, the vocabulary ends at {last}")]
     TokenOutOfRange {
-        /// The field.
+        /// Name of the field.
         param: &'static str,
-        /// Its position.
+        /// Position of the token.
         index: usize,
-        /// The id.
+        /// The token id.
         token: u32,
-        /// The largest id.
+        /// The largest token id of the model.
         last: usize,
     },
-    /// More tokens than the model can take.
+    /// The context has more tokens than the model can take.
     #[error("the context has {len} tokens, the limit is {limit}")]
     ContextTooLong {
-        /// Tokens asked for.
+        /// Number of tokens of the context.
         len: usize,
-        /// The limit.
+        /// Most tokens of a context.
         limit: usize,
     },
-    /// More rows than a step takes, of a model that cannot cut a context.
+    /// A context that cannot be cut has more rows than a step takes.
     #[error(
         "this model computes a context in one step: it has {len} rows, and a step takes at most {limit}. Send a shorter \
          history, or start the server with a higher --max-step-tokens"
     )]
     NeverInOneStep {
-        /// Rows asked for.
+        /// Number of rows of the context.
         len: usize,
-        /// The limit.
+        /// Most rows of a step.
         limit: usize,
     },
-    /// A text that the model cannot be asked with.
+    /// The prompt cannot be turned into a context for the model.
     #[error("`prompt` {0}")]
     Prompt(PromptError),
-    /// Nothing to compute from.
+    /// The request has nothing to compute from.
     #[error("`{param}` gives no token to compute from: send at least one")]
     EmptyContext {
-        /// The field.
+        /// Name of the field.
         param: &'static str,
     },
-    /// No items, for a model without a prompt around them.
+    /// The history is empty, and the model has no prompt around it.
     #[error(
         "`history` is empty, and this model cannot start cold: its convention puts nothing around a history (no \
          `prompt_prefix`, `prompt_suffix` or `generation_begin`, and no begin token by `add_special_tokens`). Send at least \
          one item, or `prompt` or `token_ids`"
     )]
     NoColdStart,
-    /// No events, for a model that needs some.
+    /// The history is empty, and the model needs events.
     #[error(
         "`history` is empty, and this model cannot start cold: it reads events and has no other rows to compute from. Send \
          at least one event"
@@ -123,135 +123,135 @@ pub enum Error {
     /// None of the candidates is in the catalog.
     #[error("no item of `candidates` is in the catalog: {0}")]
     NoKnownCandidates(UnknownNames),
-    /// The model does something else.
+    /// The model does not perform this task. Holds the tasks that it performs.
     #[error("this model does not answer that: it answers {}", tasks(.0))]
     TaskNotSupported(&'static [&'static str]),
-    /// No item has this prefix.
+    /// No item has this SID prefix.
     #[error("no item of the catalog has the SID prefix given in `sid_prefix`")]
     UnknownSidPrefix,
-    /// Another model than those served.
+    /// No model of this name is served.
     #[error("model {0:?} is not served here; GET /v1/models lists those that are")]
     ModelNotFound(String),
-    /// The model is served, and no label or version of it is what stands after the `@`.
-    #[error("model {model:?} is served, but nothing of it is called {at:?}: it has {known}")]
+    /// The model is served, and has no label or version as given after the `@`.
+    #[error("model {model:?} has no version or label {at:?}: it has {known}")]
     LabelUnknown {
-        /// The model.
+        /// Name of the model.
         model: String,
-        /// What was asked for.
+        /// The label or version that was asked for.
         at: String,
-        /// Its versions and labels.
+        /// The versions and labels of the model.
         known: String,
     },
-    /// Nothing is loaded.
+    /// No model is loaded.
     #[error("no model is loaded")]
     NoModel,
-    /// The model is loaded, this version of it is not.
+    /// The model is loaded, but this version is not.
     #[error("the model has no version {given:?} loaded: it has {known}{}", because(*.label))]
     VersionNotFound {
-        /// What was asked for.
+        /// The version that was asked for.
         given: String,
-        /// Its versions and labels.
+        /// The versions and labels of the model.
         known: String,
-        /// Whether that is a label.
+        /// Whether the given text is a label of the model.
         label: bool,
     },
     /// The model has no such label.
     #[error("the model has no label {given:?}: it has {known}")]
     LabelNotFound {
-        /// What was asked for.
+        /// The label that was asked for.
         given: String,
-        /// Its versions and labels.
+        /// The versions and labels of the model.
         known: String,
     },
-    /// No such snapshot is kept.
+    /// No such catalog is kept.
     #[error("the version has no such catalog; GET its catalog to see those that are kept")]
     CatalogNotFound,
-    /// The state holds the version, and it could not be brought back.
+    /// The state has the version, but it could not be restored.
     #[error(
         "version {version} of model {model:?} could not be brought back at the start: {reason}. Mend that and restart the \
          server, point the label at another version, or unload this one"
     )]
     VersionMissing {
-        /// The model.
+        /// Name of the model.
         model: String,
-        /// The version.
+        /// The version that is missing.
         version: String,
-        /// Why not.
+        /// Why it could not be restored.
         reason: String,
     },
-    /// A change could not be written, so it was not made.
+    /// A change could not be written to the state, so it was not made.
     #[error(
         "the change could not be written to the state directory, so nothing was changed; the server's log says why"
     )]
     NotKept,
-    /// A label still points at what should be unloaded.
+    /// Labels still point at the version that should be unloaded.
     #[error("the labels {} point at this version: move or delete them first", name(.0))]
     VersionLabelled(Vec<String>),
-    /// The checkpoint is loaded under this name.
+    /// The checkpoint is already loaded under this name.
     #[error("this checkpoint is loaded as version {0}; move a label, change its catalog, or unload it first")]
     AlreadyLoaded(String),
-    /// Another load is not over.
+    /// Another load is in progress.
     #[error("another model is being loaded; try again when it is done")]
     LoadInProgress,
-    /// There is no directory to load from.
+    /// The server has no directory to load from.
     #[error("this server loads no models over HTTP: it was started without --model-root")]
     NoModelRoot,
-    /// A name that could be a path, or anything else but a name.
+    /// The text is not a valid name; it might be a path.
     #[error(
-        "`{param}` is no name: it must begin with a letter or a digit, go on with those, `_`, `.` and `-`, be at most 64 \
-         characters long, and not hold `..`"
+        "`{param}` is not a valid name: use letters, digits, `_`, `.` and `-`, start with a letter or a digit, use at \
+         most 64 characters, and no `..`"
     )]
     InvalidName {
-        /// The field.
+        /// Name of the field.
         param: &'static str,
     },
-    /// There is nothing under the root by this name.
+    /// The root has no checkpoint of this name.
     #[error("there is no such checkpoint under the model root")]
     CheckpointNotFound,
-    /// What a name leads to lies elsewhere.
+    /// A link leads out of the root.
     #[error("the checkpoint, or a file of it, is a link that leads out of the model root")]
     OutsideRoot,
     /// A checkpoint cannot be served.
     #[error("{message}")]
     Refused {
-        /// Why, in short.
+        /// The reason, as a class.
         why: Refused,
-        /// Why, in full.
+        /// The reason, in full.
         message: String,
     },
-    /// The admin routes are not for everybody who can reach this server.
+    /// Admin routes are closed: the server has no key and does not listen on a loopback address.
     #[error(
         "models and catalogs are changed only over loopback or with an admin key: listen on 127.0.0.1, or start the server \
          with --admin-key-file"
     )]
     AdminDisabled,
-    /// There is no key, and the request came through a proxy.
+    /// The server has no key, and the request came through a proxy.
     #[error(
         "this request came through a proxy (it has `{0}`), so anybody may have sent it: start the server with \
          --admin-key-file and send the key"
     )]
     AdminProxied(String),
-    /// No key, or a wrong one.
+    /// The admin key is missing or wrong.
     #[error("send the admin key as `authorization: Bearer KEY`")]
     Unauthorized,
-    /// No such path.
+    /// The path does not exist.
     #[error("no such path; GET /openapi.json describes all of them")]
     NotFound,
-    /// The path exists, the method does not.
+    /// The path exists, but does not take this method.
     #[error("this path does not take {method}: use {allowed}")]
     MethodNotAllowed {
-        /// The method that was used.
+        /// The method of the request.
         method: String,
-        /// Those that there are.
+        /// The methods that the path takes.
         allowed: String,
     },
-    /// The body came too slowly.
+    /// The body did not arrive in time.
     #[error("the body did not arrive in time")]
     RequestTimeout,
-    /// The body is too large.
+    /// The body exceeds the limit.
     #[error("the body is larger than {limit} bytes")]
     BodyTooLarge {
-        /// The limit.
+        /// Most bytes of a body.
         limit: usize,
     },
     /// The body is not declared to be JSON lines.
@@ -263,16 +263,16 @@ pub enum Error {
     /// The body is compressed.
     #[error("the body has `content-encoding: {0}`: send it uncompressed, without this header")]
     UnsupportedEncoding(String),
-    /// Other catalogs are on their way.
+    /// Other catalogs are being received or built.
     #[error("other catalogs are being sent and built; try again when they are done")]
     UploadsBusy,
-    /// There are as many connections as the server takes.
+    /// All connections of the server are in use.
     #[error("too many connections are open; try again shortly, and keep connections open between requests")]
     TooManyConnections,
-    /// Too much to do.
+    /// Too many requests are waiting.
     #[error("too many requests are waiting; try again shortly")]
     Overloaded,
-    /// By what waits already, the answer would come too late.
+    /// By the measured pace, the answer would come after the deadline.
     #[error(
         "too much is waiting: the answer would come after the deadline. Try again in {retry_after} s, or allow more time with \
          `timeout_ms`"
@@ -281,22 +281,22 @@ pub enum Error {
         /// Seconds after which there should be room.
         retry_after: u32,
     },
-    /// The deadline came first.
+    /// The deadline passed before the answer was ready.
     #[error("the deadline passed before the answer was ready")]
     DeadlineExceeded,
     /// The model is still being loaded.
     #[error("the model is being loaded; try again shortly")]
     Loading,
-    /// The server is going down.
+    /// The server is shutting down.
     #[error("the server is shutting down")]
     Draining,
-    /// The engine does not answer.
+    /// The engine gives no sign of life.
     #[error("the engine does not respond")]
     Unhealthy,
     /// The model could not compute this request.
     #[error("the model could not compute this request")]
     ComputationFailed,
-    /// A bug.
+    /// An internal error, which is a bug.
     #[error("internal error; the server's log has more under this request id")]
     Internal,
 }
@@ -304,9 +304,9 @@ pub enum Error {
 /// Names that a catalog does not have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownNames {
-    /// The names, each once.
+    /// The unknown names, each once.
     pub names: Vec<String>,
-    /// The known name that the first of them may stand for, as the end of a message; empty if none is near.
+    /// A suggestion for the first of them, as the end of a message; empty if no name is close.
     pub hint: String,
 }
 
@@ -316,37 +316,37 @@ impl fmt::Display for UnknownNames {
     }
 }
 
-/// Why a checkpoint cannot be served.
+/// The class of reasons why a checkpoint cannot be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// A file is missing or cannot be read.
     Unreadable,
-    /// A weight file is truncated, or contradicts itself.
+    /// A weight file is truncated or contradictory.
     Damaged,
-    /// config.json asks for what this build cannot do.
+    /// config.json asks for something that this build cannot do.
     Unsupported,
-    /// The tensors have other names or shapes than config.json says.
+    /// Names or shapes of the tensors differ from config.json.
     Mismatch,
     /// Weights are NaN or infinite.
     NotFinite,
-    /// The tokenizer lacks the tokens of semantic IDs, or how they are written is not known.
+    /// The tokenizer lacks the tokens of semantic IDs, or the convention is not known.
     Convention,
     /// The catalog is missing, or has bad records.
     Catalog,
-    /// A largest request would not fit into the limits.
+    /// The largest allowed request would not fit into the limits.
     Limits,
-    /// There is not so much memory free.
+    /// There is too little free memory.
     Memory,
-    /// It loads, and does not answer as it must.
+    /// The checkpoint loads, but does not answer the probe as it must.
     Probe,
 }
 
-/// What the outside goes by.
+/// The type and status of an error, by which clients decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Class {
-    /// Stable name.
+    /// Stable name of the error type.
     pub kind: &'static str,
-    /// HTTP status.
+    /// HTTP status of the answer.
     pub status: u16,
 }
 
@@ -425,7 +425,7 @@ impl Error {
         Class { kind, status }
     }
 
-    /// The field that is to blame.
+    /// The field that caused the error, if there is one.
     pub fn param(&self) -> Option<&str> {
         match self {
             Self::InvalidRequest { param, .. } => param.as_deref(),
@@ -451,7 +451,7 @@ impl Error {
         }
     }
 
-    /// Seconds after which trying again makes sense.
+    /// Seconds after which a retry makes sense, if it does.
     pub fn retry_after(&self) -> Option<u32> {
         match self {
             Self::Overloaded | Self::TooManyConnections => Some(1),
@@ -464,7 +464,7 @@ impl Error {
         }
     }
 
-    /// The JSON that clients see.
+    /// The JSON body for clients.
     pub fn body(&self) -> ErrorBody {
         ErrorBody {
             error: ErrorDetail {
@@ -475,12 +475,12 @@ impl Error {
         }
     }
 
-    /// No such model; the beginning of what the client sent is quoted back.
+    /// A model that is not served. Quotes the beginning of the client's text.
     pub fn model_not_found(reference: &str) -> Self {
         Self::ModelNotFound(reference.chars().take(64).collect())
     }
 
-    /// A checkpoint that was refused. `redact` takes the paths of this machine out of a text.
+    /// A checkpoint that was refused. `redact` removes the paths of this machine from a text.
     pub fn refused(error: &LoadError, redact: impl Fn(&str) -> String) -> Self {
         let why = match error {
             LoadError::Model { source, .. } => match source {
@@ -501,7 +501,7 @@ impl Error {
             LoadError::Catalog { .. } | LoadError::NoCatalog { .. } | LoadError::Depth { .. } => {
                 Refused::Catalog
             }
-            // Of the moment, not of the model.
+            // These errors are temporary and not a fault of the model.
             LoadError::Probe(error @ (Self::Overloaded | Self::Backlog { .. } | Self::Draining)) => {
                 return error.clone();
             }
@@ -518,13 +518,14 @@ impl Error {
         Self::Refused { why, message: redact(&error.to_string()) }
     }
 
-    /// A change that could not be written: why is for the operator.
+    /// A change that could not be written. The cause is logged for the operator.
     pub fn not_kept(cause: StateError) -> Self {
         tracing::error!(%cause, "a change was refused: it could not be written to the state directory");
         Self::NotKept
     }
 
-    /// A bug or a failure of the machine: logged in full, told without detail.
+    /// A bug or a failure of the machine. The cause is logged in full, and the client gets no
+    /// details.
     pub fn internal(cause: impl std::fmt::Display) -> Self {
         tracing::error!(%cause, "internal error");
         Self::Internal
@@ -550,7 +551,8 @@ impl From<Refusal> for Error {
                 unit: "beams",
                 limit: limit as u64,
             },
-            // What the server lets through is made to fit at start-up.
+            // Requests that pass the server's own checks fit the limits by construction, see
+            // start-up.
             other => Self::internal(other),
         }
     }
@@ -571,12 +573,12 @@ impl From<Unserved> for Error {
     }
 }
 
-/// What to do when a label stands where a version is wanted.
+/// An explanation where a label was given instead of a version.
 fn because(label: bool) -> &'static str {
     if label { ". A label is no version here: name the version that it points at" } else { "" }
 }
 
-/// The routes of tasks.
+/// The routes of tasks, as text.
 fn tasks(tasks: &[&str]) -> String {
     match tasks {
         [] => "nothing over HTTP yet".into(),
@@ -584,7 +586,7 @@ fn tasks(tasks: &[&str]) -> String {
     }
 }
 
-/// The first ids, and how many more there are.
+/// The first ids, and the number of the others.
 fn name(ids: &[String]) -> String {
     let mut text = ids.iter().take(NAMED).map(|id| format!("{id:?}")).collect::<Vec<_>>().join(", ");
     if ids.len() > NAMED {

@@ -1,24 +1,24 @@
 //! The server: from an HTTP request, a line of a file or the command line to a slate.
 //!
-//! Place in the flow: at the top. It loads a checkpoint with its convention and catalog, starts the engine, and turns
-//! requests into engine requests and their answers into slates. Reading order:
+//! Place in the flow: at the top. It loads a checkpoint with its convention and catalog, starts the
+//! engine, and turns requests into engine requests and their answers into slates. Reading order:
 //!
 //! | module | one idea |
 //! | --- | --- |
 //! | [`settings`] | flags, environment, config file and defaults, in this order |
 //! | [`runtime`] | from files on disk to a running engine |
-//! | [`registry`] | several versions of several models, and how one takes the place of another |
-//! | [`api`] | what is asked and answered, as JSON |
+//! | [`registry`] | several versions of several models, and how one replaces another |
+//! | [`api`] | requests and answers, as JSON |
 //! | [`service`] | check, resolve, cut, submit, slate: the same for HTTP, batch and the command line |
-//! | [`error`] | everything that can go wrong for a request, with its type and status, in one table |
+//! | [`error`] | every error of a request, with its type and status, in one table |
 //! | [`http`] | routes, bodies, request ids, connections, draining |
-//! | [`request_log`] | what was asked and answered, line by line, to be replayed |
+//! | [`request_log`] | requests and answers, line by line, for replay |
 //! | [`line_writer`] | lines for a file or a pipe that may be slow, full or gone |
-//! | [`metrics`], [`logging`], [`openapi`] | what operators and clients read |
+//! | [`metrics`], [`logging`], [`openapi`] | information for operators and clients |
 //! | [`cli`] | subcommands |
 //!
-//! Invariants: limits are checked before work is done; no request can end the process; nothing that a client sees
-//! holds a path or an internal message.
+//! Invariants: limits are checked before work is done; no request can end the process; nothing that
+//! a client sees holds a path or an internal message.
 //!
 //! What this crate must not know: tensors, pages, tries from the inside.
 

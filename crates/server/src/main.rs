@@ -1,4 +1,4 @@
-//! The `beamline` binary: everything is in the library.
+//! The `beamline` binary: all code is in the library.
 
 use std::process::ExitCode;
 

@@ -1,10 +1,11 @@
-//! How long a step of a model takes on a machine, by what is in it.
+//! How long a step of a model takes on a machine, depending on its rows.
 //!
-//! A step takes a fixed time (weights are read, threads wake), a time for each context row and one for each branch row, and
-//! a time for every earlier position that a row reads. `curves.json` holds the measured numbers; [`crate::fit`] makes them
-//! out of a benchmark of another machine.
+//! A step takes a fixed time (weights are read, threads wake), a time for each context row and for
+//! each branch row, and a time for every earlier position that a row reads. `curves.json` holds
+//! measured numbers; [`crate::fit`] fits them to a benchmark of another machine.
 //!
-//! What is left out: that rows of different requests may slow each other down in the caches of the processor, and noise.
+//! Left out are noise, and the slow-down of rows of different requests that compete for the CPU
+//! caches.
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -12,57 +13,57 @@ use serde::{Deserialize, Serialize};
 /// The curves that come with this crate.
 const CURVES: &str = include_str!("../curves.json");
 
-/// A model on a machine.
+/// The cost curve of a model on a machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Curve {
-    /// Model and machine.
+    /// Name of the model and the machine.
     pub name: String,
     /// Where the numbers come from.
     pub source: String,
-    /// Microseconds of any step.
+    /// Fixed time of a step, in microseconds.
     pub fixed_us: f64,
-    /// Microseconds of a context row.
+    /// Time of a context row, in microseconds.
     pub context_row_us: f64,
-    /// Nanoseconds per earlier position that a context row reads.
+    /// Time per earlier position that a context row reads, in nanoseconds.
     pub context_read_ns: f64,
-    /// Branch rows of a step, and the microseconds that they take: points of a line that begins at nothing. It goes on as it
-    /// ends.
+    /// Points (branch rows of a step, microseconds that they take) of a line that begins at the
+    /// origin and goes on with its last slope.
     pub branch_us: Vec<(f64, f64)>,
-    /// Nanoseconds per context position that a branch row reads.
+    /// Time per context position that a branch row reads, in nanoseconds.
     pub branch_read_ns: f64,
-    /// Bytes of keys and values per context position.
+    /// Size of keys and values per context position, in bytes.
     pub position_bytes: usize,
-    /// Typical requests.
+    /// Typical requests of this model.
     pub visits: Vec<Visit>,
 }
 
-/// What a request asks of the model.
+/// The work of one request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Visit {
-    /// What it is called.
+    /// Name of the visit.
     pub name: String,
-    /// Context positions.
+    /// Number of context positions.
     pub context: usize,
-    /// Those of them that an earlier visit left in the cache: whole pages.
+    /// Context positions that an earlier visit left in the cache: whole pages.
     pub cached: usize,
-    /// Branch rows of a branch step.
+    /// Number of branch rows of a branch step.
     pub beams: usize,
-    /// Expansions: one less than that are branch steps.
+    /// Number of expansions; the branch steps are one fewer.
     pub steps: usize,
 }
 
-/// What is in a step.
+/// The rows of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rows {
-    /// Context rows.
+    /// Number of context rows.
     pub context: u64,
-    /// Earlier positions that they read, all rows together.
+    /// Earlier positions that the context rows read, all rows together.
     pub context_reads: u64,
-    /// Branch rows.
+    /// Number of branch rows.
     pub branch: u64,
-    /// Context positions that those read, all rows together.
+    /// Context positions that the branch rows read, all rows together.
     pub branch_reads: u64,
 }
 
@@ -71,7 +72,7 @@ impl Rows {
     pub fn add_context(&mut self, from: usize, to: usize) {
         let (from, to) = (from as u64, to as u64);
         self.context += to - from;
-        // Position n reads n others.
+        // Position n reads n other positions.
         self.context_reads += (from + to).saturating_sub(1) * (to - from) / 2;
     }
 
@@ -92,11 +93,11 @@ impl Curve {
         Self::read(CURVES)
     }
 
-    /// Curves out of the text of a file.
+    /// Reads curves from the text of a file.
     ///
     /// # Errors
     ///
-    /// When the text is no list of curves, or one of them means nothing.
+    /// When the text is not a list of curves, or a curve is not meaningful.
     pub fn read(text: &str) -> Result<Vec<Self>> {
         let curves: Vec<Self> = serde_json::from_str(text).context("cost curves")?;
         for curve in &curves {
@@ -122,17 +123,17 @@ impl Curve {
         Ok(())
     }
 
-    /// The visit of that name.
+    /// The visit of this name.
     ///
     /// # Errors
     ///
-    /// When there is none.
+    /// When the curve has no such visit.
     pub fn visit(&self, name: &str) -> Result<&Visit> {
         let found = self.visits.iter().find(|visit| visit.name == name);
         found.with_context(|| format!("the curve {:?} has no visit {name:?}", self.name))
     }
 
-    /// Microseconds of a step; at least one.
+    /// Time of a step, in microseconds; at least 1.
     #[must_use]
     pub fn step(&self, rows: Rows) -> u64 {
         let reads =
@@ -142,14 +143,16 @@ impl Curve {
         (us.round() as u64).max(1)
     }
 
-    /// Earlier positions that a context row reads in the time that the rest of it takes.
+    /// Number of earlier positions that a context row reads in the same time as its other work
+    /// takes.
     #[must_use]
     pub fn pairs_per_row(&self) -> u64 {
-        // The cast of a float saturates, and attention that costs nothing has no limit.
+        // The cast from a float saturates. Attention that costs nothing has no limit.
         ((self.context_row_us * 1e3 / self.context_read_ns) as u64).max(1)
     }
 
-    /// Microseconds of a request that is alone: one step for its context, one for each branch step.
+    /// Time of a request alone, in microseconds: one step for its context, one for each branch
+    /// step.
     #[must_use]
     pub fn alone(&self, visit: &Visit) -> u64 {
         let (mut context, mut branch) = (Rows::default(), Rows::default());
@@ -158,7 +161,7 @@ impl Curve {
         self.step(context) + (visit.steps as u64 - 1) * self.step(branch)
     }
 
-    /// Microseconds of branch rows without what they read.
+    /// Time of branch rows without their reads, in microseconds.
     fn branches(&self, rows: f64) -> f64 {
         let mut before = (0.0, 0.0);
         let mut slope = 0.0;

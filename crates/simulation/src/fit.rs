@@ -1,8 +1,9 @@
-//! A cost curve out of what `cargo xtask bench --sections beams,contexts` measured on a machine.
+//! Fits a cost curve to what `cargo xtask bench --sections beams,contexts` measured on a machine.
 //!
-//! Section `contexts` says what a context row and its reading take (a cold visit), what a step takes that computes next to
-//! nothing (the same request again), and what branch rows take by what they read. Section `beams` says what more branch rows
-//! take. All fits weigh relative errors, so that short contexts count as much as long ones.
+//! Section `contexts` gives the time of a context row and of its reads (a cold visit), the time of
+//! a step that computes next to nothing (the same request again), and the time of branch rows by
+//! what they read. Section `beams` gives the time of more branch rows. All fits weigh relative
+//! errors, so that short contexts count as much as long ones.
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -12,10 +13,10 @@ use crate::curve::{Curve, Visit};
 
 /// Branch steps of every request of the benchmark.
 const BRANCH_STEPS: f64 = 2.0;
-/// Longest context whose second visit says what any step takes: it reads little.
+/// Longest context whose second visit is used for the fixed time of a step: it reads little.
 const SHORT: f64 = 300.0;
 
-/// The part of a record that matters here.
+/// The fields of a record that are needed here.
 #[derive(Clone, Deserialize)]
 struct Record {
     workload: String,
@@ -42,11 +43,11 @@ struct Point {
     branch_step_us: f64,
 }
 
-/// The curve of a workload, from the text of a results file.
+/// Fits the curve of a workload to the text of a results file.
 ///
 /// # Errors
 ///
-/// When the file is no results file, or does not have what is needed.
+/// When the text is not a results file, or lacks the records that are needed.
 pub fn fit(results: &str, workload: &str, source: &str) -> Result<Curve> {
     let results: Value = serde_json::from_str(results).context("the results")?;
     let mut records: Vec<Record> = Vec::new();
@@ -58,7 +59,7 @@ pub fn fit(results: &str, workload: &str, source: &str) -> Result<Curve> {
     records.retain(|record| record.workload == workload);
     let points = |section: &str, visit: &str| -> Vec<Point> {
         let found = records.iter().filter(|record| record.section == section && record.visit == visit);
-        // A visit that found less than it should have says nothing.
+        // A visit that found less than it should have is not usable.
         let whole = |r: &&Record| visit != "again" || r.cached_tokens == r.context_tokens;
         found.filter(whole).filter_map(Record::point).collect()
     };
@@ -84,7 +85,7 @@ pub fn fit(results: &str, workload: &str, source: &str) -> Result<Curve> {
         context_read_ns: round(read * 1e3),
         branch_us,
         branch_read_ns: round(branch_read * 1e3),
-        // Nothing of a benchmark says so; `beamline inspect` does.
+        // The benchmark does not report this; `beamline inspect` does.
         position_bytes: 0,
         visits: vec![visit("cold", whole - 20, 0), visit("warm", whole, (whole - 20) / 32 * 32)],
     })
@@ -102,18 +103,18 @@ impl Record {
     }
 }
 
-/// Microseconds of a context row, and of an earlier position that it reads.
+/// Time of a context row, and of an earlier position that it reads, in microseconds.
 fn context_rows(cold: &[Point], fixed: f64) -> (f64, f64) {
     let equations = cold.iter().map(|point| {
         let (n, us) = (point.context, (point.prefill_us - fixed).max(1.0));
-        // Over the time, so that errors are relative.
+        // Divided by the time, so that errors are relative.
         ([n / us, n * (n - 1.0) / 2.0 / us], 1.0)
     });
     let [row, read] = least_squares(equations);
     (row.max(0.0), read.max(0.0))
 }
 
-/// Microseconds per context position that a branch row reads.
+/// Time per context position that a branch row reads, in microseconds.
 fn branch_reads(again: &[Point]) -> f64 {
     let equations = again.iter().map(|point| {
         let us = point.branch_step_us;
@@ -123,7 +124,7 @@ fn branch_reads(again: &[Point]) -> f64 {
     read.max(0.0)
 }
 
-/// Microseconds of branch rows beyond the step and the reading, never less for more rows.
+/// Time of branch rows beyond the step and the reads, in microseconds; never less for more rows.
 fn branch_rows(beams: &[Point], fixed: f64, read: f64) -> Vec<(f64, f64)> {
     let mut points: Vec<(f64, f64)> = beams
         .iter()
@@ -139,7 +140,7 @@ fn branch_rows(beams: &[Point], fixed: f64, read: f64) -> Vec<(f64, f64)> {
     points
 }
 
-/// The two factors that come nearest to all equations.
+/// The two factors that solve all equations best, by least squares.
 fn least_squares(equations: impl Iterator<Item = ([f64; 2], f64)>) -> [f64; 2] {
     let (mut aa, mut ab, mut bb, mut ay, mut by) = (0.0, 0.0, 0.0, 0.0, 0.0);
     for ([a, b], y) in equations {
@@ -161,7 +162,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-/// Three digits after the point are enough.
+/// Rounds to three decimal places, which are enough.
 fn round(value: f64) -> f64 {
     (value * 1e3).round() / 1e3
 }
@@ -173,7 +174,7 @@ mod tests {
     use super::*;
     use crate::curve::Rows;
 
-    /// What a benchmark of a machine with this curve would say.
+    /// The results that a benchmark of a machine with this curve would report.
     fn results(curve: &Curve) -> String {
         let step = |context: (usize, usize), branch: (usize, usize)| {
             let mut rows = Rows::default();

@@ -1,6 +1,6 @@
-//! How much of what users ask for is cached, by how much memory there is: `cargo xtask hit-rate`.
+//! The part of users' contexts that is cached, by the size of the memory: `cargo xtask hit-rate`.
 //!
-//! Times are those of requests that are alone, by a cost curve: what a hit saves, without any waiting.
+//! Times are those of requests alone, from a cost curve: what a hit saves, without any waiting.
 
 use std::path::Path;
 
@@ -13,53 +13,53 @@ use crate::outcome::round;
 use crate::parallel;
 use crate::replay::{Found, PAGE_SIZE, Setting, context_tokens, pages_of_all, replay};
 
-/// Items that fit into a context: those of workload S.
+/// Items that fit into a context; the value of workload S.
 const FIT: usize = 64;
-/// Pools, in parts of what all users' last contexts take.
+/// Pool sizes, as fractions of the size of all users' last contexts.
 const BUDGETS: [f64; 7] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0];
-/// Host memory, in parts of the pool.
+/// Size of host memory, as a multiple of the pool.
 const HOST: usize = 4;
-/// Copying a page to and from host memory, in bytes a microsecond: 10 GB/s.
+/// Speed of copying a page to and from host memory, in bytes per microsecond: 10 GB/s.
 const COPY: f64 = 10_000.0;
 
-/// One log with one memory.
+/// The result of one log with one memory size.
 #[derive(Clone, Debug, Serialize)]
 pub struct Record {
-    /// Whose visits.
+    /// Name of the log.
     pub log: &'static str,
-    /// Seconds without an event after which a visit is over.
+    /// A visit ends after this many seconds without an event.
     pub gap_s: f64,
-    /// How many requests there were.
+    /// Number of requests.
     pub visits: usize,
-    /// How many users.
+    /// Number of users.
     pub users: usize,
-    /// Items that are dropped at a time.
+    /// Number of items that are dropped at a time from a long history.
     pub cut: usize,
-    /// The pool over what all users' last contexts take.
+    /// Size of the pool, as a fraction of the size of all users' last contexts.
     pub budget: f64,
-    /// Bytes of the pool.
+    /// Size of the pool, in bytes.
     pub pool_bytes: usize,
-    /// Bytes of host memory behind it.
+    /// Size of the host memory behind the pool, in bytes.
     pub host_bytes: usize,
-    /// Bytes of both, per user.
+    /// Size of both, in bytes per user.
     pub bytes_per_user: f64,
-    /// Share of the context tokens that were in the pool.
+    /// Fraction of the context tokens that were in the pool.
     pub cached: f64,
-    /// Share that came back from host memory.
+    /// Fraction of the context tokens that came back from host memory.
     pub restored: f64,
-    /// Mean tokens of a context.
+    /// Mean number of tokens of a context.
     pub mean_tokens: f64,
-    /// Milliseconds of a request that is alone.
+    /// Median time of a request alone, in milliseconds.
     pub p50_ms: f64,
-    /// All but one in a hundred.
+    /// The 99th percentile of that time, in milliseconds.
     pub p99_ms: f64,
-    /// Mean.
+    /// Mean of that time, in milliseconds.
     pub mean_ms: f64,
-    /// Mean, if nothing were cached.
+    /// Mean of that time in milliseconds if nothing were cached.
     pub cold_mean_ms: f64,
 }
 
-/// One question.
+/// One combination of log, memory and cut.
 struct Case<'a> {
     log: &'a Log,
     gap: f64,
@@ -73,7 +73,7 @@ struct Case<'a> {
 ///
 /// # Errors
 ///
-/// When there is none, or one is damaged.
+/// When the directory has no log, or a log is damaged.
 pub fn all(data: &Path, curve: &Curve) -> Result<Vec<Record>> {
     let mut logs = Vec::new();
     let (movielens, beauty) = (Log::movielens(data)?, Log::beauty(data)?);
@@ -108,7 +108,7 @@ pub fn all(data: &Path, curve: &Curve) -> Result<Vec<Record>> {
 impl Case<'_> {
     fn run(&self, curve: &Curve) -> Result<Record> {
         let page_bytes = curve.position_bytes * PAGE_SIZE;
-        // One request must fit, and one more page than it needs.
+        // The pool must hold one request and one page more than that needs.
         let least = context_tokens(FIT).div_ceil(PAGE_SIZE) + 3;
         let pages = ((pages_of_all(self.log, FIT) as f64 * self.budget) as usize).max(least);
         let host_bytes = self.host.then_some(HOST * pages * page_bytes);
@@ -147,7 +147,7 @@ impl Case<'_> {
     }
 }
 
-/// Milliseconds of a visit that is alone. Its last row is computed even if all of it was cached.
+/// Time of a visit alone, in milliseconds. Its last row is computed even if everything was cached.
 fn milliseconds(curve: &Curve, found: Found) -> f64 {
     let cached = (found.cached + found.restored).min(found.context - 1);
     let work = Work { name: String::new(), context: found.context, cached, beams: 32, steps: 3 };

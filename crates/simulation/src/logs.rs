@@ -1,7 +1,8 @@
-//! Real logs of who looked at what when, as visits in order of time.
+//! Real logs of users' events, as visits in order of time.
 //!
 //! - MovieLens 100K (`ml-100k/ml-100k.inter`): ratings with their times.
-//! - Beauty (`beauty/sequences.txt`): purchases in order, without times. Times are drawn: see [`Log::beauty`].
+//! - Beauty (`beauty/sequences.txt`): purchases in order, without times. Times are drawn: see
+//!   [`Log::beauty`].
 //!
 //! The data are read from a directory that the user names; none of them are part of this repository.
 
@@ -13,28 +14,28 @@ use anyhow::{Context, Result, ensure};
 
 use crate::random::Random;
 
-/// Seconds within which Beauty's users begin: 90 days.
+/// Time within which Beauty's users begin, in seconds: 90 days.
 const BEGINNINGS: f64 = 90.0 * 86_400.0;
-/// Mean seconds from one of their purchases to the next: three days.
+/// Mean time from one of their purchases to the next, in seconds: three days.
 const MEAN_GAP: f64 = 3.0 * 86_400.0;
 
-/// A log: per user what was looked at and when, oldest first.
+/// A log: the items and times of each user's events, oldest first.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Log {
-    /// What it is called.
+    /// Name of the log.
     pub name: &'static str,
-    /// Times in seconds, and items.
+    /// Per user, each event as (time in seconds, item).
     pub users: Vec<Vec<(f64, u32)>>,
 }
 
-/// A user asks for recommendations.
+/// A moment at which a user asks for recommendations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Visit {
-    /// When, in seconds.
+    /// Time of the visit, in seconds.
     pub at: f64,
-    /// Who.
+    /// Number of the user.
     pub user: usize,
-    /// Items of the history by then.
+    /// Number of items in the history at that time.
     pub items: usize,
 }
 
@@ -65,8 +66,9 @@ impl Log {
         Ok(Some(Self { name: "MovieLens 100K", users }))
     }
 
-    /// Beauty, with drawn times: a user begins at some moment of 90 days, and from one purchase to the next it is three days
-    /// on average, exponentially distributed. `None` if the directory does not have it.
+    /// Beauty, with drawn times: a user begins at some moment of 90 days, and from one purchase to
+    /// the next it is three days on average, exponentially distributed. `None` if the directory
+    /// does not have it.
     ///
     /// # Errors
     ///
@@ -89,8 +91,8 @@ impl Log {
         Ok(Some(Self { name: "Beauty, drawn times", users }))
     }
 
-    /// The visits of all users in order of time: events of a user that follow each other within `gap` seconds are one visit,
-    /// and the user asks at its end.
+    /// The visits of all users in order of time. Events of a user that follow each other within
+    /// `gap` seconds are one visit, and the user asks at its end.
     #[must_use]
     pub fn visits(&self, gap: f64) -> Vec<Visit> {
         let mut visits = Vec::new();

@@ -1,4 +1,5 @@
-//! Prints what the simulations found, as JSON. `cargo xtask simulate` and `cargo xtask hit-rate` draw it.
+//! Prints the results of the simulations as JSON. `cargo xtask simulate` and `cargo xtask hit-rate`
+//! draw them.
 
 #![allow(clippy::print_stdout, reason = "what it prints is what it is for")]
 
@@ -10,27 +11,28 @@ use beamline_simulation::{fit, hit_rate, scenarios};
 use clap::Parser;
 use serde_json::json;
 
-/// The scheduler and the cache in virtual time.
+/// Simulate the scheduler and the cache in virtual time.
 #[derive(Parser)]
 enum Command {
-    /// The scheduler beside reference policies, over measured cost curves.
+    /// Compare the scheduler with reference policies, over measured cost curves.
     Simulate {
-        /// Fewer requests.
+        /// Simulate fewer requests.
         #[arg(long)]
         quick: bool,
-        /// Cost curves, in the format of `crates/simulation/curves.json`, instead of those.
+        /// File with cost curves to use instead of `crates/simulation/curves.json`, in the same
+        /// format.
         #[arg(long, value_name = "FILE")]
         curves: Option<PathBuf>,
     },
-    /// A cost curve out of a results file of `cargo xtask bench --sections beams,contexts`.
+    /// Fit a cost curve to a results file of `cargo xtask bench --sections beams,contexts`.
     Fit {
-        /// The results.
+        /// Path of the results file.
         results: PathBuf,
-        /// Which workload of them.
+        /// Workload to fit.
         #[arg(long, default_value = "S")]
         workload: String,
     },
-    /// How much of real logs is cached, by memory.
+    /// Measure which part of real logs is cached, by memory size.
     HitRate {
         /// Directory with `ml-100k/ml-100k.inter`, `beauty/sequences.txt`, or both.
         #[arg(long, value_name = "DIR")]

@@ -1,6 +1,7 @@
-//! The real scheduler under a traffic, with a model that is nothing but a cost curve.
+//! The real scheduler under a traffic, with a model that is only a cost curve.
 //!
-//! It is driven as the engine drives it: what came during a step is submitted after it, with the time at which it came.
+//! It is driven like by the engine: requests that arrived during a step are submitted after it,
+//! with the time of their arrival.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,19 +14,19 @@ use beamline_scheduler::{Ending, Event, Micros, Priority, Request, RequestId, Sc
 use crate::curve::{Curve, Rows, Visit};
 use crate::traffic::{Class, End, Fate, Job, Traffic};
 
-/// Pages of the pool: room for a million positions, so that memory plays no part.
+/// Pages of the pool: room for a million positions, so that memory has no effect.
 const PAGES: u32 = 1 << 15;
 const PAGE_SIZE: u32 = 32;
-/// Users of a class whose visits find something cached, in turn.
+/// Number of users of a class whose visits find something cached, in turn.
 const USERS: u64 = 64;
-/// Ids of the visits that put contexts into the cache; those of the traffic are smaller.
+/// Ids of the visits that fill the cache begin here; those of the traffic are smaller.
 const FIRST_VISITS: u64 = 1 << 40;
 
-/// What became of the traffic.
+/// Runs the traffic and returns the fate of each request.
 ///
 /// # Errors
 ///
-/// When the scheduler says what it never should: the configuration or a request is impossible.
+/// When the configuration or a request is impossible for the scheduler.
 pub fn run(curve: &Curve, classes: &[Class], seed: u64, config: SchedulerConfig) -> Result<Vec<Fate>> {
     let mut world = World::new(curve, config)?;
     world.first_visits(classes)?;
@@ -44,7 +45,7 @@ pub fn run(curve: &Curve, classes: &[Class], seed: u64, config: SchedulerConfig)
         }
         world.fates.append(&mut world.over);
         if !busy {
-            // Refused clients may come back at once.
+            // Refused clients may send again at once.
             match traffic.next_at() {
                 Some(at) => world.now = world.now.max(world.origin + at),
                 None => break,
@@ -63,9 +64,9 @@ struct World<'a> {
     origin: u64,
     /// Requests of the traffic that have not ended.
     live: HashMap<RequestId, Job>,
-    /// Open slots: what was asked for, expansions done, and beams of the next one that are computed.
+    /// Per open slot: the visit, the expansions done, and the computed beams of the next one.
     slots: HashMap<Slot, (Arc<Visit>, usize, usize)>,
-    /// Ended since the last look.
+    /// Requests that ended since the last look.
     over: Vec<Fate>,
     fates: Vec<Fate>,
     plan: Plan,
@@ -82,7 +83,7 @@ impl<'a> World<'a> {
             sessions: 1 << 10,
             hash_key: [1; 32],
         };
-        // As the server tells it.
+        // The server sets this value from the model in the same way.
         let config = SchedulerConfig { pairs_per_row: curve.pairs_per_row(), ..config };
         Ok(Self {
             curve,
@@ -135,7 +136,7 @@ impl<'a> World<'a> {
         self.over.push(Fate { job, ended: self.now - self.origin, ending });
     }
 
-    /// One step, if there is anything to do. Returns whether there was.
+    /// Runs one step, if there is anything to do. Returns whether there was.
     fn step(&mut self) -> Result<bool> {
         let mut plan = std::mem::take(&mut self.plan);
         self.scheduler.plan(Micros(self.now), &mut plan, &mut self.events);
@@ -153,7 +154,7 @@ impl<'a> World<'a> {
         Ok(busy)
     }
 
-    /// What the model would say, and how long it would take.
+    /// Computes the outcomes of the model, and the time of the step.
     fn compute(&mut self, plan: &Plan) -> Result<u64> {
         let mut rows = Rows::default();
         for chunk in &plan.chunks {
@@ -237,7 +238,7 @@ fn request(
     }
 }
 
-/// Contexts with different roots share no page.
+/// A word of a context. Contexts with different roots share no page.
 fn word(root: u32, at: usize) -> u32 {
     root.wrapping_add(at as u32)
 }
@@ -253,7 +254,7 @@ mod tests {
     use crate::reference::{self, Policy};
     use crate::traffic::{Arrivals, Phase};
 
-    /// Ten microseconds a row, however many go together: nothing is won by batches.
+    /// Ten microseconds a row, however many are computed together: batches save nothing.
     fn linear() -> Curve {
         Curve {
             name: "linear".into(),
@@ -301,7 +302,7 @@ mod tests {
         let shortest = reference::run(Policy::Shortest, &linear(), &classes, 5);
         assert_eq!(ours.len(), shortest.len(), "every request is answered");
         assert!(mean_ms(&shortest) <= mean_ms(&ours) + 1e-9);
-        // The work is the same, so the machine is done at the same time.
+        // The work is the same, so the machine finishes at the same time.
         let done = |fates: &[Fate]| fates.iter().map(|fate| fate.ended).max().unwrap() as f64;
         assert!((done(&ours) / done(&shortest) - 1.0).abs() < 1e-3);
     }

@@ -1,4 +1,4 @@
-//! What became of requests, in numbers.
+//! The results of requests, in numbers.
 
 use serde::Serialize;
 
@@ -6,36 +6,36 @@ use crate::traffic::{Class, End, Fate};
 
 /// Length of a window in which answers are counted, in microseconds.
 pub const WINDOW: u64 = 5_000_000;
-/// Length of a window that is looked at for the time to recover.
+/// Length of a window that is checked for recovery, in microseconds.
 const LOOK: u64 = 1_000_000;
-/// Good windows in a row that end it: one alone may be luck.
+/// Number of good windows in a row that count as recovery: one alone may be luck.
 const GOOD_SECONDS: usize = 3;
 
-/// Counts and milliseconds of the requests of a class.
+/// Counts and times of the requests of a class.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Summary {
-    /// Requests that came.
+    /// Number of requests that arrived.
     pub requests: usize,
-    /// Answered, however late.
+    /// Number of requests that were answered, however late.
     pub answered: usize,
-    /// Answered when the answer was of no more use.
+    /// Number of requests that were answered too late to be useful.
     pub late: usize,
-    /// Not taken.
+    /// Number of requests that were refused on arrival.
     pub refused: usize,
-    /// Taken, and given up.
+    /// Number of requests that were accepted and given up.
     pub lost: usize,
-    /// Of those that were answered, from arrival to answer.
+    /// Mean time from arrival to answer of the answered requests, in milliseconds.
     pub mean_ms: f64,
-    /// The median.
+    /// Median of that time, in milliseconds.
     pub p50_ms: f64,
-    /// All but one in a hundred.
+    /// The 99th percentile of that time, in milliseconds.
     pub p99_ms: f64,
-    /// All but one in a thousand.
+    /// The 99.9th percentile of that time, in milliseconds.
     pub p999_ms: f64,
 }
 
 impl Summary {
-    /// Of the requests of one class.
+    /// Summarises the requests of one class.
     #[must_use]
     pub fn of(fates: &[Fate], index: usize, class: &Class) -> Self {
         let own: Vec<Fate> = fates.iter().filter(|fate| fate.job.class == index).copied().collect();
@@ -61,14 +61,14 @@ impl Summary {
     }
 }
 
-/// Milliseconds from arrival to answer of those that were answered.
+/// Times from arrival to answer of the answered requests, in milliseconds.
 #[must_use]
 pub fn milliseconds(fates: &[Fate]) -> Vec<f64> {
     let answered = fates.iter().filter(|fate| fate.ending == End::Answered);
     answered.map(|fate| (fate.ended - fate.job.arrived) as f64 / 1e3).collect()
 }
 
-/// Answers in time a second, in windows of [`WINDOW`] from the start.
+/// Answers in time per second, in windows of [`WINDOW`] from the start.
 #[must_use]
 pub fn goodput(fates: &[Fate], class: &Class, until: u64) -> Vec<f64> {
     let mut windows = vec![0.0; until.div_ceil(WINDOW) as usize];
@@ -80,8 +80,9 @@ pub fn goodput(fates: &[Fate], class: &Class, until: u64) -> Vec<f64> {
     windows.into_iter().map(round).collect()
 }
 
-/// Seconds after `from` until requests are served well again: until the first of [`GOOD_SECONDS`] in a row in each of which at
-/// least nine in ten arrivals are answered within `well` microseconds. `None` if they do not come.
+/// Seconds after `from` until requests are served well again: until the first of [`GOOD_SECONDS`]
+/// windows in a row in each of which at least nine in ten arrivals are answered within `well`
+/// microseconds. `None` if there is no such window.
 #[must_use]
 pub fn recovery(fates: &[Fate], from: u64, until: u64, well: u64) -> Option<f64> {
     let mut seconds = vec![(0_usize, 0_usize); ((until - from) / LOOK) as usize];
@@ -101,7 +102,7 @@ fn in_time(fate: &Fate, class: &Class) -> bool {
     fate.ending == End::Answered && class.patience.is_none_or(|patience| took <= patience)
 }
 
-/// Microseconds are enough.
+/// Rounds milliseconds to whole microseconds.
 pub(crate) fn round(value: f64) -> f64 {
     (value * 1e3).round() / 1e3
 }

@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow};
 ///
 /// # Errors
 ///
-/// The error of the first case that has one.
+/// The error of the first case that fails.
 pub(crate) fn each<C: Sync, R: Send>(cases: &[C], run: impl Fn(&C) -> Result<R> + Sync) -> Result<Vec<R>> {
     let done: Mutex<Vec<(usize, Result<R>)>> = Mutex::new(Vec::new());
     let next = AtomicUsize::new(0);

@@ -1,11 +1,11 @@
 //! Seeded random numbers.
 
-/// SplitMix64 (Steele, Lea and Flood 2014).
+/// The SplitMix64 generator (Steele, Lea and Flood 2014).
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
 impl Random {
-    /// Numbers out of a seed.
+    /// A generator with this seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed)
@@ -19,12 +19,12 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Uniform in (0, 1].
+    /// A uniform number in (0, 1].
     pub fn unit(&mut self) -> f64 {
         ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
     }
 
-    /// A gap of a Poisson process of that mean.
+    /// A gap of a Poisson process with this mean.
     pub fn gap(&mut self, mean: f64) -> f64 {
         -self.unit().ln() * mean
     }

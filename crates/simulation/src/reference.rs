@@ -1,5 +1,5 @@
-//! Policies to compare with, over the same service times: none computes requests together, none refuses on arrival, and each is
-//! as plain as it can be.
+//! Policies to compare with, over the same service times. None of them computes requests together,
+//! none refuses on arrival, and each is as plain as possible.
 //!
 //! With one kind of request and Poisson arrivals, [`Policy::Fifo`] is the M/D/1 queue.
 
@@ -9,21 +9,22 @@ use std::collections::BinaryHeap;
 use crate::curve::Curve;
 use crate::traffic::{Class, End, Fate, Job, Traffic};
 
-/// In which order work is done.
+/// The order in which work is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
     /// First come, first served, each to its end.
     Fifo,
-    /// The same, but whoever could only be late when its turn comes is given up.
+    /// First come, first served, except that a request that could only be late is given up at its
+    /// turn.
     FifoInTime,
-    /// All at once, each as fast as any other.
+    /// All requests at once, each as fast as any other.
     Sharing,
-    /// The one with the least work left, known beforehand; others are put aside for it. No policy that does one thing at a
-    /// time has a shorter mean.
+    /// The request with the least work left, which is known beforehand; others are interrupted for
+    /// it. No policy that serves one request at a time has a shorter mean.
     Shortest,
 }
 
-/// What becomes of the traffic.
+/// Runs the traffic and returns the fate of each request.
 #[must_use]
 pub fn run(policy: Policy, curve: &Curve, classes: &[Class], seed: u64) -> Vec<Fate> {
     let services: Vec<u64> = classes.iter().map(|class| curve.alone(&class.visit)).collect();
@@ -69,11 +70,11 @@ impl Queue<'_> {
         self.fates
     }
 
-    /// Counts the work that each of those present has got since the start; who came then leaves when it has grown by the own
-    /// service.
+    /// Counts the work that each present request has received since the start. A request leaves
+    /// when this number has grown by its own service since its arrival.
     fn sharing(mut self) -> Vec<Fate> {
         let (mut now, mut given) = (0.0, 0.0);
-        // The work at which each leaves, and who.
+        // The work count at which each request leaves, and the request.
         let mut present: BinaryHeap<Reverse<(Ordered, u64, usize, u64)>> = BinaryHeap::new();
         loop {
             let leaves = present.peek().map(|Reverse((at, ..))| now + (at.0 - given) * present.len() as f64);
@@ -101,7 +102,7 @@ impl Queue<'_> {
 
     fn shortest(mut self) -> Vec<Fate> {
         let mut now = 0;
-        // Work left, and who; of equal ones the first that came.
+        // Work left, and the request; of equal ones the first that arrived.
         let mut present: BinaryHeap<Reverse<(u64, u64, usize, u64)>> = BinaryHeap::new();
         loop {
             let comes = self.traffic.next_at();
@@ -127,7 +128,7 @@ impl Queue<'_> {
     }
 }
 
-/// A number that is one, in order.
+/// A float that is not NaN, so that it can be ordered.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Ordered(f64);
 
@@ -171,7 +172,7 @@ mod tests {
         Class { name: "c", tenant: 0, visit, patience: None, arrivals }
     }
 
-    /// Ends by class, of one request of 30 us at 10 us and one of 5 us at 20 us.
+    /// End times by class, for one request of 30 us at 10 us and one of 5 us at 20 us.
     fn ends(policy: Policy) -> [u64; 2] {
         let at = |time, context| class(context, Arrivals::Bursts { every: time, size: 1, until: time + 1 });
         let fates = run(policy, &curve(), &[at(10, 30), at(20, 5)], 1);
@@ -181,7 +182,8 @@ mod tests {
     #[test]
     fn each_policy_is_what_it_is_called() {
         assert_eq!(ends(Policy::Fifo), [40, 45]);
-        // From 20 on both at half the speed: the short one is done at 30, the long one has 15 left then.
+        // From 20 on, both run at half the speed: the short one ends at 30, and the long one has 15
+        // left then.
         assert_eq!(ends(Policy::Sharing), [45, 30]);
         assert_eq!(ends(Policy::Shortest), [45, 25]);
     }

@@ -1,7 +1,9 @@
-//! A log through the bookkeeping of the cache: what of each visit's context an earlier visit left there.
+//! Replays a log through the bookkeeping of the cache, to find which part of each visit's context
+//! an earlier visit left there.
 //!
-//! The real [`KvCache`] decides what is found, evicted, sent to host memory and brought back, as the scheduler asks it to: one
-//! request at a time, each with the pages of its branch rows. Pages have no contents, because nothing is computed from them.
+//! The real [`KvCache`] decides what is found, evicted, sent to host memory and brought back. It is
+//! called as the scheduler calls it: one request at a time, each with the pages of its branch rows.
+//! Pages have no contents, because nothing is computed from them.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -14,60 +16,60 @@ use beamline_kv_cache::{
 
 use crate::logs::{Log, Visit};
 
-/// Context positions of a page.
+/// Context positions per page.
 pub const PAGE_SIZE: usize = 32;
 /// Tokens of an item: begin, three codes, end.
 const TOKENS_PER_ITEM: usize = 5;
 /// Pages of the branch rows of a request: two steps of 32 beams.
 const BRANCH_PAGES: usize = 2;
-/// Pages that are copied ahead of their eviction.
+/// Number of next evictions that are copied ahead.
 const WINDOW: usize = 64;
 
-/// Memory, and how long histories are cut.
+/// The size of the memory, and how long histories are cut.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Setting {
-    /// Pages of the pool.
+    /// Number of pages of the pool.
     pub pages: usize,
-    /// Bytes of host memory behind it, if any.
+    /// Size of the host memory behind the pool, in bytes; `None` without one.
     pub host_bytes: Option<usize>,
-    /// Bytes of a page's contents.
+    /// Size of a page's contents, in bytes.
     pub page_bytes: usize,
     /// Most items of a history.
     pub fit: usize,
-    /// Items that are dropped at a time where a history is longer.
+    /// Number of items that are dropped at a time from a longer history.
     pub step: usize,
 }
 
-/// What a visit found.
+/// The cached part of a visit's context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// Tokens of its context.
+    /// Number of tokens of the context.
     pub context: usize,
-    /// Those of them in pages of the pool.
+    /// Context tokens that were found in pages of the pool.
     pub cached: usize,
-    /// Those of them that came back from host memory.
+    /// Context tokens that came back from host memory.
     pub restored: usize,
 }
 
-/// Tokens of a history of so many items: the items, and the token that asks for the next one.
+/// Tokens of a history of `items` items: the items, and the token that asks for the next one.
 #[must_use]
 pub fn context_tokens(items: usize) -> usize {
     items * TOKENS_PER_ITEM + 1
 }
 
-/// How many of the oldest items are dropped: as few steps as are needed, as the server does.
+/// Number of the oldest items that are dropped: as few steps as are needed, as in the server.
 #[must_use]
 pub fn dropped(items: usize, fit: usize, step: usize) -> usize {
     items.saturating_sub(fit).div_ceil(step) * step
 }
 
-/// Pages that hold every user's last context.
+/// Number of pages that hold every user's last context.
 #[must_use]
 pub fn pages_of_all(log: &Log, fit: usize) -> usize {
     log.users.iter().map(|events| context_tokens(events.len().min(fit)) / PAGE_SIZE).sum()
 }
 
-/// What every visit found, in order.
+/// Replays all visits in order and returns what each found.
 ///
 /// # Errors
 ///
@@ -88,7 +90,7 @@ struct Replay<'a> {
     transfers: Vec<Transfer>,
 }
 
-/// Contents that have arrived and are nothing.
+/// Contents that have arrived and are empty.
 struct Nothing;
 
 impl HostContents for Nothing {
@@ -148,7 +150,7 @@ impl<'a> Replay<'a> {
         let pages = context.div_ceil(PAGE_SIZE);
         self.cache.allocate(pages - self.table.len() + BRANCH_PAGES, &mut self.table)?;
         self.move_pages();
-        // Computed. What is whole is published, the rest given back.
+        // After the computation, whole pages are published and the others are given back.
         for index in cached / PAGE_SIZE..shared {
             let published = self.cache.publish(&self.namespace, &self.table, index, &self.words);
             if let Publish::Duplicate(existing) = published {
@@ -163,7 +165,7 @@ impl<'a> Replay<'a> {
         Ok(Found { context, cached, restored })
     }
 
-    /// Whatever was to be copied out has arrived.
+    /// Carries out all transfers: the copies have arrived at once.
     fn move_pages(&mut self) {
         self.cache.take_transfers(&mut self.transfers);
         for transfer in self.transfers.drain(..) {
@@ -178,7 +180,7 @@ impl<'a> Replay<'a> {
 mod tests {
     use super::*;
 
-    /// Users with 40 items each, who look at them in turns.
+    /// Users with 40 items each, who view them in turns.
     fn log(users: usize) -> Log {
         let events = |user: usize| {
             (0..40).map(|n| ((n * users + user) as f64, (1000 * user + n) as u32)).collect::<Vec<_>>()
@@ -200,7 +202,8 @@ mod tests {
         let found = replay(&log, &visits, ROOMY).unwrap();
         for (visit, found) in visits.iter().zip(&found) {
             assert_eq!(found.context, 5 * visit.items + 1);
-            // All that the last visit had: the token that asks for an item is the one that begins it.
+            // Everything that the last visit had: the token that asks for an item is the one that
+            // begins it.
             assert_eq!(found.cached, context_tokens(visit.items - 1) / PAGE_SIZE * PAGE_SIZE);
         }
     }
@@ -209,7 +212,7 @@ mod tests {
     fn with_room_for_one_only_who_comes_at_once_again_finds_anything() {
         let tight = Setting { pages: 13, ..ROOMY };
         let many = log(10);
-        // The first contexts are short, and all fit.
+        // The first contexts are short and all fit.
         let found = replay(&many, &many.visits(0.0), tight).unwrap();
         assert_eq!(share(&found[found.len() / 2..]), 0.0);
         let one = log(1);

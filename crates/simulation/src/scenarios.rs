@@ -1,5 +1,5 @@
-//! The questions: how long requests wait at each load, beside heavy ones, in bursts, beside a greedy tenant, and what is left
-//! of a machine under more than it can do.
+//! The questions: how long requests wait at each load, beside heavy ones, in bursts and beside a
+//! greedy tenant, and how well a machine serves under more load than it can handle.
 
 use anyhow::Result;
 use beamline_scheduler::SchedulerConfig;
@@ -13,17 +13,17 @@ use crate::reference::{self, Policy};
 use crate::traffic::{Arrivals, Class, Fate, Phase};
 
 const SECOND: u64 = 1_000_000;
-/// What an answer should take.
+/// Goal for the time of an answer, in microseconds.
 const OBJECTIVE: u64 = 100_000;
-/// Loads of the single class, in parts of what requests back to back leave room for.
+/// Loads of the single class, as fractions of the rate of requests back to back.
 const LOADS: [f64; 10] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95];
-/// Requests of a point: a P999 is the twentieth slowest.
+/// Number of requests of a point: a P999 is the twentieth slowest.
 const REQUESTS: f64 = 20_000.0;
-/// Of a short run.
+/// Number of requests of a point in a short run.
 const FEW_REQUESTS: f64 = 2_000.0;
 const SEED: u64 = 7;
 
-/// Who is compared.
+/// The policies to compare; `None` is the real scheduler.
 const POLICIES: [(&str, Option<Policy>); 5] = [
     ("beamline", None),
     ("first come", Some(Policy::Fifo)),
@@ -32,39 +32,40 @@ const POLICIES: [(&str, Option<Policy>); 5] = [
     ("shortest first", Some(Policy::Shortest)),
 ];
 
-/// One class of one run.
+/// The result of one class in one run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Record {
     /// `poisson`, `heavy`, `bursts`, `tenants` or `overload`.
     pub section: &'static str,
-    /// The curve, and the visit where it has several.
+    /// Name of the curve, and of the visit where the curve has several.
     pub curve: String,
-    /// What was varied.
+    /// Name of the varied setting.
     pub case: String,
-    /// Whose requests.
+    /// Name of the class.
     pub class: &'static str,
-    /// Who decided.
+    /// Name of the policy.
     pub policy: &'static str,
-    /// Arrivals over what requests back to back leave room for.
+    /// Arrival rate, as a fraction of the rate of requests back to back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub load: Option<f64>,
-    /// Milliseconds of a request that is alone.
+    /// Time of a request alone, in milliseconds.
     pub alone_ms: f64,
-    /// What became of them.
+    /// Counts and times of the requests.
     #[serde(flatten)]
     pub summary: Summary,
-    /// P99 over that of the same class without the others.
+    /// P99, as a multiple of that of the same class without the others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unfairness: Option<f64>,
-    /// Answers in time a second, in windows of five seconds.
+    /// Answers in time per second, in windows of five seconds.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub goodput: Vec<f64>,
-    /// Seconds from the end of the overload until requests are served well again; nothing if that did not come.
+    /// Seconds from the end of the overload until requests are served well again; `None` if they
+    /// never were.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recovery_s: Option<f64>,
 }
 
-/// One run: a traffic, for all policies.
+/// One run: a traffic that every policy gets.
 struct Run {
     section: &'static str,
     curve: Curve,
@@ -72,9 +73,9 @@ struct Run {
     case: String,
     load: Option<f64>,
     classes: Vec<Class>,
-    /// The end of the time that is looked at.
+    /// End of the observed time, in microseconds.
     until: u64,
-    /// When the overload ends.
+    /// When the overload ends, in microseconds.
     relief: Option<u64>,
 }
 
@@ -104,7 +105,7 @@ pub fn all(curves: &[Curve], quick: bool) -> Result<Vec<Record>> {
 }
 
 impl Run {
-    /// Who is worth asking: without deadlines nobody is given up.
+    /// The policies that make a difference: without deadlines no request is given up.
     fn policies(&self) -> impl Iterator<Item = usize> + use<> {
         let deadlines = self.classes.iter().any(|class| class.patience.is_some());
         (0..POLICIES.len()).filter(move |policy| deadlines || POLICIES[*policy].1 != Some(Policy::FifoInTime))
@@ -177,7 +178,8 @@ fn run(section: &'static str, curve: &Curve, case: &str, classes: Vec<Class>, un
     Run { section, curve, name, case: case.into(), load: None, classes, until, relief: None }
 }
 
-/// Small requests at a tenth of the machine, beside clients that ask for as much as may be asked for, without a pause.
+/// Small requests at a tenth of the machine, beside clients that send the largest allowed requests
+/// without a pause.
 fn heavy(curve: &Curve, until: u64) -> Result<Vec<Run>> {
     let mut runs = vec![run("heavy", curve, "alone", vec![small(curve, 0.1, 0, None, until)?], until)];
     for clients in [1, 16] {
@@ -192,7 +194,7 @@ fn heavy(curve: &Curve, until: u64) -> Result<Vec<Run>> {
     Ok(runs)
 }
 
-/// Thirty requests at once every five seconds, over a steady fifth of the machine.
+/// Thirty requests at once every five seconds, on top of a steady fifth of the machine.
 fn bursts(curve: &Curve, until: u64) -> Result<Vec<Run>> {
     let steady = small(curve, 0.2, 0, None, until)?;
     let arrivals = Arrivals::Bursts { every: 5 * SECOND, size: 30, until };
@@ -214,7 +216,8 @@ fn tenants(curve: &Curve, until: u64) -> Result<Vec<Run>> {
     ])
 }
 
-/// Half of what the machine can do for 30 s, several times that for 60 s, then half again for two minutes.
+/// Half of what the machine can do for 30 s, several times that for 60 s, then half again for two
+/// minutes.
 fn overload(curve: &Curve) -> Result<Vec<Run>> {
     let mut runs = Vec::new();
     for (factor, patience) in [(2.0, 1), (4.0, 1), (10.0, 1), (4.0, 10)] {
@@ -232,7 +235,7 @@ fn overload(curve: &Curve) -> Result<Vec<Run>> {
     Ok(runs)
 }
 
-/// Puts the P99 of each class beside that of the same class alone.
+/// Compares the P99 of each class with that of the same class alone.
 fn compare(records: &mut [Record]) {
     let alone: Vec<Record> = records.iter().filter(|record| record.case == "alone").cloned().collect();
     for record in records.iter_mut() {

@@ -1,4 +1,5 @@
-//! Who asks when: the same arrivals for every policy, but for clients that wait for their answers.
+//! When requests arrive. The arrivals are the same for every policy, except those of clients that
+//! wait for their answers.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -9,82 +10,82 @@ use crate::random::Random;
 /// Requests of one kind.
 #[derive(Clone, Debug)]
 pub struct Class {
-    /// What it is called.
+    /// Name of the class.
     pub name: &'static str,
-    /// Whose requests they are.
+    /// Number of the tenant that sends the requests.
     pub tenant: u8,
-    /// What each asks for.
+    /// The work of each request.
     pub visit: Visit,
-    /// Microseconds after which an answer is of no more use.
+    /// Time after which an answer is useless, in microseconds; `None` without a deadline.
     pub patience: Option<u64>,
-    /// When they come.
+    /// When the requests arrive.
     pub arrivals: Arrivals,
 }
 
-/// When requests come. All times are microseconds from the start.
+/// When requests arrive. All times are microseconds from the start.
 #[derive(Clone, Debug)]
 pub enum Arrivals {
-    /// At random times, at so many a second until so late, then the next rate.
+    /// At random times, with a rate for each phase.
     Poisson(Vec<Phase>),
-    /// So many at once, every so often.
+    /// Several at once, at a fixed interval.
     Bursts {
-        /// Microseconds from one to the next.
+        /// Microseconds from one burst to the next.
         every: u64,
-        /// Requests of each.
+        /// Number of requests per burst.
         size: usize,
-        /// The end.
+        /// Time after which no burst comes, in microseconds.
         until: u64,
     },
     /// Clients that send the next request as soon as the last one was answered.
     Closed {
-        /// How many.
+        /// Number of clients.
         clients: usize,
-        /// Microseconds that a client waits when it was refused.
+        /// Microseconds that a client waits after a refusal.
         retry: u64,
-        /// The end.
+        /// Time after which no request is sent, in microseconds.
         until: u64,
     },
 }
 
-/// A part of the time.
+/// A period with a constant rate.
 #[derive(Clone, Copy, Debug)]
 pub struct Phase {
-    /// Its end.
+    /// End of the period, in microseconds from the start.
     pub until: u64,
-    /// Requests a second.
+    /// Rate, in requests per second.
     pub per_second: f64,
 }
 
-/// A request that came.
+/// A request that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Job {
-    /// Numbered by arrival.
+    /// Number of the request, by arrival.
     pub id: u64,
-    /// Which of the classes.
+    /// Index of the request's class.
     pub class: usize,
-    /// When it came.
+    /// Time of arrival, in microseconds.
     pub arrived: u64,
 }
 
-/// What became of a request.
+/// The end of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fate {
-    /// Which one.
+    /// The request that ended.
     pub job: Job,
-    /// When it was over.
+    /// Time of the end, in microseconds.
     pub ended: u64,
-    /// How.
+    /// How the request ended.
     pub ending: End,
 }
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// With an answer.
+    /// The request was answered.
     Answered,
-    /// Not taken.
+    /// The request was refused on arrival.
     Refused,
-    /// Taken, and given up for its deadline.
+    /// The request was accepted and given up for its deadline.
     Lost,
 }
 
@@ -92,14 +93,14 @@ pub enum End {
 #[derive(Debug)]
 pub struct Traffic<'a> {
     classes: &'a [Class],
-    /// Time, a number that orders equal times, class.
+    /// Time, a number that orders equal times, and class of each known arrival.
     coming: BinaryHeap<Reverse<(u64, u64, usize)>>,
     planned: u64,
     taken: u64,
 }
 
 impl<'a> Traffic<'a> {
-    /// All that is known before the first answer.
+    /// Arrivals that are known before the first answer.
     #[must_use]
     pub fn new(classes: &'a [Class], seed: u64) -> Self {
         let mut traffic = Self { classes, coming: BinaryHeap::new(), planned: 0, taken: 0 };
@@ -126,7 +127,7 @@ impl<'a> Traffic<'a> {
             let mean = 1e6 / phase.per_second;
             loop {
                 at += random.gap(mean);
-                // Of no requests a second, the first comes never.
+                // With a rate of zero, the first request never arrives.
                 if at >= until {
                     break;
                 }
@@ -141,20 +142,20 @@ impl<'a> Traffic<'a> {
         self.planned += 1;
     }
 
-    /// When the next request comes.
+    /// Time of the next arrival.
     #[must_use]
     pub fn next_at(&self) -> Option<u64> {
         self.coming.peek().map(|Reverse((at, ..))| *at)
     }
 
-    /// The next request.
+    /// Takes the next request.
     pub fn next_job(&mut self) -> Option<Job> {
         let Reverse((arrived, _, class)) = self.coming.pop()?;
         self.taken += 1;
         Some(Job { id: self.taken - 1, class, arrived })
     }
 
-    /// A request is over: a client that waited sends its next one.
+    /// Records that a request ended: a client that waited for it sends its next one.
     pub fn over(&mut self, fate: &Fate) {
         if let Arrivals::Closed { retry, until, .. } = self.classes[fate.job.class].arrivals {
             let pause = if fate.ending == End::Answered { 0 } else { retry };

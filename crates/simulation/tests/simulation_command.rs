@@ -1,6 +1,6 @@
-//! The command as `cargo xtask` calls it: what it reads, prints and refuses.
+//! The command as `cargo xtask` calls it: its input, output and errors.
 
-// Helpers are tests too.
+// Helper functions are test code too.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -21,7 +21,7 @@ fn printed(output: &Output) -> Value {
 fn curves_of_another_machine_are_taken_and_the_scheduler_is_near_the_queue_it_is_held_against() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("curves.json");
-    // Ten milliseconds for a context of 100 rows: little is won by computing requests together.
+    // Ten milliseconds for a context of 100 rows: computing requests together saves little.
     let curve = json!([{
         "name": "mine", "source": "a test", "fixed_us": 100, "context_row_us": 99.0, "context_read_ns": 0,
         "branch_us": [], "branch_read_ns": 0, "position_bytes": 1,

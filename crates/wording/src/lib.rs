@@ -1,10 +1,11 @@
-//! Words for people: every crate writes its messages with these helpers, so that all of them read alike.
+//! Helpers for texts that people read. Every crate writes its messages with them, so that all read
+//! alike.
 //!
 //! | module | one idea |
 //! | --- | --- |
 //! | [`suggest`](mod@suggest) | the known word that a misspelt one stands for |
 //! | [`plain`](mod@plain) | what a parser says, without the names of Rust types |
-//! | [`size`] | a number of bytes, as people read it |
+//! | [`size`] | a number of bytes in a readable unit |
 //!
 //! Place in the flow: below every other crate. It knows texts and numbers, nothing of beamline.
 

@@ -1,11 +1,13 @@
-//! What a parser says, in plain words.
+//! Rewrites the messages of parsers in plain words.
 //!
-//! serde names Rust's types ("expected u64") and lists known fields without saying which one was meant. Its texts are
-//! rewritten here, for requests, config files, config.json and conventions alike.
+//! serde names Rust's types ("expected u64") and lists known fields without saying which one was
+//! meant. Its texts are rewritten here, for requests, config files, config.json and conventions
+//! alike.
 
 use crate::suggest::suggest;
 
-/// What serde expects, and how people call it. A longer name stands before its beginning.
+/// What serde expects, and a plain name for it. A longer name stands before one that is its
+/// beginning.
 const EXPECTED: [(&str, &str); 23] = [
     ("u128", "a whole number, 0 or more"),
     ("usize", "a whole number, 0 or more"),
@@ -32,7 +34,8 @@ const EXPECTED: [(&str, &str); 23] = [
     ("unit", "null"),
 ];
 
-/// A message of serde or toml without the names of Rust types, and with a suggestion for an unknown name.
+/// A message of serde or toml without the names of Rust types, with a suggestion for an unknown
+/// name.
 pub fn plain(message: &str) -> String {
     suggest_name(&plain_types(message))
 }
@@ -65,7 +68,8 @@ fn starts_with_word(text: &str, word: &str) -> bool {
     text.strip_prefix(word).is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_'))
 }
 
-/// "unknown field `histroy`, expected ..." becomes "unknown field `histroy` (did you mean `history`?), expected ...".
+/// "unknown field `histroy`, expected ..." becomes "unknown field `histroy` (did you mean
+/// `history`?), expected ...".
 fn suggest_name(message: &str) -> String {
     for mark in ["unknown field `", "unknown variant `"] {
         let Some(start) = message.find(mark).map(|at| at + mark.len()) else { continue };

@@ -1,4 +1,5 @@
-//! A number of bytes, as people read it: powers of 1024 everywhere, so that a log and a report show the same number.
+//! A number of bytes as text: powers of 1024 everywhere, so that a log and a report show the same
+//! number.
 
 const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
 
@@ -13,7 +14,7 @@ pub fn bytes(count: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    // A tenth of a GiB is a lot: large units get two digits.
+    // A tenth of a GiB is a lot, so large units get two digits.
     let digits = if unit < 2 { 1 } else { 2 };
     format!("{value:.digits$} {}", UNITS[unit])
 }

@@ -2,17 +2,18 @@
 //!
 //! One rule for fields, settings, items, tags and labels, so that every message suggests alike.
 //!
-//! Invariant: the work is bounded whatever a client sends: long words are not compared, and no more than
-//! [`MAX_WORDS`] known words are looked at.
+//! Invariant: the work is bounded for any input: long words are not compared, and at most
+//! [`MAX_WORDS`] known words are tried.
 
-/// Known words that are looked at.
+/// Most known words that are compared.
 pub const MAX_WORDS: usize = 10_000;
 /// Longest word that is compared, in bytes.
 const MAX_LENGTH: usize = 128;
 
 /// The known word closest to `word`, if one is close enough to be what was meant.
 ///
-/// Upper and lower case, `-`, `_` and blanks count as equal. Of two words that are equally close the first wins.
+/// Upper and lower case, `-`, `_` and blanks count as equal. Of two words that are equally close
+/// the first wins.
 pub fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if word.is_empty() || word.len() > MAX_LENGTH {
         return None;
@@ -35,7 +36,7 @@ pub fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) ->
     suggest(word, known).map_or(String::new(), |meant| format!("; did you mean `{meant}`?"))
 }
 
-/// Edits within which a word counts as misspelt: one in four characters, and always one.
+/// Most edits at which a word counts as misspelt: one in four characters, and always at least one.
 fn max_distance(word: &str) -> usize {
     (word.chars().count() / 4).max(1)
 }

@@ -1,4 +1,5 @@
-//! The catalog that benches of this crate ask: 200 thousand items of three levels with 1024 codes, half of them in stock.
+//! The catalog of this crate's benches: 200 thousand items of three levels with 1024 codes, half of
+//! them in stock.
 
 use beamline_catalog::{Catalog, CatalogLimits, ItemRecord, SidPart, WrittenSymbols};
 
@@ -19,7 +20,7 @@ pub(crate) fn catalog() -> Catalog {
         .expect("the records are sound")
 }
 
-/// A number that looks random and is always the same.
+/// A number that looks random and is always the same for one `x`.
 pub(crate) fn mix(x: u32) -> u32 {
     let x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
     let x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);

@@ -1,6 +1,8 @@
-//! `.json`: one object from item id to its list of codes, `{"0": ["<a_9>", "<b_2>"], ...}`, as training code writes it.
+//! `.json`: one object from item id to its list of codes, `{"0": ["<a_9>", "<b_2>"], ...}`, as
+//! training code writes it.
 //!
-//! The codes may be integers or token strings. Such a file has no tags and no titles. Entries are read one by one.
+//! The codes may be integers or token strings. Such a file has no tags and no titles. Entries are
+//! read one by one.
 
 use std::fmt;
 use std::fs::File;
@@ -14,7 +16,7 @@ use super::Sink;
 use crate::{CatalogError, CatalogLimits, ItemRecord, Place, RecordProblem, RecordUnit, SidPart, text};
 
 const BUFFER_BYTES: usize = 256 << 10;
-/// Enough to see a byte order mark.
+/// As many bytes as the longest byte order mark.
 const MARK_BYTES: u64 = 3;
 
 pub(super) fn read(path: &Path, limits: &CatalogLimits, sink: Sink<'_>) -> Result<(), CatalogError> {
@@ -44,11 +46,11 @@ fn read_from(
     }
 }
 
-/// Hands every entry of the object on as it is read.
+/// Passes each entry of the object on as it is read.
 struct Entries<'a, 'b> {
     sink: Sink<'a>,
     limits: &'a CatalogLimits,
-    /// Why the sink wants no more.
+    /// The error with which the sink ended the reading.
     failed: &'b mut Option<CatalogError>,
 }
 

@@ -1,7 +1,8 @@
 //! JSON lines: one object per line, `{"item_id": "..", "sid": [..], "tags": [..], "title": ".."}`.
 //!
-//! `item_id` may be an integer, which stands for its decimal text. `tags` and `title` may be absent or null; other
-//! fields are ignored. Blank lines, CRLF line ends and a UTF-8 byte order mark at the start are fine. Memory is bounded by the limit on line length.
+//! `item_id` may be an integer, which stands for its decimal text. `tags` and `title` may be absent
+//! or null; other fields are ignored. Blank lines, CRLF line ends and a UTF-8 byte order mark at
+//! the start are accepted. Memory is bounded by the limit on line length.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -19,7 +20,7 @@ pub(super) fn read(path: &Path, limits: &CatalogLimits, sink: Sink<'_>) -> Resul
     read_from(BufReader::with_capacity(BUFFER_BYTES, file), path, limits, sink)
 }
 
-/// Reads from anything; `path` is what errors call it.
+/// Reads from any source; error messages name it `path`.
 pub(super) fn read_from(
     mut file: impl BufRead,
     path: &Path,
@@ -47,11 +48,11 @@ pub(super) fn read_from(
     Ok(())
 }
 
-/// Replaces the contents of `line` by the next line without its line end, and says whether it fits into `limit`
-/// bytes; the rest of one that does not is skipped. `None` at the end of the file.
+/// Replaces the contents of `line` by the next line without its line end. Returns whether the line
+/// fits into `limit` bytes; the rest of a longer line is skipped. `None` at the end of the file.
 fn next_line(reader: &mut impl BufRead, limit: usize, line: &mut Vec<u8>) -> io::Result<Option<bool>> {
     line.clear();
-    // Room for the line end, so that a line of exactly the limit is seen to end.
+    // Includes room for the line end, so that a line of exactly the limit is seen to end.
     let with_end = (limit as u64).saturating_add(2);
     if reader.by_ref().take(with_end).read_until(b'\n', line)? == 0 {
         return Ok(None);
@@ -77,7 +78,7 @@ struct Line {
 }
 
 fn parse(text: &[u8]) -> Result<ItemRecord, RecordProblem> {
-    // serde would also take an array of the fields in order.
+    // serde would also accept an array of the fields in order.
     if !text.trim_ascii_start().starts_with(b"{") {
         return Err(RecordProblem::Malformed("expected a JSON object, {...}".to_owned()));
     }
@@ -91,8 +92,8 @@ fn parse(text: &[u8]) -> Result<ItemRecord, RecordProblem> {
     })
 }
 
-/// serde_json sees one line at a time and calls each "line 1"; only its column means something. It also quotes values
-/// in full, however long they are.
+/// Rewrites a message of serde_json. It sees one line at a time and calls each "line 1", so only
+/// its column means something. It also quotes values in full, however long they are.
 fn explain(error: &serde_json::Error) -> String {
     const LONGEST: usize = 200;
     let text = error.to_string();

@@ -1,5 +1,5 @@
-//! Readers of catalog files. A reader turns a file into records one by one and says where each was found; it holds
-//! one record at a time and judges nothing but their form.
+//! Readers of catalog files. A reader turns a file into records one by one and reports the place of
+//! each. It holds one record at a time and checks only its form.
 
 mod index;
 mod json_lines;
@@ -9,17 +9,17 @@ use std::path::Path;
 
 use crate::{CatalogError, CatalogLimits, ItemRecord, Place, RecordProblem};
 
-/// Takes a record, or what is wrong with it, and its place. An error ends the reading.
+/// Receives a record, or what is wrong with it, and its place. An error ends the reading.
 pub(crate) type Sink<'a> =
     &'a mut dyn FnMut(Place, Result<ItemRecord, RecordProblem>) -> Result<(), CatalogError>;
 
-/// Reads JSON lines that are in memory.
+/// Reads JSON lines from memory.
 pub(crate) fn for_each_line(text: &[u8], limits: &CatalogLimits, sink: Sink<'_>) -> Result<(), CatalogError> {
-    // No file, and so no name: reading from memory does not fail.
+    // There is no file and so no name. Reading from memory does not fail.
     json_lines::read_from(text, Path::new(""), limits, sink)
 }
 
-/// Reads a file in the format that its name says.
+/// Reads a file in the format that its extension names.
 pub(crate) fn for_each_record(
     path: &Path,
     limits: &CatalogLimits,

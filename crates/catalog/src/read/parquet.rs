@@ -1,7 +1,8 @@
-//! Parquet: one row per item, columns `item_id` (string, or integers as decimal text), `sid` (list of integers or
-//! strings), and optionally `tags` (list of strings) and `title` (string).
+//! Parquet: one row per item, columns `item_id` (string, or integers as decimal text), `sid` (list
+//! of integers or strings), and optionally `tags` (list of strings) and `title` (string).
 //!
-//! Only these columns are decoded, and rows are decoded one by one, so memory is bounded by a page per column.
+//! Only these columns are decoded, and rows are decoded one by one, so memory is bounded by a page
+//! per column.
 
 use std::fs::File;
 use std::panic::{self, AssertUnwindSafe};
@@ -38,8 +39,8 @@ pub(super) fn read(path: &Path, sink: Sink<'_>) -> Result<(), CatalogError> {
     Ok(())
 }
 
-/// Runs a step of the decoder, which reports most damage as errors but panics on some of it (assertions about list
-/// layouts, unsupported types).
+/// Runs a step of the decoder. The decoder reports most damage as errors but panics in some cases
+/// (assertions about list layouts, unsupported types).
 fn decode<T>(step: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
     // After a panic the decoder is dropped, so its state does not matter.
     match panic::catch_unwind(AssertUnwindSafe(step)) {
@@ -125,7 +126,8 @@ fn wrong_type(field: &'static str, expected: &'static str, got: &Field) -> Recor
     RecordProblem::WrongType { field, expected, got: describe(got) }
 }
 
-/// Names a value in an error. The decoder's own formatting is not used: it panics on dates out of range.
+/// Names a value in an error. The decoder's own formatting panics on dates out of range, so it is
+/// not used.
 fn describe(field: &Field) -> String {
     if let Some(integer) = integer(field) {
         return integer.to_string();
@@ -133,7 +135,7 @@ fn describe(field: &Field) -> String {
     match field {
         Field::Null => "null".to_owned(),
         Field::Bool(value) => value.to_string(),
-        // In this form a whole number keeps its ".0", which is what is wrong with it.
+        // This form keeps the ".0" of a whole number, which is what is wrong with it.
         Field::Float(value) => format!("{value:?}"),
         Field::Double(value) => format!("{value:?}"),
         Field::Str(_) => "a string".to_owned(),

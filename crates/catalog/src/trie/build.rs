@@ -1,15 +1,15 @@
 //! Builds a trie in one pass over paths in lexicographic order.
 //!
-//! Compared with its predecessor, a path shares a prefix and opens a new node at every level after it. Since paths
-//! come in order, appending those nodes numbers them as [`Trie`] promises.
+//! Compared with its predecessor, a path shares a prefix and opens a new node at every level after
+//! it. Since paths come in order, appending those nodes numbers them as [`Trie`] promises.
 
 use super::{Level, Trie};
 use crate::order::SymbolPaths;
 use crate::partition::{Partition, PartitionBuilder};
 use crate::{ItemIndex, narrow};
 
-/// The trie over `paths`, and the positions of `sorted` that belong to each leaf. `sorted` is not empty and is in the
-/// order of [`SymbolPaths::sorted_items`].
+/// The trie over `paths`, and the positions of `sorted` that belong to each leaf. `sorted` is not
+/// empty and is in the order of [`SymbolPaths::sorted_items`].
 pub(crate) fn build(paths: &SymbolPaths, sorted: &[ItemIndex]) -> (Trie, Partition) {
     let depth = paths.depth();
     let mut levels: Vec<LevelBuilder> =

@@ -1,11 +1,12 @@
 //! The trie over the SIDs of a catalog, as compressed sparse rows.
 //!
-//! Nodes of a level are numbered in lexicographic order of their paths, and so are the leaves. Hence the children of
-//! a node are consecutive nodes, and the leaves below a node are one interval: whether a node still leads to
-//! something allowed is a question about an interval, which a [`Filter`](crate::Filter) answers without walking.
+//! Nodes of a level are numbered in lexicographic order of their paths, and so are the leaves.
+//! Hence the children of a node are consecutive nodes, and the leaves below a node are one
+//! interval. Whether a node still leads to an allowed item is a question about an interval, which a
+//! [`Filter`](crate::Filter) answers without walking.
 //!
-//! Symbols are opaque here. Their numeric order is the order of everything, so a symbol table that maps codes to
-//! token ids makes leaf order equal to token path order.
+//! Symbols are opaque here. Their numeric order is the order of everything, so a symbol table that
+//! maps codes to token ids makes leaf order equal to token path order.
 
 mod build;
 #[cfg(test)]
@@ -22,10 +23,10 @@ pub(crate) use build::build;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Leaf(pub u32);
 
-/// A node: the partial SID made of the first `level` symbols. Only meaningful for the trie it came from.
+/// A node: the partial SID of the first `level` symbols. Meaningful only for the trie it came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Node {
-    /// How many symbols lead here; 0 for the root.
+    /// Number of symbols of the partial SID; 0 for the root.
     pub level: u8,
     /// Rank of the node's path among the paths of its level.
     pub index: u32,
@@ -39,15 +40,16 @@ pub struct Trie {
     num_leaves: u32,
 }
 
-/// The step from one level to the next, as it lies in memory.
+/// The raw arrays of the step from one level to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LevelArrays<'a> {
-    /// Node n of the level has the nodes `children[n]..children[n + 1]` of the next as its children; `None` where it has
-    /// the one child n.
+    /// The children of node n are the nodes `children[n]..children[n + 1]` of the next level.
+    /// `None` where each node n has the one child n.
     pub children: Option<&'a [u32]>,
     /// Symbol of each node of the next level.
     pub symbols: &'a [u32],
-    /// Node c of the next level owns the leaves `leaves[c]..leaves[c + 1]`; `None` where it owns the one leaf c.
+    /// Node c of the next level owns the leaves `leaves[c]..leaves[c + 1]`; `None` where it owns
+    /// the one leaf c.
     pub leaves: Option<&'a [u32]>,
 }
 
@@ -56,10 +58,10 @@ pub struct LevelArrays<'a> {
 struct Level {
     /// The last symbol of each node's path; the root has none.
     symbols: Vec<u32>,
-    /// Node to nodes of the next level. `None` where the next level has one node per leaf, numbered as the leaves
-    /// are: there `leaves` already says it.
+    /// Maps a node to nodes of the next level. `None` where the next level has one node per leaf,
+    /// numbered like the leaves: there `leaves` already says it.
     children: Option<Partition>,
-    /// Node to leaves.
+    /// Maps a node to its interval of leaves.
     leaves: Partition,
 }
 
@@ -123,7 +125,7 @@ impl Trie {
         self.levels[usize::from(node.level)].leaves.range(node.index)
     }
 
-    /// The leaf that `node` is, if it is one.
+    /// The leaf that `node` stands for, if it is at the last level.
     #[inline]
     pub fn leaf(&self, node: Node) -> Option<Leaf> {
         self.is_leaf(node).then_some(Leaf(node.index))
@@ -135,8 +137,7 @@ impl Trie {
         usize::from(node.level) == self.depth()
     }
 
-    /// The arrays behind a level above the leaves, for whoever walks the trie elsewhere than here (a graphics
-    /// processor); nothing for the leaves and below.
+    /// The raw arrays of a level above the leaves, for the GPU. `None` for the leaves and below.
     pub fn arrays_below(&self, level: usize) -> Option<LevelArrays<'_>> {
         let (level, below) = (self.levels.get(level)?, self.levels.get(level + 1)?);
         Some(LevelArrays {
@@ -168,7 +169,7 @@ impl Trie {
     }
 }
 
-/// The children of a node: a symbol each, strictly ascending, and the node it leads to.
+/// The children of a node: their symbols, strictly ascending, and the nodes that these lead to.
 #[derive(Clone, Copy, Debug)]
 pub struct Children<'a> {
     symbols: &'a [u32],
@@ -177,17 +178,17 @@ pub struct Children<'a> {
 }
 
 impl<'a> Children<'a> {
-    /// How many there are.
+    /// Number of children.
     pub fn len(&self) -> usize {
         self.symbols.len()
     }
 
-    /// Whether there are none, as at a leaf.
+    /// Whether the node has no children, as a leaf does.
     pub fn is_empty(&self) -> bool {
         self.symbols.is_empty()
     }
 
-    /// Their symbols, strictly ascending.
+    /// The symbols of the children, strictly ascending.
     #[inline]
     pub fn symbols(&self) -> &'a [u32] {
         self.symbols
@@ -204,7 +205,7 @@ impl<'a> Children<'a> {
         Node { level: self.level, index: self.first + narrow(i) }
     }
 
-    /// Symbols with their nodes.
+    /// Each symbol with the node it leads to.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (u32, Node)> + use<'a> {
         let Self { symbols, level, first } = *self;
         symbols.iter().enumerate().map(move |(i, &symbol)| (symbol, Node { level, index: first + i as u32 }))

@@ -6,36 +6,36 @@
 //!        128  zeros                224  checksum of the bytes before
 //! ```
 //!
-//! Numbers are little-endian. Checksums are BLAKE3, keyed with the secret of the pool, so they also say whose bytes
-//! these are. An entry never crosses a sector.
+//! Numbers are little-endian. Checksums are BLAKE3, keyed with the secret of the pool, so they also
+//! say whose bytes these are. An entry never crosses a sector.
 
 use crate::{host::HostKey, namespace::Namespace};
 
-/// Bytes of an entry.
+/// Size of an entry, in bytes.
 pub(super) const ENTRY_BYTES: usize = 256;
-/// Version 1 of the format.
+/// Magic bytes of version 1 of the format.
 const MAGIC: [u8; 8] = *b"blkvslt1";
 const CHECKED: usize = ENTRY_BYTES - 32;
-/// Words are hashed in pieces of so many, on the stack.
+/// Words are hashed in pieces of this many, on the stack.
 const PIECE: usize = 128;
 
-/// What a slot holds.
+/// What a slot holds, as its entry says.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub(crate) struct Entry {
-    /// Grows from write to write.
+    /// Number of the write; it grows with every write.
     pub(crate) turn: u64,
-    /// Seconds since 1970.
+    /// Time of the write, in seconds since 1970.
     pub(crate) written_at: u64,
     pub(crate) ns: Namespace,
     pub(crate) key: HostKey,
-    /// How many there are.
+    /// Number of words of the context up to the end of the page.
     pub(crate) words: u32,
     /// Checksum of contents and words.
     pub(crate) data: [u8; 32],
 }
 
 impl Entry {
-    /// The bytes of an entry for `slot`.
+    /// Encodes the entry for `slot`.
     pub(super) fn encode(&self, slot: u32, secret: &[u8; 32]) -> [u8; ENTRY_BYTES] {
         let mut bytes = [0; ENTRY_BYTES];
         bytes[..8].copy_from_slice(&MAGIC);
@@ -51,13 +51,13 @@ impl Entry {
         bytes
     }
 
-    /// What the bytes of `slot` say, if they are what was written there.
+    /// Decodes the entry of `slot`. `None` if the bytes are not an entry written for this slot.
     pub(super) fn decode(bytes: &[u8; ENTRY_BYTES], slot: u32, secret: &[u8; 32]) -> Option<Self> {
-        // An empty slot is the common case, and needs no checksum.
+        // An empty slot is the common case and needs no checksum.
         if bytes[..8] != MAGIC || u32_at(bytes, 8) != slot {
             return None;
         }
-        // Compared by `Hash`, in constant time.
+        // `Hash` compares in constant time.
         if blake3::keyed_hash(secret, &bytes[..CHECKED]) != array_at(bytes, CHECKED) {
             return None;
         }
@@ -72,7 +72,7 @@ impl Entry {
     }
 }
 
-/// The checksum of contents and words.
+/// Computes the checksum of contents and words.
 pub(super) fn checksum(secret: &[u8; 32], contents: &[u8], words: &[u32]) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_keyed(secret);
     hasher.update(contents);
@@ -84,7 +84,7 @@ pub(super) fn checksum(secret: &[u8; 32], contents: &[u8], words: &[u32]) -> [u8
     *hasher.finalize().as_bytes()
 }
 
-/// Writes words into the beginning of `to`, and returns that.
+/// Writes words to the beginning of `to` and returns that part.
 pub(super) fn words_to_bytes<'a>(words: &[u32], to: &'a mut [u8]) -> &'a [u8] {
     for (bytes, word) in to.as_chunks_mut::<4>().0.iter_mut().zip(words) {
         *bytes = word.to_le_bytes();

@@ -1,14 +1,16 @@
 //! Slots in two files: `index` has a header and an entry per slot, `pages` the contents and words of each.
 //!
 //! ```text
-//! index   header, 4096 bytes │ entry 0 │ entry 1 │ ..             read in one go at the start
+//! index   header, 4096 bytes │ entry 0 │ entry 1 │ ..             read once at the start
 //! pages   slot 0: contents, words, padding to 4096 │ slot 1 │ ..
 //! ```
 //!
-//! A slot is written contents first, entry last. What a crash leaves, an old entry over new contents or a part of either,
-//! fails a checksum and is an empty slot. Nothing here looks at what else is in the files.
+//! A slot is written contents first, entry last. A crash may leave an old entry over new contents,
+//! or a part of either. Both fail a checksum and count as an empty slot. Nothing here looks at what
+//! else is in the files.
 //!
-//! Invariant: what [`SlotFiles::read`] returns was written by [`SlotFiles::write`] for the same namespace, key and words.
+//! Invariant: what [`SlotFiles::read`] returns was written by [`SlotFiles::write`] for the same
+//! namespace, key and words.
 
 use std::io;
 
@@ -18,76 +20,76 @@ use super::{
 };
 use crate::host::{HostKey, HostPage};
 
-/// Bytes of the header of the index.
+/// Size of the header of the index file, in bytes.
 const HEADER_BYTES: usize = 4096;
-/// Slots begin at multiples of this, as the blocks of file systems do.
+/// Slots begin at multiples of this many bytes, as the blocks of file systems do.
 const ALIGN: u64 = 4096;
 const MAGIC: [u8; 16] = *b"beamline kv disk";
 /// Version of the format of both files.
 const VERSION: u32 = 1;
-/// Bytes of the header that the checksum at their end covers.
+/// The checksum at the end of the header covers this many bytes.
 const CHECKED: usize = 96;
-/// Bytes of the index that are read at a time.
+/// The index file is read in pieces of this many bytes.
 const SCAN_BYTES: usize = 1 << 16;
 
-/// How large the slots of a pool are.
+/// The sizes that determine how large a slot is.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub struct SlotLayout {
     /// Bytes of the contents of a page.
     pub page_bytes: usize,
-    /// Most words of a context.
+    /// The largest number of words a context may have.
     pub most_words: usize,
 }
 
 impl SlotLayout {
-    /// Bytes of a slot in the pages.
+    /// Bytes of one slot in the pages file.
     pub fn slot_bytes(&self) -> u64 {
         let data = (self.page_bytes as u64).saturating_add((self.most_words as u64).saturating_mul(4));
         data.max(1).checked_next_multiple_of(ALIGN).unwrap_or(u64::MAX)
     }
 
-    /// How many slots so many bytes of disk hold, their entries included.
+    /// How many slots fit into `bytes` of disk, their entries included.
     pub fn slots_in(&self, bytes: u64) -> u32 {
         let slots =
             bytes.saturating_sub(HEADER_BYTES as u64) / self.slot_bytes().saturating_add(ENTRY_BYTES as u64);
-        // Lists need one more slot than entries.
+        // A list needs one more slot than it has entries.
         u32::try_from(slots).unwrap_or(u32::MAX).min(u32::MAX - 2)
     }
 }
 
-/// What was found when files were opened.
+/// What the files held when they were opened.
 #[derive(Clone, Eq, PartialEq, Debug)]
 pub enum Opened {
-    /// Nothing.
+    /// The files were empty.
     Fresh,
-    /// Slots of this pool.
+    /// The files held slots of this pool.
     Kept,
-    /// Something that cannot be used, and is gone.
+    /// The files held something unusable, which was discarded; says why.
     Replaced(&'static str),
 }
 
-/// Why there is no page in a slot.
+/// Why a slot yields no page.
 #[derive(Debug)]
 pub enum ReadError {
-    /// The slot is not what was written there, or nothing was.
+    /// The slot does not hold what was written there, or was never written.
     Damaged,
-    /// It holds another page of the same key.
+    /// The slot holds another page with the same key.
     Another,
-    /// The system refused.
+    /// The operating system reported an error.
     Io(io::Error),
 }
 
 impl From<io::Error> for ReadError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            // The file was cut.
+            // The file was truncated.
             io::ErrorKind::UnexpectedEof => Self::Damaged,
             _ => Self::Io(error),
         }
     }
 }
 
-/// The slots of one pool, read and written at the same time.
+/// The slots of one pool. They can be read and written at the same time.
 #[derive(Debug)]
 pub struct SlotFiles<S> {
     index: S,
@@ -97,12 +99,13 @@ pub struct SlotFiles<S> {
 }
 
 impl<S: Storage> SlotFiles<S> {
-    /// Opens the files of a pool. `identity` is all that the contents of pages depend on besides namespaces and words;
-    /// files of another one, or of other sizes, are emptied. `secret` is the directory's.
+    /// Opens the files of a pool. `identity` covers everything that page contents depend on besides
+    /// namespaces and words. Files with another identity or other sizes are emptied. `secret` is
+    /// the directory's key for checksums.
     ///
     /// # Errors
     ///
-    /// When the system refuses.
+    /// When the operating system reports an error.
     pub fn open(
         index: S,
         pages: S,
@@ -130,16 +133,16 @@ impl<S: Storage> SlotFiles<S> {
         Ok((files, opened))
     }
 
-    /// How large the slots are.
+    /// The sizes of the slots.
     pub fn layout(&self) -> SlotLayout {
         self.layout
     }
 
-    /// Cuts off what lies beyond the first `slots` slots.
+    /// Cuts off everything beyond the first `slots` slots.
     ///
     /// # Errors
     ///
-    /// When the system refuses.
+    /// When the operating system reports an error.
     pub fn keep_first(&self, slots: u32) -> io::Result<()> {
         for (file, len) in [(&self.index, self.entry_at(slots)), (&self.pages, self.slot_at(slots))] {
             if file.len()? > len {
@@ -149,11 +152,11 @@ impl<S: Storage> SlotFiles<S> {
         Ok(())
     }
 
-    /// What the first `slots` slots hold, as far as their entries are intact.
+    /// Lists the entries of the first `slots` slots, as far as they are intact.
     ///
     /// # Errors
     ///
-    /// When the system refuses.
+    /// When the operating system reports an error.
     pub(crate) fn entries(&self, slots: u32) -> io::Result<Vec<(u32, Entry)>> {
         let end = self.index.len()?.min(self.entry_at(slots));
         let mut entries = Vec::new();
@@ -172,11 +175,11 @@ impl<S: Storage> SlotFiles<S> {
         Ok(entries)
     }
 
-    /// Writes a page, whose contents have arrived, over what the slot held.
+    /// Writes a page whose contents have arrived, over what the slot held.
     ///
     /// # Errors
     ///
-    /// When the system refuses, or the page is none of this pool.
+    /// When the operating system reports an error, or the page does not belong to this pool.
     pub fn write(&self, slot: u32, turn: u64, at: u64, key: HostKey, page: &HostPage) -> io::Result<()> {
         let SlotLayout { page_bytes, most_words } = self.layout;
         let (words, contents) = (page.words(), page.contents().unwrap_or_default());
@@ -194,11 +197,11 @@ impl<S: Storage> SlotFiles<S> {
         self.index.write_at(self.entry_at(slot), &entry.encode(slot, &self.secret))
     }
 
-    /// The contents of `page`, from a slot that was written with it.
+    /// Reads the contents of `page` from a slot that was written with it.
     ///
     /// # Errors
     ///
-    /// When the slot holds anything else, or the system refuses.
+    /// When the slot holds anything else, or the operating system reports an error.
     pub fn read(&self, slot: u32, key: HostKey, page: &HostPage) -> Result<Box<[u8]>, ReadError> {
         let mut bytes = [0; ENTRY_BYTES];
         self.index.read_at(self.entry_at(slot), &mut bytes)?;
@@ -224,11 +227,11 @@ impl<S: Storage> SlotFiles<S> {
         Ok(contents)
     }
 
-    /// Overwrites a slot with zeros: first its entry, so that nobody finds it, then the rest.
+    /// Overwrites a slot with zeros. The entry goes first, so that the slot can no longer be found.
     ///
     /// # Errors
     ///
-    /// When the system refuses.
+    /// When the operating system reports an error.
     pub fn erase(&self, slot: u32) -> io::Result<()> {
         let entry = self.entry_at(slot);
         if entry < self.index.len()? {
@@ -248,7 +251,7 @@ impl<S: Storage> SlotFiles<S> {
     ///
     /// # Errors
     ///
-    /// When the system refuses.
+    /// When the operating system reports an error.
     pub fn discard(&self) -> io::Result<()> {
         self.index.set_len(HEADER_BYTES as u64)?;
         self.pages.set_len(0)

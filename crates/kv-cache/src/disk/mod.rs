@@ -16,14 +16,17 @@
 //!
 //! Invariants:
 //!
-//! - **Nothing on disk is believed.** A page is used only when checksums over its entry, its words and its contents are
-//!   right, and when its namespace and every one of its words are those of the context that asks. The checksums are
-//!   keyed: a slot of another pool, another place or another server's directory is as wrong as a torn one.
-//! - **Nobody waits for the disk but whoever asked for a page.** The engine's thread looks at tables in memory. What is to
-//!   be written waits in a bounded queue, and the oldest of it is dropped and counted when the disk is slower.
-//! - **A crash costs what was in flight.** Slots are overwritten without a journal and without flushing: what was half
-//!   written fails its checksum.
-//! - **A disk that fails is left alone.** After the first error nothing is read or written any more; requests compute.
+//! - **Nothing on disk is trusted.** A page is used only when the checksums over its entry, its
+//!   words and its contents are right, and when its namespace and every one of its words equal
+//!   those of the context that asks. The checksums are keyed: a slot of another pool, another place
+//!   or another server's directory fails like a torn one.
+//! - **Only a request that asked for a page waits for the disk.** The engine's thread looks at
+//!   tables in memory. Pages to be written wait in a bounded queue. When the disk is slower, the
+//!   oldest is dropped and counted.
+//! - **A crash costs what was in flight.** Slots are overwritten without a journal and without
+//!   flushing: a slot that was half written fails its checksum.
+//! - **A failed disk is left alone.** After the first error nothing is read or written any more,
+//!   and requests compute their pages.
 //!
 //! What this must not know: what the contents mean, where the files are.
 
@@ -46,95 +49,95 @@ use std::{io, sync::Arc, time::Duration};
 
 use crate::host::{HostKey, HostPage};
 
-/// Called when there is news of a disk. Comes from any thread, and must not block.
+/// Called when a disk job is done. The call may come from any thread and must not block.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
 
-/// Something to be done on a disk.
+/// A job for the disk.
 #[derive(Debug)]
 pub enum Job {
-    /// Write a page, whose contents have arrived, into a slot.
+    /// Write a page whose contents have arrived into a slot.
     Write {
-        /// Where.
+        /// Number of the slot.
         slot: u32,
-        /// Larger than that of any page that was written before.
+        /// Number of this write; larger than that of every earlier write.
         turn: u64,
-        /// When, in seconds since 1970.
+        /// Time of the write, in seconds since 1970.
         at: u64,
-        /// The page's key.
+        /// Key of the page.
         key: HostKey,
-        /// What.
+        /// The page to write.
         page: Arc<HostPage>,
     },
     /// Read a slot that should hold this page.
     Read {
-        /// Where.
+        /// Number of the slot.
         slot: u32,
-        /// The page's key.
+        /// Key of the page.
         key: HostKey,
-        /// What it must be; its contents are wanted.
+        /// The page that the slot must hold. It has no contents yet.
         page: Arc<HostPage>,
     },
-    /// Overwrite a slot with nothing.
+    /// Overwrite a slot with zeros.
     Erase {
-        /// Where.
+        /// Number of the slot.
         slot: u32,
     },
-    /// Make all of it unfindable, now and after a restart.
+    /// Make every slot unfindable, now and after a restart.
     Discard,
 }
 
-/// Something that was done, or failed.
+/// The result of a job, successful or not.
 #[derive(Debug)]
 pub enum Done {
-    /// [`Job::Write`].
+    /// Result of a [`Job::Write`].
     Written {
-        /// Where.
+        /// Number of the slot.
         slot: u32,
-        /// The page's key.
+        /// Key of the page.
         key: HostKey,
-        /// Whether it is there.
+        /// Whether the page was written.
         result: io::Result<()>,
     },
-    /// [`Job::Read`].
+    /// Result of a [`Job::Read`].
     Read {
-        /// Where.
+        /// Number of the slot.
         slot: u32,
-        /// The page's key.
+        /// Key of the page.
         key: HostKey,
-        /// What was wanted.
+        /// The page that was asked for.
         page: Arc<HostPage>,
-        /// Its contents, verified.
+        /// The verified contents.
         result: Result<Box<[u8]>, ReadError>,
-        /// How long reading it took, waiting for a thread not counted.
+        /// How long the read took, without the wait for a thread.
         took: Duration,
     },
-    /// [`Job::Erase`].
+    /// Result of a [`Job::Erase`].
     Erased {
-        /// Where.
+        /// Number of the slot.
         slot: u32,
-        /// Whether it is gone.
+        /// Whether the slot was overwritten.
         result: io::Result<()>,
     },
 }
 
-/// Whoever carries out jobs: threads in a server, a table in simulations.
+/// Carries out jobs: with threads in a server, with a table in simulations.
 pub trait DiskIo: Send {
-    /// Takes a job, which is carried out some time later. Writes, erasures and discards are carried out in order. Never
-    /// blocks.
+    /// Accepts a job, which is carried out later. Writes, erasures and discards are carried out in
+    /// order. Never blocks.
     fn start(&mut self, job: Job);
 
-    /// Something that was done since, if anything was.
+    /// The next result, if a job was done since the last call.
     fn done(&mut self) -> Option<Done>;
 
-    /// Seconds since 1970.
+    /// The current time, in seconds since 1970.
     fn now(&self) -> u64;
 
-    /// How many reads are carried out at the same time.
+    /// The number of reads that are carried out at the same time.
     fn readers(&self) -> usize;
 
-    /// Waits until something is done, at most so long.
+    /// Waits until a job is done, for at most `most`.
     fn wait(&mut self, most: Duration);
 
-    /// Sets who is to be told when something is done.
+    /// Sets the function to call when a job is done.
     fn set_waker(&mut self, waker: Waker);
 }

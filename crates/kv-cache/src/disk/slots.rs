@@ -4,13 +4,14 @@
 //!           begin_write          end_write             begin_read
 //!   Free ───────────────► Writing ────────► Ready ◄──────────────► Ready, read by some
 //!    ▲                       │                │ forgotten, damaged, too old
-//!    └────── erased ─── Erasing ◄─────────────┘ once nobody reads it
+//!    └────── erased ─── Erasing ◄─────────────┘ once no reader is left
 //! ```
 //!
 //! Invariants:
 //!
-//! - A slot that is read or written is not given to anybody else, so a page that fails its checksum was damaged.
-//! - What was forgotten is erased: nobody finds it after a restart.
+//! - A slot that is being read or written is not given away, so a page that fails its checksum was
+//!   damaged.
+//! - A forgotten page is erased, and is not found after a restart.
 //! - The slot used longest ago goes first. After a restart, the one written longest ago does.
 
 use crate::{
@@ -18,21 +19,21 @@ use crate::{
     namespace::Namespace,
 };
 
-/// How many slots are looked at for their age at a time.
+/// How many slots one call of [`Slots::expire`] checks for their age.
 const AGED: u32 = 256;
 
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 enum State {
     Free,
-    /// `wanted` until it is forgotten.
+    /// The page counts once it is written, unless `wanted` was cleared because it was forgotten.
     Writing {
         wanted: bool,
     },
-    /// Found by its key.
+    /// The page can be found by its key.
     Ready {
         reads: u32,
     },
-    /// Found no more; to be erased when nobody reads it.
+    /// The page can no longer be found; the slot is erased when its last reader is done.
     Doomed {
         reads: u32,
     },
@@ -50,25 +51,25 @@ struct Slot {
 /// The slots of one pool.
 pub(crate) struct Slots {
     slots: Vec<Slot>,
-    /// Ready slots by their key.
+    /// Ready slots, by the key of their page.
     index: SlotIndex,
-    /// Ready slots that nobody reads, oldest use first.
+    /// Ready slots without readers, oldest use first.
     order: SlotList,
     free: Vec<u32>,
-    /// Slots that are to be erased.
+    /// Slots that are still to be erased.
     to_erase: Vec<u32>,
     ready: usize,
     time_to_live: Option<u64>,
-    /// Of the write before.
+    /// Number of the last write.
     turn: u64,
-    /// Where the search for old pages goes on.
+    /// The slot at which the search for old pages continues.
     hand: u32,
     pub(crate) evictions: u64,
     pub(crate) expirations: u64,
 }
 
 impl Slots {
-    /// Bytes that the tables of so many slots take.
+    /// Bytes of memory that the tables of `slots` slots take.
     pub(crate) fn bytes_of(slots: u32) -> usize {
         let slots = slots as usize;
         // Free list and the two arrays of the order; chains and buckets of the index.
@@ -76,7 +77,8 @@ impl Slots {
         slots * tables + slots.next_power_of_two() * 2 * size_of::<u32>()
     }
 
-    /// Slots that hold what their entries say. Of two that say the same, the newer one does.
+    /// Builds the table from what the entries say. Where two entries name the same page, the newer
+    /// wins.
     ///
     /// # Errors
     ///
@@ -115,7 +117,7 @@ impl Slots {
             all.make_ready(slot);
         }
         let is_free = |slot: &u32| all.slots[*slot as usize].state == State::Free;
-        // The last one is taken first, so the files grow from their beginning.
+        // The last free slot is taken first, so the files grow from their beginning.
         all.free = (0..slots).rev().filter(is_free).collect();
         Ok(all)
     }
@@ -125,7 +127,8 @@ impl Slots {
         (self.slots.len(), self.ready)
     }
 
-    /// The slot that holds the page of this key. One that is too old holds it no more.
+    /// Finds the slot that holds the page of this key. A page that is too old is forgotten, not
+    /// found.
     pub(crate) fn find(&mut self, key: &HostKey, now: u64) -> Option<u32> {
         let slot = self.position(key)?;
         if self.is_old(slot, now) {
@@ -136,17 +139,18 @@ impl Slots {
         Some(slot)
     }
 
-    /// Whether so much of the time of a ready slot is over that it should be written anew.
+    /// Whether more than half of the slot's time to live is over, so that it should be written
+    /// anew.
     pub(crate) fn is_ageing(&self, slot: u32, now: u64) -> bool {
         let age = now.saturating_sub(self.slots[slot as usize].written_at);
         self.time_to_live.is_some_and(|most| age > most / 2)
     }
 
-    /// A slot for a page that no slot holds, and its turn: a free one, or the one used longest ago. None when all are
-    /// in use.
+    /// Takes a slot for a page that no slot holds: a free one, or the one used longest ago. Returns
+    /// the slot and the number of the write, or `None` when all slots are in use.
     pub(crate) fn begin_write(&mut self, key: HostKey, ns: Namespace, now: u64) -> Option<(u32, u64)> {
         if let Some(slot) = self.position(&key) {
-            // It is written anew: the old page must not come back.
+            // The page is written anew: the old copy must not come back.
             self.doom(slot);
         }
         let slot = match self.free.pop() {
@@ -163,7 +167,7 @@ impl Slots {
         Some((slot, self.turn))
     }
 
-    /// The page is in its slot, or it is not known what is.
+    /// Ends a write. Without `written`, the contents of the slot are unknown and it is erased.
     pub(crate) fn end_write(&mut self, slot: u32, written: bool) {
         let State::Writing { wanted } = self.slots[slot as usize].state else {
             panic!("slot {slot} is not being written")
@@ -176,7 +180,7 @@ impl Slots {
         }
     }
 
-    /// Keeps a slot that [`Slots::find`] found as it is until it was read.
+    /// Protects a slot that [`Slots::find`] found until [`Slots::end_read`].
     pub(crate) fn begin_read(&mut self, slot: u32) {
         let State::Ready { reads } = &mut self.slots[slot as usize].state else {
             panic!("slot {slot} holds nothing to read")
@@ -187,7 +191,7 @@ impl Slots {
         }
     }
 
-    /// The slot was read, and holds what it should, or not. Returns whether the page may be used.
+    /// Ends a read. A slot that is not `intact` is erased. Returns whether the page may be used.
     pub(crate) fn end_read(&mut self, slot: u32, intact: bool) -> bool {
         match self.slots[slot as usize].state {
             State::Ready { reads } => {
@@ -213,7 +217,7 @@ impl Slots {
         }
     }
 
-    /// The page was used: it is the newest.
+    /// Marks the page as the one used last.
     pub(crate) fn touch(&mut self, key: &HostKey) {
         if let Some(slot) = self.position(key)
             && self.order.contains(slot)
@@ -223,7 +227,7 @@ impl Slots {
         }
     }
 
-    /// Forgets the pages of namespaces that do not satisfy `keep`.
+    /// Forgets the pages whose namespace does not satisfy `keep`.
     pub(crate) fn retain(&mut self, keep: &dyn Fn(&Namespace) -> bool) {
         for slot in 0..self.slots.len() as u32 {
             let Slot { state, ns, .. } = &mut self.slots[slot as usize];
@@ -235,7 +239,7 @@ impl Slots {
         }
     }
 
-    /// Forgets some of the pages that are too old.
+    /// Forgets those pages that are too old among the next few slots.
     pub(crate) fn expire(&mut self, now: u64) {
         if self.time_to_live.is_none() {
             return;
@@ -250,12 +254,12 @@ impl Slots {
         }
     }
 
-    /// A slot that is to be erased. It is given to nobody before [`Slots::erased`].
+    /// The next slot to erase. It is not used again before [`Slots::erased`].
     pub(crate) fn next_to_erase(&mut self) -> Option<u32> {
         self.to_erase.pop()
     }
 
-    /// The slot is empty.
+    /// Marks a slot as erased and free.
     pub(crate) fn erased(&mut self, slot: u32) {
         assert_eq!(self.slots[slot as usize].state, State::Erasing, "slot {slot} is not being erased");
         self.slots[slot as usize].state = State::Free;
@@ -279,14 +283,14 @@ impl Slots {
         self.ready += 1;
     }
 
-    /// Takes a ready slot that nobody reads out of every table.
+    /// Removes a ready slot without readers from every table.
     fn take_out(&mut self, slot: u32) {
         self.order.remove(slot);
         self.index.remove(bucket(&self.slots[slot as usize].key), slot);
         self.ready -= 1;
     }
 
-    /// What a ready slot holds is to be found by nobody any more.
+    /// Makes the page of a ready slot unfindable, and has the slot erased once it has no readers.
     fn doom(&mut self, slot: u32) {
         let State::Ready { reads } = self.slots[slot as usize].state else {
             panic!("slot {slot} holds nothing to forget")
@@ -303,7 +307,7 @@ impl Slots {
         };
     }
 
-    /// Panics where the tables contradict each other.
+    /// Panics if the tables contradict each other.
     #[cfg(test)]
     pub(crate) fn check_invariants(&self) {
         let mut ready = 0;

@@ -2,43 +2,44 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
-/// Bytes that are read and written at positions, by several threads.
+/// Bytes that several threads read and write at given positions.
 pub trait Storage: Send + Sync {
-    /// How many bytes there are.
+    /// Number of bytes.
     ///
     /// # Errors
     ///
-    /// When the system refuses.
+    /// When the operating system reports an error.
     fn len(&self) -> io::Result<u64>;
 
-    /// Whether there are none.
+    /// Whether there are no bytes.
     ///
     /// # Errors
     ///
-    /// When the system refuses.
+    /// When the operating system reports an error.
     fn is_empty(&self) -> io::Result<bool> {
         self.len().map(|len| len == 0)
     }
 
-    /// Reads all of `to`.
+    /// Fills `to` with the bytes from position `at`.
     ///
     /// # Errors
     ///
-    /// When the system refuses; [`io::ErrorKind::UnexpectedEof`] when there are fewer bytes.
+    /// When the operating system reports an error; [`io::ErrorKind::UnexpectedEof`] when there are
+    /// fewer bytes.
     fn read_at(&self, at: u64, to: &mut [u8]) -> io::Result<()>;
 
-    /// Writes all of `from`, beyond the end too.
+    /// Writes all of `from` at position `at`, beyond the end if need be.
     ///
     /// # Errors
     ///
-    /// When the system refuses.
+    /// When the operating system reports an error.
     fn write_at(&self, at: u64, from: &[u8]) -> io::Result<()>;
 
-    /// Cuts, or fills up with zeros.
+    /// Sets the number of bytes: cuts them, or fills up with zeros.
     ///
     /// # Errors
     ///
-    /// When the system refuses.
+    /// When the operating system reports an error.
     fn set_len(&self, len: u64) -> io::Result<()>;
 }
 

@@ -1,6 +1,7 @@
-//! The threads that read and write: one writes, some read.
+//! The threads that read and write: one writes, several read.
 //!
-//! They live as long as whoever gives them jobs. One that hangs in the system at the end is left behind, with the files.
+//! They end when [`DiskThreads`] is dropped. A thread that hangs in the operating system at the end
+//! is left behind, with the files.
 
 use std::{
     io,
@@ -10,20 +11,20 @@ use std::{
 
 use super::{DiskIo, Done, Job, SlotFiles, Storage, Waker};
 
-/// Threads that read. Disks are faster at several reads than at one.
+/// Number of threads that read. Disks are faster at several reads than at one.
 const READERS: usize = 4;
 
-/// Carries out jobs on threads of its own.
+/// Carries out jobs on its own threads.
 pub struct DiskThreads {
     writes: mpsc::Sender<Job>,
     reads: mpsc::Sender<Job>,
     done: mpsc::Receiver<Done>,
-    /// What [`DiskIo::wait`] has taken out.
+    /// A result that [`DiskIo::wait`] has already received.
     next: Option<Done>,
     waker: Arc<Mutex<Option<Waker>>>,
 }
 
-/// What every thread has.
+/// What each thread needs.
 struct Hand<S> {
     files: Arc<SlotFiles<S>>,
     done: mpsc::Sender<Done>,
@@ -35,7 +36,7 @@ impl DiskThreads {
     ///
     /// # Errors
     ///
-    /// When the system gives none.
+    /// When the operating system starts no thread.
     pub fn start<S: Storage + 'static>(files: SlotFiles<S>) -> io::Result<Self> {
         let (files, waker) = (Arc::new(files), Arc::new(Mutex::new(None)));
         let (sender, done) = mpsc::channel();
@@ -46,7 +47,7 @@ impl DiskThreads {
         let jobs = Arc::new(Mutex::new(jobs));
         for _ in 0..READERS {
             let jobs: Arc<Mutex<mpsc::Receiver<Job>>> = Arc::clone(&jobs);
-            // Whoever holds the lock waits for the next job, and the others for the lock.
+            // The thread that holds the lock waits for the next job; the others wait for the lock.
             let next = move || jobs.lock().unwrap_or_else(PoisonError::into_inner).recv().ok();
             spawn("beamline-kv-read", hand(), next)?;
         }
@@ -80,12 +81,12 @@ impl<S: Storage> Hand<S> {
             }
             Job::Erase { slot } => Done::Erased { slot, result: self.files.erase(slot) },
             Job::Discard => {
-                // The tier is off: nobody could do anything about an error.
+                // The tier is off: an error here would have no consequence.
                 let _ = self.files.discard();
                 return;
             }
         };
-        // When nobody listens any more, nobody needs to know.
+        // Without a receiver there is no one to wake.
         if self.done.send(done).is_ok() {
             let waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner).clone();
             waker.inspect(|wake| wake());
@@ -96,7 +97,7 @@ impl<S: Storage> Hand<S> {
 impl DiskIo for DiskThreads {
     fn start(&mut self, job: Job) {
         let to = if let Job::Read { .. } = &job { &self.reads } else { &self.writes };
-        // A thread ends before its sender only by a panic: its jobs are never done then.
+        // A thread ends before its sender only by a panic. Its jobs are then never done.
         let _ = to.send(job);
     }
 

@@ -1,9 +1,10 @@
 //! The tier: memory in front, the disk behind it.
 //!
-//! A page is written when it comes, not when it leaves memory: so a crash costs little, and leaving costs nothing. Every
-//! page is written once, and again only when it would soon be too old.
+//! A page is written when it comes, not when it leaves memory. So a crash costs little, and leaving
+//! costs nothing. Every page is written once, and again only when it would soon be too old.
 //!
-//! What is read goes into memory. Where there is none, it lives for as long as whoever asked for it holds it.
+//! A page that was read goes into memory. Where there is no memory tier, it lives for as long as
+//! the caller that asked for it holds it.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -19,24 +20,24 @@ use crate::{
     namespace::Namespace,
 };
 
-/// Writes that wait at the writer, at most. What waits here can still be forgotten.
+/// Most writes handed to the writer. Writes that still wait in the tier's queue can be forgotten.
 const WRITES: usize = 64;
-/// Pages on their way of which none is looked for in vain.
+/// Size of `passing` below which it is not searched for entries that are no longer held.
 const LEAST_PASSING: usize = 64;
-/// How long the end waits for what is to be written.
+/// How long the tier waits at its end for pages to be written.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How much a read says about the next ones: an eighth.
+/// A read counts for one eighth (1 / `INERTIA`) in the estimate of the read time.
 const INERTIA: u32 = 8;
 
-/// How a disk tier works.
+/// Settings of a disk tier.
 pub struct DiskConfig {
-    /// Bytes of pages that may wait to be written, and as many that may be read or held.
+    /// Bytes of pages that may wait to be written, and the same again for pages being read or held.
     pub buffer_bytes: usize,
-    /// How long pages stay.
+    /// Time after which a page on disk is dropped; `None` keeps it.
     pub time_to_live: Option<Duration>,
-    /// How long a request waits for pages to be read, if not as long as computing them takes.
+    /// How long a request waits for pages; `None`: as long as computing them would take.
     pub patience: Option<Duration>,
-    /// Told when the disk fails. It is not used after that.
+    /// Called when the disk fails. The disk is not used after that.
     pub on_failure: Box<dyn Fn(&io::Error) + Send>,
 }
 
@@ -47,7 +48,7 @@ pub struct DiskUsage {
     pub working: u64,
     /// Gauge: pages on disk.
     pub pages: u64,
-    /// Gauge: bytes of them, padding included.
+    /// Gauge: bytes of these pages, padding included.
     pub bytes: u64,
     /// Gauge: bytes that may be used.
     pub capacity: u64,
@@ -55,21 +56,21 @@ pub struct DiskUsage {
     pub reading: u64,
     /// Gauge: pages that wait to be written.
     pub waiting: u64,
-    /// Counter: pages that were read and are right.
+    /// Counter: pages that were read and verified.
     pub hits: u64,
     /// Counter: searches that ended at a page that is not on disk.
     pub misses: u64,
     /// Counter: pages written.
     pub writes: u64,
-    /// Counter: pages that were not written, because the disk was too slow.
+    /// Counter: pages that were not written because the disk was too slow.
     pub dropped: u64,
     /// Counter: pages overwritten to make room.
     pub evictions: u64,
     /// Counter: pages erased because they had outlived their time.
     pub expirations: u64,
-    /// Counter: pages that were not what had been written.
+    /// Counter: pages that failed verification.
     pub damaged: u64,
-    /// Counter: errors of the disk.
+    /// Counter: errors that the disk reported.
     pub errors: u64,
 }
 
@@ -88,21 +89,22 @@ pub struct DiskTier {
     arriving: VecDeque<Leaving>,
     /// Pages that wait for the writer, oldest first.
     queue: VecDeque<Leaving>,
-    /// Keys of both, and of what is at the writer.
+    /// Keys of the pages in `arriving` and `queue` and at the writer.
     leaving: HashSet<HostKey>,
-    /// Writes and erasures that the writer has.
+    /// Writes and erasures handed to the writer and not done.
     at_writer: usize,
-    /// Pages that are being read.
+    /// Pages that are being read, by key.
     reading: HashMap<HostKey, Arc<HostPage>>,
-    /// Pages that were read and are held, or are being read; without memory, those on their way to the disk, too.
+    /// Pages that are being read, or were read and are held. Without a memory tier, also pages on
+    /// their way to the disk.
     passing: HashMap<HostKey, Weak<HostPage>>,
-    /// How many of them there may be before those are taken out that nobody holds.
+    /// Size of `passing` at which the entries that are no longer held are removed.
     most_passing: usize,
-    /// Has a clone for every page that is held by a fetch.
+    /// Cloned for every page that a fetch holds, so that its count bounds them.
     held: Arc<()>,
-    /// When old pages were looked for.
+    /// When the tier last looked for old pages.
     aged_at: u64,
-    /// Time to read a page.
+    /// Estimated time to read a page; `None` before the first read.
     read_time: Option<Duration>,
     usage: DiskUsage,
 }
@@ -117,12 +119,13 @@ impl HostContents for Nothing {
 }
 
 impl DiskTier {
-    /// Bytes of memory that a tier of so many slots takes, pages on their way included.
+    /// Bytes of memory that a tier of `slots` slots takes, pages on their way included.
     pub fn memory_bytes(slots: u32, buffer_bytes: usize) -> usize {
         Slots::bytes_of(slots).saturating_add(buffer_bytes.saturating_mul(2))
     }
 
-    /// A tier over the first `slots` slots of files, with whoever carries out its jobs on them.
+    /// Builds a tier over the first `slots` slots of `files`. `io` starts what carries out jobs on
+    /// them.
     ///
     /// # Errors
     ///
@@ -169,13 +172,13 @@ impl DiskTier {
         (self.config.buffer_bytes / self.page_bytes.max(1)).max(1)
     }
 
-    /// Takes a page that is on its way into host memory.
+    /// Accepts a page whose contents are on their way into host memory.
     fn write_soon(&mut self, key: HostKey, page: &Arc<HostPage>) {
         if self.is_off() {
             return;
         }
         if self.leaving.contains(&key) {
-            // What was to fill the other one may have failed.
+            // The step that was to fill the earlier page may have failed.
             if let Some(place) = self.arriving.iter_mut().find(|(other, _)| *other == key) {
                 place.1 = Arc::clone(page);
                 self.pass(key, page);
@@ -196,14 +199,15 @@ impl DiskTier {
         self.arriving.push_back((key, Arc::clone(page)));
     }
 
-    /// Moves what has arrived into the queue, and drops what never will, and the oldest of what is too much.
+    /// Moves pages that have arrived into the queue. Drops pages that never will arrive, and the
+    /// oldest ones that exceed the buffer.
     fn queue_arrived(&mut self) {
         for _ in 0..self.arriving.len() {
             let Some((key, page)) = self.arriving.pop_front() else { break };
             if page.is_filled() {
                 self.queue.push_back((key, page));
             } else if Arc::strong_count(&page) == 1 && !page.has_contents() {
-                // Its step failed: nobody is left who could fill it.
+                // Its step failed: no one is left who could fill it.
                 self.leaving.remove(&key);
             } else {
                 self.arriving.push_back((key, page));
@@ -280,7 +284,7 @@ impl DiskTier {
                 }
                 return;
             }
-            // Forgotten meanwhile, or another page with the same key.
+            // The page was forgotten meanwhile, or the slot holds another page with the same key.
             Ok(_) | Err(ReadError::Another) => self.usage.misses += 1,
             Err(ReadError::Damaged) => self.usage.damaged += 1,
             Err(ReadError::Io(error)) => self.fail(&error),
@@ -295,7 +299,7 @@ impl DiskTier {
         });
     }
 
-    /// The disk failed: it is not used any more.
+    /// Counts an error of the disk and stops using it.
     fn fail(&mut self, error: &io::Error) {
         self.usage.errors += 1;
         if self.is_off() {
@@ -314,7 +318,7 @@ impl DiskTier {
         self.reading.len().max(held) < self.buffered()
     }
 
-    /// Keeps a page findable for as long as anybody holds it.
+    /// Keeps a page findable for as long as it is held.
     fn pass(&mut self, key: HostKey, page: &Arc<HostPage>) {
         if self.passing.len() >= self.most_passing {
             self.passing.retain(|_, page| page.strong_count() > 0);
@@ -327,7 +331,7 @@ impl DiskTier {
         self.passing.get(key)?.upgrade()
     }
 
-    /// Waits until all that has arrived is written, or for so long.
+    /// Waits until everything that has arrived is written, for at most `patience`.
     fn flush(&mut self, patience: Duration) {
         let start = Instant::now();
         self.settle();
@@ -408,7 +412,7 @@ impl HostTier for DiskTier {
     }
 
     fn may_save(&self) -> bool {
-        // The other half is for pages that have no other place.
+        // The other half of the buffer is for pages that have no other place.
         !self.is_off() && 2 * (self.queue.len() + self.arriving.len()) < self.buffered()
     }
 
@@ -433,7 +437,7 @@ impl HostTier for DiskTier {
         }
         self.passing.retain(|_, page| page.upgrade().is_some_and(|page| keep(page.namespace())));
         if self.is_off() {
-            // What is to be forgotten cannot be told from the rest: all of it goes.
+            // After a failure, single pages can no longer be erased: discard everything.
             self.io.start(Job::Discard);
         } else {
             self.slots.retain(keep);

@@ -1,7 +1,8 @@
-//! A tier without surprises: the same calls give the same pages. For simulations and tests.
+//! A tier whose results are reproducible: the same calls give the same pages. For simulations and
+//! tests.
 //!
-//! It drops the page put or touched longest ago, exactly, and its time is a number that its owner sets. It is as slow as it
-//! is plain.
+//! It drops exactly the page put or touched longest ago. Its time is a number that its owner sets.
+//! It is plain, and slow.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,26 +17,27 @@ use crate::namespace::Namespace;
 
 struct Entry {
     page: Arc<HostPage>,
-    /// Place in the order of use.
+    /// Position in the order of use; larger is newer.
     turn: u64,
-    /// When it was put.
+    /// Time at which the page was put, in the units of `now`.
     put_at: u64,
 }
 
-/// Exactly least recently used, with a time that is told.
+/// An exact least-recently-used tier, with a clock that its owner sets.
 pub struct LruTier {
     capacity: u64,
     time_to_live: Option<u64>,
     now: Arc<AtomicU64>,
     entries: HashMap<HostKey, Entry>,
-    /// Oldest use first.
+    /// Keys by their turn: oldest use first.
     order: BTreeMap<u64, HostKey>,
     turns: u64,
     usage: HostUsage,
 }
 
 impl LruTier {
-    /// A tier of so many bytes whose pages live for so long, in the units of `now`.
+    /// A tier of `capacity` bytes. `time_to_live` is in the units of `now`; `None` keeps pages
+    /// until room is needed.
     pub fn new(capacity: usize, time_to_live: Option<u64>, now: Arc<AtomicU64>) -> Self {
         let capacity = capacity as u64;
         Self {

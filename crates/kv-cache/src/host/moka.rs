@@ -1,9 +1,9 @@
 //! The tier that serves: a `moka` cache, weighed in bytes, least recently used first, with a time to live.
 //!
-//! The only place of this crate that has a clock: `moka`'s own. The tier belongs to the engine thread, so `moka`'s
-//! maintenance is run by hand after every change, which keeps the bound: no more than one page over it, and only while that
-//! page is put. And since `moka` may hold on to an entry for a while after it has dropped it, what it keeps is a place for
-//! a page, which is emptied when it is dropped.
+//! This module has the crate's only clock outside `disk`: `moka`'s own. The tier belongs to the
+//! engine thread, so `moka`'s maintenance is run by hand after every change. That keeps the bound:
+//! at most one page over, and only while that page is put. `moka` may hold on to an entry for a
+//! while after dropping it, so an entry is a place for a page, which is emptied when it is dropped.
 
 use std::{
     sync::{
@@ -18,17 +18,17 @@ use moka::{notification::RemovalCause, policy::EvictionPolicy, sync::Cache};
 use super::{HostKey, HostPage, HostTier, HostUsage};
 use crate::namespace::Namespace;
 
-/// `moka` remembers so many reads until maintenance is run, and forgets what comes after them.
+/// `moka` remembers this many reads until maintenance is run, and forgets the reads after them.
 const READS: usize = 32;
 
-/// Least recently used, in bytes, with a time to live.
+/// A least-recently-used tier bounded in bytes, with a time to live.
 pub struct MokaTier {
     pages: Cache<HostKey, Arc<Place>>,
     capacity: u64,
     dropped: Arc<Dropped>,
 }
 
-/// Where a page is kept; empty once it was dropped.
+/// The place of a page; empty once the page was dropped.
 struct Place(Mutex<Option<Arc<HostPage>>>);
 
 impl Place {
@@ -44,7 +44,7 @@ struct Dropped {
 }
 
 impl MokaTier {
-    /// A tier of so many bytes whose pages live for so long after they were put.
+    /// A tier of `capacity` bytes whose pages live for `time_to_live` after they were put.
     pub fn new(capacity: usize, time_to_live: Option<Duration>) -> Self {
         let (capacity, dropped) = (capacity as u64, Arc::new(Dropped::default()));
         let count = Arc::clone(&dropped);
@@ -84,7 +84,7 @@ impl HostTier for MokaTier {
     }
 
     fn touch(&mut self, keys: &[HostKey]) {
-        // First what was read on the way here, which would otherwise count as read after these.
+        // Process earlier reads first; they would otherwise count as newer than these.
         self.pages.run_pending_tasks();
         for keys in keys.chunks(READS) {
             for key in keys {
@@ -174,7 +174,7 @@ mod tests {
             for number in (0..len).rev().chain((len..2 * len).rev()) {
                 tier.put(key(number), page("a", 8));
             }
-            // The older one is read head first, as a match does, and touched tail first.
+            // The older chain is read head first, as a match does, and touched tail first.
             for number in 0..len {
                 assert!(tier.get(&key(number)).is_some());
             }

@@ -7,10 +7,11 @@ use std::{
 
 use crate::namespace::Namespace;
 
-/// What a tier is estimated to need for a page beside contents and words: its own entry, the key, this struct.
+/// Estimated overhead of a page in a tier, in bytes: the tier's own entry, the key, this struct.
 const OVERHEAD: usize = 384;
 
-/// Where a page is filed: the link of its chain. Says where to look and nothing more.
+/// The key under which a page is filed: the link of its chain. It says where to look and proves
+/// nothing.
 #[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash)]
 pub struct HostKey(pub(crate) [u8; 32]);
 
@@ -29,9 +30,10 @@ pub struct HostPage {
     contents: OnceLock<Box<dyn HostContents>>,
 }
 
-/// Contents of a page, in memory of whoever moved them.
+/// Contents of a page, in memory that belongs to the page store that moved them.
 pub trait HostContents: Send + Sync {
-    /// The contents, once they are known to have arrived in full: nothing before, and nothing ever after if the copy failed.
+    /// The contents, once they are known to have arrived in full. `None` until then, and for ever
+    /// if the copy failed.
     fn bytes(&self) -> Option<&[u8]>;
 }
 
@@ -47,17 +49,17 @@ impl HostPage {
         Arc::new(Self { ns, words, page_bytes, contents: OnceLock::new() })
     }
 
-    /// Bytes that the page is charged.
+    /// Bytes charged for the page.
     pub fn bytes(&self) -> usize {
         self.page_bytes + size_of_val(&*self.words) + OVERHEAD
     }
 
-    /// Bytes that a page of so large contents at the end of so many words is charged.
+    /// Bytes charged for a page of `page_bytes` bytes of contents after `words` words.
     pub fn bytes_of(page_bytes: usize, words: usize) -> usize {
         page_bytes.saturating_add(words.saturating_mul(4)).saturating_add(OVERHEAD)
     }
 
-    /// Whose page it is.
+    /// The namespace that the page belongs to.
     pub fn namespace(&self) -> &Namespace {
         &self.ns
     }
@@ -67,7 +69,7 @@ impl HostPage {
         self.contents().is_some()
     }
 
-    /// Whether the page was given contents, which may still be on their way, or lost.
+    /// Whether the page was given contents. They may still be on their way, or lost.
     pub(crate) fn has_contents(&self) -> bool {
         self.contents.get().is_some()
     }
@@ -77,7 +79,7 @@ impl HostPage {
         &self.words
     }
 
-    /// Whether the page holds the end of exactly this context.
+    /// Whether the page is the end of exactly this context.
     pub(crate) fn is_of(&self, ns: &Namespace, words: &[u32]) -> bool {
         self.ns == *ns && *self.words == *words
     }
@@ -91,13 +93,13 @@ impl HostPage {
         self.contents.get()?.bytes()
     }
 
-    /// Gives the page contents, which may still be on their way. What it was given first stays.
+    /// Gives the page contents, which may still be on their way. The first contents given stay.
     pub fn keep(&self, contents: Box<dyn HostContents>) {
-        // Whoever was faster put the same there.
+        // A faster thread put the same contents there.
         let _ = self.contents.set(contents);
     }
 
-    /// Fills the page. What it was filled with first stays; where filling fails, the page stays empty.
+    /// Fills the page. The first contents stay. Where filling fails, the page stays empty.
     pub(crate) fn fill<E>(&self, fill: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
         if !self.is_filled() {
             let mut contents = vec![0; self.page_bytes].into_boxed_slice();

@@ -1,4 +1,5 @@
-//! With a hash under which everything collides, wrong pages are nominated all the time and never returned.
+//! With a hash under which everything collides, wrong pages are nominated all the time and never
+//! returned.
 
 use super::{cached, config, context, ns};
 use crate::KvCache;
@@ -49,6 +50,6 @@ fn a_chain_that_does_not_branch_is_hashed_at_its_head_only() {
     let before = cache.stats().hash_collisions;
     let mut out = Vec::new();
     assert_eq!(cache.match_prefix(&ns, None, &words, 12, &mut out), 12);
-    // The index nominates the newest first: two in vain for page 0, and it is not asked again.
+    // The index nominates the newest first: two wrong pages for page 0, and it is not used again.
     assert_eq!(cache.stats().hash_collisions - before, 2);
 }

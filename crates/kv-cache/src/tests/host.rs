@@ -8,7 +8,7 @@ use crate::{
     TransferError,
 };
 
-/// A device on which every page holds the number of whoever wrote it last.
+/// A device on which every page holds the number of its last writer.
 #[derive(Default)]
 struct Device([u64; 16]);
 
@@ -40,7 +40,7 @@ fn lru(host_pages: usize) -> LruTier {
     LruTier::new(host_pages * page_cost(), None, Arc::new(AtomicU64::new(0)))
 }
 
-/// Evicts everything and carries out what that orders.
+/// Evicts everything and carries out the transfers that this orders.
 fn evict_all(cache: &mut KvCache, device: &mut Device) -> usize {
     let mut pages = Vec::new();
     cache.allocate(cache.available(), &mut pages).unwrap();
@@ -91,7 +91,7 @@ fn an_evicted_chain_comes_back_as_it_was() {
         cache.release_chain(&table);
         cache.check_invariants();
         assert_eq!(cache.peek_prefix(&ns, None, &words, 12), 12);
-        // Evicted once more, there is nothing to copy: it is there.
+        // When the page is evicted once more, there is nothing to copy: the tier still has it.
         assert_eq!(evict_all(&mut cache, &mut device), 0);
         assert_eq!(found(&mut cache, &ns, &words), 3);
         let stats = cache.stats();
@@ -141,7 +141,7 @@ fn a_page_that_never_arrived_is_not_believed() {
     let Transfer::Export { to, .. } = &lost[0] else { panic!("it was to be copied out") };
     let import = Transfer::Import { from: Arc::clone(to), page: PageId(0) };
     assert_eq!(import.carry_out(&mut device), Err(TransferError::Empty));
-    // It is computed again, evicted again, and this time it arrives.
+    // The page is computed again, evicted again, and this time it arrives.
     cache.release_chain(&pages);
     cached(&mut cache, &ns, &words);
     assert_eq!(evict_all(&mut cache, &mut device), 2);

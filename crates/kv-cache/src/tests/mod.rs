@@ -44,7 +44,7 @@ fn compute(cache: &mut KvCache, ns: &Namespace, words: &[u32]) -> Vec<PageId> {
     table
 }
 
-/// Computes a context and lets go of it, so that it is cached and unreferenced.
+/// Computes a context and releases it, so that it is cached and unreferenced.
 fn cached(cache: &mut KvCache, ns: &Namespace, words: &[u32]) -> Vec<PageId> {
     let table = compute(cache, ns, words);
     cache.release_chain(&table);

@@ -1,7 +1,9 @@
-//! Hundreds of thousands of random operations on small pools, compared with the naive reference after each one.
+//! Hundreds of thousands of random operations on small pools, compared with the naive reference
+//! after each one.
 //!
-//! An operation is plain data, and what it refers to is taken modulo what exists, so any list of operations can be
-//! run. When one fails, it is shortened and printed; paste it into a call of `replay` to see it again.
+//! An operation is plain data, and what it refers to is taken modulo what exists, so any list of
+//! operations can be run. When one fails, it is shortened and printed; paste it into a call of
+//! `replay` to see it again.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,14 +39,14 @@ const PAGE_BYTES: usize = 8;
 
 #[derive(Copy, Clone, Debug)]
 enum Op {
-    /// A request arrives: match, then allocate the rest, or go away when there is no room.
+    /// A request arrives: match, then allocate the rest, or leave when there is no room.
     Begin {
         ns: u8,
         context: u8,
         positions: u8,
         max_positions: u8,
         session: Option<u8>,
-        /// The step that would have moved pages fails before.
+        /// Whether the step that would have moved pages fails before it does.
         fails: bool,
     },
     /// The next page of a request is computed and published.
@@ -56,11 +58,11 @@ enum Op {
         request: u8,
         remember: Option<u8>,
     },
-    /// A second request takes hold of the pages that a first shares with the world.
+    /// A second request retains the published pages of another request.
     Fork {
         request: u8,
     },
-    /// Somebody takes pages and gives them back.
+    /// Another holder takes pages and gives them back.
     Pressure {
         pages: u8,
         fails: bool,
@@ -78,7 +80,7 @@ enum Op {
     },
 }
 
-/// SplitMix64.
+/// The SplitMix64 random number generator.
 struct Random(u64);
 
 impl Random {
@@ -118,7 +120,7 @@ impl Random {
                     context: self.below(12),
                     positions: self.below(20),
                     max_positions: if self.below(3) == 0 { self.below(20) } else { u8::MAX },
-                    // Mostly a user of the namespace, now and then somebody else.
+                    // Mostly a user of the namespace, now and then another one.
                     session: self.maybe(4).map(|user| if user < 3 { 3 * ns + user } else { self.below(12) }),
                     fails: self.below(10) == 0,
                 }
@@ -140,7 +142,7 @@ struct Request {
     ns: Namespace,
     words: Vec<u32>,
     table: Vec<PageId>,
-    /// Pages that were published, or tried.
+    /// Pages for which publishing was tried.
     done: usize,
 }
 
@@ -149,21 +151,21 @@ struct World {
     shape: Shape,
     cache: KvCache,
     reference: Reference,
-    /// What each page's KV was last computed from, or brought back: the truth a hit is judged by.
+    /// What each page's KV was last computed or restored from: the truth by which a hit is judged.
     device: Device,
     /// The time of the host tier.
     now: Arc<AtomicU64>,
     requests: Vec<Request>,
     namespaces: Vec<Namespace>,
     users: Vec<SessionKey>,
-    /// Pages that were copied ahead, in which of their lives.
+    /// Pages that were copied ahead, each with its generation.
     copied: HashSet<(PageId, u64)>,
-    /// Pages that came back.
+    /// How many pages came back from the host tier.
     restored: u64,
     before: CacheStats,
 }
 
-/// Page contents are numbers of contents.
+/// The simulated contents of a page are the number of its content.
 #[derive(Default)]
 struct Device {
     contents: Vec<Content>,
@@ -197,7 +199,7 @@ impl PageContents for Device {
     }
 }
 
-/// What a content is filed under.
+/// The key under which a content is filed.
 fn key_of(hash: &ChainHash, words_per_page: usize, (ns, words): &Content) -> HostKey {
     let pages = words.chunks(words_per_page);
     HostKey(pages.fold(hash.root(ns), |link, words| hash.next(&link, words)).bytes())
@@ -357,7 +359,7 @@ impl World {
         self.requests.push(Request { ns, words, table, done: 0 });
     }
 
-    /// Carries out what the cache ordered to be moved, or loses it.
+    /// Carries out the transfers that the cache ordered, or loses them.
     fn move_out(&mut self, fails: bool) {
         let (mut transfers, expected) = (Vec::new(), std::mem::take(&mut self.reference.offloaded));
         self.cache.take_transfers(&mut transfers);
@@ -487,7 +489,8 @@ impl World {
         self.before = stats;
     }
 
-    /// What the tier has dropped, it has dropped from the ends of chains. (Colliding keys overwrite each other.)
+    /// Asserts that the tier has dropped pages only from the ends of chains. (Colliding keys
+    /// overwrite each other.)
     fn assert_chains_are_usable(&self, host: &HostReference) {
         let lost = self.shape.hash_values.is_some();
         for HostEntry { content: (ns, words), .. } in host.pages.iter().filter(|_| !lost) {
@@ -499,7 +502,7 @@ impl World {
         }
     }
 
-    /// Ends everything: nothing may be left behind.
+    /// Ends all requests and asserts that nothing is left behind.
     fn finish(mut self) {
         while let Some(request) = self.requests.pop() {
             self.end(&request, None);
@@ -591,7 +594,7 @@ fn random_operations_agree_with_the_reference() {
         let shape = random.shape();
         let ops: Vec<Op> = (0..OPERATIONS).map(|_| random.op()).collect();
         let Ok((stats, restored)) = catch_unwind(AssertUnwindSafe(|| replay(shape, &ops))) else {
-            // The failing attempts on the way to the short list are of no interest.
+            // The panics of attempts on the way to the short list are of no interest.
             std::panic::set_hook(Box::new(|_| {}));
             let ops = shorten(shape, ops);
             let _ = std::panic::take_hook();

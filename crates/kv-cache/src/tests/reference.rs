@@ -1,4 +1,5 @@
-//! The naive cache the real one is compared with: whole contents as keys, a vector for the order of release.
+//! The naive cache that the real one is compared with: whole contents as keys, a vector for the
+//! order of release.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -15,7 +16,7 @@ pub(super) struct Reference {
     pub(super) published: HashMap<Content, PageId>,
     pub(super) contents: BTreeMap<PageId, Content>,
     pub(super) references: BTreeMap<PageId, u32>,
-    /// Published pages nobody holds, oldest release first.
+    /// Published pages without a holder, oldest release first.
     pub(super) unreferenced: Vec<PageId>,
     withdrawn: BTreeSet<PageId>,
     /// How often each page stopped being published.
@@ -23,7 +24,7 @@ pub(super) struct Reference {
     /// Oldest first: user, tail, epoch of the tail.
     pub(super) sessions: Vec<(SessionKey, PageId, u64)>,
     pub(super) evictions: u64,
-    /// Pages put into the host tier since somebody looked: from which page, and what.
+    /// Pages put into the host tier since the last check: which page, and its content.
     pub(super) offloaded: Vec<(PageId, Content)>,
     pub(super) host: Option<HostReference>,
 }
@@ -34,7 +35,7 @@ pub(super) struct HostReference {
     pub(super) time_to_live: Option<u64>,
     pub(super) now: u64,
     pub(super) pages: Vec<HostEntry>,
-    /// What a content is filed under.
+    /// The key under which a content is filed.
     pub(super) key_of: Box<dyn Fn(&Content) -> HostKey>,
     pub(super) page_bytes: usize,
 }
@@ -64,7 +65,8 @@ impl HostReference {
         !filled
     }
 
-    /// The pages that follow `matched` pages of a context, up to `limit` pages. They become the newest.
+    /// The pages that follow `matched` pages of a context, up to `limit` pages. They become the
+    /// newest.
     pub(super) fn take_over(
         &mut self,
         ns: Namespace,
@@ -148,7 +150,8 @@ impl Reference {
         }
     }
 
-    /// Accounts for pages the cache has handed out: free ones first, then the oldest unreferenced ones in order.
+    /// Accounts for pages the cache has handed out: free ones first, then the oldest unreferenced
+    /// ones in order.
     pub(super) fn allocate(&mut self, handed_out: &[PageId]) {
         for &page in handed_out {
             assert!(!self.references.contains_key(&page), "{page:?} is held and was handed out");
@@ -178,7 +181,7 @@ impl Reference {
         }
     }
 
-    /// What publishing must answer; references are moved as it says.
+    /// The answer that publishing must give. Moves the references accordingly.
     pub(super) fn publish(
         &mut self,
         ns: Namespace,
@@ -236,7 +239,7 @@ impl Reference {
         self.free() - free_before
     }
 
-    /// Whether a held page is neither published nor was it.
+    /// Whether a held page is private: not published, and never was.
     pub(super) fn is_private(&self, page: PageId) -> bool {
         !self.contents.contains_key(&page) && !self.withdrawn.contains(&page)
     }

@@ -140,7 +140,7 @@ fn a_session_leads_to_the_newest_chain() {
     cache.remember(user, &ns, &table);
     cache.release_chain(&table);
 
-    // The next visit: the last page changed, the ones before did not.
+    // On the next visit the last page has changed and the ones before have not.
     let mut next = words.clone();
     next[2 * PAGE_SIZE] = 7;
     let mut out = Vec::new();
@@ -149,7 +149,7 @@ fn a_session_leads_to_the_newest_chain() {
     assert_eq!(cache.stats().session_hit_positions, 8);
     cache.release_chain(&out);
 
-    // Where the session's chain ends or differs, the index goes on.
+    // Where the session's chain ends or differs, the index takes over.
     cached(&mut cache, &ns, &next);
     assert_eq!(cache.peek_prefix(&ns, Some(user), &next, next.len()), 12);
     assert_eq!(cache.peek_prefix(&ns, Some(user), &next, 7), 4, "a session goes no further than asked");

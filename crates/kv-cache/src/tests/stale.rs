@@ -65,7 +65,8 @@ fn other_models_and_tenants_never_hit() {
         [("model2", "tenant"), ("model", "tenant2"), ("modelt", "enant"), ("tenant", "model")]
     {
         let other = Namespace::new(model.as_bytes(), salt.as_bytes());
-        // Even with the session key of the other namespace: it is a hint, not a right.
+        // This holds even with the session key of the other namespace: the key is a hint, not a
+        // permission.
         for session in [None, Some(user), Some(SessionKey::new(&other, "u"))] {
             assert_eq!(cache.peek_prefix(&other, session, &words, words.len()), 0);
             let mut out = Vec::new();

@@ -1,4 +1,4 @@
-//! The outside of the engine: handles to submit by, tickets to wait with.
+//! The outside of the engine: handles that submit requests, and tickets that wait for answers.
 
 use std::{
     fmt,
@@ -24,44 +24,44 @@ use crate::{
 pub struct Completed<A> {
     /// The answer; `None` for a request that only warms the cache.
     pub answer: Option<A>,
-    /// What it used.
+    /// Positions, beams and steps that the request used.
     pub usage: Usage,
-    /// When what happened, in the engine's time.
+    /// The moments of the request's stages, in the engine's time.
     pub timings: Timings,
 }
 
 /// Why an accepted request was not answered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unserved {
-    /// Refused by the scheduler: by what is at hand, it could only be late.
+    /// The scheduler refused the request: by the measured pace, it could only be late.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// It could not be computed.
+    /// The request could not be computed.
     #[error(transparent)]
     Failed(#[from] Failure),
-    /// Its deadline came first.
+    /// The deadline came first.
     #[error("the deadline has passed")]
     Expired(Timings),
-    /// The engine drained, and did not get to it in time.
+    /// The engine drained and did not get to the request in time.
     #[error("dropped at shutdown")]
     Drained,
-    /// The engine is gone.
+    /// The engine has ended.
     #[error("the engine has stopped")]
     Stopped,
 }
 
 pub(super) type Reply<A> = oneshot::Sender<Result<Completed<A>, Unserved>>;
 
-/// What handles tell the thread.
+/// Messages from the handles to the thread.
 pub(super) enum Command<P, A> {
     Submit {
         request: Box<Request<P>>,
         submitted_at: Micros,
         reply: Reply<A>,
-        /// Held until admission.
+        /// A place in the queue, held until admission.
         place: OwnedSemaphorePermit,
     },
-    /// Look at the shared state.
+    /// Wakes the thread, which then looks at the shared state.
     Wake,
 }
 
@@ -72,7 +72,7 @@ pub struct EngineHandle<P, A> {
     shared: Arc<Shared>,
 }
 
-// Not derived: payload and answer need not be clonable for this.
+// Not derived: a handle is clonable even if payload and answer are not.
 impl<P, A> Clone for EngineHandle<P, A> {
     fn clone(&self) -> Self {
         Self { commands: self.commands.clone(), shared: self.shared.clone() }
@@ -95,8 +95,8 @@ impl<P, A> EngineHandle<P, A> {
     ///
     /// # Errors
     ///
-    /// When it could never be served, when too many are waiting, or when the engine is going or
-    /// gone.
+    /// When the request could never be served, when too many are waiting, or when the engine drains
+    /// or has ended.
     pub fn submit(&self, request: Request<P>) -> Result<Ticket<A>, Refusal> {
         self.try_submit(request).inspect_err(|_| self.shared.count_refusal())
     }
@@ -119,15 +119,15 @@ impl<P, A> EngineHandle<P, A> {
         Ok(Ticket { id, answer })
     }
 
-    /// Takes no more requests from now on, by whatever handle. See
+    /// Refuses new requests from now on, from every handle. See
     /// [`Engine::drain`](super::Engine::drain).
     pub fn start_drain(&self, patience: Duration) {
         self.shared.start_drain(patience);
-        // When the thread is gone there is nothing to drain.
+        // A thread that has ended has nothing to drain.
         let _ = self.commands.send(Command::Wake);
     }
 
-    /// What may be asked.
+    /// The limits that a request must keep.
     pub fn limits(&self) -> &Limits {
         &self.shared.limits
     }
@@ -137,15 +137,15 @@ impl<P, A> EngineHandle<P, A> {
         self.shared.now()
     }
 
-    /// When the engine last showed that it goes on: between steps, within them as often as the
-    /// model beats its pulse, and at least ten times per second when idle. So when this lags
+    /// The last sign of life of the engine. It gives one between steps, within them as often as the
+    /// model beats its pulse, and at least ten times per second when idle. When this lags
     /// [`EngineHandle::now`] by more than the longest part of a step, such as a layer, the engine
     /// hangs or is dead.
     pub fn heartbeat(&self) -> Micros {
         self.shared.heartbeat()
     }
 
-    /// The numbers of the last pass of the loop. Cheap.
+    /// The statistics of the last pass of the loop. Takes constant time.
     pub fn stats(&self) -> EngineStats {
         self.shared.stats()
     }
@@ -165,7 +165,7 @@ impl<A> Ticket<A> {
         self.id
     }
 
-    /// Waits for the answer on this thread. Not for async code: there, await the ticket.
+    /// Blocks this thread until the answer comes. In async code, await the ticket instead.
     ///
     /// # Errors
     ///

@@ -6,14 +6,14 @@
 //!
 //! Invariants:
 //!
-//! - At most `max_queued` requests lie in the channel and the queue together: a place is taken
-//!   before a command is sent, and given back at admission. So overload is answered at once, by
-//!   whoever submits.
+//! - At most `max_queued` requests lie in the channel and the queue together. A place is taken
+//!   before a command is sent and given back at admission, so the submitting thread learns of an
+//!   overload at once.
 //! - Every ticket is answered, even when the thread dies.
 //! - A model that panics fails a step, not the thread.
 //! - Idle, the thread sleeps on its channel, and wakes only to show that it is alive.
 //!
-//! Only here are clocks, threads and channels; no HTTP and no async runtime.
+//! Clocks, threads and channels are only here. There is no HTTP and no async runtime.
 
 mod handle;
 mod run;
@@ -45,17 +45,17 @@ pub enum StartError {
     /// The configuration cannot work.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The system gives no thread.
+    /// The operating system started no thread.
     #[error("no thread for the engine: {0}")]
     Thread(#[from] std::io::Error),
 }
 
-/// The thread of the engine died of a bug. All its tickets are answered with [`Unserved::Stopped`].
+/// The engine's thread ended by a bug. All its tickets are answered with [`Unserved::Stopped`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the engine thread panicked")]
 pub struct EngineDied;
 
-/// A running engine. Dropping it lets go of the thread, which ends when the last handle is gone and
+/// A running engine. Dropping it detaches the thread, which ends when the last handle is gone and
 /// the last request has ended.
 pub struct Engine<P, A> {
     handle: EngineHandle<P, A>,
@@ -67,7 +67,7 @@ impl<P: Clone + Send + Sync + 'static, A: Send + 'static> Engine<P, A> {
     ///
     /// # Errors
     ///
-    /// When the configuration cannot work, or there is no thread to be had.
+    /// When the configuration cannot work, or the thread cannot be started.
     pub fn start<M>(model: M, config: SchedulerConfig, cache: CacheConfig) -> Result<Self, StartError>
     where
         M: StepModel<Payload = P, Answer = A> + Send + 'static,
@@ -75,7 +75,8 @@ impl<P: Clone + Send + Sync + 'static, A: Send + 'static> Engine<P, A> {
         Self::start_with(model, config, cache, None)
     }
 
-    /// As [`Engine::start`], with a second memory for evicted pages. It goes when the engine ends.
+    /// Like [`Engine::start`], with a second memory for evicted pages, which is freed when the
+    /// engine ends.
     ///
     /// # Errors
     ///
@@ -99,7 +100,7 @@ impl<P: Clone + Send + Sync + 'static, A: Send + 'static> Engine<P, A> {
         scheduler.set_waker({
             let (sender, shared) = (Arc::downgrade(&sender), Arc::clone(&shared));
             Arc::new(move || {
-                // One is enough, however much there is to take note of.
+                // One wake-up is enough, however much happened.
                 if !shared.set_woken()
                     && let Some(sender) = sender.upgrade()
                 {
@@ -113,17 +114,17 @@ impl<P: Clone + Send + Sync + 'static, A: Send + 'static> Engine<P, A> {
         Ok(Self { handle: EngineHandle::new(sender, shared), thread })
     }
 
-    /// A handle to submit by.
+    /// A handle for submitting requests.
     pub fn handle(&self) -> EngineHandle<P, A> {
         self.handle.clone()
     }
 
-    /// Takes no more requests, waits at most this long for those at hand, drops the rest, and ends
-    /// the thread. A step is not interrupted, so it may take one step longer. Blocks.
+    /// Refuses new requests, waits at most `patience` for the accepted ones, drops the rest, and
+    /// ends the thread. A step is not interrupted, so this may take one step longer. Blocks.
     ///
     /// # Errors
     ///
-    /// When the thread died before.
+    /// When the thread has panicked.
     pub fn drain(self, patience: Duration) -> Result<(), EngineDied> {
         self.handle.start_drain(patience);
         self.thread.join().map_err(|_| EngineDied)
@@ -133,7 +134,7 @@ impl<P: Clone + Send + Sync + 'static, A: Send + 'static> Engine<P, A> {
     ///
     /// # Errors
     ///
-    /// When the thread died before.
+    /// When the thread has panicked.
     pub fn join(self) -> Result<(), EngineDied> {
         drop(self.handle);
         self.thread.join().map_err(|_| EngineDied)

@@ -1,7 +1,7 @@
-//! The thread: take commands, drop what nobody waits for, plan, step, commit; again.
+//! The thread's loop: take commands, drop requests whose ticket is gone, plan, step, commit.
 //!
-//! Requests whose pages are being read from disk wait in the lobby meanwhile. The thread sleeps when nobody else is there,
-//! and is woken by whoever has read something.
+//! Requests whose pages are being read from disk wait in the lobby. When there are no other
+//! requests, the thread sleeps and is woken by the completed read.
 
 use std::{
     any::Any,
@@ -29,15 +29,16 @@ use crate::{
 
 /// How long an idle thread sleeps before it shows that it is alive.
 const IDLE_BEAT: Duration = Duration::from_millis(50);
-/// How long it sleeps while it leaves and somebody still waits for the disk: there are no commands to wait for.
+/// How long the thread sleeps while it is ending and a request still waits for the disk: there are
+/// no commands to wait for.
 const LEAVING_BEAT: Duration = Duration::from_millis(1);
 
-/// Somebody who waits.
+/// The client of a request that has not ended.
 struct Waiting<A> {
     reply: Reply<A>,
-    /// Held until admission.
+    /// A place in the queue, held until admission.
     place: Option<OwnedSemaphorePermit>,
-    /// Pages that were read for it, held until then.
+    /// Pages that were read for the request, held until admission.
     fetch: Option<Fetch>,
 }
 
@@ -46,15 +47,15 @@ pub(super) struct Loop<M: StepModel> {
     scheduler: Scheduler<M::Payload>,
     commands: mpsc::Receiver<Command<M::Payload, M::Answer>>,
     shared: Arc<Shared>,
-    /// Those whose pages are being read from disk.
+    /// Requests whose pages are being read from disk.
     lobby: Lobby<M::Payload>,
-    /// One per request that has not ended.
+    /// Clients by request; one per request that has not ended.
     waiting: HashMap<RequestId, Waiting<M::Answer>>,
-    /// Slots at whose opening the model panicked: a step with one of them fails, which is how the
-    /// request ends.
+    /// Slots at whose opening the model panicked. A step with one of them fails, and that is how
+    /// the request ends.
     broken: Vec<(Slot, String)>,
 
-    // Kept from pass to pass for their memory.
+    // Kept between passes to reuse their memory.
     plan: Plan,
     outcomes: Vec<(Slot, Progress<M::Answer>)>,
     events: Vec<Event<M::Payload, M::Answer>>,
@@ -90,7 +91,7 @@ where
         }
     }
 
-    /// Until nobody is left who could ask for anything, or the engine is drained.
+    /// Runs until no client is left, or the engine is drained.
     pub(super) fn run(mut self) {
         let mut connected = true;
         loop {
@@ -118,10 +119,10 @@ where
         }
     }
 
-    /// Takes all commands there are, and when idle waits a while for the first. Returns whether
-    /// more may come.
+    /// Takes all pending commands, and when idle waits a while for the first. Returns whether more
+    /// may come.
     ///
-    /// There are never more than places in the queue, so this ends.
+    /// This ends, because there are never more commands than places in the queue.
     fn take_commands(&mut self, idle: bool) -> bool {
         if idle && self.shared.drained_by().is_none() {
             let next = self.lobby.next_end().map(|end| Duration::from_micros(end.since(self.shared.now()).0));
@@ -150,11 +151,11 @@ where
         }
     }
 
-    /// Submits a request that waits for nothing from disk any more.
+    /// Submits a request that no longer waits for the disk.
     fn submit(&mut self, Ready { request, submitted_at, fetch }: Ready<M::Payload>) {
         let id = request.id;
-        // Time in the channel and in the lobby is time in the queue. What was submitted before the
-        // drain began is at hand, too.
+        // Time in the channel and in the lobby counts as time in the queue. A request that was
+        // submitted before the drain began is still served.
         match self.scheduler.submit(submitted_at, request) {
             Ok(()) => {
                 if let Some(waiting) = self.waiting.get_mut(&id) {
@@ -165,7 +166,7 @@ where
         }
     }
 
-    /// Takes note of what was read, and submits whoever has waited enough.
+    /// Processes completed reads, and submits the requests that have waited enough.
     fn empty_lobby(&mut self) {
         self.shared.clear_woken();
         self.scheduler.settle();
@@ -174,7 +175,7 @@ where
         }
     }
 
-    /// Cancels those whose ticket was dropped, and all when the time to drain is over.
+    /// Cancels requests whose ticket was dropped, and all requests when the time to drain is over.
     fn drop_unwanted(&mut self) {
         let now = self.shared.now();
         let overdue = self.shared.drained_by().is_some_and(|by| by <= now);
@@ -204,7 +205,7 @@ where
                 }
             }
         };
-        // Host pages that were dropped meanwhile are held by nobody else.
+        // Host pages that were dropped meanwhile have no other holder.
         self.plan.transfers.clear();
         let now = self.shared.now();
         let took = Micros(now.since(before).0.max(1));
@@ -228,9 +229,9 @@ where
         self.broken.iter().find(|(slot, _)| in_plan(*slot)).map(|(_, why)| why.clone())
     }
 
-    /// Does what the scheduler said.
+    /// Carries out the scheduler's events.
     fn carry_out(&mut self) {
-        // Before the answers, so that whoever got one finds it counted.
+        // Before the answers, so that a client that gets one finds it counted.
         let cache = self.scheduler.cache().stats();
         self.shared.publish(EngineStats { scheduler: self.scheduler.stats(), cache });
         let mut events = std::mem::take(&mut self.events);
@@ -275,13 +276,13 @@ where
 
     fn reply(&mut self, id: RequestId, answer: Result<Completed<M::Answer>, Unserved>) {
         if let Some(Waiting { reply, .. }) = self.waiting.remove(&id) {
-            // Whoever does not wait any more needs no answer.
+            // A client that no longer waits needs no answer.
             let _ = reply.send(answer);
         }
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())

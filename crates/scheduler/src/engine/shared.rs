@@ -1,4 +1,4 @@
-//! What the thread and the handles both see.
+//! State that the thread and the handles share.
 
 use std::{
     sync::{
@@ -13,32 +13,33 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{limits::Limits, request::Refusal, scheduler::SchedulerStats, time::Micros};
 
-/// Not draining.
+/// Value of `drained_by` while the engine is not draining.
 const NEVER: u64 = u64::MAX;
 
-/// Numbers of one moment, all of the same moment.
+/// Statistics, all taken at the same moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EngineStats {
     /// Requests, tokens, rows, steps and their time.
     pub scheduler: SchedulerStats,
-    /// Pages free, referenced and cached, hits, evictions.
+    /// Pages that are free, referenced and cached; hits; evictions.
     pub cache: CacheStats,
 }
 
 pub(super) struct Shared {
     started: Instant,
     pub(super) limits: Limits,
-    /// Places in the queue.
+    /// Free places in the queue.
     places: Arc<Semaphore>,
     next_id: AtomicU64,
-    /// Requests that were refused before they came to the scheduler.
+    /// Requests that were refused before they reached the scheduler.
     refused: AtomicU64,
     heartbeat: AtomicU64,
-    /// The thread was woken and has not looked why.
+    /// Whether the thread was woken and has not looked at the reason yet.
     woken: AtomicBool,
-    /// When those that are left are dropped, once draining.
+    /// When the remaining requests are dropped, once draining.
     drained_by: AtomicU64,
-    /// Written once per step, read now and then: a lock costs nothing here, and all numbers agree.
+    /// Written once per step, read now and then: a lock is cheap here and keeps all numbers
+    /// consistent.
     stats: Mutex<EngineStats>,
 }
 
@@ -57,7 +58,7 @@ impl Shared {
         }
     }
 
-    /// The engine's time.
+    /// The current time, in the engine's time.
     pub(super) fn now(&self) -> Micros {
         Micros(0).after(self.started.elapsed())
     }
@@ -66,7 +67,7 @@ impl Shared {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Takes a place in the queue; dropping it gives it back.
+    /// Takes a place in the queue. Dropping the permit gives the place back.
     pub(super) fn take_place(&self) -> Result<OwnedSemaphorePermit, Refusal> {
         let limit = self.limits.config.max_queued;
         self.places.clone().try_acquire_owned().map_err(|_| Refusal::QueueFull { limit })
@@ -84,12 +85,12 @@ impl Shared {
         Micros(self.heartbeat.load(Ordering::Relaxed))
     }
 
-    /// The thread is to be woken. Returns whether somebody has done so already.
+    /// Notes that the thread is to be woken. Returns whether it was noted already.
     pub(super) fn set_woken(&self) -> bool {
         self.woken.swap(true, Ordering::SeqCst)
     }
 
-    /// The thread looks at everything now.
+    /// Clears the note: the thread looks at everything now.
     pub(super) fn clear_woken(&self) {
         self.woken.store(false, Ordering::SeqCst);
     }
@@ -99,7 +100,7 @@ impl Shared {
         self.drained_by.fetch_min(by, Ordering::Relaxed);
     }
 
-    /// When those that are left are dropped, if the engine drains.
+    /// When the remaining requests are dropped, if the engine drains.
     pub(super) fn drained_by(&self) -> Option<Micros> {
         let by = self.drained_by.load(Ordering::Relaxed);
         (by != NEVER).then_some(Micros(by))
@@ -113,7 +114,7 @@ impl Shared {
         let mut stats = *self.stats.lock().unwrap_or_else(PoisonError::into_inner);
         stats.scheduler.refused += self.refused.load(Ordering::Relaxed);
         let waiting = self.limits.config.max_queued.saturating_sub(self.places.available_permits());
-        // Those in the channel wait too.
+        // Requests in the channel wait too.
         stats.scheduler.queued = waiting as u64;
         stats
     }

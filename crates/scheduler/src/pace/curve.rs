@@ -1,47 +1,48 @@
 //! The time of a step as a line: a fixed part, and a part for each row.
 //!
-//! The fixed part is what requests save that share a step: weights are read once, kernels are
-//! started once. On a processor it is small beside a context and large beside a beam; on a device
-//! it is nearly all of a step. The line is fitted to the newest steps by least squares.
+//! The fixed part is what requests save by sharing a step: weights are read once, kernels are
+//! started once. On a CPU it is small beside a context and large beside a beam; on a GPU it is
+//! nearly all of a step. The line is fitted to the newest steps by least squares.
 
 use crate::time::Micros;
 
-/// Steps after which an old one counts a third: 1 - 1/64 per step.
+/// Weight of a step is multiplied by this with each newer step: after 64 steps it counts about a
+/// third.
 const KEPT: f64 = 63.0 / 64.0;
-/// Weight of a step of no rows that takes no time. It makes the line go through the origin where
-/// all steps are alike, so that nothing is taken for fixed that was never seen to be.
+/// Weight of an imaginary step of no rows that takes no time. It makes the line go through the
+/// origin where all steps are alike, so that time is not taken for fixed without evidence.
 const ORIGIN: f64 = 0.5;
-/// A step counts at most as so many times what it was expected to take: one that the system
+/// A step counts at most as this many times its expected time: a step that the operating system
 /// interrupted says little.
 const OUTLIER: f64 = 3.0;
-/// Least part of a step that is taken to depend on its rows.
+/// Least part of a step's time that is assumed to depend on its rows.
 const LEAST_SLOPE: f64 = 1.0 / 64.0;
-/// How many times the fixed part the rows of a step should take.
+/// The rows of a step should take at least this many times the fixed part.
 const LEAST_WORK: u64 = 8;
-/// Spread of the rows of steps, as variance over squared mean, below which the parts of the line
-/// cannot be told apart.
+/// Least spread of the rows of steps, as variance over squared mean. Below it the two parts of the
+/// line cannot be distinguished.
 const LEAST_SPREAD: f64 = 0.02;
 
-/// What a step takes by the rows in it.
+/// The time of a step, by its rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Curve {
-    /// Nanoseconds of a step, whatever is in it.
+    /// Fixed time of a step, in nanoseconds.
     pub(crate) per_step: u64,
-    /// Nanoseconds of each row, at least 1.
+    /// Time of each row, in nanoseconds; at least 1.
     pub(crate) per_row: u64,
-    /// Whether the two were told apart: steps of different sizes were seen.
+    /// Whether the two parts could be distinguished: steps of different sizes were seen.
     pub(crate) is_known: bool,
 }
 
 impl Curve {
-    /// Time of so many steps that hold so many rows together.
+    /// Time of `steps` steps that hold `rows` rows together.
     pub(crate) fn time_of(&self, steps: u64, rows: u64) -> Micros {
         let nanos = steps.saturating_mul(self.per_step).saturating_add(rows.saturating_mul(self.per_row));
         Micros(nanos / 1000)
     }
 
-    /// Rows of a step that takes so long. At least as many as take eight times the fixed part:
-    /// shorter steps would waste the processor.
+    /// Number of rows of a step that takes `time`. At least as many rows as take eight times the
+    /// fixed part: shorter steps would waste the processor.
     pub(crate) fn rows_in(&self, time: Micros) -> usize {
         let left = time.0.saturating_mul(1000).saturating_sub(self.per_step);
         usize::try_from(left.max(self.per_step.saturating_mul(LEAST_WORK)) / self.per_row)
@@ -49,7 +50,7 @@ impl Curve {
     }
 }
 
-/// Sums over the newest steps.
+/// Weighted sums over the newest steps.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Fit {
     weight: f64,
@@ -60,7 +61,7 @@ pub(super) struct Fit {
 }
 
 impl Fit {
-    /// A step of `rows` rows took this long.
+    /// Records that a step of `rows` rows took `took`.
     pub(super) fn observe(&mut self, took: Micros, rows: usize) {
         let rows = rows as f64;
         let mut nanos = took.0 as f64 * 1000.0;
@@ -78,12 +79,12 @@ impl Fit {
         }
     }
 
-    /// The line, if a step was seen.
+    /// The fitted line; `None` before a step was seen.
     pub(super) fn curve(&self) -> Option<Curve> {
         let line = self.line()?;
         let mean = self.rows / self.weight;
         let spread = (self.rows_squared / self.weight - mean * mean) / (mean * mean);
-        // Casts of floats saturate, and what is not a number becomes 0.
+        // Casts from floats saturate, and NaN becomes 0.
         let per_row = (line.per_row as u64).max(1);
         Some(Curve { per_step: line.per_step as u64, per_row, is_known: spread >= LEAST_SPREAD })
     }

@@ -1,16 +1,17 @@
-//! How busy the model is, and what time saved is worth.
+//! How busy the model is, and how much time saved is worth.
 //!
-//! A moment that is saved while requests wait is saved for all who come before the next pause. In a
-//! queue whose server is busy for a part `load` of the time, that is one in `1 - load` in the mean.
+//! A moment that is saved while requests wait is saved for all that arrive before the next pause.
+//! In a queue whose server is busy for a part `load` of the time, that is `1 / (1 - load)` times on
+//! average.
 
 use crate::time::Micros;
 
-/// Microseconds that the load is taken over.
+/// Time over which the load is averaged, in microseconds.
 const WINDOW: f64 = 1_000_000.0;
-/// Most that a moment is worth: at a load of one it would be without bound.
+/// Most that a moment is worth: at a load of one it would have no bound.
 const MOST: f64 = 16.0;
 
-/// The part of the time in which steps run.
+/// The fraction of the time in which steps run.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Load {
     busy: f64,
@@ -18,7 +19,7 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// A step that took so long has ended now.
+    /// Records that a step that took `took` has ended at `now`.
     pub(super) fn observe(&mut self, now: Micros, took: Micros) {
         let elapsed = now.since(self.last).0.max(took.0).max(1) as f64;
         self.last = now;
@@ -26,9 +27,9 @@ impl Load {
         self.busy += (took.0 as f64 / elapsed - self.busy) * weight;
     }
 
-    /// What time saved now is worth, in times itself.
+    /// Factor by which time saved now is worth more than itself; from 1 to 16.
     pub(super) fn worth(&self) -> u64 {
-        // The cast of a float saturates.
+        // The cast from a float saturates.
         (1.0 / (1.0 - self.busy).max(1.0 / MOST)) as u64
     }
 }

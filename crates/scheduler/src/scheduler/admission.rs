@@ -1,15 +1,16 @@
-//! From the queue to a seat, and from the door back home.
+//! The way of a request from the queue to a seat, and its refusal when it would be late.
 //!
-//! A request is admitted when the next step is to compute for it, with all it will ever need: the
-//! pages of its context, less the cached prefix, and the pages of all its branch rows. Where host
-//! memory continues the prefix, the pages are there to be filled, not computed. So what runs can
-//! always go on, and what runs always ends. A request that does not fit keeps its turn: requests
-//! after it are not admitted. It would fit into an idle scheduler, so it is admitted at the latest
-//! when all that runs has ended.
+//! A request is admitted when the next step is to compute for it, with everything it will ever
+//! need: the pages of its context, less the cached prefix, and the pages of all its branch rows.
+//! Where host memory continues the prefix, these pages are filled by copies instead of computed. So
+//! a running request can always go on, and always ends. A request that does not fit keeps its turn:
+//! requests after it are not admitted. It would fit into an idle scheduler, so it is admitted at
+//! the latest when all running requests have ended.
 //!
 //! A request that would be late is not begun. The measured pace says when it would be answered. If
-//! that is too late, it is refused on arrival, or dropped when it turns out later. So what is
-//! computed is answered in time, under any load, and hardly a request waits in vain.
+//! that is too late, the request is refused on arrival, or dropped when it turns out later. So the
+//! requests that are computed are answered in time under any load, and hardly any request waits in
+//! vain.
 
 use std::sync::Arc;
 
@@ -29,32 +30,32 @@ use crate::{
     time::Micros,
 };
 
-/// A request is accepted behind others if it leaves a fifth of the time until its deadline.
+/// A request is accepted behind others if a fifth of the time until its deadline is left to spare.
 const SPARE: u64 = 5;
 
-/// What became of a request that was to get a seat.
+/// The result of an attempt to seat a request.
 pub(super) enum Seating<P> {
-    /// It has one.
+    /// The request has a seat.
     Seated(Slot),
-    /// It was over at once: all that it wanted was there.
+    /// The request ended at once: everything it needed was cached.
     Over,
-    /// There is no room for it now.
+    /// There is no room for the request now.
     NoRoom(Box<Queued<P>>),
 }
 
 /// Work that is done before a request.
 #[derive(Default)]
 struct Before {
-    /// Of requests on time whose goal comes first.
+    /// Work of requests on time whose goal comes first.
     on_time: u64,
-    /// Of all requests on time.
+    /// Work of all requests on time.
     all_on_time: u64,
-    /// Of requests behind.
+    /// Work of requests behind.
     behind: u64,
 }
 
 impl<P> Scheduler<P> {
-    /// Ends what is late, before any more work is done for it.
+    /// Ends requests past their deadline, before any more work is done for them.
     pub(super) fn expire<A>(&mut self, now: Micros, events: &mut Vec<Event<P, A>>) {
         for slot in (0..self.seats.len() as u32).map(Slot) {
             if self.seat(slot).running.as_ref().is_some_and(|running| running.request.is_late(now)) {
@@ -73,8 +74,7 @@ impl<P> Scheduler<P> {
         }
     }
 
-    /// Ends those in the order who wait, and would be late even if nobody but their tenant were
-    /// served.
+    /// Ends waiting requests of the order that would be late even if only their tenant were served.
     pub(super) fn drop_hopeless<A>(&mut self, now: Micros, events: &mut Vec<Event<P, A>>) {
         let mut before = vec![0_u64; self.tenants.ids().count()];
         let mut order = std::mem::take(&mut self.order);
@@ -83,12 +83,14 @@ impl<P> Scheduler<P> {
             let before = &mut before[candidate.tenant.index()];
             let work = before.saturating_add(candidate.work);
             let left = candidate.deadline.filter(|_| candidate.slot.is_none());
-            // Beside requests on time, one that is behind gets its share only. So it would begin and not end.
+            // Beside requests on time, a request that is behind gets only its share, so it would
+            // begin and not end.
             let percent = if others_go_first { self.percent_of(candidate.class()) } else { 100 };
             let own = self.time_of(candidate.work).0.saturating_mul(100) / percent;
             let takes = self.time_of(*before).0.saturating_add(own);
             let late = left.map_or(0, |by| takes.saturating_sub(by.since(now).0));
-            // What would be late alone is tried: an estimate may be wrong.
+            // A request that would be late with no other before it is tried: an estimate may be
+            // wrong.
             if late == 0 || *before == 0 {
                 *before = work;
                 return true;
@@ -107,8 +109,8 @@ impl<P> Scheduler<P> {
         self.pace.time_of(work).unwrap_or_default()
     }
 
-    /// Why a request that comes now would be late: among the requests on time, or else behind them
-    /// and all that are late.
+    /// Why a request that arrives now would be late, if it would: among the requests on time, and
+    /// also behind them and all that are late.
     pub(super) fn late_behind_the_queue(
         &self,
         now: Micros,
@@ -116,7 +118,7 @@ impl<P> Scheduler<P> {
         demand: &Demand,
     ) -> Option<Refusal> {
         let left = request.deadline?.since(now);
-        // It may be narrowed rather than refused.
+        // A beam that may be narrowed is narrowed rather than refused.
         let [whole, narrowed] = [request.beam_width, request.min_beam_width]
             .map(|width| request.beams_of(request.generated_steps, width));
         let saved = self.limits.branch_work(whole.saturating_sub(narrowed), demand.target);
@@ -126,9 +128,9 @@ impl<P> Scheduler<P> {
         if before.all_on_time + before.behind == 0 {
             return None;
         }
-        // Those behind get their share meanwhile.
+        // Requests behind get their share meanwhile.
         let others = self.percent_behind();
-        // Its own time is that which its goal was made of.
+        // The time alone is estimated as for the goal.
         let alone = self.alone(request.generated_steps.max(1) as u64, own);
         let soon =
             self.time_of(before.on_time).0.saturating_add(alone.0).saturating_mul(100) / (100 - others);
@@ -149,12 +151,13 @@ impl<P> Scheduler<P> {
         let owed = (WHOLE * percent / 100).max(1);
         let share = if before.all_on_time > 0 { owed } else { self.behind.share(class, percent) };
         let last = self.time_of(before.all_on_time).0.saturating_add(behind / share);
-        // An estimate may be wrong. A request that is accepted for the last moment may wait in vain.
+        // An estimate may be wrong, and a request accepted for the last moment may wait in vain.
         let left = left.0 - left.0 / SPARE;
         (last > left).then(|| Refusal::Backlog { late: Micros(last - left) })
     }
 
-    /// Work of its tenant that goes first, and at most as much of each other tenant: tenants share.
+    /// Work of the request's tenant that goes first, and at most as much of each other tenant,
+    /// because tenants share.
     fn work_before(&self, request: &Request<P>, own: u64, goal: Micros) -> Before {
         let tenant = self.tenants.find(&request.namespace);
         let last = match request.priority {
@@ -195,7 +198,7 @@ impl<P> Scheduler<P> {
         before
     }
 
-    /// Admits a request that waits, if there is room.
+    /// Admits a waiting request, if there is room.
     pub(super) fn seat_for<A>(
         &mut self,
         now: Micros,
@@ -219,7 +222,7 @@ impl<P> Scheduler<P> {
         }
     }
 
-    /// Gives the free `slot` to a request, with all that it needs, or gives the request back.
+    /// Gives the free `slot` and all that the request needs to it, or returns the request.
     fn take_seat<A>(
         &mut self,
         now: Micros,
@@ -239,7 +242,7 @@ impl<P> Scheduler<P> {
         let seat = &mut self.seats[slot.0 as usize];
 
         if request.is_warm() && cached == demand.target {
-            // All of it is on the device: over without a step.
+            // Everything is on the device: the request ends without a step.
             if let Some(session) = request.session {
                 self.cache.remember(session, &address.namespace, &seat.context_pages);
             }
@@ -282,7 +285,8 @@ impl<P> Scheduler<P> {
     }
 
     /// Takes the cached pages and allocates the others that a request needs, into the free seat.
-    /// Holds nothing if there are not enough, or the running requests cost too much for another.
+    /// Holds nothing if there are not enough pages, or if the running requests cost too much for
+    /// another.
     fn hold_pages(&mut self, slot: Slot, head: &Queued<P>) -> Option<Held> {
         let (request, address, demand) = (&head.request, &head.address, head.demand);
         let page_size = self.limits.page_size;
@@ -307,7 +311,7 @@ impl<P> Scheduler<P> {
             &mut seat.restoring,
         );
         if request.reuse == ReuseClass::Exact && matched + seat.restoring.len() < demand.shared_pages {
-            // A part of such a context is of no use.
+            // A part of such a context is useless.
             self.cache.release_chain(&seat.context_pages);
             seat.context_pages.clear();
             seat.restoring.clear();
@@ -335,13 +339,13 @@ impl<P> Scheduler<P> {
     }
 }
 
-/// What a request found when its pages were taken.
+/// The cached part of a request, found when its pages were taken.
 struct Held {
-    /// Pages that are cached.
+    /// Number of pages that are cached on the device.
     cached_pages: usize,
     /// Context positions in cached pages, and in pages that come back from host memory.
     cached: usize,
     restored: usize,
-    /// Rows that it is admitted for.
+    /// Rows for which the request is admitted.
     cost: u64,
 }

@@ -1,7 +1,7 @@
-//! What a step has done, written down.
+//! Recording the results of a step.
 //!
-//! A page is published as soon as all its rows are computed, so that whoever comes next shares it,
-//! even while the request that computed it still runs.
+//! A page is published as soon as all its rows are computed. So the next request shares it, even
+//! while the request that computed it still runs.
 
 use beamline_kv_cache::Publish;
 use beamline_model::step::{Progress, Slot};
@@ -17,8 +17,8 @@ use crate::{
 };
 
 impl<P> Scheduler<P> {
-    /// The step is done and took so long. Takes the outcomes out of `outcomes`, one per entry of
-    /// the plan and in its order; a list that is anything else is a failed step.
+    /// Ends a step that took `took`. Drains `outcomes`, which has one entry per entry of the plan,
+    /// in its order. A list of any other form is a failed step.
     pub fn commit<A>(
         &mut self,
         now: Micros,
@@ -73,7 +73,8 @@ impl<P> Scheduler<P> {
         self.stats.step_micros += took.0;
     }
 
-    /// Context positions up to `end` lie in pages now. Returns how the request ended, if it did.
+    /// Records that context positions up to `end` lie in pages. Returns how the request ended, if
+    /// it did.
     fn advance_context<A>(
         &mut self,
         now: Micros,
@@ -110,7 +111,8 @@ impl<P> Scheduler<P> {
         }
     }
 
-    /// `rows` beams were computed. If they were the last of a step, all were expanded.
+    /// Records that `rows` beams were computed. The last rows of a step complete the expansion of
+    /// all beams.
     fn advance_branches<A>(&mut self, slot: Slot, rows: usize, progress: Progress<A>) -> Option<Ending<A>> {
         let limits = self.limits;
         let running = self.seat(slot).running_mut();
@@ -153,7 +155,7 @@ impl<P> Scheduler<P> {
         }
     }
 
-    /// Publishes the pages that are full now.
+    /// Publishes the pages that have become full.
     fn publish(&mut self, slot: Slot) {
         let seat = &mut self.seats[slot.0 as usize];
         let Some(running) = &mut seat.running else { unreachable!("a listed seat is taken") };
@@ -166,14 +168,15 @@ impl<P> Scheduler<P> {
         for index in running.published..full {
             match self.cache.publish(namespace, &seat.context_pages, index, words) {
                 Publish::Published | Publish::Withdrawn => {}
-                // Somebody else was faster: read theirs from now on. Ours went back to the cache.
+                // Another request was faster: use its page from now on. Ours went back to the
+                // cache.
                 Publish::Duplicate(existing) => seat.context_pages[index] = existing,
             }
         }
         running.published = running.published.max(full);
     }
 
-    /// The whole context lies in pages.
+    /// Records that the whole context lies in pages.
     fn complete_context(&mut self, now: Micros, slot: Slot) {
         let seat = &mut self.seats[slot.0 as usize];
         let Some(running) = &mut seat.running else { unreachable!("a listed seat is taken") };

@@ -1,9 +1,9 @@
-//! A step that failed as a whole: who is to blame, and who tries again.
+//! A step that failed as a whole: which request has failed, and which are tried again.
 //!
-//! Nothing is known of any request in such a step. One that was alone in it has failed. Of several,
-//! each is a suspect: it is opened anew and served alone from then on, so that the one that brings
-//! every step down brings down only its own. The others wait meanwhile; that is the price of never
-//! failing a request for what its neighbour did.
+//! After such a step, nothing is known about any of its requests. A request that was alone in it
+//! has failed. Of several, each is a suspect: it is opened anew and served alone from then on. So a
+//! request that makes every step fail only fails its own. The others wait meanwhile. That is the
+//! price for never failing a request because of another.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
 };
 
 impl<P> Scheduler<P> {
-    /// The step failed as a whole.
+    /// Handles a step that failed as a whole.
     pub fn fail_step<A>(&mut self, now: Micros, failure: Failure, events: &mut Vec<Event<P, A>>) {
         assert!(!self.in_flight.is_empty(), "no step is in flight");
         self.stats.failed_steps += 1;
@@ -36,9 +36,9 @@ impl<P> Scheduler<P> {
         self.refresh_order();
     }
 
-    /// Starts the request over, alone. What earlier steps wrote into its context pages stays good;
-    /// what the model kept of its beams is gone, so a decode starts again at the last context row;
-    /// or at the first, where the context is computed whole and never found again.
+    /// Starts the request over, alone. The context pages that earlier steps wrote stay good. The
+    /// model's state of its beams is gone, so a decode starts again at the last context row; or at
+    /// the first, where the context is computed whole and never found again.
     fn suspect<A>(&mut self, slot: Slot, events: &mut Vec<Event<P, A>>) {
         assert!(!self.suspects.contains(&slot), "a suspect is never in a step with others");
         for list in [&mut self.prefilling, &mut self.decoding] {

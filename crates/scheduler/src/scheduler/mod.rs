@@ -8,15 +8,15 @@
 //! ```
 //!
 //! One step is one [`Scheduler::plan`], then [`Scheduler::commit`] or [`Scheduler::fail_step`].
-//! Between steps anything may be submitted or cancelled. Everything that has to be done outside
-//! comes back as [`Event`]s.
+//! Between steps anything may be submitted or cancelled. Actions for the driver are returned as
+//! [`Event`]s.
 //!
 //! Invariants:
 //!
 //! - A seat holds every page that its request will ever need, from admission to its end.
 //! - A request is in exactly one place: the queue, or a seat and exactly one of the three lists of
 //!   seats.
-//! - The plan is empty exactly when no request waits or runs: whoever is admitted is served.
+//! - The plan is empty exactly when no request waits or runs: an admitted request is served.
 //! - A request that was in a failed step with others never shares a step again.
 //!
 //! No clock, no randomness, no threads: the same calls give the same plans and events.
@@ -50,12 +50,12 @@ use tenants::{Queued, Tenants};
 
 pub use stats::SchedulerStats;
 
-/// Where a request is.
+/// The place of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     /// In the queue of its tenant.
     Queue(Namespace),
-    /// In a seat.
+    /// In the seat of this slot.
     Seat(Slot),
 }
 
@@ -66,45 +66,46 @@ pub struct Scheduler<P> {
     pace: Pace,
     stats: SchedulerStats,
 
-    /// Where every request is that has not ended.
+    /// The place of every request that has not ended.
     places: HashMap<RequestId, Place>,
-    /// Those who wait, and what their tenants had.
+    /// The waiting requests, and the work done for their tenants.
     tenants: Tenants<P>,
-    /// Who found no room. Nobody has left since.
+    /// The request that found no room. No request has ended since.
     no_room: Option<RequestId>,
-    /// Everybody who had not ended when the last step was planned, in the order in which they are
-    /// served, and those who came since.
+    /// All requests that had not ended when the last step was planned, in the order of service;
+    /// then those that arrived since.
     order: Vec<Candidate>,
     arrived: Vec<Candidate>,
-    /// Whether somebody missed its goal or may wait, and what those are owed; see `order`.
+    /// Whether any request missed its goal or may wait, and what these are owed; see `order`.
     somebody_is_behind: bool,
-    /// The largest late request that is not put behind; and, reused, size and work of all that are late.
+    /// The largest late request that is not put behind; and a scratch list of size and work of all
+    /// late requests.
     forgiven_span: u64,
     late: Vec<(u64, u64)>,
     behind: Behind,
     /// When there was last more than one request.
     crowded_at: Option<Micros>,
 
-    /// One per slot.
+    /// The seats, one per slot.
     seats: Box<[Seat<P>]>,
     free_slots: Vec<Slot>,
-    /// Cost of all requests in seats.
+    /// Rows for which all requests in seats were admitted.
     running_cost: u64,
     /// Seats whose context is not computed yet, and seats whose beams take branch steps.
     prefilling: VecDeque<Slot>,
     decoding: VecDeque<Slot>,
     /// Seats that were in a failed step with others. They are served alone, one after the other,
-    /// before all else.
+    /// before all other requests.
     suspects: VecDeque<Slot>,
 
-    /// What the step that is being carried out does, in the order of its plan.
+    /// The work of the step that is being carried out, in the order of its plan.
     in_flight: Vec<(Slot, StepWork)>,
     /// Seats for which that step brings pages back.
     importing: Vec<Slot>,
 }
 
 impl<P> Scheduler<P> {
-    /// An idle scheduler over an empty cache.
+    /// Builds an idle scheduler over an empty cache.
     ///
     /// # Errors
     ///
@@ -139,14 +140,14 @@ impl<P> Scheduler<P> {
         })
     }
 
-    /// Gives the cache a second memory for what it evicts.
+    /// Gives the cache a second memory for evicted pages.
     #[must_use]
     pub fn with_host_memory(mut self, memory: HostMemory) -> Self {
         self.cache = self.cache.with_host_memory(memory);
         self
     }
 
-    /// What may be asked.
+    /// The limits that a request must keep.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
@@ -156,12 +157,12 @@ impl<P> Scheduler<P> {
         &self.cache
     }
 
-    /// There is nothing to do: frees what has outlived its time.
+    /// Frees host pages that have outlived their time. Call it when there is nothing to do.
     pub fn idle(&mut self) {
         self.cache.expire_host();
     }
 
-    /// Has pages read that the request would not find otherwise, and that are on disk.
+    /// Starts reading the pages that are on disk and that the request would not find otherwise.
     pub fn fetch(&mut self, request: &Request<P>) -> Option<Fetch> {
         let demand = self.limits.demand(request).ok()?;
         let most = demand.shared_pages * self.limits.page_size;
@@ -169,22 +170,22 @@ impl<P> Scheduler<P> {
         self.cache.fetch(&address.namespace, request.session, &address.words, most)
     }
 
-    /// Takes note of what was read from disk and written there. To be called between steps.
+    /// Processes completed disk reads and writes. Call it between steps.
     pub fn settle(&mut self) {
         self.cache.settle();
     }
 
-    /// Sets who is to be told when there is something to take note of.
+    /// Sets the function to call when disk reads or writes have completed.
     pub fn set_waker(&mut self, waker: Waker) {
         self.cache.set_waker(waker);
     }
 
-    /// How long computing so many pages will take, once that can be told.
+    /// The time to compute `pages` pages, once it can be estimated.
     pub fn time_to_compute_pages(&self, pages: usize) -> Option<Micros> {
         self.pace.time_of(pages.saturating_mul(self.limits.page_size) as u64)
     }
 
-    /// What is going on, and what has happened.
+    /// Current gauges, and counters since the start.
     pub fn stats(&self) -> SchedulerStats {
         SchedulerStats { queued: self.tenants.waiting() as u64, running: self.running() as u64, ..self.stats }
     }
@@ -194,11 +195,11 @@ impl<P> Scheduler<P> {
         self.places.is_empty()
     }
 
-    /// Takes a request into the queue.
+    /// Accepts a request into the queue.
     ///
     /// # Errors
     ///
-    /// When it could never be served, or the queue is full. Nothing is kept of it then.
+    /// When the request could never be served, or the queue is full. Nothing is kept then.
     pub fn submit(&mut self, now: Micros, request: Request<P>) -> Result<(), Refusal> {
         let demand = self.acceptable(now, &request).inspect_err(|_| self.stats.refused += 1)?;
         self.stats.accepted += 1;
@@ -211,7 +212,7 @@ impl<P> Scheduler<P> {
         Ok(())
     }
 
-    /// Ends a request at once, wherever it is. Returns whether there was one. Only between steps.
+    /// Ends a request at once, in any place. Returns whether there was one. Only between steps.
     pub fn cancel<A>(&mut self, now: Micros, id: RequestId, events: &mut Vec<Event<P, A>>) -> bool {
         assert!(self.in_flight.is_empty(), "requests are cancelled between steps, not within one");
         match self.places.get(&id) {
@@ -257,12 +258,12 @@ impl<P> Scheduler<P> {
         &mut self.seats[slot.0 as usize]
     }
 
-    /// The end of a request that has a seat: everything it held is free afterwards.
+    /// Ends a request that has a seat, and frees everything it held.
     fn end<A>(&mut self, now: Micros, slot: Slot, ending: Ending<A>, events: &mut Vec<Event<P, A>>) {
         let seat = &mut self.seats[slot.0 as usize];
         let Some(running) = seat.running.take() else { unreachable!("only a taken seat is vacated") };
-        // Tail first: of what stays cached, the end of a chain is to be evicted before its
-        // beginning.
+        // Tail first: among the pages that stay cached, the end of a chain must be evicted before
+        // its beginning.
         self.cache.release_chain(&seat.branch_pages);
         self.cache.release_chain(&seat.context_pages);
         seat.branch_pages.clear();
@@ -284,7 +285,7 @@ impl<P> Scheduler<P> {
         self.announce(Ended { id: running.request.id, ending, usage: running.usage, timings }, events);
     }
 
-    /// The end of a request that never got a seat.
+    /// Ends a request that never got a seat.
     fn end_queued<A>(
         &mut self,
         now: Micros,
@@ -298,7 +299,7 @@ impl<P> Scheduler<P> {
         self.announce(Ended { id: request.id, ending, usage, timings }, events);
     }
 
-    /// The one place at which requests end.
+    /// The only place where requests end.
     fn announce<A>(&mut self, ended: Ended<A>, events: &mut Vec<Event<P, A>>) {
         let place = self.places.remove(&ended.id);
         assert!(place.is_some(), "a request ends once");
@@ -307,7 +308,7 @@ impl<P> Scheduler<P> {
         events.push(Event::Ended(ended));
     }
 
-    /// Asserts, at length, what must hold between steps. For tests and simulations.
+    /// Asserts, at length, the invariants that hold between steps. For tests and simulations.
     ///
     /// # Panics
     ///

@@ -1,27 +1,28 @@
-//! Who goes first.
+//! The order in which requests are served.
 //!
-//! Every request has a *goal*: the moment at which it should be answered. It lies `objective` after
-//! the arrival, or `stretch` times what the request takes alone, where that is longer. It is never
-//! after the deadline. The order is:
+//! Every request has a *goal*: the moment at which it should be answered. The goal lies `objective`
+//! after the arrival, or `stretch` times the time that the request takes alone, if that is longer.
+//! It is never after the deadline. The order is:
 //!
 //! 1. requests that can meet their goal, then those that cannot, then batch, then shadow requests;
-//! 2. among those, the requests of the tenant that had least, see `tenants`;
+//! 2. among those, the requests of the tenant that was served least, see `tenants`;
 //! 3. among those, the request whose goal comes first. Where goals are missed: a request that has
 //!    begun, then the one that has waited longest in proportion to its own time.
 //!
 //! Requests that are alike are served in the order of their arrival, each to its end. A small
-//! request goes before a much larger one, even if the goal of that comes first, as long as the larger
-//! one meets its goal all the same, or misses it by no more than the time that it was given.
+//! request goes before a much larger one, even if the larger one's goal comes first. The larger one
+//! must still meet its goal, or miss it by no more than the time that it was given.
 //!
-//! A missed goal is forgiven while all late work together takes a few objectives: it stays in its
-//! place, and so comes first. Beyond that the model is overloaded, until hardly anything is late. Then
-//! late requests go *behind*, so that the others meet their goals. Small ones among them are forgiven
-//! still: those that take a few objectives together with all late requests that are not much larger.
-//! So a small request that came a moment too late does not wait behind large ones.
+//! A missed goal is forgiven while all late work together takes a few objectives: the request stays
+//! in its place, and so comes first. With more late work than that, the model is overloaded, until
+//! hardly anything is late. Then late requests go *behind*, so that the others meet their goals.
+//! Small ones among them are still forgiven: those that take a few objectives together with all
+//! late requests that are not much larger. So a small request that arrived a moment too late does
+//! not wait behind large ones.
 //!
 //! Late, batch and shadow requests are behind. While others go first, late requests are owed
-//! `late_share` of the work, batch requests `batch_share`. So they do not starve. They get all that no
-//! other request wants.
+//! `late_share` of the work, and batch requests `batch_share`. So they do not starve. They also get
+//! all the work that no other request wants.
 
 use beamline_model::step::Slot;
 
@@ -31,7 +32,7 @@ use crate::{
     time::Micros,
 };
 
-/// Lower goes first.
+/// Classes of requests. A lower one goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Class {
     OnTime,
@@ -40,31 +41,33 @@ pub(super) enum Class {
     Shadow,
 }
 
-/// What requests are ordered by. Lower goes first.
+/// The sort key of a request. A lower one goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
     class: Class,
     account: u64,
-    /// The goal, or how many times the time until it has passed, the more the lower.
+    /// The goal; for a late request, the lower the more times its own time it has waited.
     urgency: u64,
     id: RequestId,
 }
 
-/// A request that wants to be served.
+/// A request that has not ended, with the facts that decide its turn.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate {
     rank: Rank,
     pub(super) tenant: TenantId,
-    /// `None` while it waits.
+    /// Its slot; `None` while it waits.
     pub(super) slot: Option<Slot>,
-    /// When it should be answered, and how long that is after its arrival, which says how large it is.
+    /// When the request should be answered, and how long that is after its arrival. The span shows
+    /// how large it is.
     goal: Micros,
     span: u64,
-    /// Time until then, less what it still takes alone.
+    /// Time until the goal, less the time that the request still takes alone.
     pub(super) slack: Micros,
-    /// Time that it may spare much smaller requests: its slack, or as much again if it is late.
+    /// Time that it can spare for much smaller requests: its slack, and the span again if it is
+    /// late.
     patience: Micros,
-    /// Work that it was admitted for, or will be, and what it is expected to need still.
+    /// Work for which it was or will be admitted, and the work that it is expected to still need.
     size: u64,
     pub(super) work: u64,
     pub(super) deadline: Option<Micros>,
@@ -83,20 +86,20 @@ impl Candidate {
         self.goal
     }
 
-    /// Leaves a request that missed its goal in its place, if it is no larger than that.
+    /// Treats a late request as on time if its span is no larger than `span`.
     fn forgive(&mut self, span: u64) {
         if self.rank.class == Class::Late && self.span <= span {
             (self.rank.class, self.rank.urgency) = (Class::OnTime, self.goal.0);
         }
     }
 
-    /// Whether it missed its goal, or may wait.
+    /// Whether the request missed its goal, or may wait.
     pub(super) fn is_behind(&self) -> bool {
         self.rank.class > Class::OnTime
     }
 }
 
-/// A request as its rank depends on it.
+/// The facts about a request on which its rank depends.
 struct Wish {
     id: RequestId,
     priority: Priority,
@@ -112,7 +115,7 @@ struct Wish {
 }
 
 impl<P> Scheduler<P> {
-    /// The first goal of a request that arrives now and is so much work.
+    /// The goal of a request that arrives now and is `work` work.
     pub(super) fn goal(&self, now: Micros, request: &Request<P>, work: u64) -> Micros {
         let config = &self.limits.config;
         let alone = self.alone(request.generated_steps.max(1) as u64, work);
@@ -121,12 +124,12 @@ impl<P> Scheduler<P> {
         request.deadline.map_or(goal, |deadline| goal.min(deadline))
     }
 
-    /// What so much takes alone.
+    /// The time that `steps` steps and `work` work take alone.
     pub(super) fn alone(&self, steps: u64, work: u64) -> Micros {
         self.pace.curve().map_or(Micros(0), |curve| curve.time_of(steps, work))
     }
 
-    /// Writes down a request that came between two steps.
+    /// Adds a request that arrived between two steps.
     pub(super) fn note_arrival(&mut self, now: Micros, tenant: TenantId, id: RequestId) {
         let Some(index) = self.tenants.position(tenant, id) else { return };
         let wish = self.wish_to_begin(tenant, &self.tenants.get(tenant).waiting[index]);
@@ -135,7 +138,7 @@ impl<P> Scheduler<P> {
         self.arrived.push(candidate);
     }
 
-    /// Writes down everybody who wants to be served, in order.
+    /// Writes down all requests that have not ended, in order.
     pub(super) fn rank(&mut self, now: Micros) {
         let mut order = std::mem::take(&mut self.order);
         order.clear();
@@ -156,7 +159,7 @@ impl<P> Scheduler<P> {
         self.order = order;
     }
 
-    /// The largest late requests that are forgiven, by the time that they were given.
+    /// The span of the largest late requests that are forgiven.
     fn forgiven_span(&mut self, order: &[Candidate]) -> u64 {
         let mut late = std::mem::take(&mut self.late);
         late.clear();
@@ -164,8 +167,8 @@ impl<P> Scheduler<P> {
         late.extend(candidates.map(|candidate| (candidate.span, candidate.work)));
         late.sort_unstable();
         let all = late.iter().map(|(_, work)| work).sum();
-        // What an overload of equal requests left behind is not let in front of those who come after
-        // it: it is forgiven again when it takes half an objective.
+        // After an overload of equal requests, the late ones must not go before those that arrive
+        // later. They are forgiven again when they take half an objective.
         let is_overloaded = self.forgiven_span < u64::MAX;
         let forgives_all = match is_overloaded {
             true => self.late_time(all) <= self.limits.config.objective.0 / 2,
@@ -176,8 +179,8 @@ impl<P> Scheduler<P> {
         span
     }
 
-    /// The same where not all are: those that are not alike to what is too much. `late` holds span and
-    /// work, the smallest first.
+    /// The same where not all late requests are forgiven: only those much smaller than the first
+    /// that exceeds the bound. `late` holds span and work, the smallest first.
     fn largest_forgiven(&self, late: &[(u64, u64)]) -> u64 {
         let mut work = 0;
         for &(span, own) in late {
@@ -189,17 +192,18 @@ impl<P> Scheduler<P> {
         late.last().map_or(u64::MAX, |(span, _)| (span / MUCH_LARGER).saturating_sub(1))
     }
 
-    /// Whether so much late work is made up for.
+    /// Whether this much late work is forgiven.
     fn is_forgivable(&self, work: u64) -> bool {
         self.late_time(work) <= self.limits.config.objective.0.saturating_mul(FORGIVEN)
     }
 
-    /// Microseconds that so much late work takes.
+    /// Time that this much late work takes, in microseconds.
     fn late_time(&self, work: u64) -> u64 {
         self.pace.time_of(work).unwrap_or_default().0
     }
 
-    /// Whether a request that may be late is forgiven beside those that are behind.
+    /// Whether a late request of this span and work would be forgiven, given the late requests
+    /// behind.
     pub(super) fn would_be_forgiven(&self, span: u64, work: u64) -> bool {
         let candidates = self.order.iter().chain(&self.arrived);
         let behind =
@@ -207,14 +211,15 @@ impl<P> Scheduler<P> {
         self.is_forgivable(behind.map(|other| other.work).sum::<u64>().saturating_add(work))
     }
 
-    /// A request has a seat now.
+    /// Records that a request got a seat.
     pub(super) fn note_seat(&mut self, index: usize, slot: Slot) {
         let work = self.seats[slot.0 as usize].running().work_due;
         let candidate = &mut self.order[index];
         (candidate.slot, candidate.work) = (Some(slot), work);
     }
 
-    /// A step has ended: brings the order up to date, but for whose turn it is.
+    /// Brings the order up to date without sorting it anew: removes ended requests, updates the
+    /// work due.
     pub(super) fn refresh_order(&mut self) {
         let seats = &self.seats;
         let places = &self.places;
@@ -231,8 +236,8 @@ impl<P> Scheduler<P> {
         });
     }
 
-    /// Time that a request must have to spare when it begins, out of `span` until its goal. Requests
-    /// behind are owed a step now and then, and such a step may come between.
+    /// Time that a request must have to spare when it begins, out of `span` until its goal.
+    /// Requests behind are owed a step now and then, and such a step may come between.
     pub(super) fn margin(&self, span: u64) -> u64 {
         let step = self.limits.config.max_step_time.0.min(span / 2);
         if self.somebody_is_behind { step } else { 0 }
@@ -269,7 +274,7 @@ impl<P> Scheduler<P> {
         };
         let urgency = match class {
             Class::OnTime => wish.goal.0,
-            // What has begun is finished first: it holds pages.
+            // A request that has begun is finished first, because it holds pages.
             _ => {
                 let waited = now.since(wish.arrival).0.saturating_mul(WHOLE) / span;
                 (u64::MAX >> u32::from(wish.has_begun)).saturating_sub(waited)
@@ -280,7 +285,7 @@ impl<P> Scheduler<P> {
             rank: Rank { class, account, urgency, id: wish.id },
             tenant: wish.tenant,
             slot: wish.slot,
-            // A goal that is missed keeps nobody from sharing a step.
+            // A missed goal does not keep other requests from sharing a step.
             slack: if missed { Micros(u64::MAX) } else { wish.goal.since(Micros(ends)) },
             patience: Micros(wish.goal.0.saturating_add(if missed { span } else { 0 })).since(Micros(ends)),
             goal: wish.goal,
@@ -292,7 +297,7 @@ impl<P> Scheduler<P> {
     }
 
     /// The request that the next step is for: the first, or the first of a class behind that is
-    /// owed a whole step. An index into the order.
+    /// owed a whole step. Returns an index into the order.
     pub(super) fn first(&self, most: u64) -> Option<usize> {
         let most = most.min(self.most_work());
         let owed = |class: Class| {
@@ -302,8 +307,8 @@ impl<P> Scheduler<P> {
         owed(Class::Late).or_else(|| owed(Class::Batch)).or_else(|| self.first_on_time())
     }
 
-    /// The first request, or a much smaller one for which all before it have the time. One that waits
-    /// for room keeps its turn: then only those that have a seat go before it.
+    /// The first request, or a much smaller one for which all before it have the time. A request
+    /// that waits for room keeps its turn: then only requests with a seat go before it.
     fn first_on_time(&self) -> Option<usize> {
         let first = self.order.first()?;
         let Some(curve) = self.pace.curve() else { return Some(0) };
@@ -325,12 +330,12 @@ impl<P> Scheduler<P> {
         Some(0)
     }
 
-    /// Work of a step whose time has no bound.
+    /// Most work of a step whose time has no bound.
     fn most_work(&self) -> u64 {
         self.limits.config.max_step_tokens as u64
     }
 
-    /// Writes down what a step gave to whom.
+    /// Records the work that a step did for each class.
     pub(super) fn settle_behind(&mut self, work: &WorkByClass, most: u64) {
         let cap = most.min(self.most_work());
         let config = self.limits.config;
@@ -342,13 +347,13 @@ impl<P> Scheduler<P> {
         self.behind.batch.settle(batch, before_batch, work.of(Class::Batch), config.batch_share, cap);
     }
 
-    /// What those behind take of the work while others go first, in percent.
+    /// Percentage of the work that requests behind take while others go first.
     pub(super) fn percent_behind(&self) -> u64 {
         let behind = self.order.iter().find(|candidate| candidate.is_behind());
         behind.map_or(0, |candidate| self.percent_of(candidate.class()))
     }
 
-    /// What a class gets of the work while others go first, in percent; never none.
+    /// Percentage of the work that a class gets while others go first; never 0.
     pub(super) fn percent_of(&self, class: Class) -> u64 {
         match class {
             Class::OnTime => 100,
@@ -358,7 +363,7 @@ impl<P> Scheduler<P> {
     }
 }
 
-/// Work of a step.
+/// Work of a step, by class.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct WorkByClass([u64; 4]);
 
@@ -371,13 +376,13 @@ impl WorkByClass {
         self.0[class as usize] += work;
     }
 
-    /// Whether somebody goes before this class in the step.
+    /// Whether a class before this one has work in the step.
     pub(super) fn before(&self, class: Class) -> bool {
         self.0[..class as usize].iter().any(|work| *work > 0)
     }
 }
 
-/// What those behind are owed.
+/// The work that the classes behind are owed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Behind {
     late: Account,
@@ -385,7 +390,7 @@ pub(super) struct Behind {
 }
 
 impl Behind {
-    /// Work that a class may have beside those before it.
+    /// Work that a class may get beside the classes before it.
     pub(super) fn owed(&self, class: Class) -> u64 {
         match class {
             Class::OnTime => u64::MAX,
@@ -395,7 +400,7 @@ impl Behind {
         }
     }
 
-    /// Work that a class got while it waited, of all, in 1024ths: never less than it is owed.
+    /// Share of all work that a class got while it waited, in 1024ths; never less than it is owed.
     pub(super) fn share(&self, class: Class, percent: u64) -> u64 {
         let share = if class == Class::Late { self.late.share } else { self.batch.share };
         share.max(WHOLE * percent / 100).max(1)
@@ -405,7 +410,7 @@ impl Behind {
 #[derive(Clone, Copy, Debug)]
 struct Account {
     owed: u64,
-    /// In 1024ths.
+    /// Share of the work that the class got, in 1024ths.
     share: u64,
 }
 
@@ -423,7 +428,7 @@ impl Account {
         }
         let share = work * WHOLE / (before + work).max(1);
         self.share = self.share - self.share / SHARE_INERTIA + share / SHARE_INERTIA;
-        // What the classes before it did not want is free.
+        // Work that the classes before it did not want is free.
         if before > 0 || self.owed > 0 {
             let earned = before * percent / (100 - percent);
             self.owed = (self.owed + earned).saturating_sub(work).min(cap);
@@ -447,10 +452,10 @@ fn wish_to_go_on<P>(slot: Slot, running: &Running<P>) -> Wish {
     }
 }
 
-/// Parts that a share is counted in, and how much of a new one counts.
+/// Shares are counted in 1024ths. A new share counts for a 32nd.
 pub(super) const WHOLE: u64 = 1024;
 const SHARE_INERTIA: u64 = 32;
-/// How many objectives the work may take that is late and not put behind.
+/// Late work up to this many objectives is not put behind.
 const FORGIVEN: u64 = 4;
-/// How many times the time of a request another one takes that is not alike.
+/// A request that takes this many times the time of another is much larger than it.
 const MUCH_LARGER: u64 = 4;

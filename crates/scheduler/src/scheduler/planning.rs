@@ -1,20 +1,21 @@
-//! What goes through the model in the next step.
+//! Composing the next step.
 //!
 //! A step is for the first request of the order, see `order`. Another request shares the step where
-//! that saves more than it costs. It saves the fixed part of a step, for all who wait and for those
-//! who come before the next pause. It costs time: its rows delay the requests that are in the step
-//! already. So a processor computes contexts one after the other and beams together, and a device
-//! computes everything together. The costs are measured, and so is the load; see `pace`.
+//! that saves more than it costs. It saves the fixed part of a step, for all requests that wait and
+//! for those that arrive before the next pause. It costs time: its rows delay the requests that are
+//! already in the step. So a CPU computes contexts one after the other and beams together, and a
+//! GPU computes everything together. The costs are measured, and so is the load; see `pace`.
 //!
-//! - A step is as much work as takes `max_step_time`, and at least `min_step_rows` rows, so that the
-//!   next request waits no longer. It takes up to 16 times as long while there was only one request
-//!   for a second. Contexts and beams are cut. A context that has to be computed whole is not.
+//! - A step does as much work as takes `max_step_time`, and at least `min_step_rows` rows, so that
+//!   the next request waits no longer. It takes up to 16 times as long when there was only one
+//!   request for a second. Contexts and beams are cut, except a context that has to be computed
+//!   whole.
 //! - No request shares a step where that would make another miss its goal.
 //! - Context rows are bounded by `max_step_tokens`, branch rows by `max_branch_rows`.
-//! - A request is admitted when the step computes for it. One more may wait in a seat, so that its
+//! - A request is admitted when the step computes for it. One more may wait in a seat while its
 //!   pages are on their way.
-//! - A request gets no rows before the last of its pages in host memory is ordered, see `restoring`,
-//!   and none while another request computes pages that it needs, see `shared_work`.
+//! - A request gets no rows before the last of its pages in host memory is ordered, see
+//!   `restoring`, and none while another request computes pages that it needs, see `shared_work`.
 
 use beamline_model::step::{BranchStep, Chunk, ContextShape, Plan, Slot};
 
@@ -33,38 +34,39 @@ use crate::{
 
 /// How long steps stay short after there was last more than one request.
 const CROWDED: Micros = Micros(1_000_000);
-/// How many times longer a step may take while there is one request only. Another one that comes
-/// waits for the end of this step, so it has a bound as well.
+/// A step may take this many times longer while there is only one request. Another request that
+/// arrives waits for the end of this step, so its time has a bound as well.
 const ALONE: u64 = 16;
-/// Work of a step before it is known what it takes.
+/// Half a burst, in work, before the time of steps is known.
 const UNKNOWN_BURST: u64 = 1024;
 
 /// A step that is being composed.
 struct Step {
-    /// Most work, and how much there is.
+    /// The bound on its work, and its work so far.
     most: u64,
     work: u64,
     curve: Option<Curve>,
-    /// What time saved is worth.
+    /// Factor by which saved time is worth more than itself.
     worth: u64,
     requests: u64,
     context_rows: usize,
     branch_rows: usize,
-    /// Least time that one of its requests has to spare.
+    /// Least time that any of its requests can spare.
     slack: Micros,
     work_by_class: WorkByClass,
-    /// Requests that are not in it, and gain if it saves time.
+    /// Requests that are not in the step and gain if it saves time.
     left: u64,
-    /// A request behind was passed over.
+    /// Whether a request behind was passed over.
     passed_over: bool,
-    /// No other request is admitted: one before found no room.
+    /// Whether no other request is admitted, because one before found no room.
     closed: bool,
 }
 
 impl Step {
-    /// Whether another one with so much work should share it.
+    /// Whether another request with this much work should share the step.
     fn welcomes(&self, work: u64) -> bool {
-        // The costs are not known yet, or all steps were alike. One request shares, to learn them.
+        // The costs are not known yet, or all steps were alike. One request shares, so that they
+        // are learned.
         let Some(curve) = self.curve.filter(|curve| curve.is_known) else { return self.requests < 2 };
         let nanos = curve.per_row.saturating_mul(work);
         let costs = nanos.saturating_mul(self.requests);
@@ -74,9 +76,9 @@ impl Step {
 }
 
 impl<P> Scheduler<P> {
-    /// Ends what is late, admits who is to be served and writes the next step. The plan is empty
-    /// exactly when no request waits or runs; otherwise the step has to be reported by
-    /// [`Scheduler::commit`] or [`Scheduler::fail_step`] before anything else but submissions.
+    /// Ends late requests, admits requests, and writes the next step. The plan is empty exactly
+    /// when no request waits or runs. Otherwise report the step by [`Scheduler::commit`] or
+    /// [`Scheduler::fail_step`] before any call other than a submission.
     pub fn plan<A>(&mut self, now: Micros, plan: &mut Plan, events: &mut Vec<Event<P, A>>) {
         assert!(self.in_flight.is_empty(), "a step is in flight");
         plan.clear();
@@ -101,7 +103,7 @@ impl<P> Scheduler<P> {
         self.copy_ahead(plan);
     }
 
-    /// A step of one request.
+    /// Plans a step of one request.
     fn plan_alone(&mut self, slot: Slot, plan: &mut Plan) {
         let running = self.seat(slot).running();
         match running.stage {
@@ -114,7 +116,7 @@ impl<P> Scheduler<P> {
         }
     }
 
-    /// A step for the first request, and for those that share it.
+    /// Plans a step for the first request, and for those that share it.
     fn compose<A>(&mut self, now: Micros, plan: &mut Plan, events: &mut Vec<Event<P, A>>) {
         let most = self.step_work(now);
         self.tenants.settle(self.burst());
@@ -148,7 +150,7 @@ impl<P> Scheduler<P> {
         self.settle_behind(&step.work_by_class, most);
     }
 
-    /// All requests wait for pages: brings back those of one at once, and serves it.
+    /// All requests wait for pages: brings back all pages of one of them at once, and serves it.
     fn serve_one_that_waits_for_pages(&mut self, step: &mut Step, plan: &mut Plan) {
         let seated = |candidate: &Candidate| Some((*candidate, candidate.slot?));
         let Some((candidate, slot)) = self.order.iter().find_map(seated) else { return };
@@ -156,13 +158,14 @@ impl<P> Scheduler<P> {
         self.include(&candidate, slot, step, plan);
     }
 
-    /// Who gains if the step is short: those in the classes up to that of its first request.
+    /// Number of requests that gain if the step is short: those in the classes up to that of its
+    /// first.
     fn who_gains(&self, first: usize) -> u64 {
         let class = self.order[first].class();
         self.order.partition_point(|candidate| candidate.class() <= class) as u64
     }
 
-    /// Most work of a step.
+    /// Most work that the next step may do.
     fn step_work(&mut self, now: Micros) -> u64 {
         let SchedulerConfig { max_step_time, min_step_rows, .. } = self.limits.config;
         if self.running() + self.tenants.waiting() > 1 {
@@ -175,14 +178,14 @@ impl<P> Scheduler<P> {
         most.map_or(u64::MAX, |most| most.max(min_step_rows as u64))
     }
 
-    /// Work of two steps: what a tenant may have before another that waits as well.
+    /// Work of two steps: the lead that a tenant may have over another that waits as well.
     fn burst(&self) -> u64 {
         let SchedulerConfig { max_step_time, min_step_rows, .. } = self.limits.config;
         let most = self.pace.curve().map(|curve| curve.rows_in(max_step_time) as u64);
         most.unwrap_or(UNKNOWN_BURST).max(min_step_rows as u64).saturating_mul(2)
     }
 
-    /// Puts somebody into the step who can be served and should be.
+    /// Adds a request to the step if it can and should be served.
     fn consider<A>(
         &mut self,
         now: Micros,
@@ -200,7 +203,8 @@ impl<P> Scheduler<P> {
                 return;
             }
             if let Some(other) = self.computes_the_same(&candidate) {
-                // What it waits for is computed in its stead.
+                // Another request computes the pages that this one waits for, so that one is served
+                // instead.
                 return self.serve(&candidate, other, step, plan);
             }
             if step.closed {
@@ -208,7 +212,7 @@ impl<P> Scheduler<P> {
             }
         }
         let slot = candidate.slot.or_else(|| self.seat_for(now, &candidate, events));
-        // What was evicted for it is copied out before its pages are filled or written.
+        // Evicted pages are copied out before the new owner fills or writes them.
         self.cache.take_transfers(&mut plan.transfers);
         step.closed |= self.no_room == Some(candidate.id());
         let Some(slot) = slot else { return };
@@ -216,7 +220,7 @@ impl<P> Scheduler<P> {
         self.serve(&candidate, slot, step, plan);
     }
 
-    /// Whether a request has a seat, but no rows yet, neither before nor in this step.
+    /// Whether any request has a seat but no rows, neither before nor in this step.
     fn somebody_is_ready(&self, plan: &Plan) -> bool {
         self.prefilling.iter().any(|slot| {
             let idle = self.seats[slot.0 as usize].running().usage.steps == 0;
@@ -224,7 +228,7 @@ impl<P> Scheduler<P> {
         })
     }
 
-    /// Puts the request of a seat into the step, once its pages are ordered, if it may share it.
+    /// Adds a seated request to the step, once its pages are ordered, if it may share it.
     fn serve(&mut self, candidate: &Candidate, slot: Slot, step: &mut Step, plan: &mut Plan) {
         let in_step = |plan: &Plan| {
             plan.chunks.iter().any(|chunk| chunk.slot == slot)
@@ -234,7 +238,7 @@ impl<P> Scheduler<P> {
             return;
         }
         if self.seats[slot.0 as usize].left_to_order() > 0 {
-            // One at least comes back in a step, so that nobody waits for ever.
+            // A step brings back at least one page, so that no request waits for ever.
             let least = usize::from(self.importing.is_empty());
             let budget = self.transfers_left(plan).max(least);
             self.import(slot, budget, plan);
@@ -282,7 +286,7 @@ impl<P> Scheduler<P> {
         step.work_by_class.add(class, work);
     }
 
-    /// Work of the next rows of a request.
+    /// Work of the next `rows` rows of a request.
     fn work_of(&self, slot: Slot, rows: usize) -> u64 {
         let running = self.seats[slot.0 as usize].running();
         match running.stage {
@@ -294,7 +298,7 @@ impl<P> Scheduler<P> {
         }
     }
 
-    /// How many of the rows that a request wants it gets, if any.
+    /// Number of the wanted rows that a request gets in this step, if any.
     fn rows_in_step(&self, slot: Slot, wanted: usize, step: &Step) -> Option<usize> {
         let SchedulerConfig { max_step_tokens, max_branch_rows, max_chunk, min_step_rows, .. } =
             self.limits.config;
@@ -316,7 +320,7 @@ impl<P> Scheduler<P> {
                 let most = self.limits.context_rows_in(step.most, running.next_row());
                 Some(wanted.min(of_kind).min(chunk).min(most.max(min_step_rows)))
             }
-            // Parts that are alike: a few beams at the end would take a step of their own.
+            // Equal parts: a few beams left at the end would need a step of their own.
             Stage::Decode { .. } => {
                 let most = self.limits.branch_rows_in(step.most, running.demand.target);
                 Some(wanted.div_ceil(wanted.div_ceil(most.max(min_step_rows))))
@@ -386,7 +390,7 @@ impl<P> Scheduler<P> {
         }
     }
 
-    /// Writes down what the step does, to know what its outcomes mean.
+    /// Records the work of the step, so that its outcomes can be interpreted.
     fn take_off(&mut self, plan: &Plan) {
         for Chunk { slot, positions, expand, .. } in &plan.chunks {
             let work = StepWork::Context { rows: positions.len(), end: positions.end, expand: *expand };
@@ -399,8 +403,8 @@ impl<P> Scheduler<P> {
     }
 }
 
-/// As [`Pace::fit`](crate::pace::Pace::fit), for beams that differ from expansion to expansion. The
-/// pace is asked about as many beams that do not: the mean of those that branch steps compute.
+/// Like [`Pace::fit`](crate::pace::Pace::fit), for beams that differ from expansion to expansion.
+/// The estimate uses equal beams with the mean width of the branch steps.
 fn fit_widths<P>(
     request: &Request<P>,
     beam: Beam,

@@ -1,12 +1,12 @@
 //! Pages that come back from host memory, and pages that are copied there ahead of their eviction.
 //!
-//! A step waits for the transfers of its plan, so a plan holds few of them that others in it do not
-//! need: at most `max_step_transfers`. A context that comes back in more pages takes several steps,
-//! in which the others go on; nobody computes for it meanwhile. When nobody else is there to wait,
-//! all of it comes at once.
+//! A step waits for the transfers of its plan. So a plan holds few transfers that its other
+//! requests do not need: at most `max_step_transfers`. A context that comes back in more pages
+//! takes several steps. The other requests go on in them, and this one gets no rows. When no other
+//! request waits, all pages come at once.
 //!
-//! What a step brought back counts only when the step has succeeded. Otherwise it is ordered again:
-//! the host pages are held until then, whatever the tier drops.
+//! Pages that a step brought back count only when the step has succeeded. Otherwise they are
+//! ordered again: the host pages are held until then, even if the tier drops them.
 
 use beamline_kv_cache::Transfer;
 use beamline_model::step::{Plan, Slot};
@@ -32,7 +32,7 @@ impl<P> Scheduler<P> {
         count
     }
 
-    /// The step has succeeded, so what it was to bring back is back.
+    /// Records the pages that the successful step brought back.
     pub(super) fn confirm_imports(&mut self) {
         for slot in self.importing.drain(..) {
             let seat = &mut self.seats[slot.0 as usize];
@@ -46,7 +46,7 @@ impl<P> Scheduler<P> {
         }
     }
 
-    /// The step has failed, so nothing is known of what it was to bring back.
+    /// Forgets the pages that the failed step was to bring back: their state is unknown.
     pub(super) fn forget_imports(&mut self) {
         for slot in self.importing.drain(..) {
             let Some(running) = &mut self.seats[slot.0 as usize].running else {
@@ -56,7 +56,7 @@ impl<P> Scheduler<P> {
         }
     }
 
-    /// Fills the plan up with copies of what would be evicted next.
+    /// Fills the plan up with copies of the pages that would be evicted next.
     pub(super) fn copy_ahead(&mut self, plan: &mut Plan) {
         if plan.is_empty() {
             assert!(plan.transfers.is_empty(), "pages are evicted for whoever computes");

@@ -1,4 +1,4 @@
-//! A seat: what the scheduler keeps of the request that owns a slot.
+//! A seat: the scheduler's state of the request that owns a slot.
 
 use std::sync::Arc;
 
@@ -12,16 +12,16 @@ use crate::{
     time::Micros,
 };
 
-/// One slot. The page tables keep their memory from request to request.
+/// The state of one slot. The page tables keep their memory from request to request.
 pub(super) struct Seat<P> {
     /// Pages of the context from position 0 on; those of the cached prefix are shared.
     pub(super) context_pages: Vec<PageId>,
     /// Pages of the branch rows, never shared.
     pub(super) branch_pages: Vec<PageId>,
-    /// Host pages that follow the cached prefix and are not all back yet: number `i` belongs into
+    /// Host pages that follow the cached prefix and are not all back yet. Number `i` belongs into
     /// the context page `published + i`. Held until a step that moved them has succeeded.
     pub(super) restoring: Vec<Arc<HostPage>>,
-    /// `None` while the slot is free.
+    /// The request in the slot; `None` while the slot is free.
     pub(super) running: Option<Running<P>>,
 }
 
@@ -31,48 +31,49 @@ pub(super) struct Running<P> {
     pub(super) address: PageAddress,
     pub(super) demand: Demand,
     pub(super) tenant: TenantId,
-    /// Rows that it was admitted for.
+    /// Rows for which the request was admitted.
     pub(super) cost: u64,
-    /// Work that it was admitted for.
+    /// Work for which the request was admitted.
     pub(super) work: u64,
     /// Work that is not done yet, as far as is known.
     pub(super) work_due: u64,
-    /// Leading context positions that lie in pages, or will when what is being restored is back.
+    /// Leading context positions that lie in pages, or will once the restored pages are back.
     pub(super) computed: usize,
     /// Leading pages that were offered to the prefix index, or came from it.
     pub(super) published: usize,
-    /// Leading pages of `Seat::restoring` that were ordered back, and those that are known to be.
+    /// Leading pages of `Seat::restoring` that were ordered back, and how many are known to be
+    /// back.
     pub(super) ordered: usize,
     pub(super) restored: usize,
     pub(super) stage: Stage,
     pub(super) usage: Usage,
     pub(super) queued_at: Micros,
-    /// When it should be answered, see `order`.
+    /// When the request should be answered, see `order`.
     pub(super) goal: Micros,
     pub(super) admitted_at: Micros,
     pub(super) prefilled_at: Option<Micros>,
 }
 
-/// What a running request needs next.
+/// The next kind of work of a running request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Context rows.
+    /// Context rows are still to be computed.
     Prefill,
-    /// A branch step.
+    /// The next rows are those of a branch step.
     Decode {
-        /// Branch steps taken.
+        /// Number of branch steps taken.
         taken: usize,
-        /// Beams left to compute before they are expanded.
+        /// Beams still to compute before they are expanded.
         rows: usize,
     },
 }
 
-/// What a step does for one request.
+/// The work of a step for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StepWork {
-    /// Context rows up to `end`, the last of them expanded into this many beams.
+    /// Context rows up to `end`, the last of which is expanded into `expand` beams.
     Context { rows: usize, end: usize, expand: Option<usize> },
-    /// Rows of a branch step, and positions of the context that they attend to.
+    /// Rows of a branch step, and the number of context positions that they attend to.
     Branch { rows: usize, context: usize },
 }
 
@@ -83,8 +84,8 @@ impl<P> Default for Seat<P> {
 }
 
 impl<P> Seat<P> {
-    /// Pages that are not ordered back yet: while there are any, no row of the request can be
-    /// computed.
+    /// Number of pages that are not ordered back yet. While it is not 0, no row of the request can
+    /// be computed.
     pub(super) fn left_to_order(&self) -> usize {
         self.restoring.len() - self.running().ordered
     }
@@ -95,7 +96,7 @@ impl<P> Seat<P> {
         running
     }
 
-    /// The same, to change it.
+    /// Mutable access to [`Seat::running()`].
     pub(super) fn running_mut(&mut self) -> &mut Running<P> {
         let Some(running) = &mut self.running else { unreachable!("a listed seat is taken") };
         running
@@ -103,19 +104,19 @@ impl<P> Seat<P> {
 }
 
 impl<P> Running<P> {
-    /// The first context row to compute next. When all lie in pages, the last one has to be
-    /// computed again, because the first expansion needs it.
+    /// The next context row to compute. When all rows lie in pages, the last one is computed again,
+    /// because the first expansion needs it.
     pub(super) fn next_row(&self) -> usize {
         assert_eq!(self.stage, Stage::Prefill);
         self.computed.min(self.demand.target - 1)
     }
 
-    /// Context rows to compute before the request can go on.
+    /// Number of context rows to compute before the request can go on.
     pub(super) fn rows_left(&self) -> usize {
         self.demand.target - self.next_row()
     }
 
-    /// Steps to the end, if no context is cut.
+    /// Number of steps to the end, if no context is cut.
     pub(super) fn steps_left(&self) -> u64 {
         let expansions = self.request.generated_steps;
         match self.stage {
@@ -126,7 +127,7 @@ impl<P> Running<P> {
 }
 
 impl StepWork {
-    /// How much it is.
+    /// The amount of work.
     pub(super) fn amount(self, limits: &Limits) -> u64 {
         match self {
             Self::Context { rows, end, .. } => limits.context_work(end - rows..end),

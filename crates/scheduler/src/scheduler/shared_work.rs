@@ -1,8 +1,8 @@
-//! Work that is done once.
+//! Computing shared rows only once.
 //!
 //! Two requests may begin with the same rows that are not cached yet: a user who asks twice, two
-//! users of one prompt. The second waits for the pages of the first, and finds them cached when it is
-//! admitted. The first is served in its stead meanwhile.
+//! users of one prompt. The second waits for the pages of the first, and finds them cached when it
+//! is admitted. The first is served in its place meanwhile.
 
 use beamline_model::step::Slot;
 

@@ -1,56 +1,57 @@
-//! What is going on, and what has happened: for metrics and tests.
+//! The scheduler's gauges and counters, for metrics and tests.
 
 use crate::event::{Ended, Ending};
 
 /// Gauges and counters of one scheduler.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SchedulerStats {
-    /// Requests waiting now.
+    /// Gauge: requests waiting.
     pub queued: u64,
-    /// Requests in slots now.
+    /// Gauge: requests in slots.
     pub running: u64,
-    /// Requests taken into the queue.
+    /// Counter: requests accepted into the queue.
     pub accepted: u64,
-    /// Requests not taken.
+    /// Counter: requests refused on arrival.
     pub refused: u64,
-    /// Requests answered, warm ones included.
+    /// Counter: requests answered, warm ones included.
     pub finished: u64,
-    /// Requests that could not be computed.
+    /// Counter: requests that could not be computed.
     pub failed: u64,
-    /// Requests whose deadline came first.
+    /// Counter: requests whose deadline came first.
     pub expired: u64,
-    /// Requests that nobody wanted any more.
+    /// Counter: requests whose client no longer wanted the answer.
     pub cancelled: u64,
-    /// Requests dropped from the queue, because their deadline had become impossible.
+    /// Counter: requests dropped from the queue because their deadline had become impossible.
     pub dropped: u64,
-    /// Answers over a narrowed beam.
+    /// Counter: answers from a narrowed beam.
     pub degraded: u64,
-    /// Requests tried again alone after a failed step.
+    /// Counter: requests tried again alone after a failed step.
     pub retried: u64,
-    /// Context positions of admitted requests that were found in device pages.
+    /// Counter: context positions of admitted requests that were found in device pages.
     pub hit_tokens: u64,
-    /// Context positions of admitted requests that were found in host memory.
+    /// Counter: context positions of admitted requests that were found in host memory.
     pub restored_tokens: u64,
-    /// Pages that came back from host memory.
+    /// Counter: pages that came back from host memory.
     pub restored_pages: u64,
-    /// Context positions of admitted requests that were found in neither.
+    /// Counter: context positions of admitted requests that were found in neither.
     pub missed_tokens: u64,
-    /// Steps that succeeded.
+    /// Counter: steps that succeeded.
     pub steps: u64,
-    /// Steps that failed.
+    /// Counter: steps that failed.
     pub failed_steps: u64,
-    /// Failed steps since the last one that succeeded: a model that never recovers shows here.
+    /// Gauge: failed steps since the last one that succeeded. It grows when the model never
+    /// recovers.
     pub failed_in_a_row: u64,
-    /// Context rows computed.
+    /// Counter: context rows computed.
     pub context_rows: u64,
-    /// Branch rows computed.
+    /// Counter: branch rows computed.
     pub branch_rows: u64,
-    /// Microseconds that the successful steps took.
+    /// Counter: microseconds that the successful steps took.
     pub step_micros: u64,
 }
 
 impl SchedulerStats {
-    /// A request has ended.
+    /// Counts a request that has ended.
     pub(super) fn count<A>(&mut self, ended: &Ended<A>) {
         match ended.ending {
             Ending::Finished(_) | Ending::Warmed => {

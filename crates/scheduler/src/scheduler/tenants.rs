@@ -1,13 +1,14 @@
-//! Who waits, and what each tenant had: tenants share the model by the work done for them.
+//! The queues of the tenants, and the work done for each: tenants share the model by work.
 //!
-//! Every tenant has a queue of its own and an account of its work. The tenant with the lowest account
-//! is served first. So two tenants that always wait get equally much. A tenant that seldom asks
-//! is served at the next step, however long the queue of another is.
+//! Every tenant has its own queue and an account of the work done for it. The tenant with the
+//! lowest account is served first. So two tenants that always wait get equal work. A tenant that
+//! seldom asks is served at the next step, however long the queue of another is.
 //!
-//! - A tenant that was away begins a *burst* below the lowest account. It is served at once, and may
-//!   finish a request of that size. It begins no lower than it left, so going away gains nothing.
-//! - The tenant that was served last goes on until its account is a burst above another. So requests
-//!   that can be finished are not interleaved.
+//! - A tenant that was away begins a *burst* below the lowest account. It is served at once, and
+//!   may finish a request of that size. It begins no lower than it left, so going away gains
+//!   nothing.
+//! - The tenant that was served last goes on until its account is a burst above another. So
+//!   requests that can be finished are not interleaved.
 //!
 //! What this must not know: which request of a tenant is served first; see `order`.
 
@@ -21,7 +22,7 @@ use crate::{
     time::Micros,
 };
 
-/// Most accounts that are kept of tenants that have nothing to do. Tenants are named by clients.
+/// Most accounts that are kept for idle tenants. Clients choose the names of tenants.
 const MOST_OWED: usize = 4096;
 
 /// A request that waits for admission.
@@ -30,16 +31,16 @@ pub(super) struct Queued<P> {
     pub(super) address: PageAddress,
     pub(super) demand: Demand,
     pub(super) queued_at: Micros,
-    /// When it should be answered, see `order`.
+    /// When the request should be answered, see `order`.
     pub(super) goal: Micros,
 }
 
-/// A tenant that has something to do: an index, dense and small.
+/// A tenant that has something to do, as an index. Indices are dense and small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct TenantId(usize);
 
 impl TenantId {
-    /// Below the number of [`Tenants::ids`].
+    /// The index, which is below the number of [`Tenants::ids`].
     pub(super) fn index(self) -> usize {
         self.0
     }
@@ -47,11 +48,11 @@ impl TenantId {
 
 pub(super) struct Tenant<P> {
     name: Option<Namespace>,
-    /// In the order of arrival.
+    /// Waiting requests, in the order of their arrival.
     pub(super) waiting: VecDeque<Queued<P>>,
-    /// Requests in seats.
+    /// Number of requests in seats.
     pub(super) running: usize,
-    /// The account.
+    /// The account: work done for the tenant.
     served: u64,
 }
 
@@ -63,12 +64,12 @@ pub(super) struct Tenants<P> {
     waiting: usize,
     /// The tenant that was served last.
     turn: Option<TenantId>,
-    /// Rows of a burst.
+    /// Work of a burst.
     burst: u64,
-    /// The lowest account of those that have something to do, or had last.
+    /// The lowest account of the tenants that have something to do, or had last.
     clock: u64,
-    /// Accounts of tenants that went away. Those that would begin where a new one begins are
-    /// forgotten when there are too many.
+    /// Accounts of tenants that went away. When there are too many, those that would begin where a
+    /// new tenant begins are forgotten.
     owed: HashMap<Namespace, u64>,
 }
 
@@ -81,7 +82,7 @@ impl<P> Default for Tenants<P> {
             waiting: 0,
             turn: None,
             burst: 0,
-            // So that the first may begin a burst below.
+            // High enough that the first tenant may begin a burst below.
             clock: 1 << 32,
             owed: HashMap::new(),
         }
@@ -89,13 +90,12 @@ impl<P> Default for Tenants<P> {
 }
 
 impl<P> Tenants<P> {
-    /// Requests that wait.
+    /// Number of requests that wait.
     pub(super) fn waiting(&self) -> usize {
         self.waiting
     }
 
-    /// Every tenant, those without anything to do among them, in an order that depends on nothing
-    /// but the calls before.
+    /// Every tenant, idle ones included. The order depends only on the calls before.
     pub(super) fn ids(&self) -> impl Iterator<Item = TenantId> + use<P> {
         (0..self.tenants.len()).map(TenantId)
     }
@@ -104,26 +104,27 @@ impl<P> Tenants<P> {
         &self.tenants[id.0]
     }
 
-    /// The tenant of a name, if it has something to do.
+    /// The tenant with this name, if it has something to do.
     pub(super) fn find(&self, name: &Namespace) -> Option<TenantId> {
         self.by_name.get(name).copied()
     }
 
-    /// Says how much work a burst is, and where the lowest account is.
+    /// Sets the work of a burst, and updates the lowest account.
     pub(super) fn settle(&mut self, burst: u64) {
         self.burst = burst;
         let lowest = self.by_name.values().map(|id| self.tenants[id.0].served).min();
         self.clock = lowest.map_or(self.clock, |lowest| self.clock.max(lowest));
     }
 
-    /// The account of a tenant, as it counts for whose turn it is.
+    /// The account that decides the turn of a tenant.
     pub(super) fn account(&self, id: TenantId) -> u64 {
         let served = self.get(id).served;
-        // A tenant that begins may interrupt: it is a whole burst below.
+        // A tenant that begins is a whole burst below, so it may interrupt.
         if self.turn == Some(id) { served.saturating_sub(self.burst.saturating_sub(1)) } else { served }
     }
 
-    /// Work of a step for a tenant; `first` when the step is for it above all.
+    /// Adds the work of a step to a tenant's account; `first` when the step is mainly for this
+    /// tenant.
     pub(super) fn charge(&mut self, id: TenantId, work: u64, first: bool) {
         self.tenants[id.0].served += work;
         if first {
@@ -131,7 +132,7 @@ impl<P> Tenants<P> {
         }
     }
 
-    /// Takes a request in, behind those of its tenant.
+    /// Adds a request, behind those of its tenant.
     pub(super) fn push(&mut self, queued: Queued<P>) -> TenantId {
         let id = self.enter(queued.request.namespace);
         self.tenants[id.0].waiting.push_back(queued);
@@ -139,7 +140,7 @@ impl<P> Tenants<P> {
         id
     }
 
-    /// Takes a waiting request out, by its place in the queue of its tenant.
+    /// Removes a waiting request, by its position in the queue of its tenant.
     pub(super) fn remove(&mut self, id: TenantId, index: usize) -> Option<Queued<P>> {
         let queued = self.tenants[id.0].waiting.remove(index)?;
         self.waiting -= 1;
@@ -147,7 +148,7 @@ impl<P> Tenants<P> {
         Some(queued)
     }
 
-    /// Gives a request back that was taken out at `index` and could not be admitted.
+    /// Puts back a request that was removed at `index` and could not be admitted.
     pub(super) fn put_back(&mut self, index: usize, queued: Queued<P>) {
         let id = self.enter(queued.request.namespace);
         let waiting = &mut self.tenants[id.0].waiting;
@@ -155,19 +156,19 @@ impl<P> Tenants<P> {
         self.waiting += 1;
     }
 
-    /// The place of a request in the queue of its tenant.
+    /// The position of a request in the queue of its tenant.
     pub(super) fn position(&self, id: TenantId, request: RequestId) -> Option<usize> {
         self.get(id).waiting.iter().position(|queued| queued.request.id == request)
     }
 
-    /// A request of a tenant got a seat.
+    /// Records that a request of a tenant got a seat.
     pub(super) fn admitted(&mut self, name: Namespace) -> TenantId {
         let id = self.enter(name);
         self.tenants[id.0].running += 1;
         id
     }
 
-    /// A running request has ended.
+    /// Records that a running request has ended.
     pub(super) fn ended(&mut self, id: TenantId) {
         self.tenants[id.0].running -= 1;
         self.leave(id);

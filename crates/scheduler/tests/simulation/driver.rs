@@ -1,5 +1,5 @@
-//! Drives a scheduler through a scenario in virtual time, beside a naive account of what must come
-//! of it.
+//! Drives a scheduler through a scenario in virtual time, beside a naive account of the expected
+//! results.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,12 +22,12 @@ use crate::{
     story::{Fate, Story},
 };
 
-/// What a run came to.
+/// The results of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Report {
     /// A digest of every event, every plan and every moment.
     pub(crate) digest: u64,
-    /// A digest of the answers alone, in whatever order they came.
+    /// A digest of the answers alone, independent of their order.
     pub(crate) answers: u64,
     pub(crate) steps: u64,
     pub(crate) answered: u64,
@@ -61,18 +61,18 @@ pub(crate) struct Driver<'a> {
     scheduler: Scheduler<Story>,
     model: SimModel,
     traffic: Traffic,
-    /// For when things happen; what is asked does not depend on it.
+    /// Decides when things happen; the contents of requests do not depend on it.
     dice: Rng,
     now: Micros,
-    /// The time of the host tier, which is told to it.
+    /// The time of the host tier, which the driver sets.
     host_time: Arc<AtomicU64>,
     live: BTreeMap<u64, Live>,
-    /// Who owns which slot.
+    /// The request that owns each slot.
     open: HashMap<Slot, u64>,
     waiting: usize,
     plans: u64,
     report: Report,
-    /// Where to write what happens, when somebody wants to read it.
+    /// Receives a line for every event, if set.
     trace: Option<&'a mut dyn FnMut(String)>,
 }
 
@@ -201,7 +201,7 @@ impl<'a> Driver<'a> {
         match result {
             Ok(()) => self.scheduler.commit(self.now, took, outcomes, events),
             Err(error) => {
-                // To the scheduler, all ways in which a step can fail are one.
+                // The scheduler treats all ways in which a step can fail alike.
                 match self.now.0 % 3 {
                     0 => self.scheduler.fail_step(self.now, Failure::Panicked(error.0), events),
                     1 => self.scheduler.fail_step(self.now, Failure::Step(error.0), events),
@@ -222,7 +222,7 @@ impl<'a> Driver<'a> {
         let moved =
             plan.transfers.iter().filter(|transfer| matches!(transfer, Transfer::Import { .. })).count();
         if plan.chunks.len() + plan.branches.len() > 1 {
-            // What comes back for one of them keeps the others waiting.
+            // Pages that come back for one request keep the others waiting.
             let budget = config.max_step_transfers.max(1);
             assert!(moved <= budget || plan.branches.is_empty(), "{moved} pages come back in one step");
         }
@@ -235,7 +235,7 @@ impl<'a> Driver<'a> {
             self.report.digest = mix(self.report.digest, chunk.positions.end as u64);
             let story = &self.live[&self.open[&chunk.slot]].story;
             let hoards = chunk.positions.len() > config.max_chunk && story.shape == ContextShape::Causal;
-            // Whoever shares a step is welcome there with all of its rows.
+            // A request that shares a step is welcome there with all of its rows.
             let alone = plan.chunks.len() + plan.branches.len() == 1;
             if hoards && alone && self.scenario.is_trouble_free() {
                 assert_eq!(self.live.len(), 1, "a long context keeps others waiting");
@@ -243,7 +243,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Carries out what the scheduler tells, and checks that it may tell it.
+    /// Carries out the scheduler's events, and checks that they are allowed.
     fn apply(&mut self, events: &mut Events) {
         for event in events.drain(..) {
             match event {
@@ -289,7 +289,7 @@ impl<'a> Driver<'a> {
         self.report.degraded += u64::from(ended.usage.degraded.is_some());
         let (usage, timings, story) = (&ended.usage, &ended.timings, &live.story);
         if !live.admitted && timings.admitted_at.is_some() {
-            // Admitted and over at once.
+            // Admitted and ended at once.
             assert_eq!((&ended.ending, usage.steps), (&Ending::Warmed, 0));
             self.admitted(id);
         } else if !live.admitted {
@@ -317,7 +317,7 @@ impl<'a> Driver<'a> {
                 self.report.answered += 1;
             }
             Ending::Warmed => {
-                // A fault is not met when there is nothing to compute.
+                // A fault has no effect when there is nothing to compute.
                 assert!(story.is_warm() && (usage.steps == 0 || story.fate(0) == Fate::Warmed));
                 self.report.warmed += 1;
             }
@@ -344,7 +344,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Nothing is left, and the account agrees with the scheduler's own.
+    /// Asserts that nothing is left, and that the account agrees with the scheduler's own.
     fn finish(mut self) -> Report {
         self.scheduler.check_invariants();
         assert!(self.scheduler.is_idle());
@@ -368,7 +368,7 @@ impl<'a> Driver<'a> {
         );
         report.retried = stats.retried;
         report.evictions = cache.evictions;
-        // A context that is exact is computed as a whole again once its tail was evicted.
+        // A context of class `Exact` is computed as a whole again once its tail was evicted.
         let whole_again = self.scenario.reuse.contains(&ReuseClass::Exact);
         report.duplicates = if whole_again { 0 } else { cache.duplicates };
         report.hit_tokens = stats.hit_tokens;

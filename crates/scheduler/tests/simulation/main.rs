@@ -1,11 +1,11 @@
 //! The scheduler against a simulated model and clock.
 //!
-//! The model checks every plan, the driver every event; see there for what. A failure prints the
-//! seed and the end of the trace. Replay it with `BEAMLINE_SEED=<seed> cargo test --release -p
-//! beamline-scheduler --test simulation one`, run more with `BEAMLINE_SOAK=<requests>` and `soak`,
-//! which starts at that seed, too.
+//! The model checks every plan, and the driver every event; see there for the details. A failure
+//! prints the seed and the end of the trace. Replay it with `BEAMLINE_SEED=<seed> cargo test
+//! --release -p beamline-scheduler --test simulation one`. Run more with `BEAMLINE_SOAK=<requests>`
+//! and `soak`, which starts at that seed, too.
 
-// A simulation is a test all over, also outside the functions that are marked as such.
+// A simulation is test code everywhere, also outside the functions that are marked as tests.
 #![allow(clippy::expect_used, clippy::print_stdout)]
 
 mod driver;
@@ -20,10 +20,10 @@ use beamline_scheduler::SchedulerConfig;
 use driver::{Driver, Report};
 use scenario::{HostScenario, Scenario};
 
-/// Requests of one scenario.
+/// Number of requests of one scenario.
 const REQUESTS: usize = 2000;
 
-/// Lines of the trace that are printed.
+/// Number of lines of the trace that are printed.
 const TRACE_TAIL: usize = 60;
 
 fn run(scenario: &Scenario) -> Report {
@@ -36,7 +36,7 @@ fn run(scenario: &Scenario) -> Report {
     }
 }
 
-/// Runs the scenario again, which gives the same again, and tells how it came to its end.
+/// Runs the scenario again, with the same result, and prints how it came to its end.
 fn explain(scenario: &Scenario) {
     let mut lines = Vec::new();
     let mut sink = |line| lines.push(line);
@@ -109,7 +109,7 @@ fn run_many(seeds: std::ops::Range<u64>) -> Report {
 fn every_request_ends_once_and_as_it_must() {
     let total = run_many(0..100);
     assert_eq!(total.duplicates, 0, "no page is computed twice at a time");
-    // The scenarios go where they are meant to go.
+    // The scenarios reach the cases that they are meant to reach.
     for (what, count) in [
         ("answered", total.answered),
         ("warmed", total.warmed),
@@ -142,7 +142,7 @@ fn the_same_seed_gives_the_same_trace() {
 fn an_answer_does_not_depend_on_what_shares_its_steps() {
     for seed in 2000..2020 {
         let seeded = Scenario::from_seed(seed, 300);
-        // Nobody is refused, late, cancelled or failed, so that everybody is answered in both runs.
+        // No request is refused, late, cancelled or failed, so that all are answered in both runs.
         let crowded = Scenario {
             config: SchedulerConfig {
                 max_queued: 300,
@@ -201,7 +201,7 @@ fn an_answer_does_not_depend_on_whether_its_context_was_kept_moved_or_computed()
     );
 }
 
-/// A number out of the environment.
+/// A number from the environment.
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
@@ -211,7 +211,7 @@ fn one() {
     run(&Scenario::from_seed(setting("BEAMLINE_SEED", 0), REQUESTS));
 }
 
-/// Millions, over other seeds than the other tests.
+/// Millions of requests, over other seeds than the other tests.
 #[test]
 fn soak() {
     let first = setting("BEAMLINE_SEED", 1_000_000);

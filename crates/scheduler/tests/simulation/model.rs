@@ -1,8 +1,8 @@
-//! A model without floats that checks everything it is asked.
+//! A model without floats that checks every plan it gets.
 //!
-//! Every page cell holds the number that stands for its keys and values. A row that is computed is
-//! written there; a row that is attended to is read and compared with what this request's own words
-//! say must lie there.
+//! Every page cell holds the number that stands for its keys and values. The model writes this
+//! number for each row that it computes. It reads the number of each row that is attended to, and
+//! compares it with the number that the request's own words demand there.
 
 use std::collections::HashSet;
 
@@ -14,7 +14,7 @@ use crate::{
     story::{Fault, Story},
 };
 
-/// An open slot.
+/// The state of an open slot.
 struct Open {
     story: Story,
     contents: Vec<u64>,
@@ -24,7 +24,7 @@ struct Open {
     width: usize,
     /// Beams alive after every expansion.
     rows: Vec<usize>,
-    /// Leading beams of the branch step at hand that are computed.
+    /// Leading beams of the current branch step that are computed.
     part: usize,
     digest: u64,
 }
@@ -33,12 +33,12 @@ pub(crate) struct SimModel {
     page_size: usize,
     cells: Vec<u64>,
     slots: Vec<Option<Open>>,
-    /// How many entries of the present plan name a page.
+    /// Number of entries of the current plan that name each page.
     named: Vec<u32>,
     rng: Rng,
-    /// Steps that fail for no reason, in a thousand.
+    /// Steps that fail for no reason, per thousand.
     pub(crate) failing: u32,
-    /// Requests that were in a failed step: they may never share one again.
+    /// Requests that were in a failed step with others: they may never share one again.
     suspects: HashSet<u64>,
     /// Requests that were alone in a failed step: they have failed.
     pub(crate) failed_alone: HashSet<u64>,
@@ -116,7 +116,7 @@ impl SimModel {
         }
         open.computed = Some(end);
         if matches!(open.story.fault, Fault::Fails(0)) {
-            // What a failed request leaves in its pages is anything.
+            // A failed request may leave anything in its pages.
             for position in chunk.cached.max(start)..end {
                 let cell = self.cell(table, position);
                 self.cells[cell] = self.rng.next();
@@ -198,7 +198,7 @@ impl SimModel {
         progress
     }
 
-    /// Moves pages. One that is filled is read and written by one request at most.
+    /// Moves pages. A page that is filled is read and written by at most one request.
     fn transfer(&mut self, plan: &Plan) {
         for transfer in &plan.transfers {
             if let Transfer::Import { page, .. } = transfer {
@@ -208,7 +208,7 @@ impl SimModel {
         }
     }
 
-    /// Whether this step is to fail as a whole.
+    /// Whether this step must fail as a whole.
     fn fails(&mut self, plan: &Plan) -> bool {
         let poisoned = plan.chunks.iter().any(|chunk| match self.story(chunk.slot).fault {
             Fault::Poison(0) => true,
@@ -221,7 +221,8 @@ impl SimModel {
         poisoned || self.rng.permille(self.failing)
     }
 
-    /// What a failed step leaves behind: anything, wherever it was allowed to write.
+    /// Simulates what a failed step leaves behind: anything, in every place where it was allowed to
+    /// write.
     fn wreck(&mut self, plan: &Plan) {
         if self.rng.permille(500) {
             self.transfer(plan);
@@ -249,7 +250,7 @@ impl SimModel {
         plan.chunks.iter().map(|chunk| chunk.slot).chain(plan.branches.iter().map(|branch| branch.slot))
     }
 
-    /// Counts, or stops counting, the tables of the plan.
+    /// Adds the tables of the plan to the counts, or subtracts them.
     fn name_pages(&mut self, plan: &Plan, by: i32) {
         let ranges = plan.chunks.iter().map(|chunk| &chunk.context_pages);
         let ranges = ranges.chain(plan.branches.iter().flat_map(|b| [&b.context_pages, &b.branch_pages]));
@@ -271,7 +272,7 @@ impl SimModel {
     }
 }
 
-/// The next expansion of a request.
+/// Computes the next expansion of a request.
 fn expand(open: &mut Open) -> Progress<u64> {
     open.expansions += 1;
     let story = &open.story;

@@ -1,6 +1,6 @@
-//! All randomness of a run comes out of one seed.
+//! All randomness of a run comes from one seed.
 
-/// SplitMix64.
+/// The SplitMix64 random number generator.
 #[derive(Clone, Debug)]
 pub(crate) struct Rng(u64);
 
@@ -14,13 +14,13 @@ impl Rng {
         mix(self.0, 0)
     }
 
-    /// Uniform in `low..=high`.
+    /// A uniform number in `low..=high`.
     pub(crate) fn within(&mut self, low: usize, high: usize) -> usize {
         assert!(low <= high);
         low + (self.next() % (high - low + 1) as u64) as usize
     }
 
-    /// True this many times in a thousand.
+    /// True in `rate` of a thousand cases.
     pub(crate) fn permille(&mut self, rate: u32) -> bool {
         self.next() % 1000 < u64::from(rate)
     }
@@ -30,7 +30,7 @@ impl Rng {
     }
 }
 
-/// One number out of two, well stirred.
+/// One well-mixed number from two.
 pub(crate) fn mix(a: u64, b: u64) -> u64 {
     let mut z = a ^ b.wrapping_mul(0xd6e8_feb8_6659_fd93).rotate_left(32);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

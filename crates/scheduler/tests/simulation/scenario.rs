@@ -1,4 +1,4 @@
-//! A small world out of a seed: sizes, rates, users and what they ask.
+//! A small world from a seed: sizes, rates, users and their requests.
 
 use std::sync::{Arc, atomic::AtomicU64};
 
@@ -11,7 +11,7 @@ use crate::{
     story::{Fault, Story},
 };
 
-/// Rates are in a thousand.
+/// The parameters of a scenario. Rates are per thousand.
 #[derive(Clone, Debug)]
 pub(crate) struct Scenario {
     pub(crate) seed: u64,
@@ -26,33 +26,33 @@ pub(crate) struct Scenario {
     /// Shapes of the tenants' models.
     pub(crate) shapes: Vec<ContextShape>,
     pub(crate) max_steps: usize,
-    /// Requests that arrive together, at most, between two steps.
+    /// Most requests that arrive together between two steps.
     pub(crate) burst: usize,
-    /// How often nobody arrives between two steps.
+    /// Rate at which no request arrives between two steps.
     pub(crate) quiet: u32,
     pub(crate) warm: u32,
     pub(crate) cancel: u32,
     pub(crate) deadline: u32,
-    /// Microseconds that a request with a deadline leaves at most.
+    /// Most microseconds that a request with a deadline leaves.
     pub(crate) patience: usize,
     pub(crate) may_degrade: u32,
-    /// Requests at which the model always fails.
+    /// Rate of requests at which the model always fails.
     pub(crate) faulty: u32,
-    /// Steps that fail for no reason.
+    /// Rate of steps that fail for no reason.
     pub(crate) failing: u32,
-    /// Histories that were edited since the last visit.
+    /// Rate of histories that were edited since the last visit.
     pub(crate) edited: u32,
     pub(crate) host: Option<HostScenario>,
 }
 
-/// The second memory for evicted pages.
+/// The host memory for evicted pages.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HostScenario {
-    /// Pages that fit, more or less.
+    /// Pages that fit, approximately.
     pub(crate) pages: usize,
-    /// Microseconds that they live.
+    /// Lifetime of a page, in microseconds.
     pub(crate) time_to_live: Option<u64>,
-    /// How far copies go ahead.
+    /// Number of next evictions that copies go ahead.
     pub(crate) window: usize,
 }
 
@@ -65,7 +65,7 @@ impl Scenario {
         let max_steps = rng.within(1, 5);
         let largest =
             max_context.div_ceil(page_size) + (max_beam_width * (max_steps - 1)).div_ceil(page_size);
-        // From a pool that holds hardly one request to one that is never full.
+        // From a pool that barely holds one request to one that is never full.
         let roominess = *rng.pick(&[0, 2, 10, 50]);
         let pages = largest + rng.within(0, largest * roominess);
         let troubled = rng.permille(500);
@@ -140,7 +140,7 @@ impl Scenario {
         }
     }
 
-    /// The second memory, whose time is `now`.
+    /// The host memory, with the time `now`.
     pub(crate) fn host_memory(&self, now: &Arc<AtomicU64>) -> Option<HostMemory> {
         let host = self.host?;
         let page_bytes = self.page_size as usize * 8;
@@ -150,7 +150,7 @@ impl Scenario {
         Some(HostMemory { tier, page_bytes, window: host.window })
     }
 
-    /// Whether requests end only as they wish: then how long they may take is bounded by the load.
+    /// Whether requests end only by themselves. Then the load bounds how long they may take.
     pub(crate) fn is_trouble_free(&self) -> bool {
         self.faulty == 0 && self.failing == 0
     }
@@ -159,7 +159,7 @@ impl Scenario {
 /// Users and their histories.
 pub(crate) struct Traffic {
     rng: Rng,
-    /// One word list per user; tenants see the same ones, which they must not notice.
+    /// One word list per user. All tenants use the same lists, and must not notice it.
     histories: Vec<Vec<u32>>,
     namespaces: Vec<Namespace>,
     next_id: u64,
@@ -177,7 +177,7 @@ impl Traffic {
         }
     }
 
-    /// A user visits.
+    /// The next request of a random user.
     pub(crate) fn request(&mut self, scenario: &Scenario, now: Micros) -> Request<Story> {
         let user = self.rng.within(0, scenario.users - 1);
         let words: Arc<[u32]> = self.grow(scenario, user).into();
@@ -197,7 +197,7 @@ impl Traffic {
             }
             Arc::from(widths)
         });
-        // The class is a property of the model: of the tenant, here.
+        // The reuse class is a property of the model: here, of the tenant.
         let reuse = scenario.reuse[tenant % scenario.reuse.len()];
         let shape = scenario.shapes[tenant % scenario.shapes.len()];
         let fault = match (rng.permille(scenario.faulty), rng.within(0, 2), rng.within(0, generated_steps)) {
@@ -234,7 +234,7 @@ impl Traffic {
                 tenant: tenant as u64,
                 words,
                 context_len,
-                // Whatever the request says, no part of such a context serves another.
+                // No part of such a context serves another, even if the request says so.
                 reuse: match (shape, reuse) {
                     (_, ReuseClass::Exact) | (ContextShape::Causal, _) => reuse,
                     (ContextShape::Whole, _) => ReuseClass::WithinRequest,
@@ -270,7 +270,7 @@ impl Traffic {
             history.extend(std::iter::repeat_n(0, per_position));
         }
         if history.len() > most {
-            // Cut at the old end, coarsely.
+            // Cut at the old end, in coarse steps.
             let keep = (most / 2).next_multiple_of(per_position).min(most);
             history.drain(..history.len() - keep);
         }

@@ -1,4 +1,4 @@
-//! What one simulated request is, and what must come of it: a function of the request alone.
+//! One simulated request and its expected result, which is a function of the request alone.
 //!
 //! Page contents are numbers. The number at a context position stands for everything that its keys
 //! and values would depend on, so a page that is stale, wrongly shared or overwritten holds a wrong
@@ -14,37 +14,37 @@ use crate::rng::mix;
 /// The payload of a simulated request.
 #[derive(Clone, Debug)]
 pub(crate) struct Story {
-    /// The id of the request, for what belongs to this request only.
+    /// The request's id, from which contents that belong only to this request are derived.
     pub(crate) id: u64,
-    /// Which namespace.
+    /// Number of the tenant, and so of the namespace.
     pub(crate) tenant: u64,
     pub(crate) words: Arc<[u32]>,
     pub(crate) context_len: usize,
     pub(crate) reuse: ReuseClass,
-    /// The model refuses a part of a context of shape `Whole`.
+    /// With shape `Whole`, the model refuses a part of the context.
     pub(crate) shape: ContextShape,
     pub(crate) beam_width: usize,
     pub(crate) beam_widths: Option<Arc<[usize]>>,
     pub(crate) min_beam_width: usize,
     pub(crate) generated_steps: usize,
-    /// The model answers already at this expansion, when it comes before the last.
+    /// The expansion at which the model already answers, when it comes before the last.
     pub(crate) finishes_at: usize,
     pub(crate) fault: Fault,
 }
 
-/// What the model does at this request, always.
+/// How the model always behaves for this request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     None,
-    /// Fails the request, at this expansion (0: at the first chunk).
+    /// Fails the request at this expansion (0: at the first chunk).
     Fails(usize),
     /// Fails the whole step.
     Poison(usize),
-    /// Answers something that means nothing.
+    /// Answers with an outcome that does not fit.
     Babbles(usize),
 }
 
-/// What must come of a request that nothing from outside ends.
+/// The expected end of a request that nothing from outside ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     Answer(u64),
@@ -59,16 +59,16 @@ impl Story {
         self.generated_steps == 0
     }
 
-    /// Leading positions that another request may use.
+    /// Number of leading positions that another request may use.
     pub(crate) fn reusable_positions(&self) -> usize {
         match self.reuse {
-            // All, or none: the contents of every position depend on the whole context.
+            // All or none: the contents of every position depend on the whole context.
             ReuseClass::Exact => self.context_len,
             reuse => reuse.reusable_positions(self.context_len),
         }
     }
 
-    /// Those of them in pages that another request can find.
+    /// How many of these lie in pages that another request can find.
     pub(crate) fn findable_positions(&self, page_size: usize) -> usize {
         match self.reuse {
             ReuseClass::Exact => self.context_len,
@@ -76,7 +76,7 @@ impl Story {
         }
     }
 
-    /// What has to lie at every context position.
+    /// Appends the expected content of every context position.
     pub(crate) fn contents(&self, out: &mut Vec<u64>) {
         out.clear();
         let words_per_position = self.words.len() / self.context_len;
@@ -86,7 +86,7 @@ impl Story {
         let mut chain = mix(self.tenant, 0x7e4a47);
         for (position, words) in self.words.chunks(words_per_position).enumerate() {
             chain = words.iter().fold(chain, |chain, word| mix(chain, u64::from(*word)));
-            // What may not be reused is different in every request, so that reusing it shows.
+            // Contents that may not be reused differ in every request, so that a reuse shows.
             let content = match position < shared {
                 true if exact => mix(chain, whole),
                 true => chain,
@@ -96,39 +96,39 @@ impl Story {
         }
     }
 
-    /// Beams alive after expansion number `expansion` (from 1) of a beam of `width`.
+    /// Number of beams alive after expansion `expansion` (from 1) of a beam of `width`.
     pub(crate) fn rows_after(&self, expansion: usize, width: usize) -> usize {
         let width = width.min(self.width_at(expansion - 1));
         let dice = mix(mix(self.id, 2), expansion as u64);
         if dice.is_multiple_of(4) { 1 + (dice >> 8) as usize % width } else { width }
     }
 
-    /// Beams asked for of expansion number `expansion` (from 0).
+    /// Number of beams requested for expansion `expansion` (from 0).
     fn width_at(&self, expansion: usize) -> usize {
         self.beam_widths.as_ref().map_or(self.beam_width, |widths| widths[expansion])
     }
 
-    /// The first of the branch rows of a step: behind those that the steps before it may have had.
+    /// The first branch row of a step, behind those that the steps before it may have had.
     pub(crate) fn first_row(&self, step: usize) -> usize {
         (0..step).map(|step| self.width_at(step)).sum()
     }
 
-    /// What lies in a branch row.
+    /// The expected content of a branch row.
     pub(crate) fn branch_row(&self, step: usize, beam: usize) -> u64 {
         mix(mix(self.id, 3), mix(step as u64, beam as u64))
     }
 
-    /// Whether expansion number `expansion` (from 1) answers.
+    /// Whether expansion `expansion` (from 1) is the last.
     pub(crate) fn is_last(&self, expansion: usize) -> bool {
         expansion == self.generated_steps || expansion == self.finishes_at
     }
 
-    /// The beginning of an answer: what was read at the last context position, and the width.
+    /// The start of an answer's digest: the last context position's content, and the width.
     pub(crate) fn first_digest(last_content: u64, width: usize) -> u64 {
         mix(last_content, width as u64)
     }
 
-    /// What must come of it, over a beam of `width`.
+    /// The expected end of the request over a beam of `width`.
     pub(crate) fn fate(&self, width: usize) -> Fate {
         if let Some(fate) = self.fault_at(0) {
             return fate;

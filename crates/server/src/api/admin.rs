@@ -1,4 +1,4 @@
-//! What is asked to change models and catalogs.
+//! The requests that change models and catalogs.
 
 use beamline_catalog::{ItemId, ItemRecord, SidPart};
 use serde::{Deserialize, Serialize};
@@ -7,15 +7,16 @@ use utoipa::ToSchema;
 use super::SidPartSchema;
 use super::written::{ItemIdSchema, read};
 
-/// Asks for a checkpoint to be loaded. All of it is optional.
+/// Asks for a checkpoint to be loaded. All fields are optional.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadRequest {
-    /// The directory of the checkpoint, within the model's directory under the model root. Default: that directory.
+    /// The directory of the checkpoint, within the model's directory under the model root. Default:
+    /// the model's directory itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub directory: Option<String>,
-    /// A label to point at the version once it takes requests. Default: `stable` if the model has no version with that
-    /// label yet, else none.
+    /// A label to point at the version once it serves requests. Default: `stable` if the model has
+    /// no version with that label yet, else none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     /// The catalog, a file of the checkpoint. Default: catalog.jsonl or catalog.parquet.
@@ -34,7 +35,7 @@ pub struct VersionRequest {
     pub version: String,
 }
 
-/// Names a catalog that was kept.
+/// Names an earlier catalog that is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CatalogVersionRequest {
@@ -42,14 +43,16 @@ pub struct CatalogVersionRequest {
     pub version: String,
 }
 
-/// Changes to a catalog: items are removed, then retagged, then added. An item can be replaced by removing and adding it.
+/// Changes to a catalog: items are removed, then retagged, then added. To replace an item, remove
+/// and add it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CatalogPatch {
-    /// Items to add. An id that is there already is an error, unless it is removed as well.
+    /// Items to add. An id that is already in the catalog is an error, unless it is removed as
+    /// well.
     #[serde(default)]
     pub add: Vec<NewItem>,
-    /// Ids of items to remove. An id that is not there is an error.
+    /// Ids of items to remove. An id that is not in the catalog is an error.
     #[serde(default, deserialize_with = "read::<Vec<ItemId>, _>")]
     #[schema(value_type = Vec<ItemIdSchema>)]
     pub remove: Vec<String>,
@@ -72,20 +75,20 @@ pub struct NewItem {
     /// Labels that requests can require or forbid.
     #[serde(default)]
     pub tags: Vec<String>,
-    /// A name for people.
+    /// A readable name.
     #[serde(default)]
     pub title: Option<String>,
 }
 
-/// Other tags for an item.
+/// New tags for an item.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Retag {
-    /// The item.
+    /// Id of the item.
     #[serde(deserialize_with = "read::<ItemId, _>")]
     #[schema(value_type = ItemIdSchema)]
     pub item_id: String,
-    /// All its tags from now on.
+    /// All tags that the item has from now on.
     pub tags: Vec<String>,
 }
 

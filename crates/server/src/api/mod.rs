@@ -1,7 +1,9 @@
-//! The JSON of the API: what is asked ([`request`], and [`admin`] of models and catalogs) and what is answered ([`response`]).
+//! The JSON of the API: requests ([`request`], and [`admin`] for models and catalogs) and answers
+//! ([`response`]).
 //!
-//! Place in the flow: between the outside (HTTP bodies, lines of a batch file) and [`crate::service`]. The comments of
-//! the fields are the documentation in `/openapi.json`, so they are written for clients.
+//! Place in the flow: between the outside (HTTP bodies, lines of a batch file) and
+//! [`crate::service`]. The comments of the fields are the documentation in `/openapi.json`, so they
+//! are written for clients.
 //!
 //! What this must not know: HTTP, the engine.
 
@@ -29,8 +31,8 @@ use utoipa::ToSchema;
 #[serde(untagged)]
 #[schema(as = SidPart)]
 pub enum SidPartSchema {
-    /// The code.
+    /// The code as an integer.
     Code(u32),
-    /// The token's text.
+    /// The text of the token.
     Token(String),
 }

@@ -1,4 +1,4 @@
-//! What is asked, and how its JSON is read: unknown fields are refused, and errors name the field.
+//! Requests, and how their JSON is read: unknown fields are refused, and errors name the field.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,13 +18,15 @@ use crate::error::Error;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct RecommendRequest {
-    /// Whose request this is. It finds the user's cached context faster and has no other effect.
+    /// The user of this request. It helps to find the user's cached context and has no other
+    /// effect.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[serde(default, deserialize_with = "read::<Option<ItemId>, _>")]
     #[schema(value_type = Option<ItemIdSchema>)]
     pub user_id: Option<String>,
-    /// What the user did, oldest first: item ids, or objects with more about each event. An empty list asks for a cold
-    /// start. Items that the catalog does not have are skipped and listed in the answer.
+    /// The user's events, oldest first: item ids, or objects with more about each event. An empty
+    /// list asks for a cold start. Items that the catalog does not have are skipped and listed in
+    /// the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<HistoryEntrySchema>>)]
     pub history: Option<Vec<HistoryAction>>,
@@ -35,12 +37,12 @@ pub struct RecommendRequest {
     /// The context as text, which the model's tokenizer turns into tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
-    /// Only items whose semantic ID begins with these codes. The codes become part of the context; scores count
-    /// what follows them.
+    /// Only items whose semantic ID begins with these codes. The codes become part of the context;
+    /// scores count what follows them.
     #[schema(value_type = Option<Vec<SidPartSchema>>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sid_prefix: Option<Vec<SidPart>>,
-    /// Items wanted. Default 10.
+    /// Number of items wanted. Default 10.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[serde(default, deserialize_with = "read::<Option<Whole<u64>>, _>")]
     pub num_items: Option<u64>,
@@ -48,42 +50,47 @@ pub struct RecommendRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[serde(default, deserialize_with = "read::<Option<Whole<u64>>, _>")]
     pub beam_width: Option<u64>,
-    /// Instead of `beam_width`: how many hypotheses survive each level of the semantic ID that is generated, first level
-    /// first, those of `sid_prefix` not among them. The last is at least `num_items`.
+    /// Instead of `beam_width`: how many hypotheses survive each generated level of the semantic
+    /// ID, first level first. Levels of `sid_prefix` are not generated. The last width is at least
+    /// `num_items`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[serde(default, deserialize_with = "read::<Option<Vec<Whole<u64>>>, _>")]
     pub beam_widths: Option<Vec<u64>>,
-    /// The model: `name` for the version that its label `stable` points at, `name@label`, or `name@version` with the
-    /// first 12 digits of the checkpoint's sha256. Default: the name that the server was started with.
+    /// The model: `name` for the version that its label `stable` points at, `name@label`, or
+    /// `name@version` with the first 12 digits of the checkpoint's sha256. Default: the name that
+    /// the server was started with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     /// What probabilities are relative to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub normalization: Option<Normalization>,
-    /// Which items may be returned.
+    /// The items that may be returned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub filters: Option<Filters>,
-    /// Milliseconds after which the answer is of no more use, counted from when the request has arrived.
+    /// Milliseconds after which the answer is useless, counted from the arrival of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[serde(default, deserialize_with = "read::<Option<Whole<u64>>, _>")]
     pub timeout_ms: Option<u64>,
-    /// Who goes first. Default `interactive`.
+    /// How urgent the request is. Default `interactive`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<Priority>,
-    /// Whether the beam may be narrowed, down to `num_items`, to make the deadline. The answer says so in `degraded`. Of
-    /// `beam_widths`, those that are wider than the narrowed beam become as wide as that, and the others stay.
+    /// Whether the beam may be narrowed, down to `num_items`, to make the deadline. The answer says
+    /// so in `degraded`. Widths of `beam_widths` above the narrowed width are lowered to it, and
+    /// the others stay.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_degraded: Option<bool>,
     /// Whether history items that the catalog does not have are an error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strict_history: Option<bool>,
-    /// Whether tags and items of `filters` that the catalog does not have are an error. Else the answer lists them.
+    /// Whether tags and items of `filters` that the catalog does not have are an error. If not, the
+    /// answer lists them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strict_filters: Option<bool>,
     /// Cached contexts are shared within a tenant and never between tenants.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
-    /// When the items are for, in seconds since 1970. Models that read times need it; others ignore it.
+    /// The time for which the items are recommended, in seconds since 1970. Models that read times
+    /// need it; others ignore it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[serde(default, deserialize_with = "read::<Option<Timestamp>, _>")]
     pub query_time: Option<i64>,
@@ -93,39 +100,45 @@ pub struct RecommendRequest {
     pub features: Option<BTreeMap<String, Vec<u32>>>,
 }
 
-/// Asks for predictions for candidates, after a history.
+/// Asks for predictions for candidates, given a history.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, ToSchema)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct RankRequest {
-    /// Whose request this is. It finds the user's cached context faster and has no other effect.
+    /// The user of this request. It helps to find the user's cached context and has no other
+    /// effect.
     #[serde(default, deserialize_with = "read::<Option<ItemId>, _>")]
     #[schema(value_type = Option<ItemIdSchema>)]
     pub user_id: Option<String>,
-    /// What the user did, oldest first. Items that the catalog does not have are skipped and listed in the answer.
+    /// The user's events, oldest first. Items that the catalog does not have are skipped and listed
+    /// in the answer.
     #[serde(default)]
     #[schema(value_type = Vec<HistoryEntrySchema>)]
     pub history: Vec<HistoryAction>,
-    /// The items, at most 4096, each once. Those that the catalog does not have are listed in the answer.
+    /// The items to rank, at most 4096, each once. Items that the catalog does not have are listed
+    /// in the answer.
     #[schema(value_type = Vec<CandidateEntrySchema>)]
     pub candidates: Vec<Candidate>,
-    /// When the predictions are for, in seconds since 1970. Models that read times need it; others ignore it.
+    /// The time for which the predictions are made, in seconds since 1970. Models that read times
+    /// need it; others ignore it.
     #[serde(default, deserialize_with = "read::<Option<Timestamp>, _>")]
     pub query_time: Option<i64>,
     /// Features of the user by name, for models that read them: numbers in the model's tables.
     #[serde(default, deserialize_with = "read::<Option<BTreeMap<String, Vec<Whole<u32>>>>, _>")]
     pub features: Option<BTreeMap<String, Vec<u32>>>,
-    /// Weights by task: each candidate's score is the weighted sum of its predictions, and the best comes first. Tasks that
-    /// are not named weigh nothing. Without weights a model of one task is ordered by it, others keep the order given.
+    /// Weights by task: each candidate's score is the weighted sum of its predictions, and the best
+    /// comes first. Tasks without a weight count 0. Without weights, a model of one task orders by
+    /// that task; others keep the given order.
     pub task_weights: Option<BTreeMap<String, f64>>,
-    /// The model: `name` for the version that its label `stable` points at, `name@label`, or `name@version` with the
-    /// first 12 digits of the checkpoint's sha256. Default: the name that the server was started with.
+    /// The model: `name` for the version that its label `stable` points at, `name@label`, or
+    /// `name@version` with the first 12 digits of the checkpoint's sha256. Default: the name that
+    /// the server was started with.
     pub model: Option<String>,
     /// What the log-probabilities of a model of semantic IDs are relative to.
     pub normalization: Option<Normalization>,
-    /// Milliseconds after which the answer is of no more use.
+    /// Milliseconds after which the answer is useless.
     #[serde(default, deserialize_with = "read::<Option<Whole<u64>>, _>")]
     pub timeout_ms: Option<u64>,
-    /// Who goes first. Default `interactive`.
+    /// How urgent the request is. Default `interactive`.
     pub priority: Option<Priority>,
     /// Whether history items that the catalog does not have are an error.
     pub strict_history: Option<bool>,
@@ -133,29 +146,30 @@ pub struct RankRequest {
     pub tenant: Option<String>,
 }
 
-/// An item to be ranked.
+/// An item to rank.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Candidate {
-    /// The item.
+    /// Id of the item.
     #[serde(deserialize_with = "read::<ItemId, _>")]
     #[schema(value_type = ItemIdSchema)]
     pub item_id: String,
-    /// Its features beside the item, for models that read them: numbers in the model's tables.
+    /// Features of the item other than its id, for models that read them: numbers in the model's
+    /// tables.
     #[serde(default, deserialize_with = "read::<Option<BTreeMap<String, Whole<u32>>>, _>")]
     pub features: Option<BTreeMap<String, u32>>,
 }
 
-/// Asks for a context to be computed and kept, before items are asked for. Exactly one of `history`, `token_ids` and
-/// `prompt` must be given.
+/// Asks for a context to be computed and kept, before items are asked for. Exactly one of
+/// `history`, `token_ids` and `prompt` must be given.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, ToSchema)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct WarmRequest {
-    /// Whose context this is.
+    /// The user of this context.
     #[serde(default, deserialize_with = "read::<Option<ItemId>, _>")]
     #[schema(value_type = Option<ItemIdSchema>)]
     pub user_id: Option<String>,
-    /// What the user did, oldest first.
+    /// The user's events, oldest first.
     #[schema(value_type = Option<Vec<HistoryEntrySchema>>)]
     pub history: Option<Vec<HistoryAction>>,
     /// The context as token ids of the model.
@@ -163,22 +177,23 @@ pub struct WarmRequest {
     pub token_ids: Option<Vec<u32>>,
     /// The context as text.
     pub prompt: Option<String>,
-    /// The model: `name` for the version that its label `stable` points at, `name@label`, or `name@version` with the
-    /// first 12 digits of the checkpoint's sha256. Default: the name that the server was started with.
+    /// The model: `name` for the version that its label `stable` points at, `name@label`, or
+    /// `name@version` with the first 12 digits of the checkpoint's sha256. Default: the name that
+    /// the server was started with.
     pub model: Option<String>,
     /// Milliseconds after which the work is dropped.
     #[serde(default, deserialize_with = "read::<Option<Whole<u64>>, _>")]
     pub timeout_ms: Option<u64>,
-    /// Who goes first. Default `interactive`.
+    /// How urgent the request is. Default `interactive`.
     pub priority: Option<Priority>,
     /// Whether history items that the catalog does not have are an error.
     pub strict_history: Option<bool>,
     /// Cached contexts are shared within a tenant and never between tenants.
     pub tenant: Option<String>,
-    /// As in a request for items.
+    /// The time for which items will be requested, as in a request for items.
     #[serde(default, deserialize_with = "read::<Option<Timestamp>, _>")]
     pub query_time: Option<i64>,
-    /// As in a request for items.
+    /// Features of the user, as in a request for items.
     #[serde(default, deserialize_with = "read::<Option<BTreeMap<String, Vec<Whole<u32>>>>, _>")]
     pub features: Option<BTreeMap<String, Vec<u32>>>,
 }
@@ -187,45 +202,50 @@ pub struct WarmRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct HistoryAction {
-    /// The item.
+    /// Id of the item.
     #[serde(deserialize_with = "read::<ItemId, _>")]
     #[schema(value_type = ItemIdSchema)]
     pub item_id: String,
-    /// What was done with it; for models that read actions, the number of the action. Others ignore it.
+    /// What the user did with the item: the number of the action, for models that read actions.
+    /// Others ignore it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[serde(default, deserialize_with = "read::<Option<ItemId>, _>")]
     #[schema(value_type = Option<ItemIdSchema>)]
     pub action: Option<String>,
-    /// When, in seconds since 1970. Models that read items only ignore it, and the order of the list counts; times that
-    /// run backwards are an error all the same.
+    /// Time of the event, in seconds since 1970. Models that only read items ignore it and use the
+    /// order of the list. Times that run backwards are an error in any case.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[serde(default, deserialize_with = "read::<Option<Timestamp>, _>")]
     pub timestamp: Option<i64>,
-    /// Features of the item beside the item itself, for models that read them: numbers in the model's tables.
+    /// Features of the item other than its id, for models that read them: numbers in the model's
+    /// tables.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[serde(default, deserialize_with = "read::<Option<BTreeMap<String, Whole<u32>>>, _>")]
     pub features: Option<BTreeMap<String, u32>>,
 }
 
-/// Which items may be returned. All conditions hold at once. They are applied inside the search, so they never cost
-/// items.
+/// The items that may be returned. All conditions hold at once. They are applied inside the search,
+/// so they never cost items.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Filters {
-    /// Never these items. Unknown ids have no effect and are listed in the answer.
+    /// Items that are never returned. Unknown ids have no effect and are listed in the answer.
     #[serde(default, deserialize_with = "read::<Vec<ItemId>, _>")]
     #[schema(value_type = Vec<ItemIdSchema>)]
     pub exclude_items: Vec<String>,
-    /// Never an item of the history, the part of it that was cut off included.
+    /// Whether items of the history are never returned, including the part that was cut off.
     #[serde(default)]
     pub exclude_seen: bool,
-    /// Only items that have all of these tags. A tag that no item has leaves nothing, and is listed in the answer.
+    /// Return only items that have all of these tags. A tag that no item has leaves no items, and
+    /// is listed in the answer.
     #[serde(default)]
     pub require_tags: Vec<String>,
-    /// Never items that have one of these tags. A tag that no item has has no effect, and is listed in the answer.
+    /// Never return items that have one of these tags. A tag that no item has has no effect, and is
+    /// listed in the answer.
     #[serde(default)]
     pub forbid_tags: Vec<String>,
-    /// Only these items. Unknown ids have no effect and are listed in the answer; an empty list allows nothing.
+    /// Return only these items. Unknown ids have no effect and are listed in the answer; an empty
+    /// list allows no items.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[serde(default, deserialize_with = "read::<Option<Vec<ItemId>>, _>")]
     #[schema(value_type = Option<Vec<ItemIdSchema>>)]
@@ -243,16 +263,17 @@ pub enum Normalization {
     AllowedSet,
 }
 
-/// What a request may keep waiting.
+/// How urgent a request is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Priority {
-    /// Somebody waits for the answer: it is served so that it comes within the server's objective.
+    /// A client waits for the answer: it should come within the server's objective.
     #[default]
     Interactive,
-    /// It may wait: it takes what interactive requests leave, and a share of the machine in any case.
+    /// May wait: it uses what interactive requests leave, and has a share of the machine in any
+    /// case.
     Batch,
-    /// It is served when nobody else wants to be: for trying out what users do not see.
+    /// Served only when no other request wants to be: for trials that users do not see.
     Shadow,
 }
 
@@ -266,7 +287,7 @@ impl From<Priority> for beamline_scheduler::Priority {
     }
 }
 
-/// Left to itself, serde takes an array for an object whose fields have no names. Nobody means that.
+/// By default, serde takes an array for an object whose fields have no names. No client means that.
 macro_rules! objects_only {
     ($($name:ident),*) => {$(
         impl<'de> Deserialize<'de> for $name {
@@ -294,7 +315,7 @@ macro_rules! objects_only {
 
 objects_only!(RecommendRequest, RankRequest, WarmRequest, Filters);
 
-/// Where an item is all that there is to say, its id alone is enough: `"a"` means `{"item_id": "a"}`.
+/// Where the id is the only required field, the id alone is enough: `"a"` means `{"item_id": "a"}`.
 macro_rules! objects_or_ids {
     ($($name:ident: $of:expr),*) => {$(
         impl<'de> Deserialize<'de> for $name {
@@ -345,42 +366,42 @@ macro_rules! objects_or_ids {
 objects_or_ids!(HistoryAction: HistoryAction::of_item, Candidate: Candidate::of_item);
 
 impl HistoryAction {
-    /// An event of which only the item is known.
+    /// An event with only an item.
     pub fn of_item(item_id: String) -> Self {
         Self { item_id, action: None, timestamp: None, features: None }
     }
 }
 
 impl Candidate {
-    /// An item without features of its own.
+    /// A candidate without features.
     pub fn of_item(item_id: String) -> Self {
         Self { item_id, features: None }
     }
 }
 
-/// An event: an item id, or an object that says more.
+/// An event: an item id, or an object with more about the event.
 #[derive(ToSchema)]
 #[serde(untagged)]
 #[schema(as = HistoryEntry)]
 pub enum HistoryEntrySchema {
-    /// The item.
+    /// Id of the item.
     Id(ItemIdSchema),
-    /// The item, and what was done with it and when.
+    /// The item, with what was done with it and when.
     Action(HistoryAction),
 }
 
-/// A candidate: an item id, or an object that says more.
+/// A candidate: an item id, or an object with features.
 #[derive(ToSchema)]
 #[serde(untagged)]
 #[schema(as = CandidateEntry)]
 pub enum CandidateEntrySchema {
-    /// The item.
+    /// Id of the item.
     Id(ItemIdSchema),
-    /// The item and its features.
+    /// The item with its features.
     Candidate(Candidate),
 }
 
-/// For the request log. The derive made functions, because of `remote`; these are the traits.
+/// For the request log. Because of `remote`, the derive made functions; these are the traits.
 macro_rules! written_as_read {
     ($($name:ident),*) => {$(
         impl Serialize for $name {
@@ -393,11 +414,12 @@ macro_rules! written_as_read {
 
 written_as_read!(RecommendRequest, HistoryAction, Filters);
 
-/// Reads a body. A byte order mark before it means nothing.
+/// Reads a body. A byte order mark before it is skipped.
 ///
 /// # Errors
 ///
-/// [`Error::InvalidJson`] when it is not JSON, [`Error::InvalidRequest`] when it is not this request.
+/// [`Error::InvalidJson`] when it is not JSON, [`Error::InvalidRequest`] when it is not this
+/// request.
 pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
     let body = text::skip_mark(body).map_err(|error| Error::InvalidJson(error.to_string()))?;
     if body.trim_ascii().is_empty() {
@@ -409,7 +431,7 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
     Ok(request)
 }
 
-/// As [`parse`], from JSON that was read already.
+/// Like [`parse`], from JSON that was already read.
 ///
 /// # Errors
 ///
@@ -438,7 +460,7 @@ fn explain(error: serde_path_to_error::Error<serde_json::Error>, body: &[u8]) ->
     Error::InvalidRequest { message, param }
 }
 
-/// Whether the JSON ends where somebody wrote `NaN` or `Infinity`, as Python does.
+/// Whether the JSON ends at a `NaN` or `Infinity`, as Python writes.
 fn names_no_number(body: &[u8], error: &serde_json::Error) -> bool {
     let line = body.split(|byte| *byte == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
     // The column is the last byte that was read: the first of a name, or the one after a sign.
@@ -446,7 +468,7 @@ fn names_no_number(body: &[u8], error: &serde_json::Error) -> bool {
     rest.starts_with(b"NaN") || rest.starts_with(b"Infinity")
 }
 
-/// Leaves out the list of all fields where the one that was meant is named.
+/// Leaves out the list of all fields where the message suggests the field that was meant.
 fn shorten(message: String) -> String {
     match message.split_once("?), expected ") {
         Some((start, _)) => format!("{start}?); GET /openapi.json lists all fields"),

@@ -1,4 +1,4 @@
-//! What is answered.
+//! The answers of the API.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::{Normalization, SidPartSchema};
 
-/// A slate and how it came about.
+/// A list of recommended items, and how it was computed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RecommendResponse {
     /// The request's id, also in the header `x-request-id` and in the server's log.
@@ -17,11 +17,11 @@ pub struct RecommendResponse {
     pub model: ModelName,
     /// Content version of the catalog that was searched.
     pub catalog_version: String,
-    /// The slate, best first.
+    /// The recommended items, best first.
     pub items: Vec<Item>,
-    /// `num_items` of the request.
+    /// Value of `num_items` in the request.
     pub items_requested: u64,
-    /// Length of `items`.
+    /// Number of items in `items`.
     pub items_returned: u64,
     /// History items that the catalog does not have, in order of first mention. They were skipped.
     pub unknown_items: Vec<String>,
@@ -29,102 +29,106 @@ pub struct RecommendResponse {
     pub unknown_tags: Vec<String>,
     /// Items of `filters` that the catalog does not have, in order of first mention.
     pub unknown_filter_items: Vec<String>,
-    /// Oldest known history items that were cut off because the model's context is limited.
+    /// Number of the oldest known history items that were cut off because the model's context is
+    /// limited.
     pub dropped_history: u64,
     /// Set when the beam was narrowed to make the deadline.
     pub degraded: Option<Degraded>,
     /// Set when there are fewer items than requested.
     pub reason: Option<Reason>,
-    /// What the scores are relative to; null where they are inner products.
+    /// What the scores are relative to; null if they are inner products.
     pub normalization: Option<Normalization>,
-    /// What the request used.
+    /// The work of the request.
     pub usage: Usage,
-    /// Where the time went.
+    /// The time of each stage.
     pub timings_ms: Timings,
 }
 
-/// Predictions for candidates.
+/// Predictions for the candidates of a request.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct RankResponse {
-    /// The request's id.
+    /// The request's id, also in the header `x-request-id`.
     pub request_id: String,
-    /// The model.
+    /// The model that answered.
     pub model: ModelName,
     /// Content version of the catalog in which the items were looked up.
     pub catalog_version: String,
-    /// The candidates: best first if they have scores, else as they were given.
+    /// The candidates: best first if they have scores, else in the given order.
     pub candidates: Vec<RankedCandidate>,
-    /// Candidates that the catalog does not have: nothing is predicted for them.
+    /// Candidates that the catalog does not have. They have no predictions.
     pub unknown_candidates: Vec<String>,
     /// History items that the catalog does not have. They were skipped.
     pub unknown_items: Vec<String>,
-    /// Oldest known history items that were cut off.
+    /// Number of the oldest known history items that were cut off.
     pub dropped_history: u64,
-    /// What the request used. `beam_width` is how many candidates were computed at a time.
+    /// The work of the request. `beam_width` is the number of candidates that were computed at a
+    /// time.
     pub usage: Usage,
-    /// Where the time went.
+    /// The time of each stage.
     pub timings_ms: Timings,
 }
 
 /// A candidate with its predictions.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct RankedCandidate {
-    /// The item.
+    /// Id of the item.
     pub item_id: String,
-    /// Place by score, from 1; null without scores.
+    /// Position by score, from 1; null without scores.
     pub rank: Option<u64>,
-    /// Sum of the predictions, weighted by `task_weights`; the only prediction of a model of one task; else null.
+    /// Sum of the predictions, weighted by `task_weights`; the only prediction of a model of one
+    /// task; else null.
     pub score: Option<f64>,
-    /// By task. A model of semantic IDs predicts `log_probability`: that of all tokens of the item, exactly.
+    /// Predictions by task. A model of semantic IDs predicts `log_probability`: the exact
+    /// log-probability of all tokens of the item.
     pub predictions: BTreeMap<String, f64>,
 }
 
 /// The answer to a warm request.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct WarmResponse {
-    /// The request's id.
+    /// The request's id, also in the header `x-request-id`.
     pub request_id: String,
-    /// The model.
+    /// The model that computed the context.
     pub model: ModelName,
     /// History items that the catalog does not have. They were skipped.
     pub unknown_items: Vec<String>,
-    /// Oldest known history items that were cut off.
+    /// Number of the oldest known history items that were cut off.
     pub dropped_history: u64,
-    /// What the request used.
+    /// The work of the request.
     pub usage: Usage,
-    /// Where the time went.
+    /// The time of each stage.
     pub timings_ms: Timings,
 }
 
-/// Which checkpoint answered.
+/// The checkpoint that answered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ModelName {
-    /// Name by which it is asked for.
+    /// Name of the model, as requests write it.
     pub name: String,
-    /// The beginning of `sha256`.
+    /// The first digits of `sha256`.
     pub version: String,
-    /// Digest of the checkpoint's files.
+    /// Digest of the checkpoint's files, in hexadecimal.
     pub sha256: String,
-    /// How the weights are kept, which the scores depend on: `f32`, `bf16` or `q8_0`.
+    /// Number format of the weights, on which the scores depend: `f32`, `bf16` or `q8_0`.
     pub weight_format: String,
-    /// How keys and values of contexts are kept, which the scores depend on: `f32` or `bf16`.
+    /// Number format of keys and values of contexts, on which the scores depend: `f32` or `bf16`.
     pub kv_format: String,
 }
 
 /// A recommended item.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Item {
-    /// The client's id.
+    /// The client's own id of the item.
     pub item_id: String,
-    /// Its semantic ID as the catalog writes it.
+    /// Semantic ID of the item, as the catalog writes it.
     #[schema(value_type = Vec<SidPartSchema>)]
     pub sid: Vec<SidPart>,
-    /// Sum of the log-probabilities of its generated tokens; of a model that retrieves, the inner product of user and item. Items
-    /// that share a semantic ID share the score.
+    /// Sum of the log-probabilities of the item's generated tokens; for a model that retrieves, the
+    /// inner product of user and item. Items that share a semantic ID share the score.
     pub score: f64,
-    /// Place in the slate, from 1.
+    /// Position in the list, from 1.
     pub rank: u64,
-    /// Its title, if the catalog has one.
+    /// Title of the item, if the catalog has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
 }
@@ -135,20 +139,20 @@ pub struct Item {
 pub enum Reason {
     /// No item passes the filters and the SID prefix.
     FiltersLeaveNothing,
-    /// All items that pass are in the answer, and there are no more.
+    /// All items that pass are in the answer; there are no more.
     FewerItemsThanRequested,
 }
 
-/// Why and how an answer is less than what was asked.
+/// Why and how an answer was computed with less than the request asked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Degraded {
-    /// Why.
+    /// Why the beam was narrowed.
     pub reason: DegradedReason,
-    /// Beams asked for; of `beam_widths` the widest.
+    /// Number of beams requested; of `beam_widths`, the largest.
     pub beam_width_asked: u64,
-    /// Milliseconds that they were estimated to take.
+    /// Estimated time for these beams, in milliseconds.
     pub needed_ms: f64,
-    /// Milliseconds that were left.
+    /// Time that was left until the deadline, in milliseconds.
     pub left_ms: f64,
 }
 
@@ -160,29 +164,30 @@ pub enum DegradedReason {
     Deadline,
 }
 
-/// What a request used.
+/// The work of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Usage {
-    /// Tokens of the context.
+    /// Number of tokens of the context.
     pub context_tokens: u64,
-    /// Those of them that were cached.
+    /// Number of context tokens that were cached.
     pub cached_tokens: u64,
-    /// Beams, of `beam_widths` the widest; never more than there are allowed semantic IDs.
+    /// Number of beams, the largest of `beam_widths`; never more than there are allowed semantic
+    /// IDs.
     pub beam_width: u64,
-    /// Passes through the model.
+    /// Number of passes through the model.
     pub steps: u64,
 }
 
-/// Milliseconds.
+/// The time of each stage, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Timings {
-    /// Waiting for admission.
+    /// Waiting for admission to the engine.
     pub queue: f64,
-    /// Computing the context.
+    /// Computing the context of the request.
     pub prefill: f64,
-    /// Generating.
+    /// Generating the items, after the context.
     pub decode: f64,
-    /// All of it, from the body read to the answer ready.
+    /// The whole request, from the last byte of the body to the finished answer.
     pub total: f64,
 }
 
@@ -191,38 +196,38 @@ pub struct Timings {
 pub struct ModelList {
     /// One entry per loaded version, by name and version.
     pub models: Vec<ModelInfo>,
-    /// The name that answers requests that name no model.
+    /// Name of the model that answers requests without a model.
     pub default: String,
-    /// The name of the model that is being loaded, if one is.
+    /// Name of the model that is being loaded, if any.
     pub loading: Option<String>,
-    /// How far that load is.
+    /// Progress of that load.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub load_progress: Option<LoadProgress>,
-    /// Memory of all versions, those that finish their last requests included.
+    /// Memory of all versions, including those that finish their last requests.
     pub memory: MemoryBudget,
-    /// Versions of the state that could not be brought back at the start.
+    /// Versions of the saved state that could not be restored at the start.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<MissingVersion>,
 }
 
-/// How far a load is.
+/// Progress of a load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct LoadProgress {
-    /// What is being done.
+    /// The current stage.
     pub stage: LoadStage,
-    /// The number of that stage, from 1.
+    /// Number of that stage, from 1.
     pub step: u32,
-    /// How many stages there are.
+    /// Number of stages.
     pub steps: u32,
     /// Seconds since the load began.
     pub seconds: u64,
 }
 
-/// What a load does, in this order.
+/// The stages of a load, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LoadStage {
-    /// Every byte of the checkpoint is read and checked, and its sha256 computed.
+    /// Every byte of the checkpoint is read and checked, and its sha256 is computed.
     Reading,
     /// Weights, catalog and KV pages are put into memory, and the engine is started.
     Building,
@@ -231,10 +236,10 @@ pub enum LoadStage {
 }
 
 impl LoadStage {
-    /// How many there are.
+    /// Number of stages.
     pub const STEPS: u32 = Self::Probing.step();
 
-    /// Its place, from 1.
+    /// Number of this stage, from 1.
     pub const fn step(self) -> u32 {
         match self {
             Self::Reading => 1,
@@ -247,64 +252,65 @@ impl LoadStage {
 /// Memory of all versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct MemoryBudget {
-    /// Bytes of weights, KV pages, host memory and catalogs, those included that are kept to roll back to or held by
-    /// requests.
+    /// Bytes of weights, KV pages, host memory and catalogs, including those kept for a rollback or
+    /// held by requests.
     pub used_bytes: u64,
-    /// Most of them, if there is a limit.
+    /// Most bytes that may be used, if there is a limit.
     pub limit_bytes: Option<u64>,
 }
 
-/// Memory of a version, its catalog aside.
+/// Memory of a version, without its catalog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct MemoryInfo {
-    /// Weights, at most.
+    /// Bytes of the weights, at most.
     pub weights_bytes: u64,
-    /// KV pages.
+    /// Bytes of the KV pages.
     pub kv_bytes: u64,
-    /// Host memory for KV pages that were evicted, at most.
+    /// Bytes of host memory for evicted KV pages, at most.
     pub kv_host_bytes: u64,
-    /// Tables and buffers of the KV pages on disk, at most.
+    /// Bytes of tables and buffers for the KV pages on disk, at most.
     pub kv_disk_bytes: u64,
 }
 
 /// A version of a model that is served.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct ModelInfo {
-    /// Name by which it is asked for.
+    /// Name of the model, as requests write it.
     pub name: String,
-    /// The beginning of `sha256`.
+    /// The first digits of `sha256`.
     pub version: String,
-    /// Digest of the checkpoint's files.
+    /// Digest of the checkpoint's files, in hexadecimal.
     pub sha256: String,
-    /// How the weights are kept, which the scores depend on: `f32`, `bf16` or `q8_0`.
+    /// Number format of the weights, on which the scores depend: `f32`, `bf16` or `q8_0`.
     pub weight_format: String,
-    /// How keys and values of contexts are kept, which the scores depend on: `f32` or `bf16`.
+    /// Number format of keys and values of contexts, on which the scores depend: `f32` or `bf16`.
     pub kv_format: String,
-    /// Model family.
+    /// Family of the model.
     pub family: String,
-    /// Architecture that config.json names.
+    /// Architecture, as config.json names it.
     pub architecture: String,
-    /// Values in the checkpoint.
+    /// Number of values in the checkpoint.
     pub parameters: u64,
     /// Most tokens of a context.
     pub context_limit: u64,
     /// Most history items that a context holds; longer histories are cut at the old end.
     pub max_history_items: u64,
-    /// Levels of a semantic ID.
+    /// Number of levels of a semantic ID.
     pub levels: u64,
-    /// Tokens generated per item; 0 for a model that generates none.
+    /// Number of tokens generated per item; 0 for a model that generates none.
     pub generated_steps: u64,
-    /// What it answers: `recommend`, `rank`.
+    /// Tasks that the model answers: `recommend`, `rank`.
     pub tasks: Vec<String>,
-    /// Its catalog.
+    /// The catalog that serves.
     pub catalog: CatalogInfo,
-    /// What it takes.
+    /// Memory that the version takes.
     pub memory: MemoryInfo,
-    /// Labels that point at it.
+    /// Labels that point at the version.
     pub labels: Vec<String>,
-    /// Whether the version, its labels and its catalog survive a restart: the server keeps them under `--state`.
+    /// Whether the version, its labels and its catalog survive a restart: the server keeps them
+    /// under `--state`.
     pub durable: bool,
-    /// Whether requests are taken.
+    /// Whether the model takes requests.
     pub state: ModelState,
 }
 
@@ -312,29 +318,29 @@ pub struct ModelInfo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelState {
-    /// It does.
+    /// The model takes requests.
     Ready,
     /// The server is shutting down.
     Draining,
-    /// It was taken out of service, and its memory is free.
+    /// The version was unloaded, and its memory is free.
     Unloaded,
 }
 
 /// A catalog snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct CatalogInfo {
-    /// Content version.
+    /// Content version of the catalog.
     pub version: String,
-    /// Items.
+    /// Number of items.
     pub items: u64,
-    /// Distinct semantic IDs.
+    /// Number of distinct semantic IDs.
     pub leaves: u64,
-    /// Memory of items, names and trie.
+    /// Bytes of items, names and trie.
     pub memory_bytes: u64,
 }
 
 impl CatalogInfo {
-    /// Of a catalog, and the memory that was counted for it.
+    /// Describes a catalog, with the memory that was counted for it.
     pub fn of(catalog: &Catalog, memory_bytes: usize) -> Self {
         Self {
             version: catalog.version().to_owned(),
@@ -348,35 +354,35 @@ impl CatalogInfo {
 /// The catalogs of a version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct CatalogList {
-    /// The version.
+    /// The version that the catalogs belong to.
     pub model: ModelName,
     /// The catalog that new requests get.
     pub current: String,
-    /// All that are kept, in the order in which they came.
+    /// All catalogs that are kept, in the order of their arrival.
     pub versions: Vec<CatalogInfo>,
     /// Whether they survive a restart: the server keeps them under `--state`.
     pub durable: bool,
 }
 
-/// A version that the state names and that could not be brought back at the start.
+/// A version of the saved state that could not be restored at the start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct MissingVersion {
     /// Name of its model.
     pub name: String,
-    /// The version.
+    /// The version, by its digits.
     pub version: String,
-    /// Labels that point at it: requests for them are refused.
+    /// Labels that point at it. Requests for them are refused.
     pub labels: Vec<String>,
-    /// Why it could not be brought back.
+    /// Why it could not be restored.
     pub reason: String,
 }
 
-/// A label was deleted.
+/// The answer when a label was deleted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct LabelDeleted {
     /// Name of its model.
     pub name: String,
-    /// The label.
+    /// The deleted label.
     pub label: String,
     /// Whether the change survives a restart: the server keeps it under `--state`.
     pub durable: bool,
@@ -387,33 +393,33 @@ pub struct LabelDeleted {
 pub struct Health {
     /// `ok`; or `degraded` while versions of the state are missing.
     pub status: String,
-    /// Versions of the state that could not be brought back.
+    /// Versions of the saved state that could not be restored.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<MissingVersion>,
 }
 
 impl Health {
-    /// Well, but for what is missing.
+    /// The health of a server, depending on which versions are missing.
     pub fn but_for(missing: Vec<MissingVersion>) -> Self {
         Self { status: if missing.is_empty() { "ok" } else { "degraded" }.into(), missing }
     }
 }
 
-/// Every error.
+/// The body of every error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
-    /// What went wrong.
+    /// Details of the error.
     pub error: ErrorDetail,
 }
 
-/// What went wrong.
+/// Details of an error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorDetail {
-    /// Stable name of the error, to decide by.
+    /// Stable type of the error, for use in code.
     #[serde(rename = "type")]
     pub kind: String,
-    /// For people.
+    /// A message for people.
     pub message: String,
-    /// The field that is to blame.
+    /// The field that caused the error, if there is one.
     pub param: Option<String>,
 }

@@ -6,10 +6,10 @@ use serde::de::{Deserialize, Deserializer};
 
 use super::written::{WholeVisitor, Written};
 
-/// The beginning of the year 5000. What is later was written in another unit.
+/// The beginning of the year 5000. A later time was written in another unit.
 const LATEST: i64 = 95_617_584_000;
 
-/// A time, as it is written.
+/// A time, in seconds since 1970.
 pub struct Timestamp(i64);
 
 impl Written for Timestamp {
@@ -27,10 +27,10 @@ impl<'de> Deserialize<'de> for Timestamp {
     }
 }
 
-/// The unit of a column of a table.
+/// The unit of times in a column of a table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unit {
-    /// Seconds: what a plain number is.
+    /// Seconds, the unit of a plain number.
     #[default]
     Seconds,
     /// Thousandths of a second.
@@ -44,7 +44,7 @@ pub enum Unit {
 }
 
 impl Unit {
-    /// The second in which a time lies.
+    /// The second that contains a time.
     pub fn seconds(self, value: i64) -> i64 {
         match self {
             Self::Seconds => value,
@@ -60,13 +60,13 @@ impl Unit {
 ///
 /// # Errors
 ///
-/// What to do about it, to be read after the name of the field.
+/// Advice that reads on from the name of the field.
 pub fn check(seconds: i64) -> Result<(), String> {
     let beyond = seconds.saturating_abs();
     if beyond < LATEST {
         return Ok(());
     }
-    // Of the instants of our days, each unit has its own order of magnitude.
+    // For instants of our days, each unit has its own order of magnitude.
     let (unit, factor) = match beyond {
         0..100_000_000_000_000 => ("milliseconds", "1,000"),
         100_000_000_000_000..100_000_000_000_000_000 => ("microseconds", "1,000,000"),
@@ -76,11 +76,11 @@ pub fn check(seconds: i64) -> Result<(), String> {
     Err(format!("is {seconds}, {side}: times are seconds since 1970. Divide {unit} by {factor}"))
 }
 
-/// Checks that the times of a history do not run backwards. Events without a time are passed over.
+/// Checks that the times of a history do not run backwards. Events without a time are skipped.
 ///
 /// # Errors
 ///
-/// The two events that are out of order, to be read after the name of the field.
+/// The two events that are out of order, in words that read on from the name of the field.
 pub fn check_order(times: impl IntoIterator<Item = Option<i64>>) -> Result<(), String> {
     let mut last: Option<(usize, i64)> = None;
     for (index, time) in times.into_iter().enumerate() {

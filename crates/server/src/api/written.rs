@@ -1,4 +1,5 @@
-//! How values are written in requests, in JSON and in Parquet alike: ids, whole numbers, times. One definition each.
+//! The one definition of how requests write values, in JSON and in Parquet alike: ids, whole
+//! numbers, times.
 //!
 //! | value | written as |
 //! | --- | --- |
@@ -19,20 +20,20 @@ use utoipa::ToSchema;
 /// Whole numbers up to here are exact as floats.
 const EXACT: f64 = 9_007_199_254_740_992.0;
 
-/// A value as it is written, and the plain value it stands for.
+/// A value as it is written, and the plain value for which it stands.
 pub trait Written {
-    /// The plain value.
+    /// The plain value of a field.
     type Value;
 
-    /// What was written.
+    /// Returns the plain value.
     fn value(self) -> Self::Value;
 }
 
-/// Reads a field as `W` writes it.
+/// Reads a field that is written as a `W`.
 ///
 /// # Errors
 ///
-/// When the field is not written so.
+/// When the field is written in another way.
 pub fn read<'de, W, D>(deserializer: D) -> Result<W::Value, D::Error>
 where
     W: Written + Deserialize<'de>,
@@ -73,7 +74,7 @@ impl<W: Written> Written for BTreeMap<String, W> {
     }
 }
 
-/// A whole number.
+/// A whole number, read as an integer or as a float without a fraction.
 pub struct Whole<T>(T);
 
 impl<T> Written for Whole<T> {
@@ -86,7 +87,7 @@ impl<T> Written for Whole<T> {
 
 /// A type that [`Whole`] reads.
 pub trait Integer: TryFrom<i128> {
-    /// What an error says it must be.
+    /// The text of an error about a value of another type.
     const EXPECTED: &'static str;
 }
 
@@ -108,7 +109,7 @@ impl<'de, T: Integer> Deserialize<'de> for Whole<T> {
     }
 }
 
-/// Reads a whole number, and says what was expected where it finds none.
+/// Reads a whole number, or reports what was expected.
 pub(super) struct WholeVisitor<T>(pub(super) PhantomData<T>, pub(super) &'static str);
 
 impl<T: Integer> Visitor<'_> for WholeVisitor<T> {
@@ -140,7 +141,7 @@ impl<T: Integer> Visitor<'_> for WholeVisitor<T> {
 #[serde(untagged)]
 #[schema(as = ItemId)]
 pub enum ItemIdSchema {
-    /// The id.
+    /// The id as text.
     Text(String),
     /// An integer that stands for its decimal text.
     Number(i64),

@@ -1,5 +1,6 @@
-//! `beamline catalog check`: reads a catalog as a server would, and reports its shape or everything that is wrong.
-//! `beamline catalog push`, `patch`, `list`, `rollback`: the catalogs of a running server.
+//! `beamline catalog check`: reads a catalog as a server would, and reports its shape or everything
+//! that is wrong. `beamline catalog push`, `patch`, `list`, `rollback`: the catalogs of a running
+//! server.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,21 +14,23 @@ use super::output;
 use crate::api::{self, CatalogPatch};
 use crate::runtime::Files;
 
-/// Bad records that are listed.
+/// Most bad records that are listed.
 const LISTED: usize = 100;
 
-/// What to do with a catalog.
+/// Subcommands for catalogs.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Check a catalog file: items, SIDs, collisions, branching per level, memory; or every bad line by its number.
+    /// Check a catalog file: items, SIDs, collisions, branching per level, memory; or list every
+    /// bad line.
     Check(Check),
-    /// Replace the catalog of a running server: it is checked there beside the old one, and new requests get it at once.
+    /// Replace the catalog of a running server. It is checked there beside the old one; then new
+    /// requests use it.
     Push(Push),
     /// Add, remove and retag items of a running server's catalog, all or nothing.
     Patch(Patch),
     /// List the catalogs of a running server: the one that serves, and earlier ones that are kept.
     List(List),
-    /// Go back to a catalog that is kept.
+    /// Go back to an earlier catalog that is kept.
     Rollback(Rollback),
 }
 
@@ -41,10 +44,10 @@ selling an item that people have bought, retag it, and ask with forbid_tags.
   beamline catalog patch shop patch.json
   beamline catalog patch shop --remove i7 --remove i9")]
 pub(super) struct Patch {
-    /// Whose catalog (shop, shop@canary, or shop@version), then the changes, a .json file.
+    /// The model (shop, shop@canary, or shop@version), then a .json file with the changes.
     #[arg(value_names = ["MODEL", "FILE"], num_args = 0..=2)]
     words: Vec<String>,
-    /// An item to remove; may be given several times.
+    /// An item to remove. May be given several times.
     #[arg(long, value_name = "ITEM")]
     remove: Vec<String>,
     #[command(flatten)]
@@ -56,7 +59,8 @@ pub(super) struct Patch {
 /// Flags of `catalog list`.
 #[derive(Debug, clap::Args)]
 pub(super) struct List {
-    /// Whose catalogs: shop, for the version that its label stable points at, or shop@canary, or shop@version.
+    /// The model: shop, for the version that its label stable points at, or shop@canary, or
+    /// shop@version.
     #[arg(value_name = "MODEL", num_args = 0..=1)]
     words: Vec<String>,
     #[command(flatten)]
@@ -71,7 +75,8 @@ pub(super) struct List {
 /// Flags of `catalog rollback`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Rollback {
-    /// Whose catalog (shop, shop@canary, or shop@version), then the version to go back to, as `catalog list` shows it.
+    /// The model (shop, shop@canary, or shop@version), then the catalog version, as `catalog list`
+    /// shows it.
     #[arg(value_names = ["MODEL", "VERSION"], num_args = 0..=2)]
     words: Vec<String>,
     #[command(flatten)]
@@ -87,7 +92,7 @@ Try it:
   beamline catalog push shop catalog.jsonl
   beamline catalog push shop@canary catalog.jsonl --server http://127.0.0.1:8080 --admin-key-file key")]
 pub(super) struct Push {
-    /// Whose catalog (shop, shop@canary, or shop@version), then the file, .jsonl.
+    /// The model (shop, shop@canary, or shop@version), then the catalog file, .jsonl.
     #[arg(value_names = ["MODEL", "FILE"], num_args = 0..=2)]
     words: Vec<String>,
     #[command(flatten)]
@@ -101,11 +106,12 @@ pub(super) struct Push {
 pub(super) struct Check {
     /// The catalog, .jsonl or .parquet.
     file: PathBuf,
-    /// Also check every SID against the convention and tokenizer of this checkpoint, and print the version that a server
-    /// shows [default: the directory of the file, if it holds a config.json].
+    /// Also check every SID against the convention and tokenizer of this checkpoint, and print the
+    /// catalog version that a server would show [default: the directory of the file, if it holds a
+    /// config.json].
     #[arg(long, value_name = "DIR")]
     checkpoint: Option<PathBuf>,
-    /// The convention, if it does not lie beside the checkpoint.
+    /// The convention, if it is not in the checkpoint's directory.
     #[arg(long, value_name = "FILE|PRESET")]
     convention: Option<String>,
     /// Print the report as JSON.
@@ -148,7 +154,7 @@ fn patch(args: &Patch) -> anyhow::Result<ExitCode> {
             let (model, [file]) = args.model.split(&args.words, ["FILE"], usage)?;
             (model, Some(file))
         }
-        // With items to remove, a file may come on top.
+        // With items to remove, a file is optional.
         false => {
             let usage = "beamline catalog patch shop --remove i7";
             match args.model.split(&args.words, ["FILE"], usage) {
@@ -193,7 +199,7 @@ fn roll_back(args: &Rollback) -> anyhow::Result<ExitCode> {
     say(model, &args.server.call("POST", &path, Payload::Json(json!({"version": version})))?)
 }
 
-/// What serves after a change.
+/// Prints which catalog serves after a change.
 fn say(model: &str, answer: &Value) -> anyhow::Result<ExitCode> {
     let current = &answer["current"];
     let items = answer["versions"].as_array().into_iter().flatten().find(|one| one["version"] == *current);
@@ -222,14 +228,15 @@ fn check(args: Check) -> anyhow::Result<ExitCode> {
     };
     let catalog = catalog.map_err(|error| {
         let (name, text) = (args.file.display().to_string(), error.to_string());
-        // An error of reading names the file itself.
+        // An error of reading already names the file.
         if text.contains(&name) { anyhow!("{text}") } else { anyhow!("{name} cannot be served: {text}") }
     })?;
     let report = catalog.report();
     if args.json {
         let mut json = serde_json::to_value(&report)?;
         if checkpoint.is_none() {
-            // A version counts the tokens of a checkpoint: without one there is none that a server would print.
+            // The version depends on the tokens of a checkpoint. Without a checkpoint, no version
+            // would match that of a server.
             json["version"] = Value::Null;
         }
         output::print(&(serde_json::to_string_pretty(&json)? + "\n"))?;
@@ -249,7 +256,7 @@ fn check(args: Check) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The checkpoint that a catalog lies in.
+/// The directory of the checkpoint that contains a catalog, if there is one.
 fn around(file: &Path) -> Option<PathBuf> {
     let folder = match file.parent()? {
         parent if parent.as_os_str().is_empty() => Path::new("."),

@@ -1,6 +1,7 @@
-//! Talking to a running server: the side of the command line that changes models and catalogs.
+//! Requests to a running server, for subcommands that change models and catalogs.
 //!
-//! Invariant: names are checked before they become part of an address, and the key goes into a header only.
+//! Invariant: names are checked before they become part of a URL, and the key is only sent in a
+//! header.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,24 +13,25 @@ use crate::api::ErrorBody;
 use crate::registry::name::{Reference, is_name};
 use crate::settings::key;
 
-/// Longest time to reach a server. Answers may take as long as loading takes.
+/// Longest time to connect to a server. An answer may take as long as loading takes.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Largest answer that is read.
+/// Largest answer that is read, in bytes.
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
 
-/// Which server, and how to be let in.
+/// The address of the server, and the key for it.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Server")]
 pub(super) struct ServerArgs {
-    /// Where the server listens. Only http: for a server behind TLS, go through a tunnel.
+    /// URL of the server. Only http: use a tunnel for a server behind TLS.
     #[arg(long, value_name = "URL", env = "BEAMLINE_SERVER", default_value = "http://127.0.0.1:8080")]
     server: String,
-    /// File with the admin key, if the server has one; or put the key itself into BEAMLINE_ADMIN_KEY.
+    /// File with the admin key, if the server has one. Or put the key itself into
+    /// BEAMLINE_ADMIN_KEY.
     #[arg(long, value_name = "FILE", env = "BEAMLINE_ADMIN_KEY_FILE")]
     admin_key_file: Option<PathBuf>,
 }
 
-/// The model, for those who would rather name it by a flag than as the first word.
+/// The model as a flag, as an alternative to the first argument.
 #[derive(Debug, clap::Args)]
 pub(super) struct ModelFlag {
     /// The model, instead of the first argument.
@@ -38,11 +40,12 @@ pub(super) struct ModelFlag {
 }
 
 impl ModelFlag {
-    /// The model and the other words. `names` says what they are, `usage` is a command line that is right.
+    /// Splits the arguments into the model and the others. `names` describes them for an error, and
+    /// `usage` is a correct command line.
     ///
     /// # Errors
     ///
-    /// When there are more words or fewer.
+    /// When there are too many or too few arguments.
     pub(super) fn split<'a, const N: usize>(
         &'a self,
         words: &'a [String],
@@ -62,27 +65,27 @@ impl ModelFlag {
     }
 }
 
-/// What is sent.
+/// The body of a request.
 pub(super) enum Payload<'a> {
-    /// Nothing.
+    /// An empty body.
     None,
-    /// JSON.
+    /// A JSON body.
     Json(Value),
-    /// A file of JSON lines.
+    /// A body of JSON lines, from a file.
     Lines(&'a [u8]),
 }
 
 impl ServerArgs {
-    /// A server that is asked and not changed.
+    /// A server that is only read from, without a key.
     pub(super) fn at(server: String) -> Self {
         Self { server, admin_key_file: None }
     }
 
-    /// Sends a request and reads the answer; `null` when it is empty.
+    /// Sends a request and reads the answer; `null` when the answer is empty.
     ///
     /// # Errors
     ///
-    /// When the server cannot be reached, or says no: then with its reason.
+    /// When the server cannot be reached, or refuses; the error then holds the server's reason.
     pub(super) fn call(&self, method: &str, path: &str, payload: Payload<'_>) -> anyhow::Result<Value> {
         let base = self.server.trim_end_matches('/');
         if !base.starts_with("http://") {
@@ -103,7 +106,7 @@ impl ServerArgs {
         let config =
             ureq::Agent::config_builder().http_status_as_error(false).timeout_connect(Some(CONNECT)).build();
         let agent = ureq::Agent::new_with_config(config);
-        // A header that cannot be written would quote the key.
+        // The original error would quote the key.
         let unsendable = |_| anyhow!("the request cannot be written: is the admin key printable?");
         let sent = match media {
             Some(_) => agent.run(request.body(body).map_err(unsendable)?),
@@ -133,7 +136,7 @@ impl ServerArgs {
     }
 }
 
-/// Checks a part of an address.
+/// Checks a name that becomes part of a URL.
 pub(super) fn name<'a>(what: &str, text: &'a str) -> anyhow::Result<&'a str> {
     if is_name(text) {
         Ok(text)
@@ -142,7 +145,7 @@ pub(super) fn name<'a>(what: &str, text: &'a str) -> anyhow::Result<&'a str> {
     }
 }
 
-/// Checks a model, with or without a label or version.
+/// Checks a reference to a model, with or without a label or version.
 pub(super) fn reference(text: &str) -> anyhow::Result<&str> {
     let Reference { name: model, at } = Reference::parse(text);
     name("model", model)?;

@@ -1,4 +1,4 @@
-//! `beamline completions`: a script that completes commands and flags in a shell.
+//! `beamline completions`: prints a script that completes commands and flags in a shell.
 
 use std::process::ExitCode;
 
@@ -16,7 +16,7 @@ Try it:
   beamline completions zsh > \"${fpath[1]}/_beamline\"
   beamline completions fish > ~/.config/fish/completions/beamline.fish")]
 pub(super) struct Args {
-    /// The shell.
+    /// The shell that will run the script.
     shell: Shell,
 }
 

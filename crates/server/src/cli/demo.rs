@@ -1,4 +1,4 @@
-//! `beamline demo`, and `beamline` alone: serve the demo checkpoint and say what to try.
+//! `beamline demo`, and `beamline` alone: serves the demo checkpoint and prints requests to try.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -15,24 +15,26 @@ use crate::api::{self, RecommendRequest};
 use crate::registry::Registry;
 use crate::settings::{AdminLayer, Flags, HttpLayer, Settings};
 
-/// Where the demo lies within the project.
+/// The demo checkpoint's directory within the project.
 const DEMO: &str = "weights/demo/checkpoint";
-/// Items of the history in the request to try: just enough to fill a page, so that a second request finds it cached.
+/// Items of the history in the printed request: enough to fill a page, so that a second request
+/// hits the cache.
 const HISTORY: usize = 8;
-/// Where in the visitor's history they begin: there the visitor turns to things for a baby, as the README tells.
+/// Index of the first of these items: there the visitor turns to things for a baby, as the README
+/// says.
 const BEGIN: usize = 8;
-/// A tag of the demo's items, which a shop would filter by.
+/// A tag of the demo's items by which a shop would filter.
 const IN_STOCK: &str = "in_stock";
 /// Visitors of the demo shop, one request per line, beside the checkpoint's directory.
 const VISITORS: &str = "../sample_requests.jsonl";
-/// Longest of them that is read.
+/// Longest line of a visitor that is read, in bytes.
 const MAX_VISITOR_BYTES: u64 = 1 << 20;
 
 /// Flags of `demo`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The demo checkpoint [default: weights/demo/checkpoint in the project this was built from, or in the current
-    /// directory].
+    /// The demo checkpoint [default: weights/demo/checkpoint in the project directory of this
+    /// build, or in the current directory].
     #[arg(long, value_name = "DIR", env = "BEAMLINE_DEMO_DIR")]
     demo_dir: Option<PathBuf>,
     #[command(flatten)]
@@ -54,7 +56,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     serve::serve(settings, |registry, address| announce(registry, address, visitor.unwrap_or_default()))
 }
 
-/// Some items of the first visitor, if there is one. The demo works without.
+/// Some items of the first visitor, if the file exists. The demo works without it.
 fn visitor(checkpoint: &Path) -> Option<Vec<String>> {
     let mut line = Vec::new();
     let file = BufReader::new(File::open(checkpoint.join(VISITORS)).ok()?);
@@ -63,11 +65,11 @@ fn visitor(checkpoint: &Path) -> Option<Vec<String>> {
     Some(request.history?.into_iter().skip(BEGIN).take(HISTORY).map(|action| action.item_id).collect())
 }
 
-/// The directory of the demo checkpoint.
+/// Finds the directory of the demo checkpoint.
 ///
 /// # Errors
 ///
-/// When it is neither where the project was built nor in the current directory.
+/// When it is neither in the project directory of this build nor in the current directory.
 pub(super) fn find(named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     if let Some(directory) = named {
         return Ok(directory);
@@ -84,7 +86,7 @@ pub(super) fn find(named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// Says what to try.
+/// Prints requests to try.
 fn announce(registry: &Registry, address: SocketAddr, mut visitor: Vec<String>) -> io::Result<()> {
     let service = registry.resolve(None).map_err(io::Error::other)?;
     let catalog = &service.served().catalog;
@@ -103,7 +105,7 @@ fn announce(registry: &Registry, address: SocketAddr, mut visitor: Vec<String>) 
     ))
 }
 
-/// A request to copy: fields in reading order, one item a line, and an answer that can be read.
+/// A request to copy: fields in reading order, one item per line, and a readable answer.
 fn curl(address: SocketAddr, items: &[String], tagged: bool) -> String {
     let items: Vec<String> =
         items.iter().map(|item| format!("    {{\"item_id\": {}}}", json!(item))).collect();
@@ -112,17 +114,17 @@ fn curl(address: SocketAddr, items: &[String], tagged: bool) -> String {
         "{{\n  \"user_id\": \"ada\",\n  \"history\": [\n{}\n  ],\n  \"num_items\": 3,\n  \"filters\": {{\"exclude_seen\": true{tags}}}\n}}",
         items.join(",\n")
     );
-    // Within single quotes, a shell ends the string at a quote.
+    // In single quotes, a shell ends the string at the next quote.
     let body = body.replace('\'', "'\\''");
     format!(
         "curl -s http://{address}/v1/recommend -H 'content-type: application/json' -d '{body}' | python3 -m json.tool"
     )
 }
 
-/// A few items that have something in common, so that the answer is worth reading.
+/// A few items that have something in common, so that the answer is instructive.
 fn related(catalog: &Catalog) -> Vec<ItemIndex> {
     let all = || catalog.items();
-    // Two tags are shared by fewer items than one.
+    // Fewer items share two tags than one.
     let tags = all().next().map(|item| catalog.tags(item).take(2).collect::<Vec<_>>()).unwrap_or_default();
     let shares = |item: &ItemIndex| tags.iter().all(|tag| catalog.tags(*item).any(|other| other == *tag));
     let alike: Vec<ItemIndex> = all().filter(shares).collect();

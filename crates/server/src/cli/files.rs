@@ -1,15 +1,17 @@
-//! Open files: the system's limit is raised as far as it goes, and connections are kept below it.
+//! Open files: raises the system's limit as far as possible, and keeps connections below it.
 
 use tracing::warn;
 
 use crate::http::listen::table::SPARES;
 
-/// Files that a server opens besides connections: logs, checkpoints that are being loaded, what threads need.
+/// Number of files that a server opens besides connections: logs, checkpoints being loaded, files
+/// of threads.
 const OWN_FILES: usize = 64;
 
-/// Raises the limit of open files, and gives the number of connections that it leaves room for, `wanted` at most.
+/// Raises the limit of open files. Returns the number of connections that it allows, `wanted` at
+/// most.
 pub(super) fn raise_limit(wanted: usize) -> usize {
-    // Where the system refuses, the limit stays what it is.
+    // If the system refuses, the limit stays as it is.
     let raised = rlimit::increase_nofile_limit(u64::MAX);
     let raised = raised.or_else(|_| rlimit::getrlimit(rlimit::Resource::NOFILE).map(|(soft, _)| soft));
     let Ok(files) = raised else { return wanted };

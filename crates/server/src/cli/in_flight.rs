@@ -1,4 +1,4 @@
-//! Tasks in flight up to a bound, whose results come back in the order they were started.
+//! Tasks in flight up to a bound. Their results come back in the order in which they were started.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::tokio_runtime;
 
-/// Tasks and the runtime they run on.
+/// The tasks, and the runtime that runs them.
 pub(super) struct InFlight<T> {
     tokio: Tokio,
     tasks: VecDeque<JoinHandle<T>>,
@@ -17,17 +17,17 @@ pub(super) struct InFlight<T> {
 }
 
 impl<T: Send + 'static> InFlight<T> {
-    /// At most `limit` tasks.
+    /// Allows at most `limit` tasks.
     pub(super) fn new(limit: usize) -> anyhow::Result<Self> {
         Ok(Self { tokio: tokio_runtime()?, tasks: VecDeque::with_capacity(limit), limit })
     }
 
-    /// Where the tasks run.
+    /// The runtime that runs the tasks.
     pub(super) fn tokio(&self) -> &Tokio {
         &self.tokio
     }
 
-    /// Whether the oldest task must be waited for before another is started.
+    /// Whether the oldest task must be waited for before another can start.
     pub(super) fn is_full(&self) -> bool {
         self.tasks.len() >= self.limit
     }
@@ -37,7 +37,7 @@ impl<T: Send + 'static> InFlight<T> {
         self.tasks.push_back(self.tokio.spawn(task));
     }
 
-    /// Waits for the oldest task; nothing if there is none, or if `unless` was over before.
+    /// Waits for the oldest task. `None` if there is none, or if `unless` ended before.
     pub(super) fn next(&mut self, unless: impl Future<Output = ()>) -> anyhow::Result<Option<T>> {
         let Some(task) = self.tasks.pop_front() else { return Ok(None) };
         let done = self.tokio.block_on(async {

@@ -1,4 +1,4 @@
-//! Lines of bounded length. A byte order mark before the first is skipped.
+//! Reads lines of bounded length. A byte order mark before the first line is skipped.
 
 use std::io::{self, BufRead, Read};
 
@@ -6,7 +6,7 @@ use beamline_catalog::text;
 
 use crate::error::Error;
 
-/// A line, without its end, or why it cannot be read as one.
+/// A line without its line end, or why it cannot be read.
 pub(super) type Line = Result<Vec<u8>, Error>;
 
 /// Reads lines one by one.
@@ -17,12 +17,12 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Lines of at most `limit` bytes.
+    /// Reads lines of at most `limit` bytes.
     pub(super) fn new(reader: Box<dyn BufRead>, limit: usize) -> Self {
         Self { reader, limit, at_start: true }
     }
 
-    /// The next line; one over the limit is passed over and is an error of its own.
+    /// Reads the next line. A line over the limit is skipped and reported as an error.
     pub(super) fn next(&mut self) -> io::Result<Option<Line>> {
         let mut line = Vec::new();
         let limit = self.limit as u64 + 1;
@@ -36,7 +36,7 @@ impl Lines {
             return Ok(Some(Err(Error::BodyTooLarge { limit: self.limit })));
         }
         if std::mem::take(&mut self.at_start) {
-            // Every line of a file in another encoding would be an error of its own.
+            // Otherwise every line of a file in another encoding would be an error.
             line = text::skip_mark(&line).map_err(io::Error::other)?.to_owned();
         }
         Ok(Some(Ok(line)))

@@ -1,6 +1,7 @@
-//! The command line: what subcommands there are, and what becomes of their errors.
+//! The command line: its subcommands, and how their errors are reported.
 //!
-//! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed or problems found, 2 wrong usage.
+//! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed or problems found,
+//! 2 wrong usage.
 
 mod batch;
 mod catalog;
@@ -32,23 +33,23 @@ use crate::settings::{LogSettings, environment};
 #[doc(hidden)]
 pub use batch::parquet_rows;
 
-/// Threads that read and write HTTP; the forward pass has its own.
+/// Threads that read and write HTTP. The forward pass has its own threads.
 const IO_THREADS: usize = 2;
-/// Version, commit and features, for reports of problems.
+/// Version, commit and features, for bug reports.
 #[cfg(feature = "cuda")]
 const VERSION: &str =
     concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("BEAMLINE_COMMIT"), ", with CUDA)");
-/// Version, commit and features, for reports of problems.
+/// Version, commit and features, for bug reports.
 #[cfg(not(feature = "cuda"))]
 const VERSION: &str =
     concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("BEAMLINE_COMMIT"), ", without CUDA)");
-/// What runs when no subcommand is named.
+/// The subcommand that runs when none is named.
 const DEFAULT_COMMAND: &str = "demo";
-/// Exit code of a command line that cannot be understood.
+/// Exit code of a command line that cannot be parsed.
 const WRONG_USAGE: u8 = 2;
 
-/// Serves generative recommenders: give it a checkpoint in Hugging Face layout and an item catalog, send it a user's
-/// history, get items, ranked.
+/// Serves generative recommenders: give it a checkpoint in Hugging Face layout and an item catalog,
+/// send it a user's history, get items, ranked.
 ///
 /// Without a subcommand it serves the demo, with any flags of `beamline demo`.
 #[derive(Debug, Parser)]
@@ -125,7 +126,8 @@ pub fn main() -> ExitCode {
     code
 }
 
-/// The arguments, with `demo` put in where no subcommand is named: `beamline --listen 9000` serves the demo there.
+/// The arguments, with `demo` put in where no subcommand is named: `beamline --listen 9000` serves
+/// the demo there.
 fn with_default_command(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     const OWN: [&str; 4] = ["-h", "--help", "-V", "--version"];
     let mut arguments: Vec<OsString> = arguments.collect();
@@ -142,7 +144,7 @@ fn with_default_command(arguments: impl Iterator<Item = OsString>) -> Vec<OsStri
     arguments
 }
 
-/// Starts the log, and warns of variables that look like settings and are none.
+/// Starts the log, and warns of variables that look like settings but are not.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! `beamline models`: what a running server has loaded, and changing it.
+//! `beamline models`: lists and changes the models of a running server.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use super::output;
 use crate::api::LoadRequest;
 use crate::settings::ByteSize;
 
-/// What to do with the models of a server.
+/// Subcommands for the models of a server.
 #[derive(Debug, clap::Subcommand)]
 #[command(after_help = "\
 Try it:
@@ -28,9 +28,9 @@ pub(super) enum Command {
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Load a checkpoint from under the server's --model-root, next to what it serves.
+    /// Load a checkpoint from under the server's --model-root, beside the models that it serves.
     Load {
-        /// The model, which is also its directory under the model root.
+        /// The model, which is also the name of its directory under the model root.
         #[arg(value_name = "MODEL", num_args = 0..=1)]
         words: Vec<String>,
         #[command(flatten)]
@@ -38,7 +38,8 @@ pub(super) enum Command {
         /// The checkpoint's directory within that, if the model has several.
         #[arg(long, value_name = "NAME")]
         directory: Option<String>,
-        /// Label to point at the version once it takes requests [default: stable, if the model has none].
+        /// Label to point at the version once it takes requests [default: stable, if the model has
+        /// none].
         #[arg(long)]
         label: Option<String>,
         /// Catalog, a file of the checkpoint [default: catalog.jsonl or catalog.parquet].
@@ -50,7 +51,7 @@ pub(super) enum Command {
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Take a version out of service and free its memory, once the requests that began on it have ended.
+    /// Unload a version and free its memory, once the requests that began on it have ended.
     Unload {
         /// The model, then the version, as `list` shows it.
         #[arg(value_names = ["MODEL", "VERSION"], num_args = 0..=2)]
@@ -62,12 +63,13 @@ pub(super) enum Command {
     },
     /// Point a label at a loaded version: new requests get it from then on.
     Label {
-        /// The model, then the label (`stable` is for requests that name none), then the version, as `list` shows it.
+        /// The model, then the label (`stable` is for requests without one), then the version, as
+        /// `list` shows it.
         #[arg(value_names = ["MODEL", "LABEL", "VERSION"], num_args = 0..=3)]
         words: Vec<String>,
         #[command(flatten)]
         model: ModelFlag,
-        /// Roll back: point the label at the other version that is loaded, where there are two.
+        /// Roll back: point the label at the other version, if exactly two are loaded.
         #[arg(long, conflicts_with = "delete")]
         previous: bool,
         /// Delete the label instead.
@@ -181,7 +183,7 @@ fn table(list: &Value) -> String {
     output::table(&header, &right, &rows) + &used + &loading(list)
 }
 
-/// What is being loaded, and how far that is, if the server says so.
+/// The model that is being loaded, and the progress, if the server reports one.
 fn loading(list: &Value) -> String {
     let Some(name) = list["loading"].as_str() else { return String::new() };
     let progress = &list["load_progress"];

@@ -1,8 +1,8 @@
-//! Writing results to stdout, and tables.
+//! Writing results and tables to stdout.
 
 use std::io::{self, Write};
 
-/// Writes a text to stdout. A reader that went away, as `| head` does, is no error.
+/// Writes a text to stdout. A closed reader, as with `| head`, is not an error.
 pub(super) fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -11,7 +11,7 @@ pub(super) fn print(text: &str) -> io::Result<()> {
     }
 }
 
-/// Rows as aligned columns under a header; `right` says which columns are numbers.
+/// Rows as aligned columns under a header; `right` marks the columns that are numbers.
 pub(super) fn table(header: &[&str], right: &[bool], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());

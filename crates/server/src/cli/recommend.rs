@@ -1,4 +1,5 @@
-//! `beamline recommend`: one request from the command line, by the same service as over HTTP, or to a running server.
+//! `beamline recommend`: one request from the command line, by the same service as over HTTP, or to
+//! a running server.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use crate::api::{self, Filters, HistoryAction, Normalization, Reason, RecommendR
 use crate::runtime::{Runtime, Scale};
 use crate::settings::{Flags, HttpLayer, Settings};
 
-/// Largest request that is read from a file.
+/// Largest request that is read from a file, in bytes.
 const MAX_REQUEST_BYTES: u64 = 64 << 20;
 
 /// Flags of `recommend`.
@@ -26,8 +27,8 @@ Try it:
   beamline recommend --checkpoint DIR --cold-start --json
   beamline recommend --server http://127.0.0.1:8080 --request request.json")]
 pub(super) struct Args {
-    /// Items of the history, oldest first. A model that reads times gets them as ITEM@TIME; the time is a whole number,
-    /// as the model was trained on it, often seconds since 1970.
+    /// Items of the history, oldest first. For a model that reads times, write ITEM@TIME. The time
+    /// is a whole number as in the model's training, often seconds since 1970.
     #[arg(long, value_name = "IDS", value_delimiter = ',', value_parser = word,
           required_unless_present_any = ["prompt", "cold_start", "request"])]
     history: Vec<String>,
@@ -37,46 +38,48 @@ pub(super) struct Args {
     /// An empty history.
     #[arg(long, conflicts_with_all = ["history", "prompt"])]
     cold_start: bool,
-    /// A whole request, as JSON: the body of POST /v1/recommend, from a file, or - for stdin.
+    /// A whole request as JSON, like the body of POST /v1/recommend: a file, or - for stdin.
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "history", "prompt", "cold_start", "query_time", "num_items", "beam_width", "beam_widths", "allowed_set", "sid_prefix", "exclude",
         "exclude_seen", "require_tags", "forbid_tags",
     ])]
     request: Option<PathBuf>,
-    /// When the items are for, for models that read times [default: the newest time of the history].
+    /// Time for which to recommend, for models that read times [default: the newest time of the
+    /// history].
     #[arg(long, value_name = "TIME", allow_negative_numbers = true)]
     query_time: Option<i64>,
-    /// Items wanted [default: 10].
+    /// Number of items [default: 10].
     #[arg(short, long, value_name = "N")]
     num_items: Option<u64>,
     /// Width of the beam [default: 50, or --num-items if that is more].
     #[arg(short, long, value_name = "N")]
     beam_width: Option<u64>,
-    /// Instead of one width: how many hypotheses survive each level of the semantic ID, as in 10,50,80.
+    /// Instead of one width: how many hypotheses survive each level of the semantic ID, as in
+    /// 10,50,80.
     #[arg(long, value_name = "WIDTHS", value_delimiter = ',', conflicts_with = "beam_width")]
     beam_widths: Option<Vec<u64>>,
     /// Scores relative to the allowed continuations instead of the whole vocabulary.
     #[arg(long)]
     allowed_set: bool,
-    /// Only items whose semantic ID begins with these codes.
+    /// Return only items whose semantic ID begins with these codes.
     #[arg(long, value_name = "CODES", value_delimiter = ',', value_parser = word)]
     sid_prefix: Option<Vec<String>>,
-    /// Never these items.
+    /// Never return these items.
     #[arg(long, value_name = "IDS", value_delimiter = ',', value_parser = word)]
     exclude: Vec<String>,
-    /// Never items of the history.
+    /// Never return items of the history.
     #[arg(long)]
     exclude_seen: bool,
-    /// Only items with all of these tags.
+    /// Return only items with all of these tags.
     #[arg(long, value_name = "TAGS", value_delimiter = ',', value_parser = word)]
     require_tags: Vec<String>,
-    /// Never items with one of these tags.
+    /// Never return items with one of these tags.
     #[arg(long, value_name = "TAGS", value_delimiter = ',', value_parser = word)]
     forbid_tags: Vec<String>,
     /// Print the whole answer as JSON.
     #[arg(long)]
     json: bool,
-    /// Ask a running server instead of loading a checkpoint.
+    /// Send the request to a running server instead of loading a checkpoint.
     #[arg(long, value_name = "URL")]
     server: Option<String>,
     #[command(flatten)]
@@ -118,7 +121,7 @@ pub(super) fn run(mut args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Loads the model and asks it.
+/// Loads the model and sends it the request.
 fn ask(settings: &Settings, request: RecommendRequest) -> anyhow::Result<RecommendResponse> {
     let runtime = Runtime::load(settings, Scale::OneRequest)?;
     let service = runtime.service.patient();
@@ -150,7 +153,7 @@ fn read_request(file: &Path) -> anyhow::Result<RecommendRequest> {
     api::parse(&text).map_err(|error| anyhow!("{}: {error}", file.display()))
 }
 
-/// A part of a list, without the blanks around it.
+/// One element of a list, without the blanks around it.
 fn word(text: &str) -> Result<String, &'static str> {
     match text.trim() {
         "" => Err("a part of the list is empty: write a,b without a comma too many"),
@@ -158,7 +161,8 @@ fn word(text: &str) -> Result<String, &'static str> {
     }
 }
 
-/// `ITEM`, or `ITEM@TIME`. What follows the last `@` and is no whole number belongs to the item.
+/// Parses `ITEM` or `ITEM@TIME`. A part after the last `@` that is not a whole number belongs to
+/// the item.
 fn action(text: String) -> HistoryAction {
     let timed = text.rsplit_once('@').filter(|(item, _)| !item.is_empty());
     let timed = timed.and_then(|(item, time)| Some((item.to_owned(), time.parse().ok()?)));

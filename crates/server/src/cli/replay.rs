@@ -1,7 +1,7 @@
 //! `beamline replay`: answers a request log again, offline, and compares bit for bit.
 //!
-//! Online requests shared batches with whoever else was there, met a cache in whatever state it was, and were cut into
-//! other chunks. None of that may change an answer; this finds out whether it did.
+//! Online requests shared batches with any others, met a cache in any state, and were cut into
+//! other chunks. None of that may change an answer. This command finds out whether it did.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
@@ -23,9 +23,9 @@ use crate::runtime::{Runtime, Scale};
 use crate::service::Service;
 use crate::settings::{Flags, HttpLayer, Settings};
 
-/// Longest line of a log.
+/// Longest line of a log that is read, in bytes.
 const MAX_LINE_BYTES: usize = 256 << 20;
-/// Unreadable lines that are shown on the terminal.
+/// Most unreadable lines that are shown on the terminal.
 const SHOWN: u64 = 5;
 
 /// Flags of `replay`.
@@ -43,13 +43,14 @@ differences side by side.
 pub(super) struct Args {
     /// The request log.
     log: PathBuf,
-    /// Write the differences: a JSON line with the request's id and user, what was logged and what came now.
+    /// Write the differences: a JSON line with the request's id and user, the logged answer and the
+    /// new one.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Write the counts, with checkpoint and catalog, as one JSON object.
     #[arg(long, value_name = "FILE")]
     summary: Option<PathBuf>,
-    /// Differences to show on the terminal.
+    /// Most differences to show on the terminal.
     #[arg(long, value_name = "N", default_value_t = 5)]
     show: u64,
     /// Requests in flight at a time.
@@ -59,7 +60,7 @@ pub(super) struct Args {
     flags: Flags,
 }
 
-/// What became of a line.
+/// The result of a line of the log.
 enum Outcome {
     Identical,
     Different(Box<Difference>),
@@ -69,15 +70,15 @@ enum Outcome {
     Unreadable { line: u64, why: String },
 }
 
-/// An answer that is not what it was.
+/// An answer that differs from the logged one.
 #[derive(Debug, Serialize)]
 struct Difference {
     line: u64,
     request_id: String,
-    /// Who asked, as the log says it.
+    /// The user of the request, as logged.
     #[serde(skip_serializing_if = "Option::is_none")]
     user_id: Option<String>,
-    /// Place of the first item that differs, from 1.
+    /// Rank of the first item that differs, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     first_rank: Option<usize>,
     logged: Vec<LoggedItem>,
@@ -92,7 +93,7 @@ enum Replayed {
     Error(ErrorBody),
 }
 
-/// What `--summary` gets.
+/// The contents of the `--summary` file.
 #[derive(Debug, Serialize)]
 struct Summary<'a> {
     model_sha256: &'a str,
@@ -199,7 +200,8 @@ async fn compare(service: &Service, line: u64, text: Line) -> Outcome {
     }
     let LoggedAnswer { mut request, request_id, items, .. } = logged;
     let user_id = request.user_id.clone();
-    // Which model is known by its digest; here it may have another name. And nobody waits for the answer.
+    // The digest identifies the model, whose name may differ here. No client waits, so there is no
+    // deadline.
     (request.model, request.timeout_ms, request.allow_degraded) = (None, None, None);
     let replayed = match service.recommend(request, request_id.clone()).await {
         Ok(answer) => Replayed::Items {
@@ -229,10 +231,10 @@ async fn compare(service: &Service, line: u64, text: Line) -> Outcome {
     }))
 }
 
-/// Where differences go.
+/// The outputs for differences.
 struct Report {
     out: Option<BufWriter<File>>,
-    /// Differences to show on the terminal.
+    /// Number of differences still to show on the terminal.
     show: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What people read when something goes wrong: each cause once, in plain words, and what to do next.
+//! Error messages for people: each cause once, in plain words, and what to do next.
 //!
 //! Invariant: writing to a stderr that is closed or full never ends the process.
 
@@ -9,7 +9,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::logging;
 
-/// What the standard library says of numbers, and what that means.
+/// Messages of the standard library about numbers, and their plain meaning.
 const NUMBERS: [(&str, &str); 5] = [
     ("invalid digit found in string", "expected a whole number"),
     ("cannot parse integer from empty string", "expected a whole number"),
@@ -18,7 +18,7 @@ const NUMBERS: [(&str, &str); 5] = [
     ("invalid float literal", "expected a number"),
 ];
 
-/// Flags of other servers, and what does the same here.
+/// Flags of other servers, and the equivalent flags here.
 const ELSEWHERE: [(&str, &str); 8] = [
     ("--port", "--listen 9000"),
     ("--host", "--listen 0.0.0.0:8080"),
@@ -30,12 +30,12 @@ const ELSEWHERE: [(&str, &str); 8] = [
     ("--api-key", "--admin-key-file FILE"),
 ];
 
-/// Writes a line to stderr. Nobody may be there to read it, which is no error.
+/// Writes a line to stderr. A closed stderr is not an error.
 pub(super) fn line(text: &str) {
     logging::last_words(text);
 }
 
-/// An error with its causes. Many errors quote their cause, so a cause that was said is not said again.
+/// An error with its causes. Many errors quote their cause, so a cause is not repeated.
 pub(super) fn text(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(|cause| cause.to_string()) {
@@ -49,7 +49,7 @@ pub(super) fn text(error: &anyhow::Error) -> String {
     without_error_numbers(&text)
 }
 
-/// "No such file or directory (os error 2)" says the same without its end.
+/// Removes " (os error 2)" and the like, which add nothing to the message.
 fn without_error_numbers(text: &str) -> String {
     const MARK: &str = " (os error ";
     let mut rest = text;
@@ -67,7 +67,8 @@ fn without_error_numbers(text: &str) -> String {
     plain + rest
 }
 
-/// What clap says of a wrong command line, in plain words, with a tip for a checkpoint that was given without its flag.
+/// A message about a wrong command line, in plain words, with a tip for a checkpoint that was given
+/// without its flag.
 pub(super) fn usage(error: &clap::Error) -> String {
     let mut text = error.render().to_string();
     if error.kind() == ErrorKind::ValueValidation {
@@ -87,7 +88,7 @@ pub(super) fn usage(error: &clap::Error) -> String {
     }
 }
 
-/// An argument that nothing takes.
+/// The argument that clap does not know, if that is the error.
 fn unknown(error: &clap::Error) -> Option<&str> {
     let kind = match error.kind() {
         ErrorKind::UnknownArgument => ContextKind::InvalidArg,

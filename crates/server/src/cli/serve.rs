@@ -1,7 +1,7 @@
 //! `beamline serve`: listen, load, answer, drain.
 //!
-//! The address is taken first, so that a port that is in use is told at once; while the model loads, /livez says yes
-//! and everything else that loading is in progress.
+//! The address is bound first, so that a port in use is reported at once. While the model loads,
+//! /livez answers and all other routes report that loading is in progress.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,11 +24,12 @@ use crate::registry::Registry;
 use crate::request_log::RequestLog;
 use crate::settings::{AdminLayer, Flags, HttpLayer, HttpSettings, Settings};
 
-/// Connections that wait to be accepted; the system may allow fewer. Beyond that, clients wait a second to try again.
+/// Most connections that wait to be accepted; the system may allow fewer. Beyond that, clients
+/// retry after a second.
 const BACKLOG: u32 = 16_384;
-/// Connections of the listener for health checks.
+/// Most connections of the listener for health checks.
 const HEALTH_CONNECTIONS: usize = 64;
-/// How often samples are moved into histograms when nobody asks for them.
+/// How often samples are moved into histograms if no client reads the metrics.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 /// Flags of `serve`.
@@ -54,7 +55,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let settings = Settings::resolve_server(args.flags, args.http, args.admin)?;
-    // With a root to load from, or a state to bring back, it may begin with nothing.
+    // With a model root or a state, the server may start without a model.
     if settings.admin.model_root.is_none() && settings.admin.state.is_none() {
         settings.model.checkpoint()?;
     }
@@ -62,14 +63,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     serve(settings, |_, _| Ok(()))
 }
 
-/// Serves until a signal comes. `announce` is called when the model is ready.
+/// Serves until a signal comes. Calls `announce` when the model is ready.
 pub(super) fn serve(
     settings: Settings,
     announce: impl FnOnce(&Registry, SocketAddr) -> io::Result<()>,
 ) -> anyhow::Result<ExitCode> {
     let tokio = tokio_runtime()?;
     let result = tokio.block_on(serve_async(settings, announce));
-    // Loading cannot be interrupted, and after a second signal nobody waits for it.
+    // Loading cannot be interrupted, and after a second signal the process does not wait for it.
     tokio.shutdown_background();
     result.map(|()| ExitCode::SUCCESS)
 }
@@ -90,7 +91,7 @@ async fn serve_async(
     let requests = settings.engine.max_running.saturating_add(settings.engine.max_queued);
     let app: SharedApp = Arc::new(App::new(settings.http, &settings.admin, metrics.clone(), requests));
     if let Some(log) = request_log {
-        // Nobody has set another before.
+        // This is the only call that sets it.
         let _ = app.request_log.set(log);
     }
     if admin::is_open(&app) {
@@ -117,10 +118,10 @@ async fn serve_async(
 
     let patience = settings.http.drain_timeout;
     let delay = settings.http.drain_delay;
-    // The line is for people and scripts that wait for a server: it comes when the checkpoint was opened, so that one
-    // that cannot be read is told without it.
+    // People and scripts wait for this line. It comes when the checkpoint was opened, so a
+    // checkpoint that cannot be read is reported without it.
     let opened = move || {
-        // Serving does not depend on who reads this.
+        // Serving does not depend on a reader of this line.
         if let Err(error) = output::print(&format!("listening on http://{address}\n")) {
             warn!(%error, "cannot write to stdout");
         }
@@ -166,13 +167,13 @@ async fn serve_async(
     result
 }
 
-/// Lets requests in flight finish.
+/// Waits for requests in flight to finish.
 async fn finish(
     registry: Arc<Registry>,
     connections: Arc<Connections>,
     patience: Duration,
 ) -> anyhow::Result<()> {
-    // Requests that have arrived are still answered; connections close after the one they are at.
+    // Requests that have arrived are still answered. Connections close after their current request.
     if let Some(connections) = Arc::into_inner(connections)
         && tokio::time::timeout(patience, connections.end()).await.is_err()
     {
@@ -182,7 +183,8 @@ async fn finish(
     drained.await.context("draining panicked")?.context("the engine died")
 }
 
-/// Writes what of the request log still waits. A disk that hangs does not keep the process.
+/// Writes the remaining lines of the request log. A disk that hangs does not keep the process from
+/// ending.
 async fn close_request_log(app: &SharedApp, patience: Duration) {
     let app = Arc::clone(app);
     let close = move || app.request_log.get().is_none_or(|log| log.close(patience));
@@ -191,7 +193,7 @@ async fn close_request_log(app: &SharedApp, patience: Duration) {
     }
 }
 
-/// Serves health checks and metrics at an address of their own, to the end of the process.
+/// Serves health checks and metrics at their own address, until the process ends.
 fn serve_health(
     listener: TcpListener,
     app: &SharedApp,
@@ -206,7 +208,7 @@ fn serve_health(
     }))
 }
 
-/// Opens the request log again whenever a signal asks for it.
+/// Reopens the request log whenever a signal asks for it.
 async fn reopen_logs(mut reopen: Reopen, app: SharedApp) {
     loop {
         reopen.next().await;
@@ -222,7 +224,7 @@ async fn reopen_logs(mut reopen: Reopen, app: SharedApp) {
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // A restart must not wait until the connections of the last process are forgotten.
+    // A restart must not wait until the system has forgotten the connections of the last process.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)

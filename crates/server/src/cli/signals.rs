@@ -1,10 +1,10 @@
-//! Signals of a server: some end it, some have it open its logs again.
+//! Signals of a server: some end it, others make it reopen its logs.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGTERM, SIGINT and SIGQUIT: finish what is at hand and end.
+/// SIGTERM, SIGINT and SIGQUIT: finish the current requests and end.
 pub(super) struct Stop([Signal; 3]);
 
 impl Stop {
@@ -14,7 +14,7 @@ impl Stop {
         Ok(Self([terminate?, interrupt?, quit?]))
     }
 
-    /// The next of them. A signal that comes while nobody waits is not lost.
+    /// Waits for the next of these signals. One that came before the wait is not lost.
     pub(super) async fn next(&mut self) {
         let [terminate, interrupt, quit] = &mut self.0;
         tokio::select! {
@@ -25,7 +25,7 @@ impl Stop {
     }
 }
 
-/// SIGHUP and SIGUSR1: open logs again, as after a rotation. Neither ends a server.
+/// SIGHUP and SIGUSR1: reopen logs, as after a rotation. Neither ends a server.
 pub(super) struct Reopen([Signal; 2]);
 
 impl Reopen {
@@ -34,7 +34,7 @@ impl Reopen {
         Ok(Self([hang_up?, user?]))
     }
 
-    /// The next of them.
+    /// Waits for the next of these signals.
     pub(super) async fn next(&mut self) {
         let [hang_up, user] = &mut self.0;
         tokio::select! {

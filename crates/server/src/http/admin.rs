@@ -1,21 +1,22 @@
-//! Who may change models and catalogs.
+//! Access control for changes of models and catalogs.
 //!
-//! With an admin key: who sends it. Without: whoever reaches the server, provided that it listens on a loopback address
-//! only; else nobody. Without the key, a page in a browser is never let in, because it may come from anywhere, and neither
-//! is what came through a proxy, because everybody may stand behind one. The key is checked before anything of the
-//! request is looked at.
+//! With an admin key, a client must send it. Without one, every client that reaches the server may
+//! make changes, provided that the server listens on a loopback address only; otherwise no client
+//! may. Without the key, a page in a browser is never admitted, because it may come from anywhere.
+//! Neither is a request that came through a proxy, because any client may stand behind it. The key
+//! is checked before anything else in the request.
 
 use axum::http::{HeaderMap, HeaderName, header};
 
 use super::App;
 use crate::error::Error;
 
-/// Checks that the sender of these headers may change things.
+/// Checks that the sender of these headers may make changes.
 ///
 /// # Errors
 ///
-/// [`Error::Unauthorized`] without the right key; [`Error::AdminDisabled`] and [`Error::AdminProxied`] when there is
-/// none to be had.
+/// [`Error::Unauthorized`] without the right key; [`Error::AdminDisabled`] and
+/// [`Error::AdminProxied`] when the server has no key.
 pub fn check(app: &App, headers: &HeaderMap) -> Result<(), Error> {
     let Some(key) = &app.admin_key else {
         if !is_open(app) || headers.contains_key(header::ORIGIN) {
@@ -32,7 +33,7 @@ pub fn is_open(app: &App) -> bool {
     app.admin_key.is_none() && app.settings.listen.ip().to_canonical().is_loopback()
 }
 
-/// A header that proxies add.
+/// The name of a header that proxies add, if the request has one.
 fn proxy_header(headers: &HeaderMap) -> Option<String> {
     let added = |name: &&HeaderName| {
         let name = name.as_str();

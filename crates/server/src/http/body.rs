@@ -1,8 +1,9 @@
-//! Reading a body: declared as JSON, within the limit, in time and at a least pace, and the right shape.
+//! Reading a body: declared as JSON, within the limit, in time, at a minimum pace, and of the right
+//! shape.
 //!
-//! A length that is declared too large is refused before a byte is read. What is read counts against a budget
-//! ([`super::body_budget`]), and it is read before the request takes a place in the engine: a client that sends slowly
-//! costs a connection and nothing else.
+//! A body whose declared length is too large is refused before a byte is read. The bytes that are
+//! read count against a budget ([`super::body_budget`]). A body is read before the request takes a
+//! place in the engine: a client that sends slowly costs only a connection.
 
 use std::time::Instant;
 
@@ -18,15 +19,15 @@ use super::pace::Pace;
 use crate::api;
 use crate::error::Error;
 
-/// JSON of this size is parsed on a thread that serves nobody else meanwhile.
+/// JSON of at least this many bytes is parsed on a thread that may block.
 const LARGE: usize = 128 << 10;
 
-/// A body and the room that it holds.
+/// A body and the memory budget that it holds.
 #[derive(Debug)]
 pub struct Received {
-    /// The bytes.
+    /// The bytes of the body.
     pub bytes: Vec<u8>,
-    /// To be kept for as long as what was read is in use.
+    /// The held budget. Keep it for as long as the body is in use.
     pub held: Held,
 }
 
@@ -34,16 +35,16 @@ pub struct Received {
 ///
 /// # Errors
 ///
-/// When the body is none.
+/// When the body is not such a request.
 pub async fn read<T: DeserializeOwned + Send + 'static>(app: &App, request: Request) -> Result<T, Error> {
     read_held(app, request).await.map(|(value, _)| value)
 }
 
-/// As [`read`], for a request that stays in memory for a while: with the room that it holds.
+/// Like [`read`], for a request that stays in memory for a while: returns the held budget, too.
 ///
 /// # Errors
 ///
-/// When the body is none.
+/// When the body is not such a request.
 pub async fn read_held<T: DeserializeOwned + Send + 'static>(
     app: &App,
     request: Request,
@@ -59,16 +60,16 @@ pub async fn read_held<T: DeserializeOwned + Send + 'static>(
 ///
 /// # Errors
 ///
-/// When it is too large, or does not arrive.
+/// When it is too large, or does not arrive in time.
 pub async fn read_any(app: &App, request: Request) -> Result<Received, Error> {
     receive(app, request).await
 }
 
-/// Reads a change of a catalog as JSON, and leaves it to the caller to parse: it may be large.
+/// Reads a catalog change that is declared as JSON. The caller parses it, because it may be large.
 ///
 /// # Errors
 ///
-/// When the body is none.
+/// When the body is not declared as JSON, is too large, or does not arrive.
 pub async fn read_catalog_change(app: &App, request: Request) -> Result<Received, Error> {
     if !media(&request).is_some_and(|media| is_json(&media)) {
         return Err(Error::UnsupportedMediaType);
@@ -80,7 +81,7 @@ pub async fn read_catalog_change(app: &App, request: Request) -> Result<Received
 ///
 /// # Errors
 ///
-/// When the body is none.
+/// When the body is not declared as JSON lines, is too large, or does not arrive.
 pub async fn read_lines(app: &App, request: Request) -> Result<Received, Error> {
     const LINES: [&str; 4] =
         ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"];
@@ -90,7 +91,7 @@ pub async fn read_lines(app: &App, request: Request) -> Result<Received, Error> 
     upload(app, request).await
 }
 
-/// A body of an ordinary request, within the read time-out.
+/// Reads the body of an ordinary request, within the read timeout.
 async fn receive(app: &App, request: Request) -> Result<Received, Error> {
     let limit = app.settings.max_body_bytes;
     let declared = check(&request, limit)?;
@@ -103,8 +104,9 @@ async fn receive(app: &App, request: Request) -> Result<Received, Error> {
     }
 }
 
-/// A catalog. It may take as long as it keeps the least pace. All catalogs that arrive at a time share the room of one of
-/// the largest; a declared length is reserved before a byte is read.
+/// Reads a catalog. It may take any time at the minimum pace. All catalogs that arrive at the same
+/// time share the budget of one catalog of the largest size. A declared length is reserved before a
+/// byte is read.
 async fn upload(app: &App, request: Request) -> Result<Received, Error> {
     let limit = app.max_catalog_bytes;
     let declared = check(&request, limit)?;
@@ -117,13 +119,13 @@ async fn upload(app: &App, request: Request) -> Result<Received, Error> {
     }
 }
 
-/// Why a body was not read to its end.
+/// The reason why a body was not read to its end.
 enum Stopped {
     NoRoom,
     Failed(Error),
 }
 
-/// The declared length, if there is one. What can be refused unread is.
+/// The declared length, if there is one. Refuses a request that can be refused unread.
 fn check(request: &Request, limit: usize) -> Result<Option<usize>, Error> {
     let mut encodings = request.headers().get_all(header::CONTENT_ENCODING).iter();
     if let Some(encoding) = encodings.find(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity")) {
@@ -137,7 +139,8 @@ fn check(request: &Request, limit: usize) -> Result<Option<usize>, Error> {
     }
 }
 
-/// Reads a body to its end. Room is taken as bytes arrive: a client that declares much and sends little holds little.
+/// Reads a body to its end. Budget is taken as bytes arrive: a client that declares much and sends
+/// little holds little.
 async fn collect(
     app: &App,
     mut body: Body,
@@ -156,7 +159,7 @@ async fn collect(
                 Stopped::Failed(Error::InvalidRequest { message: message.into(), param: None })
             })?,
         };
-        // Trailers say nothing here.
+        // Trailers carry no meaning here.
         let Ok(data) = frame.into_data() else { continue };
         pace.moved(Instant::now(), data.len() as u64);
         let needed = bytes.len() + data.len();
@@ -164,7 +167,7 @@ async fn collect(
             return Err(Stopped::Failed(Error::BodyTooLarge { limit }));
         }
         if needed > bytes.capacity() {
-            // Doubling, but not beyond what can come.
+            // Double the capacity, but not beyond what can still come.
             let capacity = needed.max(bytes.capacity() * 2).min(declared.unwrap_or(limit).max(needed));
             held.cover(capacity).map_err(|_| Stopped::NoRoom)?;
             bytes.reserve_exact(capacity - bytes.len());
@@ -173,7 +176,7 @@ async fn collect(
     }
 }
 
-/// Parses JSON. What takes long is done where nobody else is served.
+/// Parses JSON. Large JSON is parsed on a thread that may block.
 async fn parse<T: DeserializeOwned + Send + 'static>(bytes: Vec<u8>) -> Result<T, Error> {
     if bytes.len() < LARGE {
         return api::parse(&bytes);
@@ -182,7 +185,7 @@ async fn parse<T: DeserializeOwned + Send + 'static>(bytes: Vec<u8>) -> Result<T
     parsing.await.map_err(Error::internal)?
 }
 
-/// What the body is declared to be.
+/// The declared media type of the body.
 fn media(request: &Request) -> Option<String> {
     let value = request.headers().get(header::CONTENT_TYPE)?.to_str().ok()?;
     Some(value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())

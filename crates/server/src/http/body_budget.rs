@@ -1,53 +1,55 @@
-//! How many bytes of bodies are in memory.
+//! A budget for the bytes of bodies in memory.
 //!
-//! Every request has a small allowance of its own, so that large bodies never keep small ones out: there are at most as
-//! many requests as connections. What goes beyond it comes from one pool.
+//! Every request has a small allowance of its own, so that large bodies never keep small ones out:
+//! there are at most as many requests as connections. Bytes beyond the allowance come from one
+//! pool.
 
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What a request may hold without the pool.
+/// Bytes that a request may hold without the pool.
 const ALLOWANCE: usize = 16 << 10;
-/// The pool is counted in these.
+/// Unit of the pool, in bytes.
 const UNIT: usize = 1 << 10;
 
-/// The pool.
+/// The pool that all requests share.
 #[derive(Debug)]
 pub struct BodyBudget {
     units: Arc<Semaphore>,
 }
 
-/// What one request holds; given back when dropped.
+/// The bytes that one request holds; given back when dropped.
 #[derive(Debug)]
 pub struct Held {
     units: Arc<Semaphore>,
     taken: Option<OwnedSemaphorePermit>,
 }
 
-/// The pool has not so many bytes left.
+/// The error when the pool has too few bytes left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfRoom;
 
 impl BodyBudget {
-    /// A pool of so many bytes.
+    /// A pool of `bytes` bytes.
     pub fn new(bytes: usize) -> Self {
         let units = bytes.div_ceil(UNIT).min(Semaphore::MAX_PERMITS);
         Self { units: Arc::new(Semaphore::new(units)) }
     }
 
-    /// For one request, which holds nothing yet.
+    /// Begins the holding of one request, which is empty at first.
     pub fn hold(&self) -> Held {
         Held { units: Arc::clone(&self.units), taken: None }
     }
 }
 
 impl Held {
-    /// Makes sure that the request holds room for `bytes` in all.
+    /// Makes sure that the request holds budget for `bytes` in all.
     ///
     /// # Errors
     ///
-    /// [`OutOfRoom`] when other requests hold too much. What this one holds stays as it is.
+    /// [`OutOfRoom`] when other requests hold too much. The bytes that this request holds stay
+    /// held.
     pub fn cover(&mut self, bytes: usize) -> Result<(), OutOfRoom> {
         let needed = bytes.saturating_sub(ALLOWANCE).div_ceil(UNIT);
         let more = needed.saturating_sub(self.taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
@@ -75,7 +77,8 @@ mod tests {
         assert_eq!(first.cover(10 << 10), Ok(()));
         assert_eq!(first.cover(96 << 10), Ok(()));
         assert_eq!(second.cover(60 << 10), Err(OutOfRoom));
-        // Growing again by what is held already costs nothing, and small requests always fit.
+        // Asking again for bytes that are already held costs nothing, and small requests always
+        // fit.
         assert_eq!(first.cover(96 << 10), Ok(()));
         assert_eq!(first.cover(116 << 10), Ok(()));
         assert_eq!(second.cover(ALLOWANCE), Ok(()));

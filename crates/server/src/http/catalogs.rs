@@ -1,7 +1,7 @@
 //! The routes that show and change catalogs.
 //!
-//! The model in the path is written as in a request: `name`, `name@label` or `name@version`. The version that it means when the
-//! change begins is the one whose catalog changes.
+//! The model in the path is written as in a request: `name`, `name@label` or `name@version`. The
+//! change applies to the version to which it points when the change begins.
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
@@ -17,7 +17,8 @@ use crate::registry::Registry;
 
 type Name = Result<Path<String>, PathRejection>;
 
-/// The catalogs of a version: the one that serves, and earlier ones to roll back to.
+/// List the catalogs of a version: the one that serves, and earlier ones that are kept for a
+/// rollback.
 #[utoipa::path(
     get, path = "/v1/models/{name}/catalog", tag = "catalogs", operation_id = "list_catalogs",
     params(("name" = String, Path, description = "The model, `name@label` or `name@version`.")),
@@ -32,8 +33,8 @@ pub async fn list(State(app): State<SharedApp>, path: Name) -> Result<Json<Catal
 
 /// Replace the catalog of a version.
 ///
-/// The body is JSON lines, one item per line as in catalog.jsonl, sent as `application/x-ndjson`. It is checked and probed
-/// beside the old one; requests in flight keep theirs.
+/// The body is JSON lines, one item per line as in catalog.jsonl, sent as `application/x-ndjson`.
+/// The new catalog is checked and probed beside the old one; requests in flight keep the old one.
 #[utoipa::path(
     put, path = "/v1/models/{name}/catalog", tag = "catalogs", operation_id = "replace_catalog",
     request_body(content = String, content_type = "application/x-ndjson"),
@@ -101,7 +102,7 @@ pub async fn patch(
     change(&app, patch).await.map(Json)
 }
 
-/// Go back to a catalog that was kept.
+/// Go back to an earlier catalog that is kept.
 #[utoipa::path(
     post, path = "/v1/models/{name}/catalog/rollback", tag = "catalogs", operation_id = "roll_back_catalog", request_body = CatalogVersionRequest,
     params(("name" = String, Path, description = "The model, `name@label` or `name@version`.")),

@@ -1,4 +1,5 @@
-//! One function per route: read, ask the service, write. The comments are the documentation in `/openapi.json`.
+//! One function per route: read, ask the service, write. The comments are the documentation in
+//! `/openapi.json`.
 
 use axum::Json;
 use axum::extract::{Extension, Request, State};
@@ -41,13 +42,13 @@ pub async fn recommend(
 ) -> Result<Response, Error> {
     app.registry()?;
     let (request, _held) = body::read_held::<RecommendRequest>(&app, request).await?;
-    // Not before the body is here: a client that sends slowly must not hold a place.
+    // Only after the body has arrived: a client that sends slowly must not hold a place.
     let _place = app.take_place()?;
     let answer = answer(&app, request, id).await?;
     Ok(reply::timed(&answer, &answer.timings_ms))
 }
 
-/// Answers a request for items that was read, and logs and counts the answer.
+/// Answers a request for items that was read. Logs and counts the answer.
 pub(super) async fn answer(
     app: &SharedApp,
     mut request: RecommendRequest,
@@ -66,7 +67,8 @@ pub(super) async fn answer(
 
 /// Predict what a user would do with given items.
 ///
-/// A model that ranks predicts every task; a model of semantic IDs the exact log-probability of each item.
+/// A model that ranks predicts every task. A model of semantic IDs predicts the exact
+/// log-probability of each item.
 #[utoipa::path(
     post, path = "/v1/rank", tag = "recommendation", request_body = RankRequest,
     responses(
@@ -88,7 +90,7 @@ pub async fn rank(
 ) -> Result<Response, Error> {
     let registry = app.registry()?;
     let (mut request, _held) = body::read_held::<RankRequest>(&app, request).await?;
-    // Not before the body is here: a client that sends slowly must not hold a place.
+    // Only after the body has arrived: a client that sends slowly must not hold a place.
     let _place = app.take_place()?;
     // From here on, the request belongs to this version and this catalog.
     let service = registry.resolve(request.model.take().as_deref())?;
@@ -118,7 +120,7 @@ pub async fn warm(
 ) -> Result<Response, Error> {
     let registry = app.registry()?;
     let (mut request, _held) = body::read_held::<WarmRequest>(&app, request).await?;
-    // Not before the body is here: a client that sends slowly must not hold a place.
+    // Only after the body has arrived: a client that sends slowly must not hold a place.
     let _place = app.take_place()?;
     // From here on, the request belongs to this version and this catalog.
     let service = registry.resolve(request.model.take().as_deref())?;
@@ -127,7 +129,7 @@ pub async fn warm(
     Ok(reply::timed(&answer, &answer.timings_ms))
 }
 
-/// Whether the process is alive: its engine's loop comes round. Restart it if not.
+/// Whether the process is alive: its engine's loop is running. Restart it if not.
 #[utoipa::path(
     get, path = "/livez", tag = "health",
     responses((status = 200, description = "Yes.", body = Health), (status = 503, description = "The engine hangs or is dead.", body = ErrorBody))
@@ -143,10 +145,11 @@ pub async fn livez(State(app): State<SharedApp>) -> Result<Json<Health>, Error> 
     Ok(Json(Health::but_for(Vec::new())))
 }
 
-/// Whether requests are taken: some version is loaded and its engine is alive, whatever its name, and the server is not
-/// shutting down.
+/// Whether requests are taken: some version is loaded and its engine is alive, and the server is
+/// not shutting down.
 ///
-/// The status is `degraded` while versions that the state directory holds could not be brought back; `missing` says which.
+/// The status is `degraded` while versions of the state directory could not be restored; `missing`
+/// lists them.
 #[utoipa::path(
     get, path = "/readyz", tag = "health",
     responses((status = 200, description = "Yes.", body = Health), (status = 503, description = "Loading, nothing is loaded, no engine is alive, or shutting down.", body = ErrorBody))
@@ -181,14 +184,14 @@ pub async fn metrics(State(app): State<SharedApp>) -> Response {
         .into_response()
 }
 
-/// This description.
+/// This API description, as an OpenAPI document.
 #[utoipa::path(get, path = "/openapi.json", tag = "meta", responses((status = 200, description = "OpenAPI document.")))]
 pub async fn openapi() -> Result<Response, Error> {
     let text = description::json().map_err(Error::internal)?;
     Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
 }
 
-/// Where to look next.
+/// Points to the description, the models and the health checks.
 pub async fn index() -> Json<serde_json::Value> {
     Json(json!({
         "service": "beamline",
@@ -203,12 +206,12 @@ pub async fn index() -> Json<serde_json::Value> {
     }))
 }
 
-/// Any other path.
+/// Answers a path that does not exist.
 pub async fn not_found() -> Error {
     Error::NotFound
 }
 
-/// Any other method. Which ones there are is known further out: see [`super::middleware`].
+/// Answers a method that the path does not take. The middleware adds the methods that it does take.
 pub async fn method_not_allowed(method: Method) -> Error {
     Error::MethodNotAllowed { method: method.as_str().chars().take(16).collect(), allowed: String::new() }
 }

@@ -1,22 +1,23 @@
-//! A request says once which host it is for, and one way how its body ends. Two answers to such a question are how one
-//! request is made to mean different things to a proxy and to the server behind it.
+//! A request must name its host once, and state in one way how its body ends. Two statements would
+//! let a proxy and the server behind it read one request differently.
 
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Version, header};
 
 use crate::error::Error;
 
-/// Checks what every request must say one way only.
+/// Checks the headers that every request must state only once.
 ///
 /// # Errors
 ///
-/// When it does not.
+/// When a header is missing, repeated or contradictory.
 pub fn check(version: Version, headers: &HeaderMap) -> Result<(), Error> {
     host(version, headers)?;
     encoding(headers)
 }
 
-/// The `Host` headers, as RFC 9112 section 3.2 asks: one in HTTP/1.1, at most one before, and a host.
+/// Checks the `Host` headers as RFC 9112 section 3.2 asks: one in HTTP/1.1, at most one before, and
+/// a valid host.
 fn host(version: Version, headers: &HeaderMap) -> Result<(), Error> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let message = match (hosts.next(), hosts.next()) {
@@ -33,7 +34,8 @@ fn host(version: Version, headers: &HeaderMap) -> Result<(), Error> {
     Err(Error::InvalidRequest { message: message.into(), param: None })
 }
 
-/// The `Transfer-Encoding` headers: hyper takes all that end in `chunked`, others may not.
+/// Checks the `Transfer-Encoding` headers: hyper accepts all that end in `chunked`, other servers
+/// may not.
 fn encoding(headers: &HeaderMap) -> Result<(), Error> {
     let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
     let chunked = encodings.next().is_none_or(|first| first.as_bytes().eq_ignore_ascii_case(b"chunked"));

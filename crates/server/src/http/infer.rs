@@ -1,11 +1,12 @@
-//! Inference of the Open Inference Protocol: a request for items and its answer, as JSON text in tensors of one element.
+//! Inference of the Open Inference Protocol: a request for items and its answer, as JSON text in
+//! tensors of one element.
 //!
 //! ```text
 //! in    request  BYTES [1]   the body of a POST /v1/recommend
 //! out   answer   BYTES [1]   its answer
 //! ```
 //!
-//! A tensor is in the JSON, or behind it (the protocol's binary tensors): then the header
+//! A tensor is in the JSON, or behind it (a binary tensor of the protocol). In that case the header
 //! `inference-header-content-length` says where the JSON ends.
 
 use axum::Json;
@@ -27,10 +28,11 @@ pub(super) const INPUT: &str = "request";
 /// Name of the only output.
 pub(super) const OUTPUT: &str = "answer";
 const JSON_LENGTH: &str = "inference-header-content-length";
-/// A binary element begins with its length.
+/// Size of the length that begins a binary element, in bytes.
 const LENGTH_BYTES: usize = 4;
 
-/// What an inference asks. Fields that mean nothing here are passed over, as the protocol wants it.
+/// The body of an inference request. Fields without a meaning here are ignored, as the protocol
+/// asks.
 #[derive(Debug, Deserialize)]
 struct Inference {
     #[serde(default)]
@@ -59,7 +61,7 @@ struct BinaryInput {
     binary_data_size: Option<usize>,
 }
 
-/// How all outputs are wanted.
+/// The wanted form of all outputs.
 #[derive(Debug, Default, Deserialize)]
 struct BinaryOutput {
     #[serde(default)]
@@ -79,7 +81,8 @@ struct RequestedBinary {
     binary_data: bool,
 }
 
-/// Recommend items: the request as JSON text in the input `request`, its answer as JSON text in the output `answer`.
+/// Recommend items: the request as JSON text in the input `request`, its answer as JSON text in the
+/// output `answer`.
 #[utoipa::path(
     post, path = "/v2/models/{name}/infer", tag = "open inference protocol", operation_id = "protocol_infer",
     params(("name" = String, Path, description = "The model, `name@label` or `name@version`.")),
@@ -99,7 +102,7 @@ pub async fn infer(
     answer(&app, id, component(path)?, &headers, request).await
 }
 
-/// As without a version.
+/// Like the same request without a version.
 #[utoipa::path(
     post, path = "/v2/models/{name}/versions/{version}/infer", tag = "open inference protocol",
     operation_id = "protocol_infer_version",
@@ -153,13 +156,13 @@ fn json_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
     length.map(Some).ok_or_else(|| refuse(JSON_LENGTH, "give the bytes of the JSON as a whole number"))
 }
 
-/// The JSON, and the binary data behind it.
+/// Splits the body into the JSON and the binary data behind it.
 fn split(body: &[u8], json_length: Option<usize>) -> Result<(&[u8], &[u8]), Error> {
     body.split_at_checked(json_length.unwrap_or(body.len()))
         .ok_or_else(|| refuse(JSON_LENGTH, "is longer than the body"))
 }
 
-/// Whether the answer is wanted behind the JSON.
+/// Whether the client wants the answer behind the JSON.
 fn wants_binary(inference: &Inference) -> Result<bool, Error> {
     match inference.outputs.as_deref() {
         None | Some([]) => Ok(inference.parameters.binary_data_output),
@@ -186,7 +189,7 @@ fn element(inputs: &[Tensor], binary: &[u8]) -> Result<Vec<u8>, Error> {
     }
 }
 
-/// The only text of some lists.
+/// The only text in a nested list.
 fn text(data: &Value) -> Result<Vec<u8>, Error> {
     match data {
         Value::String(text) => Ok(text.clone().into_bytes()),

@@ -1,7 +1,7 @@
-//! What happens around every handler: a request id, one line in the log, and the request metrics.
+//! The work around every handler: a request id, one line in the log, and the request metrics.
 //!
-//! A client's `x-request-id` is taken over if it is short and printable, else one is made. It is in the answer, its
-//! header and every line that is logged on the way.
+//! A client's `x-request-id` is used if it is short and printable; otherwise one is generated. It
+//! is in the answer, in its header, and in every log line about the request.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::LazyLock;
@@ -22,22 +22,22 @@ use crate::error::Error;
 use crate::metrics;
 
 const HEADER: &str = "x-request-id";
-/// Longest id that is taken over.
+/// Longest client's request id that is used, in bytes.
 const MAX_ID_BYTES: usize = 128;
 
 /// Most characters of an error's message in a line of the log.
 const MAX_LOGGED: usize = 300;
-/// Seconds after which to try again, where nothing better is known.
+/// The default value of `retry-after`, in seconds.
 const TRY_AGAIN: HeaderValue = HeaderValue::from_static("1");
 
-/// What is answered over connections beyond the limit.
+/// Paths that are answered over connections beyond the limit.
 const HEALTH: [&str; 5] = ["/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"];
 
-/// The id of a request, for its handler.
+/// The id of a request, passed to its handler.
 #[derive(Clone, Debug)]
 pub struct RequestId(pub String);
 
-/// Wraps every handler.
+/// Wraps every handler with request id, log and metrics.
 pub async fn observe(mut request: Request, next: Next) -> Response {
     let id = given(request.headers()).unwrap_or_else(generate);
     let endpoint = endpoint(request.uri().path());
@@ -65,7 +65,7 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
         if endpoint.starts_with("/v1/") || endpoint.starts_with("/v2/repository/models/") {
             tracing::info!(%method, endpoint, status, outcome, ms, error, "answered");
         } else {
-            // Health checks and scrapes would drown the rest.
+            // Health checks and scrapes would drown the other lines.
             tracing::debug!(%method, endpoint, status, outcome, ms, error, "answered");
         }
         add_headers(&mut response, &id, client.as_ref());
@@ -75,7 +75,8 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     .await
 }
 
-/// Waits a moment for a place if there is none. Says what is wrong if there is none then, or with the head.
+/// Waits a moment for a place if the connection has none. Returns why the request is refused, if it
+/// is.
 async fn refuse(client: Option<&Client>, endpoint: &str, head: Result<(), Error>) -> Option<Error> {
     if let Some(client) = client
         && !HEALTH.contains(&endpoint)
@@ -86,7 +87,8 @@ async fn refuse(client: Option<&Client>, endpoint: &str, head: Result<(), Error>
     head.err()
 }
 
-/// Says which methods a path takes: axum knows after the handler has answered.
+/// Adds the methods that a path takes to the answer: axum knows them after the handler has
+/// answered.
 fn name_methods(response: Response, method: &Method) -> Response {
     let ours = response.extensions().get::<ErrorKind>().is_some_and(|kind| kind.0 == "method_not_allowed");
     let Some(allowed) = response.headers().get(ALLOW).filter(|_| ours) else { return response };
@@ -97,7 +99,7 @@ fn name_methods(response: Response, method: &Method) -> Response {
     named
 }
 
-/// Headers that every answer has, or every one of its kind.
+/// Adds the headers that every answer has, or every answer of its kind.
 fn add_headers(response: &mut Response, id: &str, client: Option<&Client>) {
     let busy = matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
     let headers = response.headers_mut();
@@ -107,14 +109,16 @@ fn add_headers(response: &mut Response, id: &str, client: Option<&Client>) {
     if busy && !headers.contains_key(RETRY_AFTER) {
         headers.insert(RETRY_AFTER, TRY_AGAIN);
     }
-    // What is left of a body would be in the way of the next request, so the connection ends, and the client is told: one
-    // that keeps connections would else try to use it again. A spare connection is for one answer.
+    // The rest of a body would be in the way of the next request, so the connection ends. The
+    // header tells the client, which would otherwise try to use the connection again. A spare
+    // connection serves one answer.
     if client.is_some_and(|client| client.has_unread_body() || client.is_spare()) {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
 }
 
-/// Counts a request once: when it is answered, or when the client hung up and the handler was dropped.
+/// Counts a request once: when it is answered, or when the client hung up and its handler was
+/// dropped.
 struct Watch {
     endpoint: &'static str,
     started: Instant,
@@ -142,7 +146,7 @@ impl Drop for Watch {
     }
 }
 
-/// Paths as labels: what clients make up is not one.
+/// The path as a metric label. Paths that clients make up get no label of their own.
 fn endpoint(path: &str) -> &'static str {
     const KNOWN: [&str; 26] = [
         "/v1/recommend",
@@ -175,7 +179,7 @@ fn endpoint(path: &str) -> &'static str {
     KNOWN.into_iter().find(|known| is_like(known, path)).unwrap_or("other")
 }
 
-/// Whether a path is that of a route; `{}` stands for any component.
+/// Whether a path matches a route; `{}` stands for any component.
 fn is_like(route: &str, path: &str) -> bool {
     let (mut route, mut path) = (route.split('/'), path.split('/'));
     loop {
@@ -193,7 +197,7 @@ fn given(headers: &HeaderMap) -> Option<String> {
     fits.then(|| id.to_owned())
 }
 
-/// A number for this process, and one for the request.
+/// A request id from a number for this process and one for the request.
 fn generate() -> String {
     static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().build_hasher().finish());
     static NEXT: AtomicU64 = AtomicU64::new(0);

@@ -6,12 +6,12 @@
 //! | [`models`] | the routes that list and change models |
 //! | [`catalogs`] | the routes that show and change catalogs |
 //! | [`oip`] | the Open Inference Protocol over the same registry |
-//! | [`infer`] | its inference: a request for items in a tensor |
-//! | [`admin`] | who may change them |
+//! | [`infer`] | inference of that protocol: a request for items in a tensor |
+//! | [`admin`] | which clients may change models and catalogs |
 //! | [`body`] | bodies are read with limits and in time, and errors say what is wrong |
-//! | [`body_budget`] | how many bytes of them are in memory |
-//! | [`pace`] | the least pace of a transfer |
-//! | [`head`] | what the head of a request must say one way only |
+//! | [`body_budget`] | the bytes of bodies in memory are bounded |
+//! | [`pace`] | the minimum pace of a transfer |
+//! | [`head`] | headers that a request must state only once |
 //! | [`middleware`] | request ids, the access log, request metrics, panics |
 //! | [`reply`] | answers and errors as responses |
 //! | [`listen`] | connections, and how they end |
@@ -50,33 +50,34 @@ use crate::registry::Registry;
 use crate::request_log::RequestLog;
 use crate::settings::{AdminKey, AdminSettings, HttpSettings};
 
-/// Requests that may be on their way to the engine or from it, beyond those that it holds.
+/// Requests that may be on their way to or from the engine, in addition to those that it holds.
 const SPARE_REQUESTS: usize = 64;
 
-/// What handlers share.
+/// The state that all handlers share.
 #[derive(Debug)]
 pub struct App {
     /// Limits and times.
     pub settings: HttpSettings,
-    /// Renders the metrics.
+    /// Renders the metrics as text.
     pub metrics: PrometheusHandle,
-    /// Where answers are logged, if they are.
+    /// The log of answers, if it is enabled.
     pub request_log: OnceLock<RequestLog>,
-    /// What changes need.
+    /// The key that changes need, if there is one.
     pub admin_key: Option<AdminKey>,
-    /// Largest catalog that is read.
+    /// Size of the largest catalog that is read, in bytes.
     pub max_catalog_bytes: usize,
     registry: OnceLock<Arc<Registry>>,
     draining: AtomicBool,
-    /// Bytes of requests in memory.
+    /// Budget for the bodies of requests in memory.
     pub(super) bodies: BodyBudget,
-    /// Bytes of catalogs that arrive or are being built.
+    /// Budget for catalogs that arrive or are being built.
     pub(super) uploads: BodyBudget,
-    /// Requests that were read and are not answered. Beyond that, new ones are refused.
+    /// Places for requests that were read and not answered. Without a free place, new ones are
+    /// refused.
     requests: Semaphore,
 }
 
-/// Shared by all handlers.
+/// The state, shared by all handlers.
 pub type SharedApp = Arc<App>;
 
 impl App {
@@ -102,32 +103,32 @@ impl App {
         }
     }
 
-    /// What was to be loaded at the start is loaded and has answered a probe.
+    /// Records that the models of the start are loaded and have answered a probe.
     pub fn set_ready(&self, registry: Arc<Registry>) {
-        // It is called once; a second registry would not be used.
+        // This is called once; a second registry would be dropped.
         let _ = self.registry.set(registry);
     }
 
-    /// From now on /readyz says no.
+    /// From now on, /readyz reports that the server is not ready.
     pub fn set_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the server is going down.
+    /// Whether the server is shutting down.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// The models, once there are any.
+    /// The registry of models, once loading is done.
     ///
     /// # Errors
     ///
-    /// [`Error::Loading`] before.
+    /// [`Error::Loading`] before that.
     pub fn registry(&self) -> Result<&Arc<Registry>, Error> {
         self.registry.get().ok_or(Error::Loading)
     }
 
-    /// A place for one request.
+    /// Takes a place for one request.
     ///
     /// # Errors
     ///
@@ -137,7 +138,7 @@ impl App {
     }
 }
 
-/// All routes.
+/// All routes of the server.
 pub fn router(app: SharedApp) -> Router {
     let routes = health_routes()
         .route("/v1/recommend", post(handlers::recommend))
@@ -166,7 +167,7 @@ pub fn router(app: SharedApp) -> Router {
     with_layers(routes.with_state(app))
 }
 
-/// The routes of a listener for health checks and metrics alone.
+/// The routes of a listener that only serves health checks and metrics.
 pub fn health_router(app: SharedApp) -> Router {
     let routes = health_routes()
         .fallback(handlers::not_found)
@@ -174,7 +175,8 @@ pub fn health_router(app: SharedApp) -> Router {
     with_layers(routes.with_state(app))
 }
 
-/// What is answered even where there is no place for anything else: [`middleware`] has the same list.
+/// Routes that are answered even when there is no place for other requests. [`middleware`] has the
+/// same list.
 fn health_routes() -> Router<SharedApp> {
     Router::new()
         .route("/livez", get(handlers::livez))
@@ -184,11 +186,12 @@ fn health_routes() -> Router<SharedApp> {
         .route("/v2/health/ready", get(oip::ready))
 }
 
-/// What happens around every handler. Panics of handlers are caught inside, so that they are logged and counted like
-/// other errors, and those of what logs and counts are caught outside: no panic costs a client its answer.
+/// Adds the layers around every handler. Panics of handlers are caught inside, so that they are
+/// logged and counted like other errors. Panics of the logging and counting are caught outside. So
+/// no panic costs a client its answer.
 fn with_layers(routes: Router) -> Router {
     let routes = routes.layer(CatchPanicLayer::custom(reply::panicked));
-    // Around the router as a whole, because it is the router that adds `allow` to an answer.
+    // Around the router as a whole, because the router itself adds `allow` to an answer.
     Router::new()
         .fallback_service(routes)
         .layer(axum::middleware::from_fn(middleware::observe))

@@ -1,7 +1,7 @@
 //! The routes that list and change models.
 //!
-//! Changes wait for disks and for requests in flight, so they run on threads that serve nobody. They are carried out to
-//! their end even if the client hangs up.
+//! Changes wait for disks and for requests in flight, so they run on threads that may block. They
+//! are carried out to their end even if the client hangs up.
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::registry::Registry;
 use crate::registry::root::Wanted;
 
-/// The models that are served: every loaded version, its labels and what it takes.
+/// List the models: every loaded version, its labels and the memory it takes.
 #[utoipa::path(
     get, path = "/v1/models", tag = "models", operation_id = "list_models",
     responses((status = 200, description = "All of them.", body = ModelList), (status = 503, description = "Still loading.", body = ErrorBody))
@@ -24,9 +24,11 @@ pub async fn list(State(app): State<SharedApp>) -> Result<Json<ModelList>, Error
     Ok(Json(app.registry()?.list(state)))
 }
 
-/// Load a checkpoint from under the model root, check it, warm it up, and only then let requests have it.
+/// Load a checkpoint from under the model root, check it, warm it up, and only then let it serve
+/// requests.
 ///
-/// The answer comes when the version takes requests. If the checkpoint cannot be served, nothing changes.
+/// The answer comes when the version takes requests. If the checkpoint cannot be served, nothing
+/// changes.
 #[utoipa::path(
     post, path = "/v1/models/{name}/load", tag = "models", operation_id = "load_model", request_body = LoadRequest,
     params(("name" = String, Path, description = "The model, and its directory under the model root.")),
@@ -63,7 +65,7 @@ pub async fn load(
     change(&app, load).await.map(Json)
 }
 
-/// Take a version out of service, and free its memory once the requests that began on it have ended.
+/// Unload a version, and free its memory once the requests that began on it have ended.
 #[utoipa::path(
     post, path = "/v1/models/{name}/unload", tag = "models", operation_id = "unload_model", request_body = VersionRequest,
     params(("name" = String, Path, description = "The model.")),
@@ -88,7 +90,7 @@ pub async fn unload(
     change(&app, move |registry| registry.unload(&name, &version)).await.map(Json)
 }
 
-/// Point a label at a loaded version: the way to switch, and to roll back.
+/// Point a label at a loaded version. This is how to switch versions and how to roll back.
 #[utoipa::path(
     put, path = "/v1/models/{name}/labels/{label}", tag = "models", operation_id = "set_label", request_body = VersionRequest,
     params(
@@ -145,7 +147,7 @@ pub async fn remove_label(
     change(&app, remove).await.map(Json)
 }
 
-/// Carries a change out on a thread that may block.
+/// Carries out a change on a thread that may block.
 pub(super) async fn change<T: Send + 'static>(
     app: &SharedApp,
     work: impl FnOnce(&Registry) -> Result<T, Error> + Send + 'static,
@@ -159,7 +161,7 @@ pub(super) async fn change<T: Send + 'static>(
     done.await.map_err(Error::internal)?
 }
 
-/// What a path names. A path that is no text names nothing.
+/// A component of the path. A path that is not text names nothing.
 pub(super) fn component<T>(path: Result<Path<T>, PathRejection>) -> Result<T, Error> {
     path.map(|Path(component)| component).map_err(|_| Error::NotFound)
 }

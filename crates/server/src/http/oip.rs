@@ -1,9 +1,11 @@
-//! The health, metadata and repository routes of the Open Inference Protocol, version 2, over the same registry as `/v1`.
+//! The health, metadata and repository routes of the Open Inference Protocol, version 2, over the
+//! same registry as `/v1`.
 //!
-//! For tools and clients of this protocol. Inference is in [`super::infer`]. Errors have the protocol's form,
-//! `{"error": "..."}`, with the statuses of `/v1`. Bodies need no content type, and may be left out.
+//! They are for tools and clients of this protocol. Inference is in [`super::infer`]. Errors have
+//! the protocol's form, `{"error": "..."}`, with the statuses of `/v1`. Bodies need no content
+//! type, and may be left out.
 //!
-//! Invariant: what changes models needs the same key as under `/v1`, and does the same checks.
+//! Invariant: a change of models needs the same key as under `/v1`, and does the same checks.
 
 use std::collections::BTreeMap;
 
@@ -26,38 +28,38 @@ use crate::registry::Registry;
 use crate::registry::root::Wanted;
 use crate::service::Service;
 
-/// Whether a path is one of the protocol's.
+/// Whether a path belongs to the protocol.
 pub(super) fn is_protocol(path: &str) -> bool {
     path == "/v2" || path.starts_with("/v2/")
 }
 
-/// The same error in the protocol's form, wherever it was made. Other answers are left as they are.
+/// Turns an error into the protocol's form. Other answers stay as they are.
 pub(super) fn in_protocol(response: Response) -> Response {
     let Some(ErrorMessage(message)) = response.extensions().get() else { return response };
     let body = Json(json!({"error": message})).into_response().into_body();
     let (mut head, _) = response.into_parts();
-    // That of the other form.
+    // The length belongs to the other form.
     head.headers.remove(header::CONTENT_LENGTH);
     Response::from_parts(head, body)
 }
 
 type Answer = Result<Json<Value>, Error>;
 
-/// What a repository index may ask.
+/// The body of a repository index request.
 #[derive(Debug, Default, Deserialize)]
 struct Wish {
     #[serde(default)]
     ready: bool,
 }
 
-/// What a load or unload may say.
+/// The body of a load or unload request.
 #[derive(Debug, Default, Deserialize)]
 struct Change {
     #[serde(default)]
     parameters: Parameters,
 }
 
-/// Parameters of the protocol are free. Those that would be without effect are refused by name.
+/// The protocol leaves parameters free. Parameters that would have no effect are refused by name.
 #[derive(Debug, Default, Deserialize)]
 struct Parameters {
     directory: Option<String>,
@@ -65,10 +67,10 @@ struct Parameters {
     catalog: Option<String>,
     convention: Option<String>,
     version: Option<String>,
-    /// Settings of the model in another server's form; empty ones change nothing.
+    /// Settings of the model in the form of another server; empty ones change nothing.
     #[serde(default)]
     config: Value,
-    /// There are no models that depend on others.
+    /// Ignored: no model depends on another.
     #[serde(default, rename = "unload_dependents")]
     _unload_dependents: Value,
     #[serde(flatten)]
@@ -76,7 +78,7 @@ struct Parameters {
 }
 
 impl Parameters {
-    /// Checks that nothing was asked that would not be done.
+    /// Refuses parameters that would have no effect.
     fn check(&self) -> Result<(), Error> {
         const KNOWN: [&str; 5] = ["directory", "label", "catalog", "convention", "version"];
         if let Some(name) = self.others.keys().next() {
@@ -103,7 +105,7 @@ impl Parameters {
     }
 }
 
-/// The server.
+/// Describe the server.
 #[utoipa::path(
     get, path = "/v2", tag = "open inference protocol", operation_id = "protocol_server",
     responses((status = 200, description = "Name, version and extensions of the server."))
@@ -116,7 +118,7 @@ pub async fn server() -> Json<Value> {
     }))
 }
 
-/// As `/livez`.
+/// Whether the process is alive, like `/livez`.
 #[utoipa::path(
     get, path = "/v2/health/live", tag = "open inference protocol", operation_id = "protocol_live",
     responses((status = 200, description = "Alive."), (status = 503, description = "Not alive."))
@@ -125,7 +127,7 @@ pub async fn live(state: State<SharedApp>) -> Response {
     health("live", super::handlers::livez(state).await.is_ok())
 }
 
-/// As `/readyz`.
+/// Whether requests are taken, like `/readyz`.
 #[utoipa::path(
     get, path = "/v2/health/ready", tag = "open inference protocol", operation_id = "protocol_ready",
     responses((status = 200, description = "Ready."), (status = 503, description = "Not ready."))
@@ -139,7 +141,7 @@ fn health(what: &str, good: bool) -> Response {
     (status, Json(json!({what: good}))).into_response()
 }
 
-/// A model, by the version that its label `stable` points at.
+/// Describe a model: the version to which its label `stable` points.
 #[utoipa::path(
     get, path = "/v2/models/{name}", tag = "open inference protocol", operation_id = "protocol_model",
     params(("name" = String, Path, description = "The model.")),
@@ -149,7 +151,7 @@ pub async fn model(State(app): State<SharedApp>, path: Result<Path<String>, Path
     describe(&app, &component(path)?)
 }
 
-/// A version of a model.
+/// Describe a version of a model.
 #[utoipa::path(
     get, path = "/v2/models/{name}/versions/{version}", tag = "open inference protocol", operation_id = "protocol_version",
     params(
@@ -193,7 +195,8 @@ pub async fn version_ready(
     is_ready(&app, &format!("{name}@{version}"))
 }
 
-/// All loaded versions, and what is being loaded; with `{"ready": true}` only what takes requests.
+/// List all loaded versions and the one being loaded; with `{"ready": true}`, only those that take
+/// requests.
 #[utoipa::path(
     post, path = "/v2/repository/index", tag = "open inference protocol", operation_id = "protocol_index",
     responses((status = 200, description = "Name, version and state of each."))
@@ -214,7 +217,8 @@ pub async fn index(State(app): State<SharedApp>, request: Request) -> Answer {
     Ok(Json(models.chain(loading).collect()))
 }
 
-/// As `/v1/models/{name}/load`, whose fields are parameters here. A checkpoint that is loaded is left as it is.
+/// Like `/v1/models/{name}/load`, with its fields as parameters. A checkpoint that is already
+/// loaded stays as it is.
 #[utoipa::path(
     post, path = "/v2/repository/models/{name}/load", tag = "open inference protocol", operation_id = "protocol_load",
     params(("name" = String, Path, description = "The model, and its directory under the model root.")),
@@ -258,8 +262,8 @@ pub async fn load(
     changed(&app, load).await
 }
 
-/// Take a model out of service: all its versions, labels or not; or with the parameter `version` that one, which no label may
-/// point at.
+/// Unload a model. Without the parameter `version`, unloads all versions and their labels. With it,
+/// unloads that version; no label may point at it.
 #[utoipa::path(
     post, path = "/v2/repository/models/{name}/unload", tag = "open inference protocol", operation_id = "protocol_unload",
     params(("name" = String, Path, description = "The model.")),
@@ -291,8 +295,8 @@ pub async fn unload(
     changed(&app, unload).await
 }
 
-/// Carries a change out, and answers as `/v1` does whether it survives a restart. The protocol asks for no fields and
-/// allows any.
+/// Carries out a change, and answers, as `/v1` does, whether it survives a restart. The protocol
+/// requires no fields and allows any.
 async fn changed(
     app: &SharedApp,
     work: impl FnOnce(&Registry) -> Result<(), Error> + Send + 'static,
@@ -301,7 +305,7 @@ async fn changed(
     Ok(Json(json!({"durable": change(app, durable).await?})))
 }
 
-/// The protocol lets the body be left out, and asks for no content type.
+/// Reads a body. The protocol lets clients leave it out, and needs no content type.
 async fn read<T: DeserializeOwned + Default>(app: &SharedApp, request: Request) -> Result<T, Error> {
     let body = body::read_any(app, request).await?.bytes;
     if body.trim_ascii().is_empty() { Ok(T::default()) } else { api::parse(&body) }

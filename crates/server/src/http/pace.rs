@@ -1,23 +1,24 @@
-//! The least pace of a transfer: a peer that sends or takes next to nothing is not waited for.
+//! The minimum pace of a transfer: the server does not wait for a peer that sends or takes next to
+//! nothing.
 //!
-//! A pure state machine: time is an argument.
+//! This is a pure state machine: time is an argument.
 
 use std::time::{Duration, Instant};
 
-/// A longer window is none, and would end after the clock does.
+/// Longest window. A longer one has no effect, and would end after the clock does.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// How slow a peer may be: in every `window`, at least `bytes` must move.
+/// The minimum pace of a peer: in every `window`, at least `bytes` must move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeastPace {
-    /// How long a peer may take for `bytes`.
+    /// Time in which `bytes` must move.
     pub window: Duration,
-    /// What must have moved by then.
+    /// Number of bytes that must move in each window.
     pub bytes: u64,
 }
 
 impl LeastPace {
-    /// A least rate that holds from one window to the next.
+    /// A minimum rate that must hold in each window.
     pub fn new(window: Duration, bytes_per_second: u64) -> Self {
         let window = window.min(LONGEST);
         let bytes = window.as_secs_f64() * bytes_per_second as f64;
@@ -34,12 +35,12 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// A transfer that begins.
+    /// A transfer that begins now.
     pub fn new(least: LeastPace, now: Instant) -> Self {
         Self { least, began: now, moved: 0 }
     }
 
-    /// Bytes have moved. Once there are enough, the next window begins.
+    /// Records that bytes have moved. Once there are enough, the next window begins.
     pub fn moved(&mut self, now: Instant, bytes: u64) {
         self.moved = self.moved.saturating_add(bytes);
         if self.moved >= self.least.bytes {
@@ -47,12 +48,12 @@ impl Pace {
         }
     }
 
-    /// When the window began in which not enough has moved yet.
+    /// The start of the current window, in which not enough bytes have moved yet.
     pub fn began(&self) -> Instant {
         self.began
     }
 
-    /// When the transfer is too slow, unless enough moves before.
+    /// The moment at which the transfer is too slow, unless enough bytes move before.
     pub fn deadline(&self) -> Instant {
         self.began + self.least.window
     }
@@ -77,7 +78,7 @@ mod tests {
             assert!(at(second) <= steady.deadline());
             steady.moved(at(second), 1000);
         }
-        // A burst pays for its own window only.
+        // A burst counts only for its own window.
         let mut burst = Pace::new(least, start);
         burst.moved(at(1), 1 << 40);
         assert_eq!(burst.deadline(), at(6));

@@ -46,7 +46,7 @@ pub fn timed<T: Serialize>(answer: &T, timings: &Timings) -> Response {
     response
 }
 
-/// The answer of a handler that panicked: a bug, and this request's alone.
+/// The answer of a handler that panicked. The panic is a bug that affects only this request.
 pub fn panicked(panic: Box<dyn Any + Send>) -> Response {
     let message = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let message = message.or_else(|| panic.downcast_ref::<String>().cloned());

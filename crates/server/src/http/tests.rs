@@ -1,4 +1,4 @@
-//! What needs no model: a server that is still loading, and a handler that panics.
+//! Tests that need no model: a server that is still loading, and a handler that panics.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -25,7 +25,7 @@ fn app() -> SharedApp {
     Arc::new(App::new(settings(), &admin, PrometheusBuilder::new().build_recorder().handle(), 1))
 }
 
-/// Serves a router while `ask` asks.
+/// Serves a router while `ask` sends requests.
 async fn with_server(router: Router, settings: HttpSettings, ask: impl FnOnce(SocketAddr) + Send + 'static) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -90,7 +90,7 @@ async fn idle_connections_beyond_the_limit_give_way() {
             stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
             assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
         }
-        // As long as they may be about to ask again, more connections are for health checks alone.
+        // While earlier connections may still send requests, further ones only serve health checks.
         assert!(ask(address, "GET /livez").starts_with("HTTP/1.1 200"));
         let text = ask(address, "GET /v1/models");
         assert!(text.starts_with("HTTP/1.1 503") && text.contains("too_many_connections"), "{text}");
@@ -121,7 +121,7 @@ async fn a_client_that_never_reads_is_closed_and_holds_no_drain() {
         let mut text = Vec::new();
         let _ = silent.read_to_end(&mut text);
         assert!(text.len() < 64 << 20, "it was closed before it had all");
-        // Another one, which the drain meets; `with_server` waits for the end.
+        // Another connection, which the drain meets; `with_server` waits for the end.
         std::mem::forget(ask_for_much(address));
     })
     .await;
@@ -158,7 +158,8 @@ async fn a_half_closed_client_gets_its_answer_and_one_that_is_gone_ends_its_hand
         };
         assert!(half_close("/quick").ends_with("answer"));
         assert_eq!(half_close("/slow"), "");
-        // The second handler is dropped with its connection, a moment after its client sees the end.
+        // The second handler is dropped with its connection, a moment after its client sees the
+        // end.
         let start = std::time::Instant::now();
         while ended.available_permits() < 2 {
             assert!(start.elapsed() < Duration::from_secs(10), "a handler goes on");

@@ -1,9 +1,10 @@
-//! Lines for a file or a pipe that may be slow, full or gone: a bounded queue, and one thread that writes.
+//! Lines for a file or a pipe that may be slow, full or gone: a bounded queue, and one thread that
+//! writes.
 //!
-//! Place in the flow: below the log and the request log. A caller hands a line over and goes on.
+//! Place in the flow: below the log and the request log. A caller passes a line and goes on.
 //!
-//! Invariants: handing over never waits and never fails; the queue is bounded in bytes; a line that is not written is
-//! counted; after a failed write the next line begins on a line of its own.
+//! Invariants: passing a line never waits and never fails; the queue is bounded in bytes; a line
+//! that is not written is counted; after a failed write the next line begins on its own line.
 
 mod queue;
 #[cfg(test)]
@@ -15,15 +16,15 @@ use std::time::Duration;
 
 use queue::{Queue, Work};
 
-/// A file or a pipe.
+/// An open file or pipe.
 pub struct Output {
-    /// Where lines go.
+    /// The destination of the lines.
     pub writer: Box<dyn Write + Send>,
-    /// Whether the last line there has no end, as a crash leaves it.
+    /// Whether the last line of the file has no line end, as after a crash.
     pub torn: bool,
 }
 
-/// How an output is opened, and what its owner wants to hear. All of it runs on the writing thread.
+/// Opens an output and hears of its failures. All calls run on the writing thread.
 pub trait Source: Send + 'static {
     /// Opens the output, at the start and whenever it should be opened again.
     ///
@@ -32,14 +33,14 @@ pub trait Source: Send + 'static {
     /// When it cannot be opened. The old output then stays in use.
     fn open(&mut self) -> io::Result<Output>;
 
-    /// Lines are being dropped. Called once per outage.
+    /// Called when lines begin to be dropped, once per outage.
     fn failing(&mut self, error: &io::Error);
 
-    /// The output could not be opened again.
+    /// Called when the output could not be opened again, so that the old one stays in use.
     fn kept(&mut self, error: &io::Error);
 }
 
-/// Takes lines.
+/// Accepts lines and writes them on its own thread.
 #[derive(Debug)]
 pub struct LineWriter {
     queue: Arc<Queue>,
@@ -50,7 +51,7 @@ impl LineWriter {
     ///
     /// # Errors
     ///
-    /// When the output cannot be opened, or there is no thread.
+    /// When the output cannot be opened, or the thread cannot be started.
     pub fn start(name: &str, max_bytes: usize, mut source: impl Source) -> io::Result<Self> {
         let output = source.open()?;
         let queue = Arc::new(Queue::new(max_bytes));
@@ -59,13 +60,13 @@ impl LineWriter {
         Ok(Self { queue })
     }
 
-    /// A writer whose thread never takes anything.
+    /// A writer whose thread never takes a line.
     #[cfg(test)]
     pub(crate) fn stuck(max_bytes: usize) -> Self {
         Self { queue: Arc::new(Queue::new(max_bytes)) }
     }
 
-    /// Hands a line over, its end included. It is dropped and counted when too many bytes wait.
+    /// Passes a line, including its line end. It is dropped and counted when too many bytes wait.
     pub fn push(&self, line: Vec<u8>) {
         self.queue.push(line);
     }
@@ -75,24 +76,24 @@ impl LineWriter {
         self.queue.reopen();
     }
 
-    /// Lines that were not written.
+    /// Number of lines that were not written.
     pub fn dropped(&self) -> u64 {
         self.queue.dropped()
     }
 
-    /// Waits until all lines are written, at most for `patience`. Says whether they are.
+    /// Waits until all lines are written, for at most `patience`. Returns whether they are.
     pub fn flush(&self, patience: Duration) -> bool {
         self.queue.flush(patience)
     }
 
-    /// As [`LineWriter::flush`], and ends the thread. Later lines are dropped.
+    /// Like [`LineWriter::flush`], and ends the thread. Later lines are dropped.
     pub fn close(&self, patience: Duration) -> bool {
         self.queue.close();
         self.flush(patience)
     }
 }
 
-/// The thread.
+/// The loop of the writing thread.
 fn write(queue: &Queue, mut output: Output, mut source: impl Source) {
     let mut failing = false;
     while let Some(Work { reopen, bytes, lines }) = queue.take() {

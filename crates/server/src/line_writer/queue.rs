@@ -1,44 +1,44 @@
-//! Lines that wait, bounded in bytes.
+//! A queue of waiting lines, bounded in bytes.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// What a waiting line costs beside its bytes: its place in the queue.
+/// Cost of a waiting line besides its own bytes: its place in the queue, in bytes.
 const LINE_OVERHEAD: usize = 64;
-/// Bytes after which lines are written even if more are waiting.
+/// Number of bytes after which lines are written even if more are waiting.
 const CHUNK: usize = 256 << 10;
 
-/// What the thread should do next.
+/// The next work of the thread.
 pub(super) struct Work {
-    /// Open the output again first.
+    /// Whether to open the output again first.
     pub(super) reopen: bool,
-    /// Whole lines.
+    /// Whole lines, to be written.
     pub(super) bytes: Vec<u8>,
-    /// How many.
+    /// Number of lines in `bytes`.
     pub(super) lines: u64,
 }
 
 #[derive(Debug, Default)]
 struct State {
     lines: VecDeque<Vec<u8>>,
-    /// Bytes of `lines`, with what they cost beside.
+    /// Cost of `lines`, in bytes.
     waiting: usize,
     dropped: u64,
     reopen: bool,
-    /// The thread is at work on something that it took.
+    /// Whether the thread is working on something that it took.
     writing: bool,
     closed: bool,
 }
 
-/// A queue of lines.
+/// A queue of lines for one thread.
 #[derive(Debug)]
 pub(super) struct Queue {
     max_bytes: usize,
     state: Mutex<State>,
-    /// There is work, or there will never be more.
+    /// Notified when there is work, or the queue is closed.
     work: Condvar,
-    /// All work is done.
+    /// Notified when all work is done.
     idle: Condvar,
 }
 
@@ -69,7 +69,7 @@ impl Queue {
         self.work.notify_one();
     }
 
-    /// The next work; `None` when the queue is closed and empty.
+    /// Waits for the next work; `None` when the queue is closed and empty.
     pub(super) fn take(&self) -> Option<Work> {
         let nothing = |state: &mut State| state.lines.is_empty() && !state.reopen && !state.closed;
         let state = self.work.wait_while(self.lock(), nothing);
@@ -90,7 +90,7 @@ impl Queue {
         Some(Work { reopen, bytes, lines })
     }
 
-    /// What was taken last has been dealt with.
+    /// Records that the work taken last is done.
     pub(super) fn done(&self) {
         self.lock().writing = false;
         self.idle.notify_all();
@@ -115,7 +115,7 @@ impl Queue {
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
-    /// Every change is made by single assignments, so a panic elsewhere leaves nothing half done.
+    /// Every change is a single assignment, so a panic elsewhere leaves no inconsistent state.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

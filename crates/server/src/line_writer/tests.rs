@@ -1,4 +1,4 @@
-//! A pipe that breaks, a disk that is full, a reader that is stuck, a file that was moved away.
+//! Tests with a pipe that breaks, a full disk, a reader that is stuck, and a file that was moved.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -8,7 +8,7 @@ use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What reached the disk, and how many of the next writes fail after half of the bytes.
+/// The bytes that reached the disk, and how many of the next writes fail after half of the bytes.
 #[derive(Clone, Default)]
 struct Disk {
     text: Arc<Mutex<Vec<u8>>>,
@@ -46,7 +46,7 @@ impl Disk {
     }
 }
 
-/// A pipe whose reader takes nothing until it is told to.
+/// A pipe whose reader takes nothing until the test lets it.
 struct Pipe(Receiver<()>);
 
 impl Write for Pipe {
@@ -99,7 +99,7 @@ fn a_stuck_reader_holds_nobody_up_and_memory_is_bounded() {
     }
     assert!(writer.queue_bytes() <= 10_000);
     assert!(writer.dropped() >= 9_000);
-    // Nobody waits for a reader who never comes.
+    // Closing does not wait for a reader that never comes.
     assert!(!writer.close(Duration::from_millis(10)));
     drop(reader);
 }

@@ -1,7 +1,7 @@
-//! One event is one line: what an event quotes must not end the line or steer a terminal.
+//! One event is one line: text that an event quotes must not end the line or control a terminal.
 
-/// The text of an event with its control characters spelled out, except the end of the line. Where the log has
-/// `colours`, the sequences that set them stay: quoted ones can only paint.
+/// The text of an event with its control characters escaped, except the line end. Where the log has
+/// `colours`, colour sequences stay, because quoted ones can only change colours.
 pub(super) fn line(event: &[u8], colours: bool) -> Vec<u8> {
     let text = String::from_utf8_lossy(event);
     let text = text.strip_suffix('\n').unwrap_or(&text);
@@ -16,7 +16,8 @@ pub(super) fn line(event: &[u8], colours: bool) -> Vec<u8> {
             _ => {
                 match next {
                     '\t' => line.push(next),
-                    // Besides control characters, those that reorder text or end lines elsewhere.
+                    // Besides control characters: characters that reorder text or end lines in
+                    // other programs.
                     '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
                         line.extend(next.escape_unicode());
                     }
@@ -32,7 +33,7 @@ pub(super) fn line(event: &[u8], colours: bool) -> Vec<u8> {
     line.into_bytes()
 }
 
-/// The length of a sequence that sets colours, if the text begins with one.
+/// The length of a colour sequence, if the text begins with one.
 fn paint(text: &str) -> Option<usize> {
     let parameters = text.strip_prefix("\u{1b}[")?;
     let end = parameters.find(|next: char| !next.is_ascii_digit() && next != ';')?;

@@ -1,7 +1,7 @@
 //! The log: structured, to stderr, so that stdout stays free for results.
 //!
-//! Invariants: logging never waits and never fails, even where stderr is gone; lines that could not be written
-//! are counted in `beamline_log_lines_dropped_total`; no line can imitate another.
+//! Invariants: logging never waits and never fails, even if stderr is closed; lines that could not
+//! be written are counted in `beamline_log_lines_dropped_total`; no line can imitate another.
 
 mod escape;
 
@@ -15,34 +15,35 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::line_writer::{LineWriter, Output, Source};
 use crate::settings::{LogFormat, LogSettings};
 
-/// Bytes of lines that may wait for stderr.
+/// Most bytes of lines that may wait for stderr.
 const MAX_WAITING: usize = 1 << 20;
-/// How long the end of the process waits for stderr.
+/// How long the process waits for stderr at its end.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// The process has one stderr, so it has one writer for it.
+/// The only writer of the process for its only stderr.
 static LINES: OnceLock<LineWriter> = OnceLock::new();
 
-/// Why there is no log.
+/// Why logging could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
-    /// The filter cannot be understood.
+    /// The filter cannot be parsed.
     #[error(transparent)]
     Filter(#[from] tracing_subscriber::filter::ParseError),
-    /// There is no thread that could write.
+    /// The thread that writes could not be started.
     #[error("cannot start the thread that writes the log: {0}")]
     Thread(#[from] io::Error),
 }
 
-/// Starts logging, of `default` and above unless the settings say otherwise. Later calls have no effect.
+/// Starts logging events of level `default` and above, unless the settings say otherwise. Later
+/// calls have no effect.
 ///
 /// # Errors
 ///
-/// When the filter cannot be understood, or no thread can be started.
+/// When the filter cannot be parsed, or the thread cannot be started.
 pub fn start(settings: &LogSettings, default: &str) -> Result<(), LoggingError> {
     let filter = EnvFilter::builder().parse(settings.filter.as_deref().unwrap_or(default))?;
     if LINES.get().is_none() {
-        // A second start, in tests say, finds the first one's writer in place.
+        // A second start, for example in tests, finds the writer of the first one.
         let _ = LINES.set(LineWriter::start("beamline-log", MAX_WAITING, Stderr)?);
     }
     let colours = io::stderr().is_terminal();
@@ -64,20 +65,20 @@ pub fn start(settings: &LogSettings, default: &str) -> Result<(), LoggingError> 
     Ok(())
 }
 
-/// Log lines that were not written.
+/// Number of log lines that were not written.
 pub fn dropped_lines() -> u64 {
     LINES.get().map_or(0, LineWriter::dropped)
 }
 
-/// Waits a moment for stderr to take what is left. The process is about to end.
+/// Waits a moment for stderr to take the remaining lines. Called before the process ends.
 pub fn flush() {
     if let Some(lines) = LINES.get() {
         lines.flush(LAST_LINES);
     }
 }
 
-/// Writes a last message for a person to stderr. It is lost if nobody reads there. It may quote files and clients, so
-/// control characters are spelled out, except the ends of its lines.
+/// Writes a last message for people to stderr. It is lost if stderr has no reader. It may quote
+/// files and clients, so control characters are escaped, except line ends.
 pub fn last_words(text: &str) {
     let text = text.lines().flat_map(|line| escape::line(line.as_bytes(), false)).collect::<Vec<u8>>();
     match LINES.get() {
@@ -99,13 +100,13 @@ impl Source for Stderr {
         Ok(Output { writer: Box::new(io::stderr()), torn: false })
     }
 
-    // Nothing that could be said would be read. The metric counts.
+    // A message here would have no reader. The metric counts.
     fn failing(&mut self, _: &io::Error) {}
 
     fn kept(&mut self, _: &io::Error) {}
 }
 
-/// Makes a line of what a subscriber writes for one event.
+/// Turns the output of a subscriber for one event into a line.
 #[derive(Clone, Copy)]
 struct Lines {
     colours: bool,

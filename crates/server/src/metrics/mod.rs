@@ -1,6 +1,7 @@
 //! Metrics in Prometheus' text format.
 //!
-//! Place in the flow: requests are counted where they end; what the engine counts itself is copied when somebody asks.
+//! Place in the flow: requests are counted where they end. Counters of the engine are copied at
+//! every scrape.
 //!
 //! Buckets are dense from 1 to 150 ms, where answers should be.
 
@@ -24,7 +25,7 @@ use crate::request_log::RequestLog;
 const STAGE_SECONDS: &str = "beamline_stage_seconds";
 const HTTP_SECONDS: &str = "beamline_http_request_seconds";
 
-/// How long a gauge that is no longer set is shown.
+/// How long a gauge that is no longer set is still shown.
 const FORGET_GAUGES: Duration = Duration::from_secs(3600);
 
 /// Bounds of the histograms, in milliseconds.
@@ -33,12 +34,12 @@ const BUCKETS_MS: [f64; 33] = [
     40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0, 125.0, 150.0, 250.0, 500.0, 1000.0, 2500.0, 10000.0,
 ];
 
-/// Why there are no metrics.
+/// Why metrics could not be started.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot start metrics: {0}")]
 pub struct MetricsError(String);
 
-/// Starts recording, once per process.
+/// Starts recording metrics, once per process.
 ///
 /// # Errors
 ///
@@ -51,7 +52,8 @@ pub fn start() -> Result<PrometheusHandle, MetricsError> {
             builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), &seconds)
         })
         .map_err(|error| MetricsError(error.to_string()))?
-        // Every gauge is set at every scrape, but for those of models and catalogs that are gone: they must not pile up.
+        // Every scrape sets every gauge, except those of unloaded models and replaced catalogs,
+        // which must not accumulate.
         .idle_timeout(MetricKindMask::GAUGE, Some(FORGET_GAUGES));
     let recorder = builder.build_recorder();
     let handle = recorder.handle();
@@ -144,8 +146,8 @@ fn describe_disk() {
     );
 }
 
-/// Copies what is known without a model: of the process, and how many lines the log, and the request log if there is one, could
-/// not write.
+/// Copies the numbers that need no model: those of the process, and the lines that the log and, if
+/// there is one, the request log could not write.
 pub fn publish_process(request_log: Option<&RequestLog>) {
     process::publish();
     counter!("beamline_log_lines_dropped_total").absolute(logging::dropped_lines());
@@ -154,13 +156,13 @@ pub fn publish_process(request_log: Option<&RequestLog>) {
     }
 }
 
-/// A request has ended.
+/// Counts a request that has ended.
 pub fn request_ended(endpoint: &'static str, outcome: String, took: Duration) {
     counter!("beamline_requests_total", "endpoint" => endpoint, "outcome" => outcome).increment(1);
     histogram!(HTTP_SECONDS, "endpoint" => endpoint).record(took.as_secs_f64());
 }
 
-/// A request was answered by the engine.
+/// Records the timings and items of a request that the engine answered.
 pub fn answered(timings: &Timings, items: usize) {
     let Timings { queue, prefill, decode, total } = *timings;
     for (stage, ms) in [("queue", queue), ("prefill", prefill), ("decode", decode), ("total", total)] {
@@ -169,7 +171,7 @@ pub fn answered(timings: &Timings, items: usize) {
     counter!("beamline_items_total").increment(items as u64);
 }
 
-/// Copies what the engines count.
+/// Copies the counters and gauges of the engines.
 pub fn publish(registry: &Registry, ready: bool) {
     let EngineStats { scheduler, cache } = registry.stats();
     publish_models(registry);
@@ -242,7 +244,7 @@ fn publish_disk(disk: DiskUsage) {
     counter!("beamline_disk_errors_total").absolute(disk.errors);
 }
 
-/// 1 for every version with its catalog that is served, 0 for those that were.
+/// Sets 1 for every served version with its catalog, and 0 for earlier ones.
 fn publish_models(registry: &Registry) {
     static KNOWN: Mutex<BTreeSet<[String; 3]>> = Mutex::new(BTreeSet::new());
     let now: BTreeSet<[String; 3]> = registry

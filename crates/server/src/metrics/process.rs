@@ -1,16 +1,17 @@
-//! What Prometheus' own clients tell of a process, under the names that they use: memory, CPU time, open files, start.
+//! The metrics of a process that Prometheus' own clients report, under the same names: memory, CPU
+//! time, open files, start.
 //!
-//! Invariant: what the system does not say is left out. All of it comes from /proc, so elsewhere than on Linux there is
-//! nothing.
+//! Invariant: numbers that the system does not provide are left out. All of them come from /proc,
+//! so there are none on other systems than Linux.
 
-/// What the system says of this process at one moment.
+/// The numbers of this process at one moment.
 #[cfg(target_os = "linux")]
 struct Numbers {
     resident_bytes: u64,
     virtual_bytes: u64,
     cpu_seconds: u64,
     threads: i64,
-    /// Seconds since 1970.
+    /// Start of the process, in seconds since 1970.
     start: Option<f64>,
     open_files: Option<usize>,
 }
@@ -33,7 +34,7 @@ impl Numbers {
     }
 }
 
-/// Says what the metrics mean.
+/// Registers the descriptions of the metrics.
 pub(super) fn describe() {
     use metrics::{describe_counter, describe_gauge};
     describe_gauge!("process_resident_memory_bytes", "Memory of the process that is in RAM.");
@@ -45,7 +46,7 @@ pub(super) fn describe() {
     describe_gauge!("process_max_fds", "Most file descriptors that may be open.");
 }
 
-/// Copies what the system says.
+/// Copies the current numbers.
 pub(super) fn publish() {
     use metrics::gauge;
     if let Ok(most) = rlimit::Resource::NOFILE.get_soft() {

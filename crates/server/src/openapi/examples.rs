@@ -5,7 +5,7 @@ use utoipa::Modify;
 use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::{Content, OpenApi, RefOr};
 
-/// Adds them.
+/// Adds the examples to the description.
 pub(super) struct Examples;
 
 impl Modify for Examples {

@@ -1,12 +1,13 @@
-//! The description of the API that clients generate code from, made from the types and handlers themselves.
+//! The description of the API from which clients generate code. It is made from the types and
+//! handlers themselves.
 //!
 //! | module | one idea |
 //! | --- | --- |
 //! | [`statuses`] | the errors that an operation can answer with |
-//! | [`examples`] | a request and an answer of each |
+//! | [`examples`] | a request and an answer of each operation |
 //!
-//! A copy is committed as `openapi.json` beside the manifest. Tests keep it up to date, compare it with the router, and
-//! have it judged by a validator that others wrote.
+//! A copy is committed as `openapi.json` beside the manifest. Tests keep it up to date, compare it
+//! with the router, and check it with a third-party validator.
 
 mod examples;
 mod statuses;
@@ -62,7 +63,7 @@ use crate::http::{catalogs, handlers, infer, models, oip};
 )]
 struct Api;
 
-/// Says how the admin key is sent.
+/// Describes how the admin key is sent.
 struct AdminScheme;
 
 impl Modify for AdminScheme {
@@ -81,11 +82,11 @@ impl Modify for AdminScheme {
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "it describes what is written as JSON elsewhere")]
 struct ProtocolError {
-    /// For people.
+    /// The message, for people.
     error: String,
 }
 
-/// The description as JSON, pretty-printed, with a line end. It is made once.
+/// The description as pretty-printed JSON with a line end. It is built once.
 ///
 /// # Errors
 ///

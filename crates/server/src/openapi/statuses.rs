@@ -1,15 +1,17 @@
-//! The errors that any operation can answer with, added to those that an operation describes itself.
+//! The errors that any operation can answer with, added to those that an operation describes
+//! itself.
 //!
-//! What decides is what an operation is: whether it reads a body, changes models, asks a model, has a name in its path.
+//! They follow from the operation's traits: whether it reads a body, changes models, uses a model,
+//! or has a name in its path.
 
 use utoipa::Modify;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, ResponseBuilder};
 
-/// Adds them.
+/// Adds these errors to the description.
 pub(super) struct Statuses;
 
-/// What makes an operation answer with a status.
+/// The traits of an operation that decide its errors.
 struct Traits {
     reads_body: bool,
     needs_json: bool,

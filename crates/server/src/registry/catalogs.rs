@@ -1,15 +1,15 @@
-//! Changing the catalog of a loaded version: another snapshot is built beside the one that serves,
+//! Changing the catalog of a loaded version. Another snapshot is built beside the one that serves,
 //! checked, probed, and put in its place.
 //!
 //! A catalog belongs to a version, because it is written in the codes of that checkpoint's
-//! convention. Requests keep the snapshot that they began with; the next ones get the new one. A
-//! few earlier snapshots are kept to roll back to.
+//! convention. Requests keep the snapshot that they began with; later requests get the new one. A
+//! few earlier snapshots are kept for a rollback.
 //!
-//! Memory: every snapshot is counted against the budget until nobody reads it. Those that are kept
-//! to roll back to give way when a new one needs their room.
+//! Memory: every snapshot is counted against the budget until its last reader is gone. Snapshots
+//! that are kept for a rollback are forgotten when a new one needs their room.
 //!
-//! Invariants: a change that fails changes nothing; changes of a version's catalog come one after the
-//! other, so none is lost.
+//! Invariants: a change that fails changes nothing; changes of a version's catalog come one after
+//! the other, so none is lost.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -26,15 +26,15 @@ use crate::runtime::budget::{OverBudget, Reservation};
 use crate::runtime::{self, LoadError};
 use crate::service::{Served, Service};
 
-/// Snapshots of a version, in the order in which they came; one of them serves.
+/// Snapshots of a version, in the order of their arrival; one of them serves.
 pub(super) type Kept = Vec<Snapshot>;
 
-/// A catalog, and its memory for as long as it is kept.
+/// A catalog, and its counted memory for as long as it is kept.
 #[derive(Clone, Debug)]
 pub(super) struct Snapshot {
     catalog: Arc<Catalog>,
     memory: Arc<Reservation>,
-    /// Digest of its file in the state directory, once it has one.
+    /// Digest of the catalog's file in the state directory; `None` while there is no file.
     file: Option<String>,
 }
 
@@ -47,30 +47,30 @@ impl Snapshot {
         Self::new(Arc::clone(&served.catalog), Arc::clone(&served.catalog_memory))
     }
 
-    /// The same, which is kept in a file.
+    /// The same snapshot, kept in the file of this digest.
     pub(super) fn in_file(self, sha256: &str) -> Self {
         Self { file: Some(sha256.to_owned()), ..self }
     }
 
-    /// What would be free if this were forgotten: nothing while a request still reads it.
+    /// Bytes that forgetting this would free: none while a request still reads it.
     fn frees(&self) -> usize {
         if Arc::strong_count(&self.memory) == 1 { self.memory.bytes() } else { 0 }
     }
 }
 
-/// What should serve.
+/// The catalog that a change wants to serve.
 enum Made {
     New(Arc<Catalog>),
-    /// One that is kept, and so counted.
+    /// A snapshot that is kept, and so is already counted.
     Kept(Snapshot),
 }
 
 impl Registry {
-    /// The catalogs of a version.
+    /// Lists the catalogs of a version.
     ///
     /// # Errors
     ///
-    /// When the reference means nothing.
+    /// When no version matches the reference.
     pub fn catalogs(&self, reference: &str) -> Result<CatalogList, Error> {
         let service = self.resolve(Some(reference))?;
         let kept = lock(&self.catalogs).get(&id(&service)).cloned().unwrap_or_default();
@@ -83,11 +83,12 @@ impl Registry {
         })
     }
 
-    /// Puts the items of a JSON-lines text in the place of all there are. Blocks.
+    /// Replaces all items by those of a JSON-lines text. Blocks.
     ///
     /// # Errors
     ///
-    /// When lines are no items, with the number and fault of each, or the catalog cannot be served.
+    /// When lines are not valid items (the error names each line and its fault), or the catalog
+    /// cannot be served.
     pub fn replace_catalog(&self, reference: &str, lines: &[u8]) -> Result<CatalogList, Error> {
         self.change_catalog(reference, |service| {
             let symbols = service.served().family.symbols();
@@ -100,7 +101,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// When an item that should go or change is not there, or the catalog cannot be served.
+    /// When an item to remove or retag does not exist, or the catalog cannot be served.
     pub fn patch_catalog(&self, reference: &str, patch: &CatalogPatch) -> Result<CatalogList, Error> {
         self.change_catalog(reference, |service| {
             let catalog = &service.served().catalog;
@@ -127,11 +128,11 @@ impl Registry {
         })
     }
 
-    /// Goes back to a catalog that was kept. Blocks.
+    /// Goes back to an earlier catalog that is kept. Blocks.
     ///
     /// # Errors
     ///
-    /// When it was not.
+    /// When no such catalog is kept.
     pub fn roll_back_catalog(&self, reference: &str, version: &str) -> Result<CatalogList, Error> {
         self.change_catalog(reference, |service| {
             let kept = lock(&self.catalogs);
@@ -141,7 +142,7 @@ impl Registry {
         })
     }
 
-    /// Makes another catalog of the one that serves, and puts it in its place.
+    /// Makes another catalog from the one that serves, and puts it in its place.
     fn change_catalog(
         &self,
         reference: &str,
@@ -150,7 +151,8 @@ impl Registry {
         let id = id(&self.resolve(Some(reference))?);
         let turn = Arc::clone(lock(&self.changing_catalog).entry(id.clone()).or_default());
         let _turn = lock(&turn);
-        // The version that was meant at first, wherever its label points by now, with the catalog of this moment.
+        // The version that was meant at first, even if its label has moved since, with its current
+        // catalog.
         let service = self.resolve(Some(&Reference { name: &id.0, at: Some(&id.1) }.to_string()))?;
         let (catalog, counted) = match make(&service)? {
             Made::Kept(Snapshot { catalog, memory, .. }) => (catalog, Some(memory)),
@@ -161,10 +163,10 @@ impl Registry {
         let trial = runtime::with_catalog(&service, catalog, uncounted).map_err(refuse)?;
         tokio::runtime::Handle::current().block_on(runtime::probe(&trial)).map_err(refuse)?;
         let mut state = lock(&self.state);
-        // The largest file first: nothing was changed yet if the disk is full.
+        // The largest file comes first: if the disk is full, nothing has changed yet.
         let file = state.as_ref().map(|state| store(state, &trial.served().catalog)).transpose()?;
         self.store_first(&mut state, &id)?;
-        // Room may be made for it, so little may fail after that.
+        // Counting may forget other catalogs to make room, so little may fail after that.
         let catalog_memory = match counted {
             Some(memory) => memory,
             None => self.count(&id, &trial.served().catalog)?,
@@ -183,8 +185,8 @@ impl Registry {
         if let Some(catalogs) = lock(&self.catalogs).get_mut(&id) {
             *catalogs = kept;
         }
-        // Else the catalog that the version was loaded with would stay for as long as its engine
-        // runs.
+        // Otherwise the catalog that the version was loaded with would stay for as long as its
+        // engine runs.
         if let Some(runtime) = lock(&self.running).get_mut(&id) {
             runtime.service = next;
         }
@@ -194,8 +196,8 @@ impl Registry {
         self.catalogs(&Reference { name, at: Some(version) }.to_string())
     }
 
-    /// Counts the memory of a new catalog. If there is not enough, the oldest of those that are
-    /// kept to roll back to are forgotten, provided that this makes room.
+    /// Counts the memory of a new catalog. If there is not enough, forgets the oldest of those kept
+    /// for a rollback, provided that this makes room.
     fn count(&self, id: &Id, catalog: &Catalog) -> Result<Arc<Reservation>, Error> {
         let reserve = || runtime::reserve_catalog(&self.machine.budget, catalog);
         let mut reserved = reserve();
@@ -218,13 +220,13 @@ impl Registry {
         reserved.map(Arc::new).map_err(|error| Error::refused(&LoadError::Memory(error), str::to_owned))
     }
 
-    /// What is kept once `snapshot` serves: the oldest beyond the limit are forgotten. Nothing for
-    /// a version that was unloaded meanwhile.
+    /// The list of kept catalogs once `snapshot` serves: the oldest beyond the limit are forgotten.
+    /// Empty for a version that was unloaded meanwhile.
     fn next_kept(&self, id: &Id, snapshot: Snapshot) -> Kept {
         let mut kept = lock(&self.catalogs).get(id).cloned().unwrap_or_default();
         let version = snapshot.catalog.version().to_owned();
         match kept.iter_mut().find(|other| other.catalog.version() == version) {
-            // The same items, with other titles perhaps.
+            // The same items, possibly with other titles.
             Some(same) => *same = snapshot,
             None => kept.push(snapshot),
         }
@@ -237,7 +239,7 @@ impl Registry {
         kept
     }
 
-    /// Stores the catalogs that have no file yet: that of the checkpoint, before the first change.
+    /// Stores the catalogs that have no file yet: before the first change, that of the checkpoint.
     fn store_first(&self, state: &mut Option<StateDirectory>, id: &Id) -> Result<(), Error> {
         let Some(state) = state else { return Ok(()) };
         for snapshot in lock(&self.catalogs).get_mut(id).into_iter().flatten() {
@@ -249,7 +251,7 @@ impl Registry {
     }
 }
 
-/// An item as it was given.
+/// An item of a catalog as the record from which it was read.
 fn record(catalog: &Catalog, item: ItemIndex) -> ItemRecord {
     ItemRecord {
         item_id: catalog.item_id(item).to_owned(),
@@ -263,7 +265,7 @@ fn store(state: &StateDirectory, catalog: &Catalog) -> Result<String, Error> {
     state.put_catalog(catalog.items().map(|item| record(catalog, item))).map_err(Error::not_kept)
 }
 
-/// A version with other catalogs.
+/// The record of a version with other catalogs.
 fn with_catalogs(record: &RecordedVersion, kept: &Kept, serving: &str) -> RecordedVersion {
     let recorded = |snapshot: &Snapshot| {
         let version = snapshot.catalog.version().to_owned();
@@ -281,7 +283,7 @@ fn id(service: &Service) -> Id {
     (served.name.clone(), served.version().to_owned())
 }
 
-/// A catalog in the codes of a version.
+/// Builds a catalog in the codes of a version.
 fn build(service: &Service, records: impl Iterator<Item = ItemRecord>) -> Result<Arc<Catalog>, Error> {
     let symbols = service.served().family.symbols();
     Catalog::from_records(records, symbols, &CatalogLimits::default()).map(Arc::new).map_err(refused)

@@ -1,29 +1,29 @@
-//! The model registry: several versions of several models in one process, and how one takes the
-//! place of another.
+//! The model registry: several versions of several models in one process, and how one version
+//! replaces another.
 //!
 //! ```text
 //! a version   a loaded checkpoint with its own engine, KV pages and catalog, known by digits of its sha256
 //! a model     a name with versions
-//! a label     a name within a model that points at a loaded version: `stable` unless a request says otherwise
+//! a label     a name within a model that points at a loaded version: `stable` by default
 //! ```
 //!
-//! Place in the flow: between HTTP and [`crate::service`]. A request asks [`Registry::resolve`]
-//! once and keeps what it got.
+//! Place in the flow: between HTTP and [`crate::service`]. A request calls [`Registry::resolve`]
+//! once and keeps the result.
 //!
-//! Loading: open, check, load the weights, start an engine, probe, and only then switch. Whatever
-//! fails before the switch changes nothing, and gives its memory back.
+//! Loading: open, check, load the weights, start an engine, probe, and only then switch. A failure
+//! before the switch changes nothing, and frees the memory again.
 //!
-//! Unloading: the version leaves the table; requests that began on it finish on it; after the last
-//! of them its engine ends and its weights and pages are freed. Every version has its own pages, so
-//! those of one that is gone cannot be hit.
+//! Unloading: the version leaves the table, and requests that began on it finish on it. After the
+//! last of them, its engine ends and its weights and pages are freed. Every version has its own
+//! pages, so pages of an unloaded version cannot be hit.
 //!
-//! Invariants: one load at a time; labels point at loaded versions only; what is loaded fits the
-//! memory budget, versions that finish their last requests included, and catalogs that are kept or
+//! Invariants: one load at a time; labels point at loaded versions only; loaded versions fit the
+//! memory budget, including versions that finish their last requests and catalogs that are kept or
 //! still read; all versions compute on one thread pool.
 //!
 //! With a state directory ([`state`]) every change is on disk before it is made and answered, and a
-//! start brings back what was there ([`restore`]). Without one, a restart begins with what the
-//! command line names.
+//! start restores the state ([`restore`]). Without one, a restart begins with the checkpoint of the
+//! command line.
 //!
 //! What this must not know: HTTP, keys.
 
@@ -60,28 +60,28 @@ use table::Table;
 use totals::Totals;
 use turn::Turns;
 
-/// Name and version.
+/// Name and version of a model.
 type Id = (String, String);
 
-/// All loaded versions.
+/// All loaded versions, with the locks that changes of them need.
 pub struct Registry {
     settings: Settings,
     machine: Machine,
     root: Option<ModelRoot>,
     table: RwLock<Arc<Table>>,
-    /// The engines of what is in the table.
+    /// The engines of the versions in the table.
     running: Mutex<HashMap<Id, Runtime>>,
-    /// What is being loaded.
+    /// The load that is in progress, if any.
     loading: Turns,
-    /// The catalogs of what is in the table.
+    /// The catalogs of the versions in the table.
     catalogs: Mutex<HashMap<Id, Kept>>,
-    /// For every version whose catalog was changed, what is held while it changes.
+    /// A lock for every version whose catalog was changed, held during a change.
     changing_catalog: Mutex<HashMap<Id, Arc<Mutex<()>>>>,
-    /// What engines counted that are gone.
+    /// Counters of the engines that have ended.
     retired: Mutex<Totals>,
-    /// Where changes are kept, if anywhere. Held while anything changes.
+    /// The state directory, if there is one. Locked during any change.
     state: Mutex<Option<StateDirectory>>,
-    /// Versions of the state that could not be brought back.
+    /// Versions of the state that could not be restored.
     missing: RwLock<Vec<Missing>>,
 }
 
@@ -91,16 +91,17 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// When it cannot be loaded.
+    /// When the checkpoint cannot be loaded.
     pub fn start(settings: Settings) -> Result<Self, LoadError> {
         Self::start_with(settings, || {})
     }
 
-    /// As [`Registry::start`]. Calls `opened` when the checkpoint was opened and found undamaged, before it is loaded.
+    /// Like [`Registry::start`]. Calls `opened` when the checkpoint was opened and found undamaged,
+    /// before it is loaded.
     ///
     /// # Errors
     ///
-    /// As [`Registry::start`].
+    /// Like [`Registry::start`].
     pub fn start_with(settings: Settings, opened: impl FnOnce()) -> Result<Self, LoadError> {
         let admin = &settings.admin;
         let root = admin.model_root.as_deref().map(|path| {
@@ -141,11 +142,11 @@ impl Registry {
         Ok(registry)
     }
 
-    /// The version that a request wants, with the catalog of this moment.
+    /// The version that a request asks for, with its current catalog.
     ///
     /// # Errors
     ///
-    /// When there is none.
+    /// When there is no such version.
     pub fn resolve(&self, model: Option<&str>) -> Result<Service, Error> {
         let table = self.table();
         match model {
@@ -157,13 +158,13 @@ impl Registry {
         }
     }
 
-    /// Loads a checkpoint from under the root, and points a label at it. Without a label, a model's
-    /// first version becomes `stable`, and no other becomes anything. Blocks for as long as loading
-    /// takes.
+    /// Loads a checkpoint from under the root, and points a label at it. Without `label`, the first
+    /// version of a model becomes `stable`, and later ones get no label. Blocks for as long as
+    /// loading takes.
     ///
     /// # Errors
     ///
-    /// When it cannot be served; then nothing has changed.
+    /// When the checkpoint cannot be served; then nothing has changed.
     pub fn load(&self, wanted: Wanted<'_>, label: Option<&str>) -> Result<ModelInfo, Error> {
         let root = self.root.as_ref().ok_or(Error::NoModelRoot)?;
         name::check("name", wanted.name)?;
@@ -180,8 +181,8 @@ impl Registry {
         if let Ok(service) = table.find(loaded) {
             return Err(Error::AlreadyLoaded(service.served().version().to_owned()));
         }
-        // A label of a version that is missing stays with it: the first version of a model takes it
-        // only if it is free.
+        // A label of a missing version stays with it. So the first version of a model becomes
+        // `stable` only if that label is free.
         let taken = table.is_stable(wanted.name) || self.records().has_label(wanted.name, STABLE);
         let label = label.or_else(|| (!taken).then_some(STABLE));
         let record = self.record_of(wanted.name, opened.digest(), Source::of(wanted));
@@ -189,11 +190,11 @@ impl Registry {
         self.admit(built, label, Some(record))
     }
 
-    /// Takes a version out, waits for the requests that began on it, and frees its memory. Blocks.
+    /// Removes a version, waits for the requests that began on it, and frees its memory. Blocks.
     ///
     /// # Errors
     ///
-    /// When it is not loaded, or a label points at it.
+    /// When the version is not loaded, or a label points at it.
     pub fn unload(&self, name: &str, version: &str) -> Result<ModelInfo, Error> {
         let done = self.change(|table, records| {
             let error = match table.without(name, version) {
@@ -203,7 +204,7 @@ impl Registry {
                 }
                 Err(error) => error,
             };
-            // One that could not be brought back is forgotten.
+            // A version that could not be restored is removed from the state.
             let Some((version, record)) = records.find(name, version) else { return Err(error) };
             let (version, sha256) = (version.to_owned(), record.sha256.clone());
             let labels = records.labels_of(name, &version);
@@ -219,12 +220,11 @@ impl Registry {
         }
     }
 
-    /// Takes all versions of a model out, and its labels with them. Blocks as [`Registry::unload`]
-    /// does.
+    /// Removes all versions of a model, and its labels. Blocks like [`Registry::unload`].
     ///
     /// # Errors
     ///
-    /// When it is not loaded.
+    /// When the model is not loaded.
     pub fn unload_all(&self, name: &str) -> Result<(), Error> {
         let versions = self.change(|table, records| {
             let recorded = records.models.remove(name).is_some();
@@ -236,7 +236,7 @@ impl Registry {
         versions.into_iter().try_for_each(|version| self.retire(name, version).map(drop))
     }
 
-    /// Ends the engine of a version that is not in the table any more.
+    /// Ends the engine of a version that is no longer in the table.
     fn retire(&self, name: &str, version: String) -> Result<ModelInfo, Error> {
         let id = (name.to_owned(), version);
         lock(&self.catalogs).remove(&id);
@@ -254,7 +254,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// When the label or the version is none.
+    /// When the label is not valid, or the version is not loaded.
     pub fn set_label(&self, name: &str, label: &str, version: &str) -> Result<ModelInfo, Error> {
         name::check_label("label", label)?;
         self.change(|table, records| {
@@ -271,10 +271,10 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// When there is none.
+    /// When the model has no such label.
     pub fn remove_label(&self, name: &str, label: &str) -> Result<(), Error> {
         self.change(|table, records| {
-            // It may point at a version that could not be brought back.
+            // The label may point at a version that could not be restored.
             let recorded = records.remove_label(name, label);
             match table.without_label(name, label) {
                 Err(_) if recorded => Ok((table.clone(), ())),
@@ -285,7 +285,7 @@ impl Registry {
         Ok(())
     }
 
-    /// All versions.
+    /// Lists all versions.
     pub fn list(&self, state: ModelState) -> ModelList {
         let (used, limit) = self.memory();
         let durable = self.is_durable();
@@ -304,17 +304,17 @@ impl Registry {
         }
     }
 
-    /// What is loaded now.
+    /// The models that are loaded now.
     pub fn served(&self) -> Vec<Arc<Served>> {
         self.table().versions().map(|(service, _)| Arc::clone(service.served())).collect()
     }
 
-    /// Bytes that models take, and the most that they may.
+    /// Bytes that models take, and the limit if there is one.
     pub fn memory(&self) -> (usize, Option<usize>) {
         (self.machine.budget.used(), self.machine.budget.limit())
     }
 
-    /// What all engines have counted, those that are gone included, and what they hold now.
+    /// The counters of all engines, ended ones included, and the current gauges.
     pub fn stats(&self) -> EngineStats {
         let mut totals = lock(&self.retired).clone();
         for served in self.served() {
@@ -323,17 +323,17 @@ impl Registry {
         totals.stats()
     }
 
-    /// The longest time since an engine's loop last came round.
+    /// The longest time since the last sign of life of any engine.
     pub fn heartbeat_age(&self) -> Duration {
         self.served().iter().map(|served| served.heartbeat_age()).max().unwrap_or_default()
     }
 
-    /// Takes no more requests, waits at most `patience` for those at hand, and ends all engines.
+    /// Refuses new requests, waits at most `patience` for the accepted ones, and ends all engines.
     /// Blocks.
     ///
     /// # Errors
     ///
-    /// When an engine died before.
+    /// When an engine has panicked.
     pub fn drain(&self, patience: Duration) -> Result<(), EngineDied> {
         for served in self.served() {
             served.start_drain(patience);
@@ -342,10 +342,10 @@ impl Registry {
         running.into_values().try_for_each(|runtime| runtime.drain(patience))
     }
 
-    /// Loads and probes. A version that fails the probe is ended.
+    /// Loads and probes a version. A version that fails the probe is ended.
     fn build(&self, opened: Opened, name: &str) -> Result<Runtime, LoadError> {
-        // Libraries that parse what a checkpoint brings have been seen to panic. What is built here
-        // is dropped then.
+        // Libraries that parse the files of a checkpoint have been seen to panic. In that case
+        // everything built here is dropped.
         self.loading.reach(LoadStage::Building);
         let load = || opened.load(name, &self.settings, Scale::Server, &self.machine);
         let runtime = catch_unwind(AssertUnwindSafe(load)).unwrap_or(Err(LoadError::Panicked))?;
@@ -353,15 +353,15 @@ impl Registry {
         match tokio::runtime::Handle::current().block_on(runtime::probe(&runtime.service)) {
             Ok(()) => Ok(runtime),
             Err(error) => {
-                // It took no request but the probe's; what its engine has to say is of no interest.
+                // It took only the probe's request, so the result of its engine does not matter.
                 let _ = runtime.retire();
                 Err(error)
             }
         }
     }
 
-    /// Makes a version known, and points a label at it, in one change. Keeps `record` of it, if it
-    /// is not kept yet. A version that is not admitted is ended.
+    /// Adds a version to the table and points a label at it, in one change. Keeps its `record`,
+    /// unless that is kept already. A version that is not admitted is ended.
     fn admit(
         &self,
         built: Built,
@@ -391,7 +391,7 @@ impl Registry {
         if let Err(error) = admitted {
             lock(&self.catalogs).remove(&id);
             if let Some(runtime) = lock(&self.running).remove(&id) {
-                // It took no request but the probe's.
+                // It took only the probe's request.
                 let _ = runtime.retire();
             }
             return Err(error);
@@ -413,7 +413,7 @@ impl Registry {
     }
 
     fn table(&self) -> Arc<Table> {
-        // A table is replaced by one assignment, so there is no half of one.
+        // A table is replaced by one assignment, so it is always consistent.
         Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -422,8 +422,8 @@ impl Registry {
         self.settings.admin.state.is_some()
     }
 
-    /// Puts another table in place of the one that `make` was given, unless it fails. What it makes
-    /// of the records is on disk first; without a state directory they are empty and lead nowhere.
+    /// Replaces the table by the one that `make` returns, unless `make` fails. Changed records are
+    /// written to disk first. Without a state directory, the records are empty and are not kept.
     fn change<T>(
         &self,
         make: impl FnOnce(&Table, &mut Records) -> Result<(Table, T), Error>,
@@ -431,7 +431,7 @@ impl Registry {
         self.change_with(&mut lock(&self.state), make)
     }
 
-    /// The same, for somebody who has the state.
+    /// The same for a caller that holds the lock of the state.
     fn change_with<T>(
         &self,
         state: &mut Option<StateDirectory>,
@@ -454,8 +454,8 @@ impl fmt::Debug for Registry {
     }
 }
 
-/// What these locks guard is changed by single operations, so a panic elsewhere leaves nothing half
-/// done.
+/// Locks a mutex. Changes behind these locks are single operations, so a panic elsewhere leaves no
+/// inconsistent state.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,31 +6,31 @@
 //! shop@0123456789ab     a version: the first 12 digits of the checkpoint's sha256, or more of them
 //! ```
 //!
-//! Invariant: a name is never anything but a single component of a path that goes down, and a label
-//! never looks like a version, so that a reference means one thing.
+//! Invariant: a name is always a single component of a path that leads down, and a label never
+//! looks like a version. So a reference has one meaning.
 
 use std::fmt;
 
 use crate::error::Error;
 
-/// The label of requests that name none.
+/// The label that is used by requests without a label or version.
 pub const STABLE: &str = "stable";
-/// Digits of a version.
+/// Number of digits of a version.
 const VERSION_DIGITS: usize = 12;
-/// Longest name.
+/// Longest name, in bytes.
 const MAX_BYTES: usize = 64;
 
-/// Which version a request wants.
+/// The model and version that a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reference<'a> {
-    /// The model.
+    /// Name of the model.
     pub name: &'a str,
-    /// What stands after the `@`: a label or a version.
+    /// The part after the `@`: a label or a version.
     pub at: Option<&'a str>,
 }
 
 impl<'a> Reference<'a> {
-    /// Takes a reference apart. What is no name will not be found.
+    /// Splits a reference. A part that is not a valid name will not be found.
     pub fn parse(text: &'a str) -> Self {
         match text.split_once('@') {
             Some((name, at)) => Self { name, at: Some(at) },
@@ -57,27 +57,27 @@ pub fn is_name(text: &str) -> bool {
         && !text.contains("..")
 }
 
-/// Whether a text could be a version: so many digits of a sha256.
+/// Whether a text could be a version: enough digits of a sha256.
 pub fn is_version(text: &str) -> bool {
     (VERSION_DIGITS..=64).contains(&text.len())
         && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Checks a name that a client sent.
+/// Checks a name from a client.
 ///
 /// # Errors
 ///
-/// [`Error::InvalidName`] when it is none.
+/// [`Error::InvalidName`] when it is not a valid name.
 pub fn check(param: &'static str, text: &str) -> Result<(), Error> {
     if is_name(text) { Ok(()) } else { Err(Error::InvalidName { param }) }
 }
 
-/// Checks a label that a client sent.
+/// Checks a label from a client.
 ///
 /// # Errors
 ///
-/// [`Error::InvalidName`] when it is none, [`Error::InvalidValue`] when it could be taken for a
-/// version.
+/// [`Error::InvalidName`] when it is not a valid name, [`Error::InvalidValue`] when it could be
+/// taken for a version.
 pub fn check_label(param: &'static str, text: &str) -> Result<(), Error> {
     check(param, text)?;
     if is_version(text) {

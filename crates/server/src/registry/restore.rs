@@ -1,16 +1,16 @@
-//! A start: what the state holds is brought back, what the command line names is loaded.
+//! The start: versions of the state are restored, and the checkpoint of the command line is loaded.
 //!
-//! Both may say what a model is. The rule:
+//! Both may define a model. The rule:
 //!
 //! ```text
-//! the state has no model of the name   the command line's checkpoint is loaded, labelled `stable`, and kept
-//! the state has one                    the state counts; the log says so if it does not hold that checkpoint
+//! the state has no such model   load the command line's checkpoint, label it `stable`, and keep it
+//! the state has the model       the state wins; a warning is logged if it lacks that checkpoint
 //! ```
 //!
 //! So the same command line starts a server for the first time and after every swap.
 //!
-//! A version that cannot be brought back does not keep the others from serving. It stays in the
-//! state, is listed as missing, and requests for it are refused by name.
+//! A version that cannot be restored does not keep the others from serving. It stays in the state,
+//! is listed as missing, and requests for it are refused by name.
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -29,25 +29,25 @@ use crate::error::Error;
 use crate::runtime::{self, Files, LoadError, Opened, Runtime};
 use crate::settings::{ModelSettings, SettingsError};
 
-/// A version that runs, and its catalogs.
+/// A running version, and its catalogs.
 pub(super) struct Built {
     pub(super) runtime: Runtime,
     pub(super) kept: Kept,
 }
 
-/// A version that the state holds and that does not run.
+/// A version of the state that is not running.
 #[derive(Clone, Debug)]
 pub(super) struct Missing {
     name: String,
     version: String,
     sha256: String,
     labels: Vec<String>,
-    /// Without the paths of this machine.
+    /// Why it is missing, without the paths of this machine.
     reason: String,
 }
 
 impl Missing {
-    /// What clients see of it.
+    /// The description for clients.
     pub(super) fn info(&self) -> MissingVersion {
         MissingVersion {
             name: self.name.clone(),
@@ -65,8 +65,9 @@ impl Missing {
 }
 
 impl Registry {
-    /// Loads what the state holds and what the command line names. Blocks. Calls `opened` when the checkpoint of the command
-    /// line was opened and found undamaged; at once where there is none to open.
+    /// Loads the versions of the state and the checkpoint of the command line. Blocks. Calls
+    /// `opened` when the checkpoint of the command line was opened and found undamaged, or at once
+    /// if there is none.
     pub(super) fn bring_back(&self, opened: impl FnOnce()) -> Result<(), LoadError> {
         let mut records = self.records();
         let model = &self.settings.model;
@@ -122,13 +123,13 @@ impl Registry {
         Ok(())
     }
 
-    /// What is on disk.
+    /// The records on disk.
     pub(super) fn records(&self) -> Records {
         lock(&self.state).as_ref().map(|state| state.records().clone()).unwrap_or_default()
     }
 
-    /// What to keep of a version that a client wants loaded: its catalogs too, if it is one that is
-    /// missing.
+    /// The record of a version that a client asks to load. If the version is missing, it includes
+    /// the catalogs that are kept.
     pub(super) fn record_of(&self, name: &str, digest: &str, source: Source) -> RecordedVersion {
         match self.records().find(name, digest) {
             Some((_, record)) => RecordedVersion { source, ..record.clone() },
@@ -138,7 +139,7 @@ impl Registry {
         }
     }
 
-    /// Opens the checkpoint of a version, and makes sure that it is still that checkpoint.
+    /// Opens the checkpoint of a version, and verifies that its digest is still the recorded one.
     fn open_recorded(&self, name: &str, record: &RecordedVersion) -> Result<Opened, LoadError> {
         let opened = Opened::open(self.files_of(name, &record.source)?)?;
         match opened.digest() == record.sha256 {
@@ -174,7 +175,7 @@ impl Registry {
         }
     }
 
-    /// Loads a version with the catalogs that are kept of it.
+    /// Loads a version with its kept catalogs.
     pub(super) fn restored(
         &self,
         opened: Opened,
@@ -212,7 +213,8 @@ impl Registry {
         Ok(Built { runtime, kept })
     }
 
-    /// A catalog to roll back to. It is worth a warning, not a version.
+    /// A catalog for a rollback. If it cannot be read, that is a warning, and the version is still
+    /// loaded.
     fn snapshot(&self, recorded: &RecordedCatalog, served: &crate::service::Served) -> Option<Snapshot> {
         let read = || -> Result<Snapshot, LoadError> {
             let lines = self.with_state(|state| state.read_catalog(&recorded.sha256))?;
@@ -262,17 +264,17 @@ impl Registry {
         });
     }
 
-    /// What could not be brought back.
+    /// The versions that could not be restored.
     pub(super) fn missing(&self) -> Vec<Missing> {
         self.missing.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The same, for health checks.
+    /// The same list, for health checks.
     pub fn missing_versions(&self) -> Vec<MissingVersion> {
         self.missing().iter().map(Missing::info).collect()
     }
 
-    /// The error of a request for a version that is missing.
+    /// The error for a request that asks for a missing version.
     pub(super) fn why_missing(&self, reference: Reference<'_>) -> Option<Error> {
         let missing = self.missing.read().unwrap_or_else(PoisonError::into_inner);
         let found = missing.iter().find(|missing| missing.is(reference))?;
@@ -283,7 +285,7 @@ impl Registry {
         })
     }
 
-    /// Forgets what is loaded by now, or is not in the state any more.
+    /// Removes entries that are loaded by now, or are no longer in the state.
     pub(super) fn update_missing(&self, table: &Table, records: &Records) {
         let mut all = self.missing.write().unwrap_or_else(PoisonError::into_inner);
         all.retain_mut(|missing| {
@@ -295,8 +297,8 @@ impl Registry {
     }
 }
 
-/// The state holds the model that the command line names: it says where a checkpoint of it is, and
-/// nothing more.
+/// Handles a model that both the state and the command line name. The command line only says where
+/// its checkpoint is.
 fn follow_command_line(model: &ModelSettings, checkpoint: &Path, records: &mut Records) {
     let Ok(named) = Source::of_settings(model) else { return };
     let versions =
@@ -320,7 +322,7 @@ fn follow_command_line(model: &ModelSettings, checkpoint: &Path, records: &mut R
 }
 
 impl Source {
-    /// What a client names.
+    /// The source that a client names.
     pub(super) fn of(wanted: Wanted<'_>) -> Self {
         Self::ModelRoot {
             directory: wanted.directory.map(str::to_owned),
@@ -329,7 +331,7 @@ impl Source {
         }
     }
 
-    /// What the command line names, by full paths: the next start may be from another directory.
+    /// The source on the command line, with full paths: the next start may be in another directory.
     fn of_settings(model: &ModelSettings) -> Result<Self, SettingsError> {
         let full = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let file = |text: &String| match Path::new(text) {
@@ -345,7 +347,7 @@ impl Source {
 }
 
 impl ModelInfo {
-    /// What is known of a version that was never loaded in this process.
+    /// An entry for a version that was never loaded in this process.
     pub(super) fn missing(name: &str, version: &str, sha256: &str) -> Self {
         use crate::api::{CatalogInfo, MemoryInfo, ModelState};
         Self {

@@ -5,9 +5,9 @@
 //! ROOT/<name>/<directory>    one of several checkpoints of a model
 //! ```
 //!
-//! Invariant: no path that a client sent is opened. Clients send names, which are single
-//! components; what they lead to is resolved, links and all, and must lie under the root, and so
-//! must every file of the checkpoint.
+//! Invariant: no path from a client is opened. Clients send names, which are single components. The
+//! path of a name is resolved, including links, and must lie under the root, and so must every file
+//! of the checkpoint.
 
 use std::path::{Path, PathBuf};
 
@@ -15,45 +15,45 @@ use super::name;
 use crate::error::Error;
 use crate::runtime::Files;
 
-/// Most entries of a checkpoint directory.
+/// Most entries that a checkpoint directory may have.
 const MAX_ENTRIES: usize = 10_000;
 
-/// Where checkpoints lie.
+/// The directory under which checkpoints lie.
 #[derive(Clone, Debug)]
 pub struct ModelRoot {
-    /// Resolved.
+    /// The resolved path of the directory.
     path: PathBuf,
 }
 
-/// What a client wants loaded.
+/// The checkpoint that a client asks to load.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wanted<'a> {
-    /// The model, which is a directory of the root.
+    /// Name of the model, which is a directory of the root.
     pub name: &'a str,
-    /// A directory of that, if it holds several checkpoints.
+    /// A directory within that, if it holds several checkpoints.
     pub directory: Option<&'a str>,
-    /// A file of the checkpoint.
+    /// The catalog: a file of the checkpoint.
     pub catalog: Option<&'a str>,
-    /// A file of the checkpoint, or a preset.
+    /// The convention: a file of the checkpoint, or a preset.
     pub convention: Option<&'a str>,
 }
 
 impl ModelRoot {
-    /// A root.
+    /// Resolves a directory.
     ///
     /// # Errors
     ///
-    /// When it is no directory.
+    /// When the path is not a directory.
     pub fn new(path: &Path) -> std::io::Result<Self> {
         let path = path.canonicalize()?;
         if path.is_dir() { Ok(Self { path }) } else { Err(std::io::ErrorKind::NotADirectory.into()) }
     }
 
-    /// The files of a checkpoint.
+    /// Finds the files of a checkpoint.
     ///
     /// # Errors
     ///
-    /// When a name is none, when there is no such checkpoint, or when anything of it lies
+    /// When a name is not valid, when there is no such checkpoint, or when any of its files lies
     /// elsewhere.
     pub fn find(&self, wanted: Wanted<'_>) -> Result<Files, Error> {
         name::check("name", wanted.name)?;
@@ -81,7 +81,7 @@ impl ModelRoot {
             path if path.is_file() => path.to_string_lossy().into_owned(),
             _ => file.to_owned(),
         });
-        // What is no file of the checkpoint must be a preset, which has no dot.
+        // A text that is not a file of the checkpoint must be a preset, whose name has no dot.
         if convention.as_ref().is_some_and(|text| !text.contains('/') && text.contains('.')) {
             let message = "is neither a file of the checkpoint nor a preset".into();
             return Err(Error::InvalidValue { param: "convention", message });
@@ -89,7 +89,7 @@ impl ModelRoot {
         Ok(Files { checkpoint, random_weights: None, catalog, convention })
     }
 
-    /// Text for a client: without the paths of this machine.
+    /// Removes the paths of this machine from a text for a client.
     pub fn redact(&self, files: &Files, text: &str) -> String {
         let inside = format!("{}/", files.checkpoint.display());
         let root = format!("{}/", self.path.display());
@@ -104,11 +104,11 @@ impl ModelRoot {
         }
     }
 
-    /// A link in a checkpoint could lead anywhere, and reading a pipe could take for ever.
+    /// Refuses links that lead elsewhere, and pipes, which could be read for ever.
     fn check_entries(&self, checkpoint: &Path) -> Result<(), Error> {
         let entries = std::fs::read_dir(checkpoint).map_err(|_| Error::CheckpointNotFound)?;
         for (index, entry) in entries.enumerate() {
-            // What is not looked at is not trusted.
+            // Entries that are not checked are not trusted.
             if index == MAX_ENTRIES {
                 let message = format!("holds more than {MAX_ENTRIES} files").into();
                 return Err(Error::InvalidValue { param: "directory", message });

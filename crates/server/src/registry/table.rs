@@ -1,7 +1,7 @@
 //! Which versions are loaded, and where labels point: an immutable table, replaced as a whole.
 //!
-//! Place in the flow: every request reads the table of the moment and keeps what it found; changes
-//! make another table beside it. So a label moves between two requests, never within one.
+//! Place in the flow: every request reads the current table and keeps its result; a change makes
+//! another table beside it. So a label moves between two requests, never within one.
 //!
 //! Invariant: a label points at a loaded version of its model, and a model has at least one
 //! version.
@@ -14,16 +14,16 @@ use super::name::{self, Reference, STABLE};
 use crate::error::Error;
 use crate::service::Service;
 
-/// Most versions that an error names.
+/// Most versions that an error message names.
 const MOST_NAMED: usize = 16;
 
-/// All models.
+/// The versions of all models.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Table {
     models: BTreeMap<String, Model>,
 }
 
-/// The versions of a model.
+/// The versions of one model.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Model {
     versions: BTreeMap<String, Service>,
@@ -46,11 +46,11 @@ impl Table {
         self.models.is_empty()
     }
 
-    /// What a reference means.
+    /// Finds the version that a reference means.
     ///
     /// # Errors
     ///
-    /// [`Error::ModelNotFound`] when it means nothing.
+    /// [`Error::ModelNotFound`] when there is none.
     pub(super) fn find(&self, reference: Reference<'_>) -> Result<&Service, Error> {
         let missing = || Error::model_not_found(&reference.to_string());
         let model = self.models.get(reference.name).ok_or_else(missing)?;
@@ -66,11 +66,11 @@ impl Table {
         model.versions.get(version).ok_or_else(missing)
     }
 
-    /// With another catalog for a version.
+    /// The table with another catalog for a version.
     ///
     /// # Errors
     ///
-    /// When the version has gone meanwhile.
+    /// When the version has been removed meanwhile.
     pub(super) fn with_catalog(&self, service: Service) -> Result<Self, Error> {
         let served = service.served();
         let loaded = self.models.get(&served.name).map(|model| &model.versions);
@@ -84,7 +84,7 @@ impl Table {
         }
     }
 
-    /// With another version.
+    /// The table with one more version.
     #[must_use]
     pub(super) fn with(&self, service: Service) -> Self {
         let mut table = self.clone();
@@ -96,7 +96,7 @@ impl Table {
         table
     }
 
-    /// With a label moved, or made; and the full name of the version that it points at.
+    /// The table with a label moved or added, and the full name of the version to which it points.
     ///
     /// # Errors
     ///
@@ -109,11 +109,11 @@ impl Table {
         Ok((table, version))
     }
 
-    /// Without a label.
+    /// The table without a label.
     ///
     /// # Errors
     ///
-    /// When there is none.
+    /// When there is no such label.
     pub(super) fn without_label(&self, name: &str, label: &str) -> Result<Self, Error> {
         let mut table = self.clone();
         let model = table.models.get_mut(name).ok_or_else(|| Error::model_not_found(name))?;
@@ -123,11 +123,11 @@ impl Table {
         Ok(table)
     }
 
-    /// Without a version, and its full name.
+    /// The table without a version, and the version's full name.
     ///
     /// # Errors
     ///
-    /// When it is not loaded, or a label points at it.
+    /// When the version is not loaded, or a label points at it.
     pub(super) fn without(&self, name: &str, version: &str) -> Result<(Self, String), Error> {
         let mut table = self.clone();
         let model = table.models.get_mut(name).ok_or_else(|| Error::model_not_found(name))?;
@@ -144,30 +144,30 @@ impl Table {
         Ok((table, version))
     }
 
-    /// Without a model, and its versions.
+    /// The table without a model, and the model's versions.
     ///
     /// # Errors
     ///
-    /// When it is not loaded.
+    /// When the model is not loaded.
     pub(super) fn without_model(&self, name: &str) -> Result<(Self, Vec<String>), Error> {
         let mut table = self.clone();
         let model = table.models.remove(name).ok_or_else(|| Error::model_not_found(name))?;
         Ok((table, model.versions.into_keys().collect()))
     }
 
-    /// Whether a model has the label of requests that name none.
+    /// Whether a model has the label that requests without a label use.
     pub(super) fn is_stable(&self, name: &str) -> bool {
         self.models.get(name).is_some_and(|model| model.labels.contains_key(STABLE))
     }
 }
 
-/// The beginning of what a client sent, to be quoted back.
+/// The beginning of a text from a client, for use in a message.
 fn clip(text: &str) -> String {
     text.chars().take(64).collect()
 }
 
 impl Model {
-    /// Its versions, each with its labels, for an error.
+    /// The versions of the model, each with its labels, for an error message.
     fn known(&self) -> String {
         let version = |version: &String| {
             let labels = self.labels.iter().filter(|(_, target)| *target == version);
@@ -185,7 +185,7 @@ impl Model {
         Error::VersionNotFound { given: clip(given), known: self.known(), label }
     }
 
-    /// The version that begins with some digits, enough of them.
+    /// The version that begins with these digits, if there are enough of them.
     fn version(&self, digits: &str) -> Option<&str> {
         if !name::is_version(digits) {
             return None;

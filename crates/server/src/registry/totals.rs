@@ -1,13 +1,13 @@
-//! What engines have counted, added up, so that counters go on when an engine goes.
+//! The sums of all engines' counters, so that counters keep their values when an engine ends.
 //!
-//! Every field is named on its way, so a new one does not compile before it is added up.
+//! The code names every field, so a new field that is not added up does not compile.
 
 use beamline_kv_cache::disk::DiskUsage;
 use beamline_kv_cache::{CacheStats, HostUsage};
 use beamline_scheduler::{EngineStats, SchedulerStats};
 
-/// A sum over engines. Gauges of engines that are gone are zero, because an engine ends when
-/// nothing is left in it; their pages are gone with them.
+/// A sum over engines. Gauges of ended engines are zero, because an engine ends when it is empty;
+/// its pages are freed with it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Totals {
     scheduler: SchedulerStats,
@@ -15,13 +15,13 @@ pub(super) struct Totals {
 }
 
 impl Totals {
-    /// Adds what an engine that runs has counted.
+    /// Adds the statistics of a running engine.
     pub(super) fn add(&mut self, stats: &EngineStats) {
         self.scheduler = sum_scheduler(self.scheduler, stats.scheduler);
         self.cache = sum_cache(self.cache, stats.cache);
     }
 
-    /// Adds what an engine that is gone had counted.
+    /// Adds the counters of an engine that has ended.
     pub(super) fn add_counters(&mut self, stats: &EngineStats) {
         let gone = EngineStats {
             scheduler: SchedulerStats { queued: 0, running: 0, failed_in_a_row: 0, ..stats.scheduler },
@@ -48,13 +48,13 @@ impl Totals {
         self.add(&gone);
     }
 
-    /// The sum.
+    /// The sum of all engines.
     pub(super) fn stats(self) -> EngineStats {
         EngineStats { scheduler: self.scheduler, cache: self.cache }
     }
 }
 
-/// Adds every field of two values of a type, except those for which another function is named.
+/// Adds every field of two values of a type, except fields that name another function.
 macro_rules! sum {
     ($type:ident, $a:expr, $b:expr; $($field:ident),+; $($other:ident: $join:expr),*) => {{
         let $type { $($field,)+ $($other,)* } = $a;
@@ -68,7 +68,7 @@ fn sum_scheduler(a: SchedulerStats, b: SchedulerStats) -> SchedulerStats {
         SchedulerStats, a, b;
         queued, running, accepted, refused, finished, failed, expired, cancelled, dropped, degraded, retried, hit_tokens,
         restored_tokens, restored_pages, missed_tokens, steps, failed_steps, context_rows, branch_rows, step_micros;
-        // The engine that is worst off: a sum would say nothing.
+        // The value of the engine that is worst off: a sum would be meaningless.
         failed_in_a_row: u64::max
     )
 }

@@ -1,6 +1,6 @@
-//! The right to load, and how far the load is that has it.
+//! The right to load, and the progress of the load that has it.
 //!
-//! Invariant: at most one load has the right; it is given back however the load ends.
+//! Invariant: at most one load has the right, and gives it back in any case.
 
 use std::sync::Mutex;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use super::lock;
 use crate::api::{LoadProgress, LoadStage};
 use crate::error::Error;
 
-/// What is being loaded, if anything.
+/// The load in progress, if any.
 #[derive(Debug, Default)]
 pub(super) struct Turns(Mutex<Option<Load>>);
 
@@ -24,6 +24,8 @@ struct Load {
 pub(super) struct Turn<'a>(&'a Turns);
 
 impl Turns {
+    /// Takes the right to load a model of this name.
+    ///
     /// # Errors
     ///
     /// While another load has the right.
@@ -36,14 +38,15 @@ impl Turns {
         Ok(Turn(self))
     }
 
-    /// The load comes to its next stage. At the start of the process there is none to tell of.
+    /// Records that the load reached its next stage. Loads at the start of the process have no
+    /// record.
     pub(super) fn reach(&self, stage: LoadStage) {
         if let Some(load) = &mut *lock(&self.0) {
             load.stage = stage;
         }
     }
 
-    /// The name of what is being loaded, and how far it is.
+    /// The name of the model that is being loaded, and its progress.
     pub(super) fn now(&self) -> Option<(String, LoadProgress)> {
         let current = lock(&self.0);
         let Load { name, began, stage } = current.as_ref()?;

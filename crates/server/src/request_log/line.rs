@@ -6,25 +6,25 @@ use sha2::{Digest, Sha256};
 
 use crate::api::{Degraded, RecommendRequest};
 
-/// What was asked, and what was answered. Fields that a newer server adds are passed over when it is read.
+/// A logged request and its answer. When a line is read, fields of newer servers are ignored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoggedAnswer {
     /// The request's id, as in the server's log.
     pub request_id: String,
-    /// When it had arrived, in milliseconds since 1970.
+    /// Time at which the request had arrived, in milliseconds since 1970.
     pub received_at: u64,
-    /// The request as it was understood.
+    /// The request as the server parsed it.
     pub request: RecommendRequest,
     /// The model that answered.
     pub model: LoggedModel,
-    /// The catalog that was searched.
+    /// Content version of the catalog that was searched.
     pub catalog_version: String,
-    /// The slate, best first.
+    /// The recommended items, best first.
     pub items: Vec<LoggedItem>,
     /// Set when the beam was narrowed to make the deadline.
     #[serde(default)]
     pub degraded: Option<Degraded>,
-    /// Context tokens that were cached.
+    /// Number of context tokens that were cached.
     #[serde(default)]
     pub cached_tokens: u64,
 }
@@ -32,17 +32,17 @@ pub struct LoggedAnswer {
 /// The model of a logged answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoggedModel {
-    /// Digest of the checkpoint.
+    /// Digest of the checkpoint, in hexadecimal.
     pub sha256: String,
-    /// How its weights were kept.
+    /// Number format of the weights.
     #[serde(default = "single_precision")]
     pub weight_format: String,
-    /// How its keys and values were kept.
+    /// Number format of keys and values.
     #[serde(default = "single_precision")]
     pub kv_format: String,
 }
 
-/// What lines without a format were written with.
+/// The format of lines without a format field.
 fn single_precision() -> String {
     WeightFormat::F32.name().to_owned()
 }
@@ -50,21 +50,21 @@ fn single_precision() -> String {
 /// An item of a logged answer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LoggedItem {
-    /// The client's id.
+    /// The client's id of the item.
     pub item_id: String,
-    /// Its score. Text and back keep every bit.
+    /// Score of the item. Writing it as text and reading it back keeps every bit.
     pub score: f64,
 }
 
-/// Equal means: the same item with the same bits of the score.
+/// Two items are equal if they have the same id and the same bits of the score.
 impl PartialEq for LoggedItem {
     fn eq(&self, other: &Self) -> bool {
         self.item_id == other.item_id && self.score.to_bits() == other.score.to_bits()
     }
 }
 
-/// Names a user by a digest: the same user has the same name in every log. It hides ids from readers, not from somebody
-/// who can guess them.
+/// Names a user by a digest: a user has the same name in every log. This hides ids from readers,
+/// but not from those who can guess an id.
 pub fn hash_user(user: &str) -> String {
     let digest = Sha256::digest(user.as_bytes());
     digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()

@@ -1,9 +1,10 @@
 //! The request log: one JSON line per answered /v1/recommend, for `beamline replay`.
 //!
-//! Place in the flow: the handler hands over what was asked and answered; a thread of its own writes it.
+//! Place in the flow: the handler passes requests and answers, and another thread writes them.
 //!
-//! Invariant: serving never waits for the disk. What waits is bounded in bytes; when it is too much, or the disk refuses,
-//! lines are dropped and counted in `beamline_request_log_dropped_total`.
+//! Invariant: serving never waits for the disk. The waiting lines are bounded in bytes. When there
+//! are too many, or the disk fails, lines are dropped and counted in
+//! `beamline_request_log_dropped_total`.
 
 pub mod line;
 #[cfg(test)]
@@ -19,19 +20,20 @@ use crate::api::{RecommendRequest, RecommendResponse};
 use crate::line_writer::{LineWriter, Output, Source};
 use line::{LoggedAnswer, LoggedItem, LoggedModel};
 
-/// Bytes of lines that may wait for the disk. A line is a few kilobytes, so these are thousands.
+/// Most bytes of lines that may wait for the disk. A line is a few kilobytes, so these are
+/// thousands.
 const MAX_WAITING: usize = 64 << 20;
 
-/// Where to log, and how.
+/// The file of the request log, and its form.
 #[derive(Clone, Debug)]
 pub struct RequestLogSettings {
-    /// The file; lines are appended.
+    /// Path of the file; lines are appended.
     pub file: PathBuf,
     /// Whether users are named by a digest of their id.
     pub hash_users: bool,
 }
 
-/// Why there is no log.
+/// Why the request log could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write the request log {}: {source}", path.display())]
 pub struct RequestLogError {
@@ -39,14 +41,14 @@ pub struct RequestLogError {
     source: io::Error,
 }
 
-/// Takes lines.
+/// Accepts requests and answers, and writes them.
 #[derive(Debug)]
 pub struct RequestLog {
     lines: LineWriter,
     hash_users: bool,
 }
 
-/// A request that may come to be logged.
+/// A request that will be logged if it is answered.
 #[derive(Debug)]
 pub struct Pending {
     request: RecommendRequest,
@@ -58,14 +60,14 @@ impl RequestLog {
     ///
     /// # Errors
     ///
-    /// When the file cannot be opened, or there is no thread.
+    /// When the file cannot be opened, or the thread cannot be started.
     pub fn start(settings: &RequestLogSettings) -> Result<Self, RequestLogError> {
         let lines = LineWriter::start("beamline-request-log", MAX_WAITING, LogFile(settings.file.clone()))
             .map_err(|source| RequestLogError { path: settings.file.clone(), source })?;
         Ok(Self { lines, hash_users: settings.hash_users })
     }
 
-    /// Keeps what was asked until it is answered.
+    /// Keeps a request until it is answered.
     pub fn asked(&self, request: &RecommendRequest) -> Pending {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let received_at = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
@@ -94,24 +96,26 @@ impl RequestLog {
             cached_tokens: answer.usage.cached_tokens,
         };
         let mut text = Vec::new();
-        // A line of numbers and strings cannot fail to be written into memory.
+        // Writing a line of numbers and strings to memory cannot fail.
         if serde_json::to_writer(&mut text, &line).is_ok() {
             text.push(b'\n');
             self.lines.push(text);
         }
     }
 
-    /// Lines that were not written.
+    /// Number of lines that were not written.
     pub fn dropped_lines(&self) -> u64 {
         self.lines.dropped()
     }
 
-    /// Opens the file again under its name, as after a rotation. If it cannot be opened, the old one stays in use.
+    /// Opens the file again under its name, as after a rotation. If that fails, the old file stays
+    /// in use.
     pub fn reopen(&self) {
         self.lines.reopen();
     }
 
-    /// Writes what waits, and ends the thread. Says whether the disk took it in time; what comes later is dropped.
+    /// Writes the waiting lines, and ends the thread. Returns whether the disk took them in time.
+    /// Later lines are dropped.
     pub fn close(&self, patience: Duration) -> bool {
         self.lines.close(patience)
     }
@@ -135,9 +139,9 @@ impl Source for LogFile {
     }
 }
 
-/// The file at its end, and whether the last line there is torn, as a crash leaves it.
+/// Opens the file at its end. Also returns whether its last line is incomplete, as after a crash.
 fn open(path: &Path) -> io::Result<(File, bool)> {
-    // Histories of people: for nobody else to read.
+    // These are histories of people, so only the owner may read them.
     let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
     if !file.metadata()?.is_file() {
         return Ok((file, false));

@@ -1,4 +1,4 @@
-//! A disk that hangs, a file that a crash has torn, a file that was rotated.
+//! Tests with a disk that hangs, a file that a crash has cut, and a file that was rotated.
 
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ fn after_a_rotation_lines_go_to_the_file_of_that_name() {
     log.reopen();
     log.answered(log.asked(&RecommendRequest::default()), &answer());
     log.answered(log.asked(&RecommendRequest::default()), &answer());
-    // A folder that is gone is no reason to lose lines: the old file stays in use.
+    // A missing folder must not lose lines: the old file stays in use.
     assert!(log.lines.flush(PATIENCE));
     assert_eq!((read(&rotated).len(), read(&file).len()), (1, 2));
     let elsewhere = directory.path().join("elsewhere");
@@ -93,7 +93,7 @@ fn after_a_rotation_lines_go_to_the_file_of_that_name() {
 
 #[test]
 fn what_waits_is_bounded_in_bytes_and_nobody_waits() {
-    // Nobody writes what this takes.
+    // The thread of this writer takes no lines.
     let log = RequestLog { lines: LineWriter::stuck(1 << 20), hash_users: false };
     let large = RecommendRequest { prompt: Some("x".repeat(100_000)), ..RecommendRequest::default() };
     let answer = answer();

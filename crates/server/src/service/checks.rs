@@ -1,4 +1,5 @@
-//! Limits of a request that its JSON alone can break: checked before anything is looked up or computed.
+//! Limits that a request's JSON alone can break. They are checked before any look-up or
+//! computation.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -8,34 +9,34 @@ use crate::api::{Filters, HistoryAction, RecommendRequest, timestamp};
 use crate::error::Error;
 use crate::settings::RequestLimits;
 
-/// What is asked, with defaults applied.
+/// The wishes of a request, with defaults applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     pub(super) num_items: usize,
-    /// The widest of all levels.
+    /// The widest beam of all levels.
     pub(super) beam_width: usize,
-    /// By level, where they may differ.
+    /// A width for each level, where the widths may differ.
     pub(super) beam_widths: Option<Vec<usize>>,
     pub(super) timeout: Option<Duration>,
     pub(super) allow_degraded: bool,
 }
 
 impl Asked {
-    /// A width for each level, if they are not all the same.
+    /// The widths of the levels, if they are not all the same.
     pub(super) fn differing_widths(&self) -> Option<&[usize]> {
         self.beam_widths.as_deref().filter(|widths| widths.windows(2).any(|pair| pair[0] != pair[1]))
     }
 
-    /// So many beams, and as many items.
+    /// Asks for `width` beams and as many items.
     pub(super) fn of_width(width: usize) -> Self {
         Self { num_items: width, beam_width: width, beam_widths: None, timeout: None, allow_degraded: false }
     }
 }
 
-/// Items when the request does not say.
+/// Number of items when the request does not say.
 const DEFAULT_ITEMS: u64 = 10;
 
-/// Checks a request for items.
+/// Checks the limits of a request for items.
 pub(super) fn recommend(request: &RecommendRequest, limits: &RequestLimits) -> Result<Asked, Error> {
     let timeout = common(request, limits)?;
     if let Some(filters) = &request.filters {
@@ -80,7 +81,7 @@ pub(super) fn recommend(request: &RecommendRequest, limits: &RequestLimits) -> R
     })
 }
 
-/// Whether a beam is neither too wide nor too narrow for so many items.
+/// Checks that a beam is neither too wide nor too narrow for `items` items.
 fn check_width(param: &'static str, width: u64, items: u64, limits: &RequestLimits) -> Result<(), Error> {
     if width == 0 {
         return Err(invalid(param, "must be at least 1"));
@@ -94,7 +95,7 @@ fn check_width(param: &'static str, width: u64, items: u64, limits: &RequestLimi
     Ok(())
 }
 
-/// Whether there is a width for each level that is generated.
+/// Checks that there is a width for each generated level.
 pub(super) fn widths_of_levels(asked: &Asked, levels: usize) -> Result<(), Error> {
     match asked.beam_widths.as_ref().map(Vec::len) {
         Some(_) if levels == 0 => {
@@ -108,7 +109,7 @@ pub(super) fn widths_of_levels(asked: &Asked, levels: usize) -> Result<(), Error
     }
 }
 
-/// Checks what every request has, and returns its timeout.
+/// Checks the fields that every request has, and returns its timeout.
 pub(super) fn common(request: &RecommendRequest, limits: &RequestLimits) -> Result<Option<Duration>, Error> {
     let given: Vec<&str> = [
         ("history", request.history.is_some()),

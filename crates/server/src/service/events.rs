@@ -1,8 +1,9 @@
-//! From what a request gives to the input of an HSTU model: item rows, actions, times, features.
+//! Turns the fields of a request into the input of an HSTU model: item rows, actions, times,
+//! features.
 //!
-//! The same rules as for a decoder's history: unknown items are skipped and named, or an error if so asked; what is too
-//! long is cut at the old end in coarse steps. What a model reads must be there: a missing time or action is an error, never
-//! a guess.
+//! The rules are those of a decoder's history. Unknown items are skipped and named, or are an error
+//! if the request asks for that. A history that is too long is cut at the old end in coarse steps.
+//! Fields that the model reads must be given: a missing time or action is an error, never a guess.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -15,19 +16,19 @@ use crate::api::{HistoryAction, RecommendRequest};
 use crate::error::Error;
 use crate::settings::HistoryCut;
 
-/// What a request gives.
+/// The fields of a request that an HSTU model reads.
 pub(super) struct Given<'a> {
     pub(super) history: &'a [HistoryAction],
     pub(super) strict: bool,
     pub(super) query_time: Option<i64>,
-    /// Of the user.
+    /// Features of the user, by name.
     pub(super) features: &'a BTreeMap<String, Vec<u32>>,
-    /// Tokens that follow the history, at the time of the query: the beginning of a semantic ID.
+    /// Tokens that follow the history, at the time of the query: the first codes of a semantic ID.
     pub(super) prefix: &'a [u32],
 }
 
 impl<'a> Given<'a> {
-    /// By a request for items.
+    /// The fields of a request for items.
     pub(super) fn of(
         request: &'a RecommendRequest,
         none: &'a BTreeMap<String, Vec<u32>>,
@@ -47,14 +48,14 @@ impl<'a> Given<'a> {
     }
 }
 
-/// The input of a model.
+/// The input of a model, and the items that were left out.
 pub(super) struct Input {
     pub(super) request: Request,
-    /// Known items of the whole history.
+    /// Known items of the whole history, including those that were cut off.
     pub(super) seen: Vec<ItemIndex>,
     /// Unknown items of the history, each once.
     pub(super) unknown: Vec<String>,
-    /// Known items that were cut off.
+    /// Number of known items that were cut off.
     pub(super) dropped: usize,
 }
 
@@ -62,14 +63,14 @@ fn invalid(param: &'static str, message: String) -> Error {
     Error::InvalidValue { param, message: message.into() }
 }
 
-/// The row of an item in the model's table: its semantic ID.
+/// The row of an item in the model's table, which is its semantic ID.
 pub(super) fn row(served: &Served, item: ItemIndex) -> u32 {
     let mut path = Vec::new();
     served.catalog.trie().path(served.catalog.leaf_of(item), &mut path);
     path.first().copied().unwrap_or_default()
 }
 
-/// A value of each feature, in the order of the model.
+/// The values of each feature, in the order of the model.
 pub(super) fn features(
     param: &'static str,
     names: &[&str],
@@ -88,7 +89,7 @@ pub(super) fn features(
     names.iter().map(value).collect()
 }
 
-/// Reads the history and what goes with it.
+/// Reads the history and the fields that go with it.
 pub(super) fn input(
     served: &Served,
     family: &HstuFamily,
@@ -124,7 +125,8 @@ pub(super) fn input(
     let mut events = Events { additional: vec![Vec::new(); names.len()], ..Events::default() };
     let mut path = Vec::new();
     for (index, item, action) in &known[dropped..] {
-        // A row of the item table, or the tokens of a semantic ID: a row of the context each.
+        // Each event takes a row of the item table, or the tokens of a semantic ID: one context row
+        // each.
         served.catalog.trie().path(served.catalog.leaf_of(*item), &mut path);
         events.items.extend_from_slice(&path);
         if reads_times {
@@ -163,7 +165,7 @@ pub(super) fn input(
     Ok(Input { request, seen, unknown, dropped })
 }
 
-/// An action is a number of the model's.
+/// Parses an action, which must be a number that the model knows.
 fn action_number(index: usize, action: Option<&str>) -> Result<u32, Error> {
     let Some(text) = action else {
         return Err(invalid(

@@ -1,19 +1,20 @@
 //! How much of a long history is kept.
 //!
-//! A history that is longer than the context is cut at the old end *in coarse steps*: the first item that is kept stays
-//! the same over many visits, so the cached context of the last visit is still the beginning of the next one. Cutting
-//! one item per visit would shift every token and lose the cache each time.
+//! A history that is longer than the context is cut at the old end *in coarse steps*. The first
+//! item that is kept stays the same over many visits, so the cached context of the last visit is
+//! still the beginning of the next one. Cutting one item per visit would shift every token and lose
+//! the cache each time.
 
 use crate::settings::HistoryCut;
 
-/// How many tokens a prompt has, by the number of its items.
+/// The number of tokens of a prompt, by the number of its items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PromptLayout {
-    /// Tokens of a prompt of one item.
+    /// Tokens of a prompt with one item.
     pub first_item: usize,
     /// Tokens that every further item adds.
     pub per_item: usize,
-    /// Most items that the model was trained on, if the convention says so.
+    /// Most items on which the model was trained, if the convention says so.
     pub trained_on: Option<usize>,
 }
 
@@ -28,22 +29,23 @@ impl PromptLayout {
     }
 }
 
-/// How many of the oldest of `items` items are dropped when at most `fit` may stay.
+/// Number of the oldest of `items` items that are dropped when at most `fit` may stay.
 pub(super) fn dropped(items: usize, fit: usize, cut: HistoryCut) -> usize {
     dropped_by(items, fit, step(fit, cut))
 }
 
-/// The same, `step` items at a time: as few steps as are needed.
+/// The same when `step` items are dropped at a time: as few steps as are needed.
 pub fn dropped_by(items: usize, fit: usize, step: usize) -> usize {
     items.saturating_sub(fit).div_ceil(step) * step
 }
 
-/// How many items a coarse cut drops at a time. `bench/results/history-cuts.json` says what other steps would do.
+/// Number of items that a coarse cut drops at a time. `bench/results/history-cuts.json` compares
+/// other steps.
 pub fn coarse_step(fit: usize) -> usize {
     (fit / 4).max(1)
 }
 
-/// How many items are dropped at a time.
+/// Number of items that a cut drops at a time.
 pub(super) fn step(fit: usize, cut: HistoryCut) -> usize {
     match cut {
         HistoryCut::Coarse => coarse_step(fit),

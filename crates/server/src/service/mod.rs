@@ -1,16 +1,17 @@
-//! The service: one request from its JSON to its slate, the same for HTTP, batch files and the command line.
+//! The service: one request from its JSON to its slate, the same for HTTP, batch files and the
+//! command line.
 //!
 //! ```text
 //! checks   limits of the request alone: before any work
-//! context  history -> known items -> cut -> tokens or events; or token ids, or text; then the forced SID prefix
+//! context  history -> known items -> cut -> tokens or events; or token ids, or text; then the SID prefix
 //! search   semantic IDs after a context; retrieve: the best items by inner product; rank: given candidates
-//! filter   what may be returned; when nothing may, the answer is empty and the engine is not asked
+//! filter   the items that may be returned; if there are none, the answer is empty without the engine
 //! engine   submit, wait; dropping the future drops the request
 //! slate    leaves -> items, in the order of the beam
 //! ```
 //!
-//! Invariant: the slate is a function of checkpoint, catalog and request alone. Caching shows in `usage` and
-//! `timings_ms` only.
+//! Invariant: the slate is a function of checkpoint, catalog and request alone. Caching shows in
+//! `usage` and `timings_ms` only.
 //!
 //! What this must not know: HTTP.
 
@@ -43,7 +44,7 @@ pub use history::{PromptLayout, coarse_step, dropped_by};
 pub use rank::{MAX_CANDIDATES, MICRO_BATCH};
 pub use served::{Lease, Memory, Served, model_identity};
 
-/// Answers requests.
+/// Answers the requests for one model.
 #[derive(Clone, Debug)]
 pub struct Service {
     served: Arc<Served>,
@@ -53,29 +54,30 @@ pub struct Service {
 }
 
 impl Service {
-    /// A service over one model.
+    /// A service over one loaded model.
     pub fn new(served: Arc<Served>, limits: RequestLimits, history_cut: HistoryCut) -> Self {
         Self { served, limits, history_cut, default_timeout: Some(limits.default_timeout) }
     }
 
-    /// Without a deadline for requests that name none: offline, late is better than never.
+    /// Removes the default deadline. Offline, a late answer is better than none.
     #[must_use]
     pub fn patient(self) -> Self {
         Self { default_timeout: None, ..self }
     }
 
-    /// The model.
+    /// The model that this service uses.
     pub fn served(&self) -> &Arc<Served> {
         &self.served
     }
 
-    /// The same limits over another model, or the same model with another catalog.
+    /// A service with the same limits over another model, or over the same model with another
+    /// catalog.
     #[must_use]
     pub fn over(&self, served: Arc<Served>) -> Self {
         Self { served, ..self.clone() }
     }
 
-    /// Most items of an answer.
+    /// Most items of one answer.
     pub fn most_items(&self) -> u64 {
         self.limits.max_num_items as u64
     }
@@ -103,7 +105,7 @@ impl Service {
         Ok(answer)
     }
 
-    /// Computes a context and keeps it.
+    /// Computes a context and keeps it in the cache.
     ///
     /// # Errors
     ///
@@ -142,7 +144,7 @@ impl Service {
         timeout.or(self.default_timeout).map(|timeout| received.after(timeout))
     }
 
-    /// Hands a request to the engine and waits, not longer than its deadline.
+    /// Submits a request to the engine and waits, at most until its deadline.
     async fn run(
         &self,
         request: Request<AnyJob>,
@@ -151,7 +153,8 @@ impl Service {
         let engine = &self.served.engine;
         let ticket = engine.submit(request).map_err(|refusal| self.explain(refusal.into()))?;
         let Some(deadline) = deadline else { return ticket.await.map_err(|e| self.explain(e)) };
-        // The engine ends what is late between two steps; the client should not wait for the end of a step.
+        // The engine drops late requests between two steps. The client should not wait for the end
+        // of a step.
         let left = Duration::from_micros(deadline.since(engine.now()).0);
         match tokio::time::timeout(left, ticket).await {
             Ok(answer) => answer.map_err(|e| self.explain(e)),
@@ -159,7 +162,7 @@ impl Service {
         }
     }
 
-    /// Tells an engine that is going from one that is gone.
+    /// Distinguishes an engine that is shutting down from one that has ended.
     fn explain(&self, unserved: Unserved) -> Error {
         match Error::from(unserved) {
             Error::Draining if !self.served.is_draining() => Error::Unhealthy,
@@ -168,7 +171,7 @@ impl Service {
     }
 }
 
-/// A warm request is a request for items without the items.
+/// Turns a warm request into a request for items.
 fn widen(request: WarmRequest) -> RecommendRequest {
     let WarmRequest {
         user_id,
@@ -237,7 +240,7 @@ fn ms(time: Duration) -> f64 {
     time.as_micros() as f64 / 1e3
 }
 
-/// The beginning of a text that a client sent, to be quoted back.
+/// The beginning of a text from a client, for use in a message.
 fn clip(text: &str) -> String {
     text.chars().take(64).collect()
 }

@@ -1,20 +1,20 @@
-//! What a misspelt item or tag may have meant.
+//! Suggestions for misspelt items and tags.
 //!
-//! The first few thousand names of a catalog are looked at, for the first unknown name of a request only, and away from
-//! the threads that serve others.
+//! Only the first few thousand names of a catalog are compared, only for the first unknown name of
+//! a request, and not on the threads that serve HTTP.
 
 use beamline_catalog::Catalog;
 use beamline_wording::did_you_mean;
 
 use crate::error::UnknownNames;
 
-/// Unknown items, and the known one that the first of them may stand for.
+/// The unknown items, with a suggestion for the first of them.
 pub(super) fn items(catalog: &Catalog, names: Vec<String>) -> UnknownNames {
     let nearest = |name: &String| did_you_mean(name, catalog.items().map(|item| catalog.item_id(item)));
     unknown(names, nearest)
 }
 
-/// Unknown tags, and the known one that the first of them may stand for.
+/// The unknown tags, with a suggestion for the first of them.
 pub(super) fn tags(catalog: &Catalog, names: Vec<String>) -> UnknownNames {
     unknown(names, |name| did_you_mean(name, catalog.tag_names()))
 }

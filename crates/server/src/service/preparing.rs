@@ -1,9 +1,9 @@
-//! Where the work before the engine is done: looking ids up, composing filters, tokenising.
+//! Where the work before the engine is done: looking up ids, composing filters, tokenising.
 //!
-//! Two threads serve all of HTTP, so what takes long must not run on them, however it came about: a long prompt, long
-//! lists, a filter by tags over a large catalog. The work is estimated, and what is over the threshold waits for a place
-//! beside the engine's cores. There are few such places, so the rest of the requests keep their processor, and what is
-//! being prepared at a time is bounded in memory.
+//! Two threads serve all of HTTP, so long work must not run on them: a long prompt, long lists, a
+//! filter by tags over a large catalog. The work is estimated. Work over the threshold waits for a
+//! place beside the engine's cores. There are few such places, so the other requests keep their CPU
+//! time, and the memory of requests under preparation is bounded.
 
 use std::sync::LazyLock;
 use std::thread::available_parallelism;
@@ -17,24 +17,24 @@ use super::{Served, Service};
 use crate::api::{HistoryAction, RecommendRequest};
 use crate::error::Error;
 
-/// Work beyond which a request is prepared away from the threads that serve others.
+/// A request with more work than this is prepared on another thread than those that serve HTTP.
 const LONG: Duration = Duration::from_micros(500);
-/// One core in so many may prepare long requests.
+/// One core in this many may prepare long requests.
 const CORES_PER_PLACE: usize = 4;
 
-// What things take on a slow core, in nanoseconds.
+// Times of single operations on a slow core, in nanoseconds.
 const TOKENISE_BYTE: usize = 200;
 const TOKENISE_ITEM: usize = 10_000;
 const LOOK_UP: usize = 200;
 const PASS_ITEM: usize = 2;
 
-/// Places for long preparations: of the whole process, because the cores are.
+/// Places for long preparations. They belong to the whole process, because the cores do.
 static PLACES: LazyLock<Semaphore> = LazyLock::new(|| {
     let cores = available_parallelism().map_or(1, usize::from);
     Semaphore::new((cores / CORES_PER_PLACE).max(1))
 });
 
-/// What preparing a request for items takes, roughly.
+/// Estimated time to prepare a request for items.
 pub(super) fn work(served: &Served, request: &RecommendRequest) -> Duration {
     let prompt = request.prompt.as_ref().map_or(0, String::len);
     let filters = request.filters.as_ref();
@@ -51,10 +51,10 @@ pub(super) fn work(served: &Served, request: &RecommendRequest) -> Duration {
     nanoseconds(nanos).saturating_add(work_of_history(served, request.history.as_deref().unwrap_or_default()))
 }
 
-/// What turning a history into a context takes, roughly.
+/// Estimated time to turn a history into a context.
 pub(super) fn work_of_history(served: &Served, history: &[HistoryAction]) -> Duration {
     let each = match &served.family {
-        // A history whose items are tokenised as text.
+        // Items of such a history are tokenised as text.
         Family::Tokens(model) if !model.convention.composes() => TOKENISE_ITEM,
         Family::Tokens(_) | Family::Hstu(_) => LOOK_UP,
     };
@@ -66,8 +66,8 @@ fn nanoseconds(count: usize) -> Duration {
 }
 
 impl Service {
-    /// Does the work of preparing a request: here if it is short, else in a place for long ones, which is waited for until
-    /// the deadline.
+    /// Prepares a request. Short work is done here. Long work waits for a place, at most until the
+    /// deadline.
     pub(super) async fn prepare<T>(
         &self,
         work: Duration,

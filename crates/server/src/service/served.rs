@@ -1,4 +1,4 @@
-//! A model that is served: what requests need of it.
+//! A model that is served, and everything that requests need from it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -17,96 +17,99 @@ use crate::api::{CatalogInfo, MemoryInfo, ModelInfo, ModelName, ModelState, Prio
 use crate::runtime::budget::Reservation;
 use crate::settings::DeviceChoice;
 
-/// Who asks, and how urgent it is.
+/// The tenant, user and urgency of a request.
 pub(super) struct Whose<'a> {
     pub(super) user: Option<&'a str>,
     pub(super) tenant: Option<&'a str>,
     pub(super) priority: Option<Priority>,
 }
 
-/// Digits of the digest that make a version.
+/// Number of digits of the digest that make a version.
 const VERSION_DIGITS: usize = 12;
 
-/// Held by whoever may still ask a model: its engine is ended after the last one is gone.
+/// Held by everything that may still use a model. Its engine is ended after the last lease is gone.
 #[derive(Clone, Debug)]
 pub struct Lease {
     _held: mpsc::Sender<()>,
 }
 
 impl Lease {
-    /// A lease, and what is closed when it and all its clones are gone.
+    /// A new lease, and a channel that is closed when the lease and all its clones are gone.
     pub fn new() -> (Self, mpsc::Receiver<()>) {
         let (held, gone) = mpsc::channel();
         (Self { _held: held }, gone)
     }
 }
 
-/// Bytes that a version takes.
+/// Memory that a version takes, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Weights.
+    /// Bytes of the weights.
     pub weights: usize,
-    /// KV pages.
+    /// Bytes of the KV pages.
     pub kv: usize,
-    /// At most, host memory for KV pages that were evicted.
+    /// Most bytes of host memory for evicted KV pages.
     pub kv_host: usize,
-    /// At most, tables and buffers of the pages on disk.
+    /// Most bytes of tables and buffers for the KV pages on disk.
     pub kv_disk: usize,
 }
 
 impl Memory {
-    /// All of it.
+    /// The sum of all parts.
     pub fn total(&self) -> usize {
         self.weights.saturating_add(self.kv).saturating_add(self.kv_host).saturating_add(self.kv_disk)
     }
 }
 
-/// A loaded model with its convention, its catalog and the engine that runs it. It never changes: another catalog makes
-/// another one, over the same engine, and a request stays with the one that it began with.
+/// A loaded model with its convention, its catalog and the engine that runs it. It never changes. A
+/// new catalog makes a new value over the same engine, and a request stays with the value that it
+/// began with.
 #[derive(Clone, Debug)]
 pub struct Served {
-    /// Name by which requests ask for it.
+    /// Name of the model, as requests write it.
     pub name: String,
-    /// sha256 of the checkpoint.
+    /// The sha256 of the checkpoint, in hexadecimal.
     pub digest: String,
-    /// Where it runs.
+    /// The device that runs the model.
     pub device: DeviceChoice,
-    /// How its weights are kept.
+    /// Number format of the weights.
     pub weight_format: WeightFormat,
-    /// How keys and values are kept.
+    /// Number format of keys and values.
     pub kv_format: KvFormat,
-    /// What it reads and writes.
+    /// The model's family, with its input and output.
     pub family: Family,
-    /// Values in the checkpoint.
+    /// Number of values in the checkpoint.
     pub parameters: usize,
-    /// What it takes.
+    /// Memory that the version takes.
     pub memory: Memory,
-    /// What may be recommended.
+    /// The items that may be recommended.
     pub catalog: Arc<Catalog>,
-    /// The catalog's memory: counted for as long as a request, or whoever keeps the catalog, holds this.
+    /// The catalog's memory, counted for as long as a request or the list of kept catalogs holds
+    /// this.
     pub catalog_memory: Arc<Reservation>,
     /// Most tokens of a context.
     pub context_limit: usize,
-    /// Where requests go.
+    /// The engine that computes requests.
     pub engine: EngineHandle<AnyJob, Answer>,
-    /// Whether it takes no more requests.
+    /// Whether the model refuses new requests.
     pub draining: Arc<AtomicBool>,
-    /// Keeps the engine.
+    /// Keeps the engine running.
     pub lease: Lease,
 }
 
-/// What keys and values of a model depend on: its weights, and how they are kept.
+/// Everything besides the context that keys and values depend on: the weights and the number
+/// formats.
 pub fn model_identity(digest: &str, weight_format: WeightFormat, kv_format: KvFormat) -> String {
     format!("{digest} {weight_format} {kv_format}")
 }
 
 impl Served {
-    /// The beginning of the digest.
+    /// The first digits of the digest.
     pub fn version(&self) -> &str {
         self.digest.get(..VERSION_DIGITS).unwrap_or(&self.digest)
     }
 
-    /// How answers name it.
+    /// The description of the model in answers.
     pub fn model_name(&self) -> ModelName {
         ModelName {
             name: self.name.clone(),
@@ -117,13 +120,14 @@ impl Served {
         }
     }
 
-    /// Whose pages a tenant's contexts may share.
+    /// The namespace within which a tenant's contexts may share pages.
     pub fn namespace(&self, tenant: &str) -> Namespace {
         let model = model_identity(&self.digest, self.weight_format, self.kv_format);
         Namespace::new(model.as_bytes(), tenant.as_bytes())
     }
 
-    /// A request of an HSTU model for the engine: rows at a time, and expansions.
+    /// A request to the engine for an HSTU model, with the rows that run together and the number of
+    /// expansions.
     pub(super) fn hstu_request(
         &self,
         family: &HstuFamily,
@@ -152,7 +156,7 @@ impl Served {
         }
     }
 
-    /// Takes no more requests, and waits at most `patience` for those at hand.
+    /// Refuses new requests from now on. The engine waits at most `patience` for the accepted ones.
     pub fn start_drain(&self, patience: Duration) {
         self.draining.store(true, Ordering::Relaxed);
         self.engine.start_drain(patience);
@@ -163,12 +167,12 @@ impl Served {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Time since the engine's loop last came round.
+    /// Time since the engine's last sign of life.
     pub fn heartbeat_age(&self) -> Duration {
         Duration::from_micros(self.engine.now().since(self.engine.heartbeat()).0)
     }
 
-    /// What `/v1/models` tells, but for the labels, which are not known here.
+    /// The entry of this version in `/v1/models`, without the labels, which are not known here.
     pub fn info(&self, state: ModelState) -> ModelInfo {
         let ModelName { name, version, sha256, weight_format, kv_format } = self.model_name();
         ModelInfo {

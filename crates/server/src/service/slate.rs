@@ -1,8 +1,9 @@
-//! From the leaves that a search found to the items of an answer.
+//! Turns the leaves that a search found into the items of an answer.
 //!
-//! The policy for collisions: leaves in the order of the beam; the items of a leaf in the order of the catalog, without
-//! those that the filter forbids; all with the leaf's score. An item has one leaf, so none comes twice. The list is cut
-//! at the number of items asked for, within a leaf if need be.
+//! The policy for collisions: leaves come in the order of the beam, the items of a leaf in the
+//! order of the catalog. Items that the filter forbids are left out. All items of a leaf have its
+//! score. An item has one leaf, so no item comes twice. The list is cut at the number of items
+//! asked for, within a leaf if need be.
 
 use beamline_catalog::{Catalog, Filter};
 use beamline_model::decode::Hypothesis;

@@ -1,18 +1,18 @@
-//! Where a model runs.
+//! The device that runs a model.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::Deserialize;
 
-/// The processor that computes.
+/// The device that computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum DeviceChoice {
-    /// The CPU.
+    /// The CPU of the machine.
     #[default]
     Cpu,
-    /// An NVIDIA graphics processor, by its number.
+    /// An NVIDIA GPU, by its number.
     Cuda(usize),
 }
 

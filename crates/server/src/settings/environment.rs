@@ -1,7 +1,7 @@
-//! Variables of the environment that look like settings and are none.
+//! Environment variables that look like settings but are not.
 //!
-//! A flag or a key of the file that is misspelt is refused. The environment holds what others put there, so a
-//! variable of an unknown name is a warning.
+//! A misspelt flag or key of the file is refused. The environment also holds variables of other
+//! programs, so an unknown variable is only a warning.
 
 use std::collections::BTreeSet;
 
@@ -9,9 +9,9 @@ use beamline_wording::did_you_mean;
 
 use super::key;
 
-/// What all variables of settings begin with.
+/// The prefix of all variables of settings.
 const PREFIX: &str = "BEAMLINE_";
-/// Variables beside those of flags: of a processor's instruction set, and of tests.
+/// Variables that are not flags: for a processor's instruction set, and for tests.
 const OTHERS: [&str; 12] = [
     key::VARIABLE,
     "BEAMLINE_CPU_ISA",
@@ -26,19 +26,20 @@ const OTHERS: [&str; 12] = [
     "BEAMLINE_STAND_IN_SEED",
     "BEAMLINE_SWAPS",
 ];
-/// Kubernetes sets variables of these beginnings for a service that is called beamline.
+/// Prefixes of the variables that Kubernetes sets for a service called beamline.
 const KUBERNETES: [&str; 2] = ["BEAMLINE_SERVICE_", "BEAMLINE_PORT_"];
-/// One more of Kubernetes, whose value is an address. With another value somebody means `BEAMLINE_LISTEN`.
+/// Another variable of Kubernetes, whose value is an address. With any other value, the user
+/// probably meant `BEAMLINE_LISTEN`.
 const PORT: &str = "BEAMLINE_PORT";
-/// Names that people try, and what they mean.
+/// Wrong names that users try, and the right ones.
 const MEANT: [(&str, &str); 3] = [
     (PORT, "BEAMLINE_LISTEN"),
     ("BEAMLINE_HOST", "BEAMLINE_LISTEN"),
     ("BEAMLINE_MODEL", "BEAMLINE_CHECKPOINT"),
 ];
 
-/// A warning for each variable that begins like a setting and is none. `flags` are the variables of all flags, `present`
-/// holds names and values.
+/// A warning for each variable that begins like a setting and is not one. `flags` are the variables
+/// of all flags; `present` holds names and values.
 pub fn warnings(flags: &BTreeSet<String>, present: impl Iterator<Item = (String, String)>) -> Vec<String> {
     let known = || flags.iter().map(String::as_str).chain(OTHERS);
     let foreign = |name: &str, value: &str| {

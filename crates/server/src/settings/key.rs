@@ -1,7 +1,7 @@
-//! The admin key: what a client must know to change models and catalogs.
+//! The admin key, which a client must send to change models and catalogs.
 //!
-//! Invariants: the key itself is not kept, only its sha256, so that it cannot be logged; whether another key is equal is
-//! found in a time that does not depend on where they differ.
+//! Invariants: only the sha256 of the key is kept, so that the key cannot be logged. The comparison
+//! with another key takes a time that does not depend on where they differ.
 
 use std::fmt;
 use std::path::Path;
@@ -10,21 +10,22 @@ use sha2::{Digest, Sha256};
 
 use super::SettingsError;
 
-/// The key itself, for those who have no file: no flag, because flags are seen by everybody on the machine.
+/// The variable that holds the key itself, for users without a file. There is no flag for it,
+/// because every user of the machine can see flags.
 pub(super) const VARIABLE: &str = "BEAMLINE_ADMIN_KEY";
-/// Shorter keys can be guessed.
+/// Least length of a key, in bytes. Shorter keys can be guessed.
 const LEAST_BYTES: usize = 16;
-/// A longer file is no key.
+/// Largest key file, in bytes. A longer file is not a key.
 const MOST_BYTES: u64 = 4096;
 
-/// An admin key.
+/// An admin key, as its digest.
 #[derive(Clone)]
 pub struct AdminKey {
     digest: [u8; 32],
 }
 
 impl AdminKey {
-    /// The key of a file, else that of the environment, if there is one.
+    /// Reads the key from a file, else from the environment, if there is one.
     ///
     /// # Errors
     ///
@@ -36,7 +37,7 @@ impl AdminKey {
         }
     }
 
-    /// A key.
+    /// A key with this text.
     ///
     /// # Errors
     ///
@@ -51,8 +52,8 @@ impl AdminKey {
         Ok(Self { digest: Sha256::digest(text).into() })
     }
 
-    /// Whether a client's key is this one. Digests are compared, all of them: how long that takes says nothing about
-    /// the key.
+    /// Whether a client's key is this one. The full digests are compared, so the time says nothing
+    /// about the key.
     pub fn is(&self, other: &str) -> bool {
         let other: [u8; 32] = Sha256::digest(other).into();
         let differ = self.digest.iter().zip(&other).fold(0_u8, |differ, (a, b)| differ | (a ^ b));
@@ -66,7 +67,7 @@ impl fmt::Debug for AdminKey {
     }
 }
 
-/// The text of the file, else that of the variable. Also for clients.
+/// The text of the file, else that of the variable. Clients use this, too.
 pub(crate) fn text(file: Option<&Path>) -> Result<Option<String>, SettingsError> {
     let Some(path) = file else { return Ok(std::env::var(VARIABLE).ok()) };
     let read = |source| SettingsError::Read { path: path.to_owned(), source };

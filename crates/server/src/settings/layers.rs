@@ -1,6 +1,7 @@
 //! The fields of all settings, each once: a flag, its environment twin, and a key of the config file.
 //!
-//! A layer holds what one source says, so every field is optional; defaults are applied where layers are put together.
+//! A layer holds the values from one source, so every field is optional. Defaults are applied where
+//! layers are combined.
 
 use std::path::PathBuf;
 
@@ -10,7 +11,7 @@ use serde::Deserialize;
 
 use super::{ByteSize, DeviceChoice, ListenAddress};
 
-/// Declares a layer: every field optional, readable by clap and from the file, and mergeable.
+/// Declares a layer: every field is optional, readable by clap and from the file, and mergeable.
 macro_rules! layer {
     (
         $(#[$meta:meta])*
@@ -26,7 +27,7 @@ macro_rules! layer {
         }
 
         impl $name {
-            /// This layer, and where it says nothing, the `lower` one.
+            /// This layer, with missing values taken from the `lower` one.
             #[must_use]
             pub fn or(self, lower: Self) -> Self {
                 Self { $($field: self.$field.or(lower.$field),)* }
@@ -36,72 +37,80 @@ macro_rules! layer {
 }
 
 layer! {
-    /// What is served.
+    /// The model to serve.
     #[command(next_help_heading = "Model")]
     pub struct ModelLayer {
         /// Checkpoint directory in Hugging Face layout: config.json, safetensors, tokenizer.json.
         #[arg(long, value_name = "DIR", env = "BEAMLINE_CHECKPOINT")]
         pub checkpoint: PathBuf,
-        /// Instead of a checkpoint, for timing only: a config.json, whose weights are made up at random. Tokenizer, convention and
-        /// catalog are read as a checkpoint's, from its folder unless named otherwise. Answers mean nothing. Only with --device cuda.
+        /// A config.json to use instead of a checkpoint, only for timing: its weights are random,
+        /// so answers are meaningless. Tokenizer, convention and catalog are read from its folder
+        /// unless named otherwise. Only with --device cuda.
         #[arg(long, value_name = "CONFIG", env = "BEAMLINE_RANDOM_WEIGHTS")]
         pub random_weights: PathBuf,
         /// Catalog file, .jsonl or .parquet [default: catalog.jsonl or catalog.parquet in the checkpoint].
         #[arg(long, value_name = "FILE", env = "BEAMLINE_CATALOG")]
         pub catalog: PathBuf,
-        /// How the checkpoint writes histories and items: a file, or the name of a preset (openonerec, onereason,
-        /// onerec-think, minionerec, lc-rec) [default: convention.json in the checkpoint].
+        /// How the checkpoint writes histories and items: a file, or the name of a preset
+        /// (openonerec, onereason, onerec-think, minionerec, lc-rec) [default: convention.json in
+        /// the checkpoint].
         #[arg(long, value_name = "FILE|PRESET", env = "BEAMLINE_CONVENTION")]
         pub convention: String,
-        /// Name by which requests ask for the model [default: default].
+        /// Name of the model in requests [default: default].
         #[arg(long, value_name = "NAME", env = "BEAMLINE_NAME")]
         pub name: String,
     }
 }
 
 layer! {
-    /// How the engine works.
+    /// Settings of the engine.
     #[command(next_help_heading = "Engine")]
     pub struct EngineLayer {
         /// Threads of the forward pass [default: all cores].
         #[arg(long, value_name = "N", env = "BEAMLINE_THREADS")]
         pub threads: usize,
-        /// Where the model runs: `cpu`, `cuda` or `cuda:1`. CUDA needs a binary built with `--features cuda`, and keeps
-        /// weights, keys and values in bf16 [default: cpu].
+        /// Device that runs the model: `cpu`, `cuda` or `cuda:1`. CUDA needs a binary built with
+        /// `--features cuda`, and keeps weights, keys and values in bf16 [default: cpu].
         #[arg(long, value_name = "DEVICE", env = "BEAMLINE_DEVICE")]
         pub device: DeviceChoice,
-        /// How weights are kept: `f32` as they are; `bf16` half the memory; `q8_0` 8-bit integers, the fastest, whose
-        /// answers differ a little [default: f32; bf16 on CUDA].
+        /// Number format of weights: `f32` as they are; `bf16` needs half the memory; `q8_0`, 8-bit
+        /// integers, is the fastest, and answers differ a little [default: f32; bf16 on CUDA].
         #[arg(long, value_name = "f32|bf16|q8_0", env = "BEAMLINE_WEIGHT_FORMAT")]
         pub weight_format: WeightFormat,
-        /// How keys and values of contexts are kept: `f32` as they are computed; `bf16` half the memory and half of what
-        /// attention reads; answers differ a little [default: f32; bf16 on CUDA].
+        /// Number format of keys and values of contexts: `f32` as computed; `bf16` needs half the
+        /// memory and halves the bytes that attention reads, and answers differ a little [default:
+        /// f32; bf16 on CUDA].
         #[arg(long, value_name = "f32|bf16", env = "BEAMLINE_KV_FORMAT")]
         pub kv_format: KvFormat,
-        /// Memory for the contexts of users, such as 512MiB or 8GiB. What does not fit is computed again
-        /// [default: 512MiB, or what one largest request needs; on CUDA most of what is free].
+        /// Memory for the contexts of users, such as 512MiB or 8GiB. Contexts that do not fit are
+        /// computed again [default: 512MiB, or what one largest request needs; on CUDA most of what
+        /// is free].
         #[arg(long, value_name = "SIZE", env = "BEAMLINE_KV_MEMORY")]
         pub kv_memory: ByteSize,
-        /// Host memory for contexts that no longer fit into the KV memory, such as 8GiB: they come back without being
-        /// computed again. It is taken only as it fills [default: 0, which keeps none].
+        /// Host memory for contexts that no longer fit into the KV memory, such as 8GiB: they come
+        /// back without being computed again. It is taken only as it fills [default: 0, which keeps
+        /// none].
         #[arg(long, value_name = "SIZE", env = "BEAMLINE_KV_HOST_MEMORY")]
         pub kv_host_memory: ByteSize,
         /// Longest time that a context stays in host memory, in seconds; 0 keeps it until room is needed
         /// [default: 3600].
         #[arg(long, value_name = "S", env = "BEAMLINE_KV_HOST_TTL_SECONDS")]
         pub kv_host_ttl_seconds: u64,
-        /// Directory for contexts that are to outlive the process: what no longer fits into memory is read from there, also
-        /// after a restart. For one server at a time [default: none].
+        /// Directory for contexts that outlive the process: contexts that no longer fit into memory
+        /// are read from there, also after a restart. For one server at a time [default: none].
         #[arg(long, value_name = "DIR", env = "BEAMLINE_KV_DISK")]
         pub kv_disk: PathBuf,
-        /// Room on that disk, such as 100GiB, for every version that is loaded [default: none; needed with --kv-disk].
+        /// Room on that disk for each loaded version, such as 100GiB [default: none; needed with
+        /// --kv-disk].
         #[arg(long, value_name = "SIZE", env = "BEAMLINE_KV_DISK_SIZE")]
         pub kv_disk_size: ByteSize,
-        /// Longest time that a context stays on disk, in seconds; 0 keeps it until room is needed [default: 604800].
+        /// Longest time that a context stays on disk, in seconds; 0 keeps it until room is needed
+        /// [default: 604800].
         #[arg(long, value_name = "S", env = "BEAMLINE_KV_DISK_TTL_SECONDS")]
         pub kv_disk_ttl_seconds: u64,
-        /// Longest time that a request waits for its context to be read from disk; 0 waits as long as computing it would
-        /// take, and not at all where that is quicker [default: 0].
+        /// Longest time that a request waits for its context to be read from disk, in milliseconds;
+        /// 0 waits as long as computing it would take, and does not wait where computing is quicker
+        /// [default: 0].
         #[arg(long, value_name = "MS", env = "BEAMLINE_KV_DISK_WAIT_MS")]
         pub kv_disk_wait_ms: u64,
         /// Most tokens of a context, if the model has more positions [default: 16384].
@@ -110,32 +119,32 @@ layer! {
         /// Requests that are computed at the same time [default: 128].
         #[arg(long, value_name = "N", env = "BEAMLINE_MAX_RUNNING")]
         pub max_running: usize,
-        /// Requests that may wait; more are answered with 429 [default: 1024].
+        /// Requests that may wait; more are refused with 429 [default: 1024].
         #[arg(long, value_name = "N", env = "BEAMLINE_MAX_QUEUED")]
         pub max_queued: usize,
         /// Context tokens that one step computes [default: 4096].
         #[arg(long, value_name = "N", env = "BEAMLINE_MAX_STEP_TOKENS")]
         pub max_step_tokens: usize,
-        /// How soon after its arrival a request should be answered. It says who goes first, and refuses nobody
-        /// [default: 100].
+        /// How soon after its arrival a request should be answered, in milliseconds. This decides
+        /// the order of service and refuses no request [default: 100].
         #[arg(long, value_name = "MS", env = "BEAMLINE_OBJECTIVE_MS")]
         pub objective_ms: u64,
-        /// Users whose newest context is found without a search [default: 100000].
+        /// Number of users whose newest context is found without a search [default: 100000].
         #[arg(long, value_name = "N", env = "BEAMLINE_SESSIONS")]
         pub sessions: u32,
-        /// How histories that are too long are cut at the old end: `coarse` keeps the same first item over many
-        /// visits, so that the cached context stays valid; `exact` keeps as many items as fit, as offline
-        /// evaluations do [default: coarse].
+        /// How histories that are too long are cut at the old end: `coarse` keeps the same first
+        /// item over many visits, so that the cached context stays valid; `exact` keeps as many
+        /// items as fit, as offline evaluations do [default: coarse].
         #[arg(long, value_name = "HOW", env = "BEAMLINE_HISTORY_CUT")]
         pub history_cut: HistoryCut,
     }
 }
 
 layer! {
-    /// What one request may ask.
+    /// Limits of one request.
     #[command(next_help_heading = "Limits of one request")]
     pub struct LimitsLayer {
-        /// Beam width of requests that name none [default: 50].
+        /// Beam width of requests that do not give one [default: 50].
         #[arg(long, value_name = "N", env = "BEAMLINE_DEFAULT_BEAM_WIDTH")]
         pub default_beam_width: usize,
         /// Widest beam [default: 512].
@@ -156,56 +165,59 @@ layer! {
         /// Longest prompt, in bytes [default: 262144].
         #[arg(long, value_name = "N", env = "BEAMLINE_MAX_PROMPT_BYTES")]
         pub max_prompt_bytes: usize,
-        /// Deadline of requests that name none [default: 10000].
+        /// Deadline of requests that do not give one, in milliseconds [default: 10000].
         #[arg(long, value_name = "MS", env = "BEAMLINE_DEFAULT_TIMEOUT_MS")]
         pub default_timeout_ms: u64,
-        /// Latest deadline [default: 60000].
+        /// Latest deadline, in milliseconds [default: 60000].
         #[arg(long, value_name = "MS", env = "BEAMLINE_MAX_TIMEOUT_MS")]
         pub max_timeout_ms: u64,
     }
 }
 
 layer! {
-    /// The HTTP side.
+    /// Settings of the HTTP server.
     #[command(next_help_heading = "HTTP")]
     pub struct HttpLayer {
-        /// Address and port, such as 0.0.0.0:8080 for every network; a port alone means this machine only; port 0 takes a
-        /// free one [default: 127.0.0.1:8080].
+        /// Address and port, such as 0.0.0.0:8080 for every network. A port alone means this
+        /// machine only. Port 0 takes a free one [default: 127.0.0.1:8080].
         #[arg(long, value_name = "ADDR", env = "BEAMLINE_LISTEN")]
         pub listen: ListenAddress,
         /// Largest body, such as 2MiB [default: 2MiB].
         #[arg(long, value_name = "SIZE", env = "BEAMLINE_MAX_BODY_BYTES")]
         pub max_body_bytes: ByteSize,
-        /// Longest time for the head of a request, or its body, to arrive [default: 30000].
+        /// Longest time for the head of a request, or its body, to arrive, in milliseconds
+        /// [default: 30000].
         #[arg(long, value_name = "MS", env = "BEAMLINE_READ_TIMEOUT_MS")]
         pub read_timeout_ms: u64,
-        /// Longest time that a client may take none of its answer, or next to nothing; its connection is closed then
-        /// [default: 30000].
+        /// Close a connection when its client takes no bytes of its answer, or next to none, for
+        /// this many milliseconds [default: 30000].
         #[arg(long, value_name = "MS", env = "BEAMLINE_WRITE_TIMEOUT_MS")]
         pub write_timeout_ms: u64,
-        /// Bytes per second at which bodies must arrive, looked at every 5 seconds, and answers be read, looked at every
-        /// --write-timeout-ms [default: 1024].
+        /// Bytes per second at which bodies must arrive, checked every 5 seconds, and at which
+        /// answers must be read, checked every --write-timeout-ms [default: 1024].
         #[arg(long, value_name = "SIZE", env = "BEAMLINE_MIN_TRANSFER_RATE")]
         pub min_transfer_rate: ByteSize,
-        /// Memory for the bodies of all requests at hand, beyond 16KiB of each; more are answered with 429
-        /// [default: 256MiB].
+        /// Memory for the bodies of all current requests, beyond 16KiB of each; more are refused
+        /// with 429 [default: 256MiB].
         #[arg(long, value_name = "SIZE", env = "BEAMLINE_MAX_BODY_MEMORY")]
         pub max_body_memory: ByteSize,
-        /// Connections at a time, fewer if the system allows fewer open files. When all are taken, an idle one gives way;
-        /// if none is idle, only health checks and metrics are answered [default: 4096].
+        /// Connections at a time; fewer if the system allows fewer open files. When all are taken,
+        /// an idle one is closed. If none is idle, only health checks and metrics are answered
+        /// [default: 4096].
         #[arg(long, value_name = "N", env = "BEAMLINE_MAX_CONNECTIONS")]
         pub max_connections: usize,
         /// Another address, for health checks and metrics alone: /livez, /readyz, /metrics [default: none].
         #[arg(long, value_name = "ADDR", env = "BEAMLINE_HEALTH_LISTEN")]
         pub health_listen: ListenAddress,
-        /// After SIGTERM, go on taking requests for so long while /readyz says no, so that load balancers notice
-        /// [default: 0].
+        /// After SIGTERM, take requests for this many milliseconds while /readyz reports not ready,
+        /// so that load balancers notice [default: 0].
         #[arg(long, value_name = "MS", env = "BEAMLINE_DRAIN_DELAY_MS")]
         pub drain_delay_ms: u64,
-        /// After that, wait at most so long for requests in flight [default: 30000].
+        /// After that, wait at most this many milliseconds for requests in flight [default: 30000].
         #[arg(long, value_name = "MS", env = "BEAMLINE_DRAIN_TIMEOUT_MS")]
         pub drain_timeout_ms: u64,
-        /// /livez says no when the engine has shown no sign of life for so long [default: 30000].
+        /// Report failure on /livez when the engine has shown no sign of life for this many
+        /// milliseconds [default: 30000].
         #[arg(long, value_name = "MS", env = "BEAMLINE_LIVENESS_TIMEOUT_MS")]
         pub liveness_timeout_ms: u64,
         /// Append a JSON line for every answered /v1/recommend: the request, items and scores, checkpoint and
@@ -220,66 +232,70 @@ layer! {
 }
 
 layer! {
-    /// Changing models and catalogs while the server runs.
+    /// Settings for changing models and catalogs while the server runs.
     #[command(next_help_heading = "Models and catalogs over HTTP")]
     pub struct AdminLayer {
-        /// Directory whose checkpoints may be loaded over HTTP: DIR/NAME, or DIR/NAME/ANYTHING for several of one
-        /// model. Nothing outside it is ever opened for a client [default: none, so none can be loaded].
+        /// Directory whose checkpoints may be loaded over HTTP: DIR/NAME, or DIR/NAME/ANYTHING for
+        /// several of one model. Clients can open nothing outside it [default: none, so none can be
+        /// loaded].
         #[arg(long, value_name = "DIR", env = "BEAMLINE_MODEL_ROOT")]
         pub model_root: PathBuf,
-        /// Directory that keeps what is changed while the server runs: loaded versions, labels, catalogs. A start brings
-        /// them back. For one server at a time [default: none, so a restart forgets such changes].
+        /// Directory that keeps changes made while the server runs: loaded versions, labels,
+        /// catalogs. The next start restores them. For one server at a time [default: none, so a
+        /// restart forgets such changes].
         #[arg(long, value_name = "DIR", env = "BEAMLINE_STATE")]
         pub state: PathBuf,
-        /// Memory for weights, contexts and catalogs of all versions together, such as 16GiB. What does not fit is
-        /// refused, so leave room for two versions to swap one for the other [default: three quarters of the
-        /// machine's memory, or of the container's if that is limited].
+        /// Memory for weights, contexts and catalogs of all versions together, such as 16GiB. A
+        /// load that does not fit is refused, so leave room for two versions if you want to swap
+        /// them [default: three quarters of the machine's memory, or of the container's if that is
+        /// limited].
         #[arg(long, value_name = "SIZE", env = "BEAMLINE_MODEL_MEMORY")]
         pub model_memory: ByteSize,
-        /// File with the key that changes need, of at least 16 characters, sent as `Authorization: Bearer KEY`; or put the
-        /// key itself into BEAMLINE_ADMIN_KEY. Without a key, changes are taken only while listening on a loopback address; set one
-        /// when a proxy forwards to that [default: none].
+        /// File with the admin key, of at least 16 characters, which clients send as
+        /// `Authorization: Bearer KEY`. Or put the key itself into BEAMLINE_ADMIN_KEY. Without a
+        /// key, changes are accepted only while listening on a loopback address; set one when a
+        /// proxy forwards to that [default: none].
         #[arg(long, value_name = "FILE", env = "BEAMLINE_ADMIN_KEY_FILE")]
         pub admin_key_file: PathBuf,
-        /// Largest catalog, or change of one, that is taken over HTTP [default: 256MiB].
+        /// Largest catalog, or change of one, that is accepted over HTTP [default: 256MiB].
         #[arg(long, value_name = "SIZE", env = "BEAMLINE_MAX_CATALOG_BYTES")]
         pub max_catalog_bytes: ByteSize,
-        /// Earlier catalogs of a version that are kept in memory to roll back to [default: 3].
+        /// Earlier catalogs of a version that are kept in memory for a rollback [default: 3].
         #[arg(long, value_name = "N", env = "BEAMLINE_KEEP_CATALOGS")]
         pub keep_catalogs: usize,
     }
 }
 
 layer! {
-    /// The log.
+    /// Settings of the log.
     #[command(next_help_heading = "Log")]
     pub struct LogLayer {
         /// What to log to stderr: error, warn, info, debug, trace, or per module as in RUST_LOG
         /// [default: info for servers, else warn].
         #[arg(long, value_name = "FILTER", env = "BEAMLINE_LOG")]
         pub log: String,
-        /// text or json [default: text].
+        /// Format of log lines: text or json [default: text].
         #[arg(long, value_name = "FORMAT", env = "BEAMLINE_LOG_FORMAT")]
         pub log_format: LogFormat,
     }
 }
 
-/// How long histories are cut.
+/// How histories that are too long are cut at the old end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum HistoryCut {
-    /// In steps of a quarter of the longest history.
+    /// In steps of a quarter of the longest history that fits.
     #[default]
     Coarse,
-    /// Item by item.
+    /// One item at a time.
     Exact,
 }
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Readable text for people.
     #[default]
     Text,
     /// One JSON object per line.

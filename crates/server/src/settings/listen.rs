@@ -1,4 +1,5 @@
-//! Where the server listens, as people write it: `8080`, `:8080`, `localhost:8080`, `0.0.0.0:8080`, `[::]:8080`.
+//! The listening address, as people write it: `8080`, `:8080`, `localhost:8080`, `0.0.0.0:8080`,
+//! `[::]:8080`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -6,7 +7,8 @@ use std::str::FromStr;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
-/// An address and a port. A port alone means this machine only: opening a service to a network should be said.
+/// An address and a port. A port alone means this machine only: opening a service to a network
+/// should be explicit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenAddress(pub SocketAddr);
 

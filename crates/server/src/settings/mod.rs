@@ -1,9 +1,10 @@
 //! Settings: flag, else environment, else config file, else default.
 //!
-//! Place in the flow: read once at start-up. Flags and environment are one layer (clap reads both), the file is the
-//! other; [`layers`] holds their fields, [`Settings::resolve`] puts them together and applies defaults.
+//! Place in the flow: read once at start-up. Flags and environment are one layer (clap reads both),
+//! the file is the other. [`layers`] holds their fields. [`Settings::resolve`] combines them and
+//! applies defaults.
 //!
-//! Invariant: a key of the file that no setting has is an error, so that a misspelt one is noticed.
+//! Invariant: an unknown key of the file is an error, so that a misspelt key is noticed.
 
 mod device;
 pub mod environment;
@@ -34,13 +35,14 @@ pub use size::ByteSize;
 use crate::http::pace::LeastPace;
 use crate::request_log::RequestLogSettings;
 
-/// Most requests that may wait, and most that may run.
+/// Upper bound for the number of requests that may wait, and for those that may run.
 const MAX_REQUESTS: usize = 1 << 20;
 
-/// How often the pace of a body is looked at: a client that sends nothing is waited for this long.
+/// Window in which the pace of a body is checked: the server waits this long for a client that
+/// sends nothing.
 const BODY_WINDOW: Duration = Duration::from_secs(5);
 
-/// Largest config file that is read.
+/// Largest config file that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Why the settings cannot be used.
@@ -49,17 +51,17 @@ pub enum SettingsError {
     /// A file cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The config file is not what it should be.
+    /// The config file is not valid.
     #[error("config file {}: {message}", path.display())]
     Parse {
-        /// The file.
+        /// Path of the config file.
         path: PathBuf,
-        /// What is wrong, with the line.
+        /// What is wrong, with the number of the line.
         message: String,
     },
     /// The admin key is too short, or too long.
@@ -79,23 +81,23 @@ pub enum SettingsError {
     NoCheckpoint,
 }
 
-/// What the flags of a subcommand say, with their environment twins.
+/// The flags of a subcommand, with their environment variables.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Flags {
-    /// Config file (TOML) with the tables model, engine, limits, http, admin and log. Its keys are the names of the
-    /// flags, with underscores. Flags and environment variables win over it.
+    /// Config file (TOML) with the tables model, engine, limits, http, admin and log. Its keys are
+    /// the names of the flags, with underscores. Flags and environment variables override it.
     #[arg(long, value_name = "FILE", env = "BEAMLINE_CONFIG")]
     pub config: Option<PathBuf>,
-    /// The checkpoint.
+    /// Flags of the model.
     #[command(flatten)]
     pub model: ModelLayer,
-    /// The engine.
+    /// Flags of the engine.
     #[command(flatten)]
     pub engine: EngineLayer,
-    /// Limits of one request.
+    /// Flags for the limits of one request.
     #[command(flatten)]
     pub limits: LimitsLayer,
-    /// The log.
+    /// Flags of the log.
     #[command(flatten)]
     pub log: LogLayer,
 }
@@ -114,41 +116,41 @@ struct File {
 /// All settings, resolved.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Which checkpoint, if one was named.
+    /// The checkpoint, if one was named.
     pub model: ModelSettings,
-    /// The engine.
+    /// Settings of the engine.
     pub engine: EngineSettings,
-    /// Where contexts outlive the process, if anywhere.
+    /// The disk for contexts that outlive the process, if there is one.
     pub kv_disk: Option<DiskSettings>,
     /// Limits of one request.
     pub limits: RequestLimits,
-    /// The HTTP side.
+    /// Settings of the HTTP server.
     pub http: HttpSettings,
-    /// The log of requests and answers, if there is to be one.
+    /// The log of requests and answers, if it is enabled.
     pub request_log: Option<RequestLogSettings>,
-    /// Changing models and catalogs over HTTP.
+    /// Settings for changing models and catalogs over HTTP.
     pub admin: AdminSettings,
-    /// The log.
+    /// Settings of the log.
     pub log: LogSettings,
 }
 
-/// What is served.
+/// The model to serve.
 #[derive(Clone, Debug)]
 pub struct ModelSettings {
-    /// The checkpoint directory.
+    /// The directory of the checkpoint.
     pub checkpoint: Option<PathBuf>,
-    /// Instead of a checkpoint, a config.json in its folder, whose weights are made up.
+    /// A config.json to use instead of a checkpoint, with random weights.
     pub random_weights: Option<PathBuf>,
     /// The catalog, if it does not lie beside the checkpoint.
     pub catalog: Option<PathBuf>,
     /// A file or the name of a preset, if convention.json does not lie beside the checkpoint.
     pub convention: Option<String>,
-    /// Name by which requests ask for the model.
+    /// Name of the model in requests.
     pub name: String,
 }
 
 impl ModelSettings {
-    /// The checkpoint directory, or that of a config.json whose weights are made up.
+    /// The directory of the checkpoint, or of the config.json for random weights.
     ///
     /// # Errors
     ///
@@ -159,64 +161,64 @@ impl ModelSettings {
     }
 }
 
-/// How the engine works.
+/// Settings of the engine.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineSettings {
-    /// Threads of the forward pass.
+    /// Number of threads of the forward pass.
     pub threads: usize,
-    /// Where the model runs.
+    /// The device that runs the model.
     pub device: DeviceChoice,
-    /// How weights are kept in memory.
+    /// Number format of weights in memory.
     pub weight_format: WeightFormat,
-    /// How keys and values are kept in pages.
+    /// Number format of keys and values in pages.
     pub kv_format: KvFormat,
-    /// Memory of all KV pages; if not given, 512 MiB or what one largest request needs.
+    /// Memory of all KV pages; `None` means 512 MiB or what one largest request needs.
     pub kv_memory: Option<ByteSize>,
-    /// Host memory for evicted KV pages; 0 for none.
+    /// Host memory for evicted KV pages; 0 means none.
     pub kv_host_memory: ByteSize,
-    /// How long they stay there, if not for ever.
+    /// How long evicted pages stay in host memory; `None` means until room is needed.
     pub kv_host_ttl: Option<Duration>,
-    /// Most tokens of a context, if fewer than the model's positions.
+    /// Most tokens of a context, if the model has more positions.
     pub max_context: usize,
-    /// Requests that run at the same time.
+    /// Most requests that run at the same time.
     pub max_running: usize,
-    /// Requests that wait.
+    /// Most requests that wait for admission.
     pub max_queued: usize,
-    /// Context rows of a step.
+    /// Most context rows of a step.
     pub max_step_tokens: usize,
     /// How soon after its arrival a request should be answered.
     pub objective: Duration,
-    /// Users whose newest context is remembered.
+    /// Number of users whose newest context is remembered.
     pub sessions: u32,
-    /// How long histories are cut.
+    /// How histories that are too long are cut.
     pub history_cut: HistoryCut,
 }
 
-/// Where contexts outlive the process.
+/// The disk for contexts that outlive the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskSettings {
-    /// The directory.
+    /// The directory of the files.
     pub directory: PathBuf,
     /// Room for the contexts of one version.
     pub size: ByteSize,
-    /// How long they stay there, if not for ever.
+    /// How long contexts stay on disk; `None` means until room is needed.
     pub ttl: Option<Duration>,
-    /// How long a request waits for the disk, if not as long as computing would take.
+    /// How long a request waits for the disk; `None` means as long as computing would take.
     pub wait: Option<Duration>,
-    /// Count the memory that it takes, and leave the disk alone.
+    /// Whether only the memory is counted, and the disk is not used.
     pub count_only: bool,
 }
 
-/// What one request may ask.
+/// Limits of one request.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestLimits {
-    /// Beams when the request names no width.
+    /// Beam width of a request that gives none.
     pub default_beam_width: usize,
-    /// Most beams.
+    /// Largest beam width of a request.
     pub max_beam_width: usize,
-    /// Most items.
+    /// Most items of an answer.
     pub max_num_items: usize,
-    /// Most history items.
+    /// Most items of a history, before it is cut.
     pub max_history_items: usize,
     /// Longest list in a filter.
     pub max_list_items: usize,
@@ -224,67 +226,67 @@ pub struct RequestLimits {
     pub max_string_bytes: usize,
     /// Longest prompt, in bytes.
     pub max_prompt_bytes: usize,
-    /// Deadline when the request names none.
+    /// Deadline of a request that gives none.
     pub default_timeout: Duration,
-    /// Latest deadline.
+    /// Latest deadline of a request.
     pub max_timeout: Duration,
 }
 
-/// The HTTP side.
+/// Settings of the HTTP server.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpSettings {
-    /// Where to listen.
+    /// The address to listen on.
     pub listen: SocketAddr,
-    /// Largest body.
+    /// Largest body of a request, in bytes.
     pub max_body_bytes: usize,
     /// Longest time that a body, or the head of a request, may take to arrive.
     pub read_timeout: Duration,
-    /// The least pace at which a body must arrive.
+    /// The minimum pace at which a body must arrive.
     pub body_pace: LeastPace,
-    /// The least pace at which an answer must be read.
+    /// The minimum pace at which an answer must be read.
     pub write_pace: LeastPace,
-    /// Bytes of the bodies of all requests at hand.
+    /// Most bytes of the bodies of all current requests.
     pub max_body_memory: usize,
-    /// Connections at a time.
+    /// Most connections at a time.
     pub max_connections: usize,
-    /// Another address, for health checks and metrics.
+    /// Another address that only serves health checks and metrics.
     pub health_listen: Option<SocketAddr>,
-    /// How long to go on taking requests after SIGTERM, with /readyz saying no.
+    /// How long requests are still taken after SIGTERM, while /readyz reports not ready.
     pub drain_delay: Duration,
     /// How long requests in flight may take to finish after that.
     pub drain_timeout: Duration,
-    /// Age of the engine's heartbeat at which /livez says no.
+    /// Age of the engine's last sign of life at which /livez reports failure.
     pub liveness_timeout: Duration,
 }
 
-/// Changing models and catalogs over HTTP.
+/// Settings for changing models and catalogs over HTTP.
 #[derive(Clone, Debug)]
 pub struct AdminSettings {
-    /// Where checkpoints may be loaded from.
+    /// The directory from which checkpoints may be loaded.
     pub model_root: Option<PathBuf>,
-    /// Where changes are kept over a restart.
+    /// The directory that keeps changes over a restart.
     pub state: Option<PathBuf>,
-    /// Memory of all versions; if not given, a share of what the machine has.
+    /// Memory for all versions; `None` means a share of the machine's.
     pub model_memory: Option<ByteSize>,
-    /// What changes need.
+    /// The key that clients must send for changes; `None` allows them only over loopback.
     pub key: Option<AdminKey>,
-    /// Largest catalog that is taken.
+    /// Largest catalog that is accepted, in bytes.
     pub max_catalog_bytes: usize,
-    /// Earlier catalogs of a version that are kept.
+    /// Number of earlier catalogs of a version that are kept.
     pub keep_catalogs: usize,
 }
 
-/// The log.
+/// Settings of the log.
 #[derive(Clone, Debug)]
 pub struct LogSettings {
-    /// What is logged, as in `RUST_LOG`; if not given, the subcommand decides.
+    /// The filter, as in `RUST_LOG`; if `None`, the subcommand decides.
     pub filter: Option<String>,
-    /// How.
+    /// The format of log lines.
     pub format: LogFormat,
 }
 
 impl Settings {
-    /// Puts flags and file together and applies the defaults.
+    /// Combines flags and file, and applies the defaults.
     ///
     /// # Errors
     ///
@@ -293,11 +295,11 @@ impl Settings {
         Self::resolve_server(flags, http, AdminLayer::default())
     }
 
-    /// As [`Settings::resolve`], for a server whose models can be changed.
+    /// Like [`Settings::resolve`], for a server whose models can be changed.
     ///
     /// # Errors
     ///
-    /// As [`Settings::resolve`], and when the admin key cannot be read.
+    /// Like [`Settings::resolve`], and when the admin key cannot be read.
     pub fn resolve_server(flags: Flags, http: HttpLayer, admin: AdminLayer) -> Result<Self, SettingsError> {
         let file = flags.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
         let limits = limits(flags.limits.or(file.limits))?;
@@ -342,7 +344,8 @@ fn model(layer: ModelLayer, device: DeviceChoice) -> Result<ModelSettings, Setti
         (Some(_), Some(_), _) => {
             return contradiction("random-weights takes the place of a checkpoint: give one of them");
         }
-        // How fast the CPU is depends on the values, and nobody lacks a checkpoint to try it.
+        // A CPU's speed depends on the values, and a checkpoint to measure it with is always at
+        // hand.
         (Some(_), None, DeviceChoice::Cpu) => {
             return contradiction("random-weights are for timing a GPU: they need device cuda");
         }
@@ -407,10 +410,11 @@ fn kv_disk(layer: &EngineLayer) -> Result<Option<DiskSettings>, SettingsError> {
     }))
 }
 
-/// A week.
+/// One week, in seconds.
 const DISK_TTL_SECONDS: u64 = 7 * 24 * 3600;
 
-/// A format of numbers: a graphics processor has one only.
+/// The number format to use. CUDA only has the format `cuda`, so another `given` format is an error
+/// there.
 fn format_on<F: Default + PartialEq + std::fmt::Display>(
     device: DeviceChoice,
     name: &str,
@@ -426,12 +430,12 @@ fn format_on<F: Default + PartialEq + std::fmt::Display>(
     }
 }
 
-/// A century: longer is for ever.
+/// One century, in seconds: a longer time means for ever.
 const MAX_HOST_TTL_SECONDS: u64 = 100 * 366 * 24 * 3600;
 
 fn limits(layer: LimitsLayer) -> Result<RequestLimits, SettingsError> {
     let max_beam_width = positive("max-beam-width", layer.max_beam_width, 512)?;
-    // Lowering the limit should not make every start fail on the default.
+    // Lowering the limit should not make every start fail because of the default.
     let default_beam_width = match layer.default_beam_width {
         Some(width) => positive("default-beam-width", Some(width), width)?,
         None => 50.min(max_beam_width),
@@ -525,7 +529,7 @@ fn positive<T: Default + PartialEq>(
     if value == T::default() { Err(SettingsError::Zero(name)) } else { Ok(value) }
 }
 
-/// Memory is laid out for all that may be there at a time.
+/// Checks an upper bound: memory is reserved for everything that may exist at the same time.
 fn at_most(name: &str, most: usize, value: usize) -> Result<usize, SettingsError> {
     if value <= most {
         return Ok(value);

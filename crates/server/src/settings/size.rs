@@ -1,11 +1,11 @@
-//! Sizes as people write them: `512MiB`, `2 GB`, `4096`.
+//! Sizes in bytes, as people write them: `512MiB`, `2 GB`, `4096`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
-/// A number of bytes.
+/// A size as a number of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub usize);
 

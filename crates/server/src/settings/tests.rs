@@ -1,4 +1,4 @@
-//! Precedence, mistakes in the file, contradictions.
+//! Tests of precedence, mistakes in the file, and contradictions.
 
 use super::*;
 
@@ -32,7 +32,7 @@ fn the_example_has_every_key_at_its_default() {
     let (_directory, flags) = file(example);
     let given = Settings::resolve(flags, HttpLayer::default()).unwrap();
     let default = Settings::resolve(Flags::default(), HttpLayer::default()).unwrap();
-    // What depends on the machine is a comment in the example, as are files.
+    // Values that depend on the machine are comments in the example, as are files.
     assert_eq!(format!("{given:?}"), format!("{default:?}"));
     let layers = [
         format!("{:?}", ModelLayer::default()),

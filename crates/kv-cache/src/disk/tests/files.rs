@@ -1,4 +1,4 @@
-//! Slot files: what is read is what was written, whatever happens to the bytes.
+//! Slot files: a read gives back what was written, however the bytes are damaged, or fails.
 
 use super::*;
 use crate::disk::{ReadError, entry::Entry};
@@ -39,7 +39,7 @@ fn files_of_another_pool_key_version_or_size_are_emptied() {
         disk.index.bytes.lock().unwrap()[at] ^= 1;
         assert!(matches!(disk.open(b"model").1, Opened::Replaced(why) if why.contains(what)), "{what}");
     }
-    // The entries of one pool are nothing in another, wherever they are put.
+    // Entries of one pool are invalid in another, wherever they are put.
     let (theirs, own) = (with_pages(2), Disk::default());
     own.open(b"another model");
     let header = 4096;
@@ -47,7 +47,7 @@ fn files_of_another_pool_key_version_or_size_are_emptied() {
     assert_eq!(own.open(b"another model").0.entries(2).unwrap(), []);
 }
 
-/// Reads all that the files offer, and checks that it is right. Returns how many pages there were.
+/// Reads everything the files offer and checks that it is right. Returns how many pages there were.
 fn read_all(index: &[u8], pages: &[u8], what: &str) -> usize {
     let disk = Disk { index: Memory::of(index), pages: Memory::of(pages) };
     let (files, _) = disk.open(b"model");
@@ -81,7 +81,7 @@ fn no_damage_at_any_byte_gives_a_wrong_page() {
     }
     for at in 0..pages.len() {
         let data = 24 + 4 * words((at / 4096) as u32).len();
-        // Padding is not looked at.
+        // Padding is not checked.
         let (all, left) = if at % 4096 < data { (&[1, 0x80, 0xff][..], 2) } else { (&[0xff][..], 3) };
         for bits in all {
             let mut bytes = pages.clone();
@@ -100,7 +100,7 @@ fn a_write_that_a_crash_cut_anywhere_gives_the_old_page_or_none() {
     let after = Disk { index: Memory::of(&before.index.copy()), pages: Memory::of(&before.pages.copy()) };
     after.files().write(1, 9, NOW, key(3), &page(ns("a"), 3)).unwrap();
     let (old, new) = ([before.index.copy(), before.pages.copy()], [after.index.copy(), after.pages.copy()]);
-    // In whatever order the pieces of a write come to the disk.
+    // The pieces of a write may reach the disk in any order.
     for index in 0..=256 {
         for data in 0..=64 {
             let mix = |file: usize, start: usize, count: usize| {

@@ -1,4 +1,5 @@
-//! Tests of the disk tier: slot files that are damaged at every byte, slots at random, the tier by example.
+//! Tests of the disk tier: slot files damaged at every byte, random slot operations, the tier by
+//! example.
 
 mod files;
 mod slots;
@@ -23,7 +24,7 @@ pub(super) const LAYOUT: SlotLayout = SlotLayout { page_bytes: 24, most_words: 6
 pub(super) const SECRET: [u8; 32] = [9; 32];
 pub(super) const NOW: u64 = 1_000_000;
 
-/// A file in memory, that can be made to refuse everything.
+/// A file in memory that can be made to refuse everything.
 #[derive(Clone, Default)]
 pub(super) struct Memory {
     pub(super) bytes: Arc<Mutex<Vec<u8>>>,
@@ -76,7 +77,7 @@ impl Storage for Memory {
     }
 }
 
-/// The two files of a pool, which outlive whoever opens them.
+/// The two files of a pool, which outlive the tier that opens them.
 #[derive(Clone, Default)]
 pub(super) struct Disk {
     pub(super) index: Memory,
@@ -112,7 +113,7 @@ pub(super) fn words(number: u32) -> Vec<u32> {
     (0..4 + number % 3).map(|word| number * 100 + word).collect()
 }
 
-/// What page `number` holds.
+/// The contents of page `number`.
 pub(super) fn contents(number: u32) -> Box<[u8]> {
     (0..24).map(|byte| (number * 31 + byte) as u8).collect()
 }

@@ -1,11 +1,11 @@
-//! Slots: random operations, and the order in which they go.
+//! Slots: random operations, and the order in which slots are reused.
 
 use std::collections::HashSet;
 
 use super::*;
 use crate::disk::{entry::Entry, slots::Slots};
 
-/// SplitMix64.
+/// The SplitMix64 random number generator.
 struct Random(u64);
 
 impl Random {
@@ -68,7 +68,7 @@ fn slots_are_never_used_twice_and_the_oldest_use_goes_first() {
             slots.check_invariants();
         }
     }
-    // Nothing else going on, the order is exact.
+    // With nothing else going on, the order is exact.
     let mut slots = Slots::new(3, None, Vec::new()).unwrap();
     let write = |slots: &mut Slots, number| {
         let (slot, _) = slots.begin_write(key(number), ns("a"), 0).unwrap();

@@ -1,4 +1,4 @@
-//! The threads: jobs are carried out, and told.
+//! The threads: jobs are carried out and reported.
 
 use std::{collections::HashSet, sync::atomic::AtomicU64, time::Duration};
 
@@ -42,7 +42,7 @@ fn threads_carry_out_what_they_are_given_and_wake_whoever_waits() {
         read.insert(slot);
     }
     assert_eq!(read.len(), 20);
-    // The last one may still be about to be told.
+    // The call for the last job may still be under way.
     while woken.load(Ordering::SeqCst) < 40 {
         std::thread::yield_now();
     }

@@ -1,4 +1,4 @@
-//! The tier by example, over a disk that works when it is told to.
+//! The tier by example, over a disk that works only when a test lets it.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,7 +12,7 @@ use crate::{
     disk::{DiskConfig, DiskIo, DiskTier, DiskUsage, Done, Job, Waker},
 };
 
-/// A disk that works when it is told to.
+/// A disk that works only when a test lets it.
 struct Slow {
     files: Arc<SlotFiles<Memory>>,
     jobs: VecDeque<Job>,
@@ -69,7 +69,7 @@ impl DiskIo for Slow {
     fn set_waker(&mut self, _waker: Waker) {}
 }
 
-/// A tier and what moves it.
+/// A tier, and what moves its pages.
 struct Bench {
     tier: DiskTier,
     at_once: Arc<AtomicBool>,
@@ -106,7 +106,7 @@ impl Bench {
         Self { tier, at_once, now, failures }
     }
 
-    /// Puts pages that have arrived.
+    /// Puts pages whose contents have arrived.
     fn put(&mut self, ns: &Namespace, numbers: impl IntoIterator<Item = u32>) {
         for number in numbers {
             self.tier.put(key(number), page(*ns, number));
@@ -139,7 +139,7 @@ fn pages_outlive_the_tier_with_memory_and_without() {
         assert_eq!((bench.disk().pages, bench.disk().writes), (5, 5));
         bench.put(&ns, 0..5);
         assert_eq!(bench.disk().writes, 5, "what is there is not written again");
-        // No end: what a killed process leaves.
+        // The tier is not dropped, as when the process is killed.
         std::mem::forget(bench);
         let mut bench = Bench::start(&disk, 8, memory);
         for number in 0..5 {
@@ -172,7 +172,7 @@ fn what_was_forgotten_stays_forgotten() {
     let mut bench = Bench::start(&disk, 8, 2);
     bench.put(&ns("a"), 0..3);
     bench.put(&ns("b"), 10..13);
-    // One that is being written and one that is being read at that moment, too.
+    // This also covers a page that is being written and one that is being read at that moment.
     bench.at_once.store(false, Ordering::Relaxed);
     bench.put(&ns("a"), 3..4);
     let read = bench.tier.fetch(&key(0), &ns("a"), &words(0)).unwrap();
@@ -219,7 +219,7 @@ fn a_slow_disk_costs_pages_and_no_time() {
     let mut bench = Bench::start(&disk, 100, 0);
     bench.at_once.store(false, Ordering::Relaxed);
     bench.put(&ns("a"), 0..90);
-    // 64 are at the writer, 4 wait, the oldest of the others were dropped.
+    // 64 are at the writer, 4 wait, and the oldest of the others were dropped.
     assert_eq!((bench.disk().dropped, bench.disk().waiting), (90 - 64 - 4, 4));
     let buffer = bench.disk().waiting;
     bench.at_once.store(true, Ordering::Relaxed);
@@ -237,7 +237,7 @@ fn a_slow_disk_costs_pages_and_no_time() {
     let held = fetch(&mut bench, 0..40);
     assert_eq!((held.len(), bench.disk().reading), (4, 4));
     assert_eq!(bench.tier.reading_takes(), Duration::from_millis(2));
-    // And so is what was read and is held.
+    // So are pages that were read and are held.
     bench.at_once.store(true, Ordering::Relaxed);
     bench.tier.settle();
     assert_eq!((bench.disk().reading, fetch(&mut bench, 40..60).len()), (0, 0));
@@ -252,7 +252,7 @@ fn a_page_whose_step_failed_is_not_waited_for() {
     bench.tier.put(key(0), Arc::clone(&lost));
     bench.tier.settle();
     assert_eq!((bench.disk().waiting, bench.disk().writes), (1, 0), "its contents may still come");
-    // It is put again before that is known, and this time it comes.
+    // The page is put again before the failure is known, and this time it arrives.
     bench.put(&ns("a"), 0..1);
     assert_eq!((bench.disk().waiting, bench.disk().writes), (0, 1));
     let lost = empty(ns("a"), 1);
@@ -305,7 +305,7 @@ fn forgetting_on_a_disk_that_failed_takes_all_of_it() {
     disk.break_down();
     bench.put(&ns("a"), 5..6);
     assert_eq!(bench.disk().working, 0);
-    // It works again, and nobody uses it.
+    // The disk works again, but stays unused.
     disk.index.broken.store(false, Ordering::Relaxed);
     disk.pages.broken.store(false, Ordering::Relaxed);
     bench.tier.retain(&|other| *other != ns("a"));

@@ -1,4 +1,4 @@
-//! From a record to its line of the output and its rows of the TREC run.
+//! Turns a record into its line of the output and its rows of the TREC run.
 
 use std::sync::Arc;
 
@@ -12,16 +12,16 @@ use crate::cli::lines::Line;
 use crate::error::Error;
 use crate::service::Service;
 
-/// What all records share.
+/// The parts that all records share.
 pub(super) struct Answerer {
     pub(super) service: Service,
     pub(super) timings: bool,
     pub(super) trec: Option<TrecRun>,
 }
 
-/// What is written for a record.
+/// The output of a record.
 pub(super) struct Answered {
-    /// A line of the output, its end included.
+    /// A line of the answers, with its line end.
     pub(super) line: Vec<u8>,
     /// Lines of the TREC run.
     pub(super) trec: Vec<u8>,
@@ -29,7 +29,7 @@ pub(super) struct Answered {
     pub(super) failed: bool,
 }
 
-/// A line of the output.
+/// The fields of an output line.
 #[derive(Serialize)]
 struct OutputLine<'a> {
     line: u64,
@@ -46,14 +46,14 @@ enum Outcome {
     Error(ErrorBody),
 }
 
-/// A record that could be read.
+/// A record that could be parsed.
 struct Asked {
     id: Option<Value>,
     request: Result<RecommendRequest, Error>,
 }
 
 impl Answerer {
-    /// Answers a record. What is wrong with the request is in its answer; an error is one of the whole batch.
+    /// Answers a record. A fault of the request is in its answer; an error ends the whole batch.
     pub(super) async fn answer(self: Arc<Self>, number: u64, json: Line) -> anyhow::Result<Answered> {
         let Asked { id, request } = read(json);
         let user = request.as_ref().ok().and_then(|request| request.user_id.clone());
@@ -66,7 +66,7 @@ impl Answerer {
             Err(error) => Err(error),
         };
         if let Err(error @ (Error::Unhealthy | Error::Draining | Error::Loading)) = &result {
-            // That is no answer to the request, and a later run must not take it for one.
+            // That is not an answer to the request, and a later run must not take it for one.
             bail!("line {number}: {error}");
         }
         let mut rows = Vec::new();
@@ -103,7 +103,7 @@ fn read(json: Line) -> Asked {
     Asked { id, request: api::parse_value(value) }
 }
 
-/// Removes what differs from run to run.
+/// Removes the fields that differ from run to run.
 fn strip(answer: &mut Value) {
     if let Some(answer) = answer.as_object_mut() {
         answer.remove("request_id");

@@ -1,7 +1,8 @@
-//! What the schema of a Parquet file says beyond its values: which columns are times, and in which unit.
+//! Types from the schema of a Parquet file that its values do not show: which columns are times,
+//! and in which unit.
 //!
-//! The decoder hands out nanoseconds as plain integers, so the unit must be looked up here. Paths are those of the
-//! values: the names of columns and struct fields, without the layers that lists are made of.
+//! The decoder returns times as plain integers, so the unit must be looked up here. Paths are those
+//! of the values: the names of columns and struct fields, without the layers of lists.
 
 use parquet::basic::{ConvertedType, LogicalType, Repetition, TimeUnit, Type as PhysicalType};
 use parquet::schema::types::{Type, TypePtr};
@@ -11,40 +12,40 @@ use crate::api::timestamp::Unit;
 /// A column that cannot be a field of a request.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WrongColumn {
-    /// A time where none belongs.
+    /// A time in a column whose field is not a time.
     #[error(
-        "column `{path}` holds times ({unit:?}), and that field is no time; write it as text or as a number"
+        "column `{path}` holds times ({unit:?}), but that field is not a time; write it as text or as a number"
     )]
     NoTime {
-        /// The column.
+        /// Path of the column.
         path: String,
-        /// Its unit.
+        /// Unit of the column's times.
         unit: Unit,
     },
-    /// A type that no field has.
+    /// A type that no field of a request has.
     #[error("column `{path}` is {what}, which no field of a request can be; write it as text or as a number")]
     Type {
-        /// The column.
+        /// Path of the column.
         path: String,
-        /// Its type.
+        /// Name of the type.
         what: &'static str,
     },
 }
 
-/// Whether a column is the index of a table that pandas has written, which nobody has asked for.
+/// Whether a column is the index of a table that pandas wrote, which no request asks for.
 pub(super) fn is_index(name: &str) -> bool {
     let number = name.strip_prefix("__index_level_").and_then(|rest| rest.strip_suffix("__"));
     number.is_some_and(|number| !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit()))
 }
 
-/// A column or struct field, and the unit of its times.
+/// The path of a column or struct field, and the unit of its times.
 type Time = (Vec<String>, Unit);
 
-/// All columns and fields that are times, and their units.
+/// Lists all columns and fields that are times, with their units.
 ///
 /// # Errors
 ///
-/// When a column is of a type that no field of a request has.
+/// When a column has a type that no field of a request has.
 pub(super) fn times(columns: &[TypePtr]) -> Result<Vec<Time>, WrongColumn> {
     let mut found = Vec::new();
     for column in columns {
@@ -71,7 +72,7 @@ fn visit(column: &Type, path: &mut Vec<String>, found: &mut Vec<Time>) -> Result
     Ok(())
 }
 
-/// What a list holds. Its layers have no names of their own in the values.
+/// The element type of a list. The layers of a list have no names of their own in the values.
 fn element(list: &Type) -> Option<&Type> {
     if list.get_basic_info().converted_type() != ConvertedType::LIST {
         return None;
@@ -89,7 +90,7 @@ fn element(list: &Type) -> Option<&Type> {
     }
 }
 
-/// The unit of a column of times; nothing for other columns.
+/// The unit of a column of times; `None` for other columns.
 fn unit(column: &Type) -> Result<Option<Unit>, &'static str> {
     let info = column.get_basic_info();
     match info.logical_type_ref() {
@@ -111,7 +112,7 @@ fn unit(column: &Type) -> Result<Option<Unit>, &'static str> {
         ConvertedType::TIME_MILLIS | ConvertedType::TIME_MICROS => Err("a time of day"),
         ConvertedType::INTERVAL => Err("an interval"),
         ConvertedType::DECIMAL => Err("a decimal number"),
-        // The old timestamps of Impala and Spark; the decoder makes milliseconds of them.
+        // The old timestamps of Impala and Spark; the decoder converts them to milliseconds.
         _ if column.get_physical_type() == PhysicalType::INT96 => Ok(Some(Unit::Milliseconds)),
         _ => match info.logical_type_ref() {
             Some(LogicalType::Time { .. }) => Err("a time of day"),

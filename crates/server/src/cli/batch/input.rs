@@ -1,7 +1,7 @@
-//! The requests of a batch, one by one, with their numbers and a digest of all up to there.
+//! The requests of a batch, one by one, with their numbers and a running digest.
 //!
-//! The digest is over what was asked, not over the file: it says whether the answers that an interrupted run has
-//! written are answers to this input. It works for stdin, and for a file that has grown since.
+//! The digest covers the requests, not the file: it shows whether the answers of an interrupted run
+//! belong to this input. It works for stdin, and for a file that has grown since.
 
 use std::fs::File;
 use std::io::{self, BufReader};
@@ -15,24 +15,24 @@ use super::is_dash;
 use super::parquet::Rows;
 use crate::cli::lines::{Line, Lines};
 
-/// A request as it was found.
+/// One request of the input.
 pub(super) struct Record {
     /// Number of its line or row, from 1.
     pub(super) number: u64,
-    /// Its JSON, or why there is none.
+    /// The JSON of the request, or why there is none.
     pub(super) json: Line,
-    /// Digest of all records up to here.
+    /// Digest of all records up to this one, including it.
     pub(super) digest: Sha256,
 }
 
 impl Record {
-    /// Whether there is nothing to answer.
+    /// Whether the record is blank and needs no answer.
     pub(super) fn is_blank(&self) -> bool {
         self.json.as_ref().is_ok_and(|line| line.trim_ascii().is_empty())
     }
 }
 
-/// Where requests come from.
+/// The source of requests.
 pub(super) struct Input {
     source: Source,
     number: u64,
@@ -44,7 +44,7 @@ enum Source {
     Rows(Rows),
 }
 
-/// What a file holds, by its name.
+/// The format of a file, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Lines,
@@ -52,7 +52,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// Names of tables that would be read as lines of broken JSON are refused.
+    /// Finds the format. Refuses names of tables that would be read as lines of broken JSON.
     fn of(path: &Path) -> anyhow::Result<Self> {
         let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
         match extension.to_ascii_lowercase().as_str() {
@@ -68,7 +68,7 @@ impl Kind {
 }
 
 impl Input {
-    /// Opens a file by its extension, or stdin.
+    /// Opens a file in the format of its extension, or stdin.
     pub(super) fn open(path: &Path, limit: usize, ignore_unknown_columns: bool) -> anyhow::Result<Self> {
         let source = if is_dash(path) {
             Source::Lines(Lines::new(Box::new(BufReader::new(io::stdin())), limit))
@@ -86,7 +86,7 @@ impl Input {
         Ok(Self { source, number: 0, digest: Sha256::new() })
     }
 
-    /// How many records there are, if the file says so.
+    /// Number of records, if the file states it.
     pub(super) fn len(&self) -> Option<u64> {
         match &self.source {
             Source::Lines(_) => None,
@@ -94,7 +94,7 @@ impl Input {
         }
     }
 
-    /// The next record.
+    /// Reads the next record.
     pub(super) fn next(&mut self) -> anyhow::Result<Option<Record>> {
         let json = match &mut self.source {
             Source::Lines(lines) => lines.next().context("cannot read the input")?,
@@ -102,7 +102,7 @@ impl Input {
         };
         let Some(json) = json else { return Ok(None) };
         self.number += 1;
-        // Lengths are part of it, so that moving the end of a line changes the digest.
+        // Lengths are part of the digest, so that moving the end of a line changes it.
         match &json {
             Ok(json) => {
                 self.digest.update((json.len() as u64).to_le_bytes());
@@ -117,7 +117,7 @@ impl Input {
         Ok(Some(Record { number: self.number, json, digest: self.digest.clone() }))
     }
 
-    /// Passes over the first `count` records, whose digest must be the given one.
+    /// Skips the first `count` records, whose digest must be `sha256`.
     pub(super) fn skip(&mut self, count: u64, sha256: &str, bar: &ProgressBar) -> anyhow::Result<()> {
         while self.number < count {
             if self.next()?.is_none() {
@@ -138,7 +138,7 @@ impl Input {
     }
 }
 
-/// A digest as text.
+/// A digest in hexadecimal.
 pub(super) fn hex(digest: Sha256) -> String {
     digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

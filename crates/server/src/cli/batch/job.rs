@@ -1,6 +1,8 @@
-//! What shapes the output beside the input: if any of it changes, the answers of an interrupted run are of another job.
+//! The settings that affect the output, besides the input. If any of them changes, the answers of
+//! an interrupted run belong to another job.
 //!
-//! Threads, memory, and requests in flight are not here: they change how fast the answers come.
+//! Threads, memory, and requests in flight are not here: they only change how fast the answers
+//! come.
 
 use std::path::Path;
 
@@ -13,7 +15,7 @@ use super::trec::TrecRun;
 use crate::service::{Family, Served};
 use crate::settings::Settings;
 
-/// Names and values, as they are compared and told apart.
+/// Names and values of the settings, as they are compared and shown.
 pub(super) fn describe(
     settings: &Settings,
     served: &Served,

@@ -1,7 +1,7 @@
-//! `OUTPUT.partial.json`: which job the unfinished output belongs to, and how far it is.
+//! `OUTPUT.partial.json`: the job to which the unfinished output belongs, and its progress.
 //!
-//! It is replaced as a whole by renaming, after what it speaks of is safe on disk. So whatever it says is true, whenever
-//! the process or the machine stops.
+//! It is replaced as a whole by renaming, after the data that it describes are safe on disk. So it
+//! is true whenever the process or the machine stops.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -11,74 +11,74 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Largest manifest that is read.
+/// Largest manifest that is read, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// What shapes the output beside the input, by name.
+/// The settings that affect the output besides the input, by name.
 pub(super) type Job = BTreeMap<String, Value>;
 
-/// The file.
+/// The contents of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Manifest {
-    /// What is being answered.
+    /// The job that is being answered.
     pub(super) job: Job,
-    /// How far.
+    /// The progress of the job.
     pub(super) progress: Progress,
 }
 
-/// How far a job is. All of it belongs to the same moment.
+/// The progress of a job. All fields belong to the same moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Progress {
-    /// The last line or row of the input that is answered; 0 for none.
+    /// Number of the last line or row of the input that is answered; 0 for none.
     pub(super) line: u64,
-    /// Digest of the input up to there.
+    /// Digest of the input up to that line.
     pub(super) input_sha256: String,
-    /// Bytes of the answers.
+    /// Size of the answers, in bytes.
     pub(super) output_bytes: u64,
-    /// Bytes of the TREC run.
+    /// Size of the TREC run, in bytes.
     pub(super) trec_bytes: u64,
-    /// Requests that have an answer.
+    /// Number of requests that have an answer.
     pub(super) answered: u64,
-    /// Requests that have an error.
+    /// Number of requests that have an error.
     pub(super) failed: u64,
-    /// Whether this is all, and only the names are still missing.
+    /// Whether all requests are answered, and only the files' final names are missing.
     pub(super) complete: bool,
 }
 
-/// Why an interrupted run cannot be gone on with.
+/// Why an interrupted run cannot be resumed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ManifestError {
-    /// It cannot be read or written.
+    /// The manifest cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The manifest.
+        /// Path of the manifest.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// It is no manifest.
+    /// The file is not a manifest.
     #[error("{} does not say how far the unfinished output is ({source}); --restart begins anew", path.display())]
     Malformed {
-        /// The manifest.
+        /// Path of the manifest.
         path: PathBuf,
-        /// What is wrong.
+        /// The error of the parser.
         source: serde_json::Error,
     },
-    /// It belongs to another job.
+    /// The manifest belongs to another job.
     #[error(
         "an interrupted run has left {}, but it was another job. {}\nGive the same flags and files to go on with it, or \
          --restart to begin anew", path.display(), differences.join("; ")
     )]
     OtherJob {
-        /// The manifest.
+        /// Path of the manifest.
         path: PathBuf,
-        /// What differs, with both values.
+        /// The settings that differ, with both values.
         differences: Vec<String>,
     },
 }
 
 impl Manifest {
-    /// Reads one, if there is one.
+    /// Reads the manifest, if there is one.
     pub(super) fn read(path: &Path) -> Result<Option<Self>, ManifestError> {
         let io = |source| ManifestError::Io { path: path.to_owned(), source };
         let bytes = match fs::metadata(path).map(|file| file.len()) {
@@ -91,7 +91,7 @@ impl Manifest {
         manifest.map(Some).map_err(|source| ManifestError::Malformed { path: path.to_owned(), source })
     }
 
-    /// Replaces the file.
+    /// Replaces the manifest.
     pub(super) fn write(&self, path: &Path) -> Result<(), ManifestError> {
         let replace = || {
             let new = with_suffix(path, ".new");
@@ -105,7 +105,7 @@ impl Manifest {
         replace().map_err(|source| ManifestError::Io { path: path.to_owned(), source })
     }
 
-    /// Whether the job is this one.
+    /// Checks that the manifest belongs to this job.
     pub(super) fn check(&self, job: &Job, path: &Path) -> Result<(), ManifestError> {
         let missing = Value::Null;
         let mut names: Vec<&String> = self.job.keys().chain(job.keys()).collect();
@@ -125,13 +125,13 @@ impl Manifest {
     }
 }
 
-/// Makes names in the directory of a file safe on disk.
+/// Flushes the names in a file's directory to disk.
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// The path with something after its name.
+/// The path with a suffix after its name.
 pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);

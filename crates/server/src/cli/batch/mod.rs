@@ -7,8 +7,9 @@
 //! output  unfinished files, checkpoints, publication
 //! ```
 //!
-//! Invariant: without `--timings` the output is a function of checkpoint, catalog, settings and input, however often
-//! the run was interrupted. It appears under its name only when it is complete.
+//! Invariant: without `--timings` the output is a function of checkpoint, catalog, settings and
+//! input, even if the run was interrupted. It appears under its final name only when it is
+//! complete.
 
 mod answer;
 mod columns;
@@ -41,7 +42,7 @@ use run::End;
 use stop::Stop;
 use trec::{TrecRun, TrecScores};
 
-/// Exit code of a run with more errors than were allowed.
+/// Exit code of a run with more errors than allowed.
 const TOO_MANY_ERRORS: u8 = 3;
 
 /// Flags of `batch`.
@@ -65,26 +66,30 @@ pub(super) struct Args {
     input: PathBuf,
     /// Answers, one JSON line per request, in the same order.
     output: PathBuf,
-    /// Also write a TREC run: `qid Q0 docid rank score tag`. The qid is the request's `id`, else its `user_id`, else the
-    /// number of its line; the docid is the item id. Ids with white space are an error: the format cannot hold them.
+    /// Also write a TREC run: `qid Q0 docid rank score tag`. The qid is the request's `id`, else
+    /// its `user_id`, else the number of its line. The docid is the item id. Ids with white space
+    /// are an error, because the format cannot hold them.
     #[arg(long, value_name = "FILE")]
     trec: Option<PathBuf>,
-    /// Name of the run, the last column.
+    /// Name of the run, which is the last column.
     #[arg(long, value_name = "TAG", default_value = "beamline", value_parser = trec::tag)]
     trec_tag: String,
-    /// Scores of the run. trec_eval orders by score, not by rank, takes scores that are equal in single precision for
-    /// ties, and puts the larger docid of a tie first: items of one semantic ID share their score and would change
-    /// places. So `rank` writes num_items, num_items - 1, ..., which keeps the order of the slate. `log-probability`
-    /// writes the model's scores, for those who combine runs.
+    /// Scores of the run. trec_eval orders by score, not by rank. It treats scores that are equal
+    /// in single precision as ties, and puts the larger docid of a tie first. Items of one semantic
+    /// ID share their score and would change places. So `rank` writes num_items, num_items - 1,
+    /// ..., which keeps the order of the slate. `log-probability` writes the model's scores, for
+    /// combining runs.
     #[arg(long, value_name = "WHICH", default_value = "rank")]
     trec_scores: TrecScores,
-    /// Leave out columns of a Parquet input that are no field of a request. Else they are an error.
+    /// Ignore columns of a Parquet input that are not fields of a request. Otherwise they are an
+    /// error.
     #[arg(long)]
     ignore_unknown_columns: bool,
-    /// Begin anew, whatever an interrupted run has left, and write over an output that is there.
+    /// Start over: ignore the progress of an interrupted run, and overwrite an existing output.
     #[arg(long)]
     restart: bool,
-    /// Exit with 3 when more requests than this have an error. The output is complete all the same.
+    /// Exit with code 3 when more requests than this have an error. The output is complete in any
+    /// case.
     #[arg(long, value_name = "N")]
     max_errors: Option<u64>,
     /// Add request ids, timings and cache use, which differ from run to run.
@@ -93,7 +98,8 @@ pub(super) struct Args {
     /// Requests in flight at a time.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     in_flight: u32,
-    /// How often the progress is made safe on disk. More than this is never lost, even if the power fails.
+    /// How often the progress is made safe on disk, in milliseconds. A power failure loses at most
+    /// this much work.
     #[arg(long, value_name = "MS", default_value_t = 1000)]
     checkpoint_ms: u64,
     #[command(flatten)]
@@ -104,7 +110,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut settings = Settings::resolve(args.flags.clone(), HttpLayer::default())?;
     super::start_log(&settings.log, "warn")?;
     let in_flight = args.in_flight as usize;
-    // Nobody else is asking, so none of ours may be refused.
+    // The batch is the only client, so none of its requests may be refused.
     settings.engine.max_queued = settings.engine.max_queued.max(in_flight);
     let trec_file = args.trec.as_deref();
     ensure!(
@@ -144,7 +150,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let end = match run::answer_all(&mut input, &mut output, &answerer, &mut tasks, &stop, &bar) {
         Ok(end) => end,
         Err(error) => {
-            // What is done stays done; why it failed matters more than whether this works.
+            // Finished work is kept if possible; the error of the run matters more than that of the
+            // checkpoint.
             let _ = output.checkpoint();
             return Err(error.context(kept(&output)));
         }
@@ -167,7 +174,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// What a complete run means for a job that depends on it.
+/// The exit code of a complete run, for jobs that depend on it.
 fn verdict(answered: u64, failed: u64, max_errors: Option<u64>) -> ExitCode {
     if answered == 0 && failed > 0 {
         report::line("error: no request was answered; the first lines of the output say why");
@@ -182,7 +189,7 @@ fn verdict(answered: u64, failed: u64, max_errors: Option<u64>) -> ExitCode {
     }
 }
 
-/// What an interrupted run leaves.
+/// A message about what an interrupted run leaves.
 fn kept(output: &Output) -> String {
     let line = output.progress().line;
     match output.is_resumable() {
@@ -195,7 +202,7 @@ fn is_dash(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
-/// Reads every row of a Parquet file of requests, as a batch does. A door for fuzz targets.
+/// Reads every row of a Parquet file of requests, as a batch does. An entry point for fuzz targets.
 ///
 /// # Errors
 ///

@@ -1,7 +1,8 @@
-//! The answers and the TREC run, under names of their own until both are complete.
+//! The answers and the TREC run, under temporary names until both are complete.
 //!
-//! A checkpoint makes both files safe on disk and then says so in the manifest. Going on means cutting both to what the
-//! last checkpoint says. The lock keeps a second process from writing into the same files.
+//! A checkpoint flushes both files to disk and then records that in the manifest. Resuming cuts
+//! both files to the sizes in the manifest. A lock keeps a second process from writing to the same
+//! files.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
@@ -16,12 +17,12 @@ use super::input::hex;
 use super::is_dash;
 use super::manifest::{Job, Manifest, Progress, sync_directory, with_suffix};
 
-/// Where answers go.
+/// The output files of a run.
 pub(super) struct Output {
     answers: Sink,
     trec: Option<Partial>,
     progress: Progress,
-    /// Digest of the input at `progress.line`, not yet as text.
+    /// Digest of the input at `progress.line`, not yet in hexadecimal.
     digest: Option<Sha256>,
     journal: Option<Journal>,
 }
@@ -38,7 +39,7 @@ struct Partial {
     writer: BufWriter<File>,
 }
 
-/// Where the progress is kept.
+/// The manifest file, which keeps the progress.
 struct Journal {
     path: PathBuf,
     job: Job,
@@ -46,8 +47,8 @@ struct Journal {
     last: Instant,
 }
 
-/// Checks that no finished file stands where one is to be written. A run that was interrupted while it gave its files their
-/// names has left a manifest, and goes on.
+/// Checks that no finished file stands where one is to be written. A run that was interrupted while
+/// it renamed its files has left a manifest, and may go on.
 pub(super) fn refuse_to_overwrite<'a>(
     paths: impl IntoIterator<Item = Option<&'a Path>>,
 ) -> anyhow::Result<()> {
@@ -77,7 +78,7 @@ impl Output {
         pause: Duration,
     ) -> anyhow::Result<Self> {
         if is_dash(path) {
-            // What went to a pipe cannot be taken back, so nothing of this can be gone on with.
+            // Output to a pipe cannot be taken back, so the run cannot be resumed.
             let trec = trec.map(|trec| Partial::open(trec, 0)).transpose()?;
             let answers = Sink::Stdout(BufWriter::new(io::stdout()));
             return Ok(Self { answers, trec, progress: Progress::default(), digest: None, journal: None });
@@ -95,12 +96,13 @@ impl Output {
             );
         }
         let progress = found.map(|found| found.progress).unwrap_or_default();
-        // Complete files may have their names already, and are not touched again.
+        // Complete files may already have their final names, and are not touched again.
         let (answers, trec) = if progress.complete && !restart {
             (Partial::over(path, file), trec.map(Partial::open_complete).transpose()?.flatten())
         } else {
             if progress.line == 0 {
-                // The manifest comes before the first answer, so that no answer is ever without one.
+                // The manifest is written before the first answer, so that no answer is ever
+                // without one.
                 journal.write(&progress)?;
             }
             let trec = trec.map(|trec| Partial::open(trec, progress.trec_bytes)).transpose()?;
@@ -109,17 +111,17 @@ impl Output {
         Ok(Self { answers: Sink::File(answers), trec, progress, digest: None, journal: Some(journal) })
     }
 
-    /// Whether an interrupted run can be gone on with.
+    /// Whether an interrupted run can be resumed.
     pub(super) fn is_resumable(&self) -> bool {
         self.journal.is_some()
     }
 
-    /// How far it is.
+    /// The progress of the run.
     pub(super) fn progress(&self) -> &Progress {
         &self.progress
     }
 
-    /// Writes what belongs to a record; from time to time makes it safe.
+    /// Writes the output of a record, and makes a checkpoint from time to time.
     pub(super) fn write(&mut self, number: u64, digest: &Sha256, answered: &Answered) -> anyhow::Result<()> {
         self.answers.write_all(&answered.line).context("cannot write the output")?;
         if let Some(trec) = &mut self.trec {
@@ -139,7 +141,7 @@ impl Output {
         Ok(())
     }
 
-    /// Makes everything up to here safe on disk.
+    /// Flushes everything written so far to disk, and records it in the manifest.
     pub(super) fn checkpoint(&mut self) -> anyhow::Result<()> {
         self.answers.sync().context("cannot write the output")?;
         if let Some(trec) = &mut self.trec {
@@ -155,14 +157,14 @@ impl Output {
         Ok(())
     }
 
-    /// Gives the files their names.
+    /// Gives the files their final names.
     pub(super) fn publish(mut self) -> anyhow::Result<()> {
         self.progress.complete = true;
         self.checkpoint()?;
         self.rename()
     }
 
-    /// Does the rest of a publication that was interrupted. Says whether there was one.
+    /// Finishes a publication that was interrupted. Returns whether there was one.
     pub(super) fn finish_publication(&mut self) -> anyhow::Result<bool> {
         if self.progress.complete {
             self.rename()?;
@@ -202,7 +204,7 @@ impl Sink {
 }
 
 impl Partial {
-    /// Opens the unfinished file of a name, and keeps others from doing so.
+    /// Opens the unfinished file of a name, and locks out other processes.
     fn lock(to: &Path) -> anyhow::Result<File> {
         ensure!(to.file_name().is_some(), "{} is not a file name", to.display());
         let from = with_suffix(to, ".partial");
@@ -221,13 +223,13 @@ impl Partial {
         Self::cut(to, Self::lock(to)?, bytes)
     }
 
-    /// A complete file that has not got its name yet, if it has not.
+    /// Opens a complete file that does not have its final name yet, if there is one.
     fn open_complete(to: &Path) -> anyhow::Result<Option<Self>> {
         let missing = !with_suffix(to, ".partial").exists();
         if missing { Ok(None) } else { Ok(Some(Self::over(to, Self::lock(to)?))) }
     }
 
-    /// Cuts a file to its first bytes, and goes on behind them.
+    /// Cuts a file to its first `bytes` bytes, and continues after them.
     fn cut(to: &Path, mut file: File, bytes: u64) -> anyhow::Result<Self> {
         let from = with_suffix(to, ".partial");
         let cannot = || format!("cannot write {}", from.display());
@@ -255,7 +257,8 @@ impl Partial {
         self.writer.get_ref().sync_data()
     }
 
-    /// Gives the file its name. If only the name is left of an earlier attempt, opening has made an empty file.
+    /// Gives the file its final name. If an earlier attempt did everything but remove the temporary
+    /// name, opening has made an empty file.
     fn publish(&self, bytes: u64) -> anyhow::Result<()> {
         let cannot = || format!("cannot write {}", self.to.display());
         let length = self.writer.get_ref().metadata().with_context(cannot)?.len();

@@ -1,9 +1,10 @@
 //! Parquet: one row per request, columns named like the fields of a request, and `id`.
 //!
-//! A row becomes the JSON that a line would hold, so everything after this is the same: ids, whole numbers and times
-//! follow the rules of [`crate::api::written`]. What only Parquet has: columns of times with a unit, which become
-//! seconds; nulls and NaN, which are fields that are not given, except for the time of an event, which must be a number;
-//! and columns in which pandas keeps the index of a table, which are passed over.
+//! A row is converted to the JSON that a line would hold, so all later steps are the same: ids,
+//! whole numbers and times follow the rules of [`crate::api::written`]. Three things exist only in
+//! Parquet. Columns of times with a unit become seconds. Nulls and NaN are fields that are not
+//! given, except for the time of an event, which must be a number. Columns in which pandas keeps
+//! the index of a table are skipped.
 
 use std::fs::File;
 use std::panic::{self, AssertUnwindSafe};
@@ -21,7 +22,7 @@ use crate::api::timestamp::Unit;
 use crate::cli::lines::Line;
 use crate::error::Error;
 
-/// Columns that mean something.
+/// Names of the columns that are fields of a request.
 const KNOWN: [&str; 20] = [
     "id",
     "user_id",
@@ -48,7 +49,7 @@ const KNOWN: [&str; 20] = [
 /// Why a file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ParquetInputError {
-    /// Columns that no request has.
+    /// Columns that are not fields of a request.
     #[error(
         "no request has a field for the columns {}{}. The fields are {}. Rename the columns, or give \
          --ignore-unknown-columns to leave them out",
@@ -58,15 +59,15 @@ pub(super) enum ParquetInputError {
     /// A column of a type that its field cannot have.
     #[error(transparent)]
     WrongColumn(#[from] WrongColumn),
-    /// No column that a request could be made of.
+    /// The file has no column that is a field of a request.
     #[error("no column is a field of a request; the fields are {}", KNOWN.join(", "))]
     NoColumns,
     /// The file is damaged.
     #[error("after {rows} rows: {message}")]
     Damaged {
-        /// Rows that were read.
+        /// Number of rows read before the fault.
         rows: u64,
-        /// What the decoder said.
+        /// The message of the decoder.
         message: String,
     },
 }
@@ -81,7 +82,7 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Checks the columns.
+    /// Opens a file and checks its columns.
     pub(super) fn open(file: File, limit: usize, ignore_unknown: bool) -> Result<Self, ParquetInputError> {
         let damaged = |message| ParquetInputError::Damaged { rows: 0, message };
         let reader = decode(|| SerializedFileReader::new(file)).map_err(damaged)?;
@@ -103,12 +104,12 @@ impl Rows {
         Ok(Self { rows: rows.map_err(damaged)?, units, limit, read: 0, len })
     }
 
-    /// How many rows there are.
+    /// Number of rows of the file.
     pub(super) fn len(&self) -> u64 {
         self.len
     }
 
-    /// The next row as JSON.
+    /// Reads the next row as JSON.
     pub(super) fn next(&mut self) -> Result<Option<Line>, ParquetInputError> {
         let row = decode(|| self.rows.next().transpose())
             .map_err(|message| ParquetInputError::Damaged { rows: self.read, message })?;
@@ -123,24 +124,24 @@ impl Rows {
     }
 }
 
-/// Runs a step of the decoder, which reports most damage as errors but panics on some of it (assertions about list
-/// layouts, unsupported types).
+/// Runs a step of the decoder. The decoder reports most damage as errors but panics in some cases
+/// (assertions about list layouts, unsupported types).
 fn decode<T>(step: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
-    // After a panic nothing more is read, so the decoder's state does not matter.
+    // Nothing more is read after a panic, so the decoder's state does not matter.
     match panic::catch_unwind(AssertUnwindSafe(step)) {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err("the decoder gave up: damaged file or unsupported column type".to_owned()),
     }
 }
 
-/// The units of the two fields that are times.
+/// The units of the two fields that hold times.
 #[derive(Clone, Copy, Default)]
 struct Units {
     query_time: Unit,
     timestamp: Unit,
 }
 
-/// Finds the units of times, and refuses columns with a unit where no time belongs.
+/// Finds the units of times, and refuses columns with a unit whose field is not a time.
 fn units(columns: &[TypePtr]) -> Result<Units, WrongColumn> {
     let mut units = Units::default();
     for (path, unit) in columns::times(columns)? {
@@ -153,7 +154,7 @@ fn units(columns: &[TypePtr]) -> Result<Units, WrongColumn> {
     Ok(units)
 }
 
-/// What is wrong with a value, and where.
+/// The place of a wrong value, and what is wrong with it.
 struct Wrong {
     path: String,
     what: &'static str,
@@ -185,7 +186,7 @@ fn wrong(what: &'static str) -> Wrong {
     Wrong { path: String::new(), what }
 }
 
-/// A list of item ids, or of structs as in JSON.
+/// Converts a list of item ids, or of structs as in JSON.
 fn history(field: &Field, unit: Unit) -> Converted {
     let Field::ListInternal(list) = field else { return plain(field) };
     let event = |field: &Field| match field {
@@ -209,7 +210,7 @@ fn history(field: &Field, unit: Unit) -> Converted {
         .collect()
 }
 
-/// A time, in seconds.
+/// Converts a time to seconds.
 fn time(field: &Field, unit: Unit) -> Converted {
     Ok(match field {
         Field::TimestampMillis(value) => Unit::Milliseconds.seconds(*value).into(),
@@ -228,7 +229,7 @@ fn is_nan(field: &Field) -> bool {
     }
 }
 
-/// A value as JSON; an error for what JSON requests do not have.
+/// Converts a value to JSON. Types that JSON requests do not have are an error.
 fn plain(field: &Field) -> Converted {
     Ok(match field {
         Field::Null => Value::Null,
@@ -265,7 +266,7 @@ fn plain(field: &Field) -> Converted {
     })
 }
 
-/// NaN is nothing, as pandas writes columns with gaps.
+/// A number; NaN counts as absent, because pandas writes gaps in columns as NaN.
 fn number(value: f64) -> Converted {
     match value {
         _ if value.is_nan() => Ok(Value::Null),
@@ -278,7 +279,7 @@ fn quoted(names: &[String]) -> String {
     names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
 }
 
-/// The field that the first column may stand for.
+/// A suggestion for the first of the unknown columns.
 fn hint(names: &[String]) -> String {
     names.first().map(|name| did_you_mean(name, KNOWN)).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! A bar with rate and remaining time on a terminal; nothing elsewhere.
+//! A progress bar with rate and remaining time on a terminal; invisible elsewhere.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::input::Input;
 use super::is_dash;
 
-/// A bar for an input.
+/// A progress bar for an input.
 pub(super) fn bar(path: &Path, input: &Input) -> anyhow::Result<ProgressBar> {
     let total = match input.len() {
         Some(rows) => Some(rows),
@@ -19,7 +19,7 @@ pub(super) fn bar(path: &Path, input: &Input) -> anyhow::Result<ProgressBar> {
     styled(total)
 }
 
-/// A bar for a file of lines.
+/// A progress bar for a file of lines.
 pub(in crate::cli) fn lines_bar(path: &Path) -> anyhow::Result<ProgressBar> {
     styled(count_lines(path)?)
 }
@@ -34,7 +34,7 @@ fn styled(total: Option<u64>) -> anyhow::Result<ProgressBar> {
     Ok(ProgressBar::new(total).with_style(style))
 }
 
-/// Lines of a file; nothing for what is no file, such as a pipe, which counting would empty.
+/// Counts the lines of a file. `None` for other things, such as a pipe, which counting would empty.
 fn count_lines(path: &Path) -> io::Result<Option<u64>> {
     let file = File::open(path)?;
     if !file.metadata()?.is_file() {

@@ -1,4 +1,4 @@
-//! Records in flight up to a bound, so that they share steps; written in their order.
+//! Keeps records in flight up to a bound, so that they share steps, and writes them in their order.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::output::Output;
 use super::stop::Stop;
 use crate::cli::in_flight::InFlight;
 
-/// An answer, with the record it is to.
+/// An answer, with the record that it belongs to.
 pub(super) struct Done {
     number: u64,
     digest: Sha256,
@@ -20,13 +20,13 @@ pub(super) struct Done {
 
 /// How a run ended.
 pub(super) enum End {
-    /// Everything is answered.
+    /// All requests are answered.
     Complete,
     /// A signal came; the process should exit with this code.
     Stopped(u8),
 }
 
-/// Answers all records that are left.
+/// Answers all remaining records.
 pub(super) fn answer_all(
     input: &mut Input,
     output: &mut Output,
@@ -62,6 +62,6 @@ pub(super) fn answer_all(
     while let Some(done) = tasks.next(stop.wait())? {
         write(done, bar)?;
     }
-    // The loop also ends when a signal comes while a task is waited for.
+    // The loop also ends when a signal comes while it waits for a task.
     Ok(stop.code().map_or(End::Complete, End::Stopped))
 }

@@ -1,7 +1,8 @@
-//! TREC runs: `qid Q0 docid rank score tag`, the input of trec_eval and its kin.
+//! TREC runs: `qid Q0 docid rank score tag`, the input of trec_eval and similar tools.
 //!
-//! White space ends a column and the format has no way to escape it, so ids that hold any are refused. Encoding them
-//! would be worse: the relevance judgements of the other side would not match, and the metrics be silently low.
+//! White space ends a column and the format cannot escape it, so ids that contain any are refused.
+//! Encoding them would be worse: they would not match the relevance judgements, and the metrics
+//! would be too low without notice.
 
 use std::io::Write;
 
@@ -10,17 +11,17 @@ use serde_json::Value;
 
 use crate::api::RecommendResponse;
 
-/// What the column of scores holds.
+/// The contents of the score column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum TrecScores {
-    /// num_items - rank + 1: strictly decreasing.
+    /// The value num_items - rank + 1, which is strictly decreasing.
     Rank,
-    /// The scores of the answer.
+    /// The score of each item in the answer.
     LogProbability,
 }
 
 impl TrecScores {
-    /// Its name on the command line.
+    /// The value's name on the command line.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Rank => "rank",
@@ -32,20 +33,20 @@ impl TrecScores {
 /// Why a run cannot be written.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub(super) enum TrecError {
-    /// An id of a request.
+    /// The id of a request is not valid as a qid.
     #[error(
         "line {line}: {id:?} cannot be the qid of a TREC run, which holds no white space and is not empty"
     )]
     QueryId {
-        /// Its line.
+        /// Number of the request's line.
         line: u64,
-        /// The id.
+        /// The id of the request.
         id: String,
     },
-    /// An id that is no text.
+    /// The id of a request is neither a string nor a number.
     #[error("line {0}: `id` must be a string or a number to be the qid of a TREC run")]
     NoText(u64),
-    /// An item id.
+    /// The id of an item is not valid as a docid.
     #[error(
         "item {0:?} of the catalog cannot be a docid of a TREC run, which holds no white space; leave out --trec, or give the \
          items other ids"
@@ -53,19 +54,19 @@ pub(super) enum TrecError {
     Item(String),
 }
 
-/// How a run is written.
+/// How a run is written: its tag and its scores.
 pub(super) struct TrecRun {
     tag: String,
     scores: TrecScores,
 }
 
 impl TrecRun {
-    /// A run of this name.
+    /// A run with this tag.
     pub(super) fn new(tag: String, scores: TrecScores) -> Self {
         Self { tag, scores }
     }
 
-    /// Name and scores, as a manifest holds them.
+    /// Tag and scores, as the manifest records them.
     pub(super) fn describe(&self) -> (&str, &'static str) {
         (&self.tag, self.scores.name())
     }
@@ -74,7 +75,7 @@ impl TrecRun {
     pub(super) fn write(&self, qid: &str, answer: &RecommendResponse, rows: &mut Vec<u8>) {
         for item in &answer.items {
             let (id, rank, tag) = (&item.item_id, item.rank, &self.tag);
-            // Writing to memory does not fail.
+            // Writing to memory cannot fail.
             let _ = match self.scores {
                 TrecScores::Rank => {
                     let score = (answer.items_requested + 1).saturating_sub(rank);
@@ -98,7 +99,7 @@ pub(super) fn query_id(id: Option<&Value>, user: Option<&str>, line: u64) -> Res
     if is_word(&qid) { Ok(qid) } else { Err(TrecError::QueryId { line, id: qid }) }
 }
 
-/// Whether every item can be a docid: better said now than after an hour.
+/// Checks that every item can be a docid: an error now is better than one after an hour.
 pub(super) fn check_catalog(catalog: &Catalog) -> Result<(), TrecError> {
     let items = u32::try_from(catalog.num_items()).unwrap_or(u32::MAX);
     match (0..items).map(|item| catalog.item_id(ItemIndex(item))).find(|id| !is_word(id)) {
@@ -107,12 +108,12 @@ pub(super) fn check_catalog(catalog: &Catalog) -> Result<(), TrecError> {
     }
 }
 
-/// Reads a tag from the command line.
+/// Parses a tag from the command line.
 pub(super) fn tag(text: &str) -> Result<String, &'static str> {
     if is_word(text) { Ok(text.to_owned()) } else { Err("must not be empty or hold white space") }
 }
 
-/// Readers split at what C calls white space, some of them at all of Unicode's.
+/// Readers split at white space as C defines it, and some of them as Unicode does.
 fn is_word(text: &str) -> bool {
     !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c.is_control())
 }

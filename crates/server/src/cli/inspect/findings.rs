@@ -1,4 +1,4 @@
-//! What `inspect` finds on its way: lines, problems, and notes.
+//! The findings of `inspect`: lines, problems, and notes.
 
 use std::fmt::{Display, Write as _};
 use std::io::ErrorKind;
@@ -8,7 +8,7 @@ use beamline_model::error::ModelError;
 
 use crate::runtime::LayoutProblem;
 
-/// What is found, in the order in which it is printed.
+/// The findings, in the order in which they are printed.
 #[derive(Default)]
 pub(super) struct Findings {
     lines: String,
@@ -24,18 +24,18 @@ impl Findings {
         let _ = writeln!(self.lines, "{name:<13} {value}");
     }
 
-    /// Lines of their own.
+    /// Adds lines without a name.
     pub(super) fn paragraph(&mut self, text: &str) {
         let _ = write!(self.lines, "\n{text}");
     }
 
-    /// What the files' names and sizes say.
+    /// Adds the problems that names and sizes of files show.
     pub(super) fn layout(&mut self, problems: Vec<LayoutProblem>) {
         problems.iter().for_each(|problem| self.problem(problem));
         self.layout = problems;
     }
 
-    /// Why the checkpoint cannot be served. What was said before is not said again.
+    /// Adds a reason why the checkpoint cannot be served, unless an earlier one says the same.
     pub(super) fn problem(&mut self, problem: impl Display) {
         let text = problem.to_string();
         if !self.problems.contains(&text) {
@@ -43,7 +43,8 @@ impl Findings {
         }
     }
 
-    /// An error of the model crate, unless the layout says more about the same file. Every tensor counts alone.
+    /// Adds an error of the model crate, unless the layout says more about the same file. Every
+    /// tensor counts alone.
     pub(super) fn model_error(&mut self, error: &ModelError) {
         match error {
             ModelError::Mismatch(problems) => problems.iter().for_each(|problem| self.problem(problem)),
@@ -52,22 +53,22 @@ impl Findings {
         }
     }
 
-    /// What the author of the checkpoint should know.
+    /// Adds notes for the author of the checkpoint.
     pub(super) fn notes(&mut self, notes: &[Note]) {
         self.notes.extend(notes.iter().map(ToString::to_string));
     }
 
-    /// Keeps what went well, or notes what went wrong.
+    /// Returns the value of a success, or adds the error as a problem.
     pub(super) fn take<T>(&mut self, result: Result<T, impl Display>) -> Option<T> {
         result.map_err(|error| self.problem(error)).ok()
     }
 
-    /// Whether nothing is wrong.
+    /// Whether there are no problems.
     pub(super) fn is_clean(&self) -> bool {
         self.problems.is_empty()
     }
 
-    /// All of it. `quick` says that the model was not loaded.
+    /// All findings as text. `quick` means that the model was not loaded.
     pub(super) fn text(&self, quick: bool) -> String {
         let mut text = self.lines.clone();
         list(&mut text, "note", &self.notes);
@@ -83,7 +84,7 @@ impl Findings {
         text
     }
 
-    /// Whether a problem of the layout is the cause of this error, and says what to do.
+    /// Whether a problem of the layout causes this error and says what to do.
     fn explained(&self, error: &ModelError) -> bool {
         let pointer = |name: &str| self.layout.iter().any(|problem| problem.file() == Some(name));
         match error {

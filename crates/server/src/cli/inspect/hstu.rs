@@ -1,4 +1,4 @@
-//! What is special to HSTU models: sizes, what they read, what they answer.
+//! The findings that only HSTU models have: sizes, inputs, answers.
 
 use beamline_compute::cpu::kv_format::KvFormat;
 use beamline_compute::cpu::pages::PAGE_SIZE;
@@ -8,7 +8,7 @@ use beamline_model::families::hstu::config::{HstuConfig, ResearchHead, VariantCo
 use super::Findings;
 use crate::settings::ByteSize;
 
-/// What config.json says.
+/// Adds the settings in config.json.
 pub(super) fn describe(config: &HstuConfig, kv_format: KvFormat, findings: &mut Findings) {
     let stack = &config.stack;
     let variant = match &config.variant {
@@ -68,7 +68,7 @@ pub(super) fn describe(config: &HstuConfig, kv_format: KvFormat, findings: &mut 
     findings.line("KV memory", format!("{} per {PAGE_SIZE} context rows, in {kv_format}", ByteSize(page)));
 }
 
-/// What the cache keeps of a user's history for the next visit.
+/// The part of a user's history that the cache keeps for the next visit.
 fn reuse(class: ReuseClass) -> &'static str {
     match class {
         ReuseClass::CrossRequest => "the history, for later requests of the user",

@@ -1,4 +1,4 @@
-//! `beamline inspect --limits`: what the server accepts at most, and the flag that changes it.
+//! `beamline inspect --limits`: the server's limits, and the flags that change them.
 
 use beamline_catalog::CatalogLimits;
 use beamline_compute::cpu::pages::PAGE_SIZE;

@@ -1,14 +1,15 @@
-//! `beamline inspect`: what is in a checkpoint directory, and everything that is wrong with it.
+//! `beamline inspect`: the contents of a checkpoint directory, and everything that is wrong with
+//! it.
 //!
 //! ```text
 //! layout    which files are there             as `serve` asks
-//! family    config, weights, convention       by the functions that `serve` reads them with, going on after a problem
+//! family    config, weights, convention       by the functions of `serve`, going on after a problem
 //! catalog   items and their semantic IDs      likewise
-//! serve     load, start, probe, stop          the very same function as `serve`, where nothing was wrong before
+//! serve     load, start, probe, stop          the very same function as `serve`, if nothing was wrong before
 //! ```
 //!
-//! Loading stops at the first error. This goes on with what does not depend on it, so that the author of a checkpoint
-//! can fix all of it at once.
+//! Loading stops at the first error. This command goes on with the parts that do not depend on it,
+//! so that the author of a checkpoint can fix everything at once.
 //!
 //! Invariant: "no problems found" means that `serve` with the same settings would now be ready.
 
@@ -54,29 +55,29 @@ pub(super) struct Args {
     /// The checkpoint directory.
     #[arg(required_unless_present = "limits")]
     checkpoint: Option<PathBuf>,
-    /// The convention, if it does not lie beside the checkpoint. HSTU models have none.
+    /// The convention, if it is not in the checkpoint's directory. HSTU models have none.
     #[arg(long, value_name = "FILE|PRESET", env = "BEAMLINE_CONVENTION")]
     convention: Option<String>,
-    /// The catalog, if it does not lie beside the checkpoint.
+    /// The catalog, if it is not in the checkpoint's directory.
     #[arg(long, value_name = "FILE", env = "BEAMLINE_CATALOG")]
     catalog: Option<PathBuf>,
     /// List every tensor.
     #[arg(long)]
     tensors: bool,
-    /// Look at the files only: do not load the weights and ask the model.
+    /// Check only the files: do not load the weights, and do not run the model.
     #[arg(long)]
     quick: bool,
-    /// Compare the model with a second implementation in double precision, on random prompts. Takes about 12 bytes of
-    /// memory and a microsecond for each parameter.
+    /// Compare the model with a second implementation in double precision, on random prompts. Takes
+    /// about 12 bytes of memory and a microsecond for each parameter.
     #[arg(long, conflicts_with = "quick")]
     verify: bool,
     /// Print every limit of the server and the flag that changes it.
     #[arg(long)]
     limits: bool,
-    /// Config file (TOML) of the server that this checkpoint is for.
+    /// Config file (TOML) of the server that will serve this checkpoint.
     #[arg(long, value_name = "FILE", env = "BEAMLINE_CONFIG")]
     config: Option<PathBuf>,
-    /// Memory of all models of that server [default: three quarters of the machine's].
+    /// Memory for all models of that server [default: three quarters of the machine's].
     #[arg(long, value_name = "SIZE", env = "BEAMLINE_MODEL_MEMORY")]
     model_memory: Option<ByteSize>,
     #[command(flatten)]
@@ -131,7 +132,7 @@ fn settings(args: &Args) -> anyhow::Result<Settings> {
     };
     let admin = AdminLayer { model_memory: args.model_memory, ..AdminLayer::default() };
     let mut settings = Settings::resolve_server(flags, HttpLayer::default(), admin)?;
-    // What else a server may load, keep or write is not looked at.
+    // Other files that a server may load, keep or write are not checked.
     (settings.admin.model_root, settings.admin.state, settings.request_log) = (None, None, None);
     if let Some(disk) = &mut settings.kv_disk {
         disk.count_only = true;
@@ -142,7 +143,7 @@ fn settings(args: &Args) -> anyhow::Result<Settings> {
     Ok(settings)
 }
 
-/// Config, weights and convention; what semantic IDs mean, if that can be told.
+/// Adds config, weights and convention. Returns the meaning of semantic IDs, if it is known.
 fn family(
     files: &Files,
     kv_format: KvFormat,
@@ -169,7 +170,7 @@ fn family(
     convention.map(|convention| Box::new(convention) as Box<dyn SymbolTable>)
 }
 
-/// Asks a second implementation of the model.
+/// Compares the model with its second implementation.
 fn verify(files: &Files, settings: &Settings, findings: &mut Findings) {
     if layout::is_hstu(&files.checkpoint) {
         return findings.problem("--verify: there is no second implementation of HSTU models yet");
@@ -185,7 +186,7 @@ fn verify(files: &Files, settings: &Settings, findings: &mut Findings) {
 
 fn catalog(files: &Files, symbols: Option<&dyn SymbolTable>, findings: &mut Findings) {
     let Some(path) = findings.take(files.catalog().map_err(within)) else { return };
-    // Without symbols the SIDs mean nothing; `beamline catalog check` looks at a catalog alone.
+    // Without symbols, SIDs have no meaning. `beamline catalog check` checks a catalog alone.
     let Some(symbols) = symbols else { return };
     let read = Catalog::read_path(&path, symbols, &CatalogLimits::default());
     if let Some(catalog) = findings.take(read.map_err(|error| format!("{}: {error}", path.display()))) {
@@ -197,7 +198,7 @@ fn catalog(files: &Files, symbols: Option<&dyn SymbolTable>, findings: &mut Find
     }
 }
 
-/// Does all that `serve` does up to its first request.
+/// Does everything that `serve` does up to its first request.
 fn serve_once(settings: Settings, findings: &mut Findings) -> anyhow::Result<()> {
     let started = super::tokio_runtime()?
         .block_on(async { tokio::task::spawn_blocking(move || Registry::start(settings)).await });
@@ -206,7 +207,7 @@ fn serve_once(settings: Settings, findings: &mut Findings) -> anyhow::Result<()>
             let (used, limit) = registry.memory();
             let limit = limit.map_or(String::new(), |limit| format!(" of {}", ByteSize(limit)));
             findings.line("memory", format!("{}{limit}: weights, contexts and catalog", ByteSize(used)));
-            // It has answered the probe; how its engine ends is of no interest.
+            // The model has answered the probe, so the result of its engine does not matter.
             let _ = registry.drain(Duration::ZERO);
         }
         Ok(Err(error)) => findings.problem(within(error)),
@@ -215,7 +216,7 @@ fn serve_once(settings: Settings, findings: &mut Findings) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Without the directory, which was named above.
+/// The error without the directory, which was named before.
 fn within(error: LoadError) -> String {
     match error {
         LoadError::Model { source, .. } => source.to_string(),

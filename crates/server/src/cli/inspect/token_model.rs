@@ -1,4 +1,4 @@
-//! What is special to models that read tokens: sizes, and the convention.
+//! The findings that only models with tokens have: sizes, and the convention.
 
 use beamline_compute::cpu::kv_format::KvFormat;
 use beamline_compute::cpu::pages::PAGE_SIZE;
@@ -10,7 +10,7 @@ use super::{Findings, within};
 use crate::runtime::Files;
 use crate::settings::ByteSize;
 
-/// What config.json says.
+/// Adds the settings in config.json.
 pub(super) fn describe(summary: &Summary, kv_format: KvFormat, findings: &mut Findings) {
     for (name, value) in &summary.lines {
         findings.line(name, value);
@@ -19,7 +19,7 @@ pub(super) fn describe(summary: &Summary, kv_format: KvFormat, findings: &mut Fi
     findings.line("KV memory", format!("{page} per {PAGE_SIZE} context tokens, in {kv_format}"));
 }
 
-/// How histories and items are written as tokens.
+/// Adds how histories and items are written as tokens.
 pub(super) fn convention(
     files: &Files,
     summary: Option<&Summary>,
@@ -29,7 +29,8 @@ pub(super) fn convention(
     findings.line("SID", format.level_token_patterns.join(" "));
     findings
         .line("codes", format.level_code_counts.iter().map(u32::to_string).collect::<Vec<_>>().join(", "));
-    // Without config.json the vocabulary's size is unknown; the tokenizer can be looked at all the same.
+    // Without config.json the size of the vocabulary is unknown, but the tokenizer can still be
+    // checked.
     let named = format.vocab_size.unwrap_or(usize::MAX);
     let vocab_size = summary.map_or(named, |summary| summary.facts.vocab_size);
     let convention = match Convention::bind(format, &files.checkpoint, vocab_size) {

@@ -8,7 +8,7 @@ use beamline_model::escaped::Escaped;
 use super::Findings;
 use crate::settings::ByteSize;
 
-/// What is in the files, and what is wrong with them.
+/// Adds the contents of the files, and what is wrong with them.
 pub(super) fn describe<C>(examined: Examined<C>, list: bool, findings: &mut Findings) {
     let Examined { tensors, digest, problems, notes, .. } = examined;
     if let Some(tensors) = &tensors {

@@ -1,7 +1,7 @@
-//! What is known of one connection, and whether it may be closed to make room.
+//! The state of one connection, and whether it may be closed to make room.
 //!
-//! A small state machine behind a lock that is held for a moment: the connection's task reports what happens, and the
-//! table of connections judges. Time is an argument.
+//! This is a small state machine behind a lock that is only held briefly. The connection's task
+//! reports events, and the table of connections decides. Time is an argument.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,29 +11,29 @@ use tokio::sync::Notify;
 
 use crate::http::pace::{LeastPace, Pace};
 
-/// How long a connection may be without a request before others may take its place: without having sent any,
+/// How long a connection may wait for its first request before others may take its place.
 const FRESH_FOR: Duration = Duration::from_millis(20);
-/// and between two requests.
+/// How long a connection may idle between two requests before others may take its place.
 const IDLE_FOR: Duration = Duration::from_secs(1);
 /// How long a body may take before others may take its connection's place.
 const READING_FOR: Duration = Duration::from_secs(2);
-/// How long a peer may not read before others may take its place,
+/// How long a peer may not read before others may take its place.
 const STALLED_FOR: Duration = Duration::from_millis(250);
-/// and before a drain stops waiting for it.
+/// How long a peer may not read before a drain stops waiting for it.
 const DRAIN_STALLED_FOR: Duration = Duration::from_secs(2);
 /// How long an idle connection is left open while the server drains: a request may be on its way.
 const DRAINING_FOR: Duration = Duration::from_millis(50);
 
-/// What a connection is at.
+/// The current activity of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// It has not sent a request yet.
+    /// No request has arrived yet.
     Fresh,
-    /// Its last request was answered.
+    /// The last request was answered.
     Idle,
-    /// A body is arriving.
+    /// The body of a request is arriving.
     Reading,
-    /// A handler is at work.
+    /// A handler is running.
     Working,
 }
 
@@ -41,54 +41,54 @@ enum Phase {
 struct State {
     phase: Phase,
     since: Instant,
-    /// Set while there is something to write that the peer does not take.
+    /// Set while there are bytes to write that the peer does not take.
     writing: Option<Pace>,
-    /// The request at hand has a body that was not read to its end.
+    /// Whether the current request has a body that was not read to its end.
     unread: bool,
-    /// It was told to close.
+    /// Whether the connection was asked to close.
     closing: bool,
 }
 
-/// One connection.
+/// The state of one connection.
 #[derive(Debug)]
 pub(super) struct Conn {
-    /// Whether it is one of those beyond the limit. The table of connections changes it.
+    /// Whether the connection is beyond the limit. The table of connections changes this.
     spare: AtomicBool,
     least_pace: LeastPace,
     state: Mutex<State>,
     close: Notify,
 }
 
-/// What makes a connection the first to be closed; the smallest goes first.
+/// Decides which connection is closed first: the one with the smallest rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank(u8, Instant);
 
 impl Conn {
-    /// A connection that was just accepted. Its peer must read at the least pace.
+    /// A connection that was just accepted. Its peer must read at the minimum pace.
     pub(super) fn new(spare: bool, least_pace: LeastPace, now: Instant) -> Self {
         let state = State { phase: Phase::Fresh, since: now, writing: None, unread: false, closing: false };
         Self { spare: AtomicBool::new(spare), least_pace, state: Mutex::new(state), close: Notify::new() }
     }
 
-    /// Whether it is one of those beyond the limit, which are for health checks only.
+    /// Whether the connection is beyond the limit and only serves health checks.
     pub(super) fn is_spare(&self) -> bool {
         self.spare.load(Ordering::Relaxed)
     }
 
-    /// It has got a place within the limit.
+    /// Records that the connection got a place within the limit.
     pub(super) fn promote(&self) {
         self.spare.store(false, Ordering::Relaxed);
     }
 
-    /// A request has arrived, with a body that is still to come or without one.
+    /// Records that a request arrived, with or without a body still to come.
     pub(super) fn request_began(&self, now: Instant, has_body: bool) {
         let mut state = self.lock();
         (state.phase, state.since) = (if has_body { Phase::Reading } else { Phase::Working }, now);
-        // It was about to be closed as idle, and is not idle any more.
+        // It was about to be closed as idle, and is no longer idle.
         (state.unread, state.closing) = (has_body, false);
     }
 
-    /// The body of the request was read to its end.
+    /// Records that the body of the request was read to its end.
     pub(super) fn body_ended(&self, now: Instant) {
         let mut state = self.lock();
         state.unread = false;
@@ -97,42 +97,43 @@ impl Conn {
         }
     }
 
-    /// The request was answered, or its handler dropped.
+    /// Records that the request was answered, or its handler dropped.
     pub(super) fn request_ended(&self, now: Instant) {
         let mut state = self.lock();
         (state.phase, state.since) = (Phase::Idle, now);
     }
 
-    /// Whether the body of the request at hand was left unread, or a part of it.
+    /// Whether any part of the current request's body was left unread.
     pub(super) fn has_unread_body(&self) -> bool {
         self.lock().unread
     }
 
-    /// Whether a handler is at work that needs nothing more from the client.
+    /// Whether a handler is running that needs no more input from the client.
     pub(super) fn is_working(&self) -> bool {
         self.lock().phase == Phase::Working
     }
 
-    /// The peer does not take what there is to write.
+    /// Records that the peer does not take the bytes to write.
     pub(super) fn write_blocked(&self, now: Instant) {
         let mut state = self.lock();
         let least_pace = self.least_pace;
         state.writing.get_or_insert_with(|| Pace::new(least_pace, now));
     }
 
-    /// The peer took some of what it did not take before.
+    /// Records that the peer took `bytes` of the bytes that it did not take before.
     pub(super) fn wrote(&self, now: Instant, bytes: usize) {
         if let Some(pace) = &mut self.lock().writing {
             pace.moved(now, bytes as u64);
         }
     }
 
-    /// Everything is written.
+    /// Records that everything is written.
     pub(super) fn flushed(&self) {
         self.lock().writing = None;
     }
 
-    /// Whether the peer reads too slowly, or there is no use in it while the server drains.
+    /// Whether to close the connection: its peer reads too slowly, or it is idle while the server
+    /// drains.
     pub(super) fn is_over(&self, now: Instant, draining: bool) -> bool {
         let state = self.lock();
         let for_at_least = |time| now.saturating_duration_since(state.since) >= time;
@@ -144,7 +145,7 @@ impl Conn {
         }
     }
 
-    /// Whether it may be closed to make room for another, and how it compares with others.
+    /// The rank of a connection that may be closed to make room; `None` if it may not.
     pub(super) fn rank(&self, now: Instant) -> Option<Rank> {
         let state = self.lock();
         let since = state.since;
@@ -159,13 +160,13 @@ impl Conn {
         }
     }
 
-    /// Tells the connection's task to close it. A request that arrives meanwhile is still answered.
+    /// Asks the connection's task to close. A request that arrives meanwhile is still answered.
     pub(super) fn close(&self) {
         self.lock().closing = true;
         self.close.notify_one();
     }
 
-    /// Until the connection should be closed.
+    /// Waits until the connection should be closed.
     pub(super) async fn closed(&self) {
         loop {
             self.close.notified().await;
@@ -175,7 +176,7 @@ impl Conn {
         }
     }
 
-    /// Every change is made by single assignments, so a panic elsewhere leaves nothing half done.
+    /// Every change is a single assignment, so a panic elsewhere leaves no inconsistent state.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -204,9 +205,9 @@ mod tests {
         let order = [&fresh, &stalled, &idle, &reading].map(|conn| rank(conn).unwrap());
         assert!(order.is_sorted());
         assert_eq!(rank(&working), None);
-        // Nobody is closed in the moment in which it came.
+        // No connection is closed in the moment in which it was accepted.
         assert!([&fresh, &idle, &reading, &stalled].iter().all(|conn| conn.rank(start).is_none()));
-        // Who is told to close is told once, and a request that came first is answered.
+        // A connection is asked to close only once, and a request that came first is answered.
         fresh.close();
         assert_eq!(rank(&fresh), None);
         fresh.request_began(later, false);

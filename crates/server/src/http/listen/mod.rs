@@ -3,13 +3,14 @@
 //! | module | one idea |
 //! | --- | --- |
 //! | [`serve`] | one connection, from its first request to its end |
-//! | [`conn`] | what is known of it, and whether it may be closed to make room |
-//! | [`table`] | all of them: who gets a place, and who gives one up |
-//! | [`stream`] | the socket: peers that do not read, half-closed peers, a close that does not cut the answer off |
+//! | [`conn`] | the state of a connection, and whether it may be closed to make room |
+//! | [`table`] | all connections: which get a place, and which give one up |
+//! | [`stream`] | the socket: peers that do not read, half-closed peers, a close that keeps the answer |
 //!
-//! Each connection is a task. The head of a request must arrive in time and bodies at a least pace, answers must be read at
-//! a least pace, and there is a limit to connections, with spare places for health checks. On shutdown connections finish
-//! the request at hand and close. A connection that its client closes is dropped with the handler that runs on it.
+//! Each connection is a task. The head of a request must arrive in time and bodies at a minimum
+//! pace, and answers must be read at a minimum pace. The number of connections is limited, with
+//! spare places for health checks. On shutdown, connections finish the current request and close. A
+//! connection that its client closes is dropped together with its running handler.
 
 mod conn;
 mod serve;
@@ -32,31 +33,32 @@ use table::{Place, Table};
 
 use crate::settings::HttpSettings;
 
-/// After an accept that failed, for want of file handles say, trying at once would only burn the processor. Several tries
-/// may pass before enough idle connections have closed, and a health check waits for all of them.
+/// Pause after a failed accept, for want of file handles for example: trying at once would only
+/// burn CPU time. Several tries may pass before enough idle connections have closed, and a health
+/// check waits for all of them.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(10);
-/// Accepts that fail are logged at most so often.
+/// Failed accepts are logged at most once in this time.
 const LOG_ERRORS_EVERY: Duration = Duration::from_secs(10);
-/// How often a place is looked for while there is none,
+/// Number of tries to find a place for a new connection.
 const TRIES: u32 = 20;
-/// and how long after each other.
+/// Pause between two tries.
 const TRY_EVERY: Duration = Duration::from_millis(5);
-/// How often connections are looked through for those whose peers do not read.
+/// How often all connections are checked for peers that do not read.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// A peer that is silent is asked for a sign of life after so long,
+/// Silence after which the system probes a peer.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
-/// and again after so long; the system gives up after a few times.
+/// Interval of further probes. The system gives up after a few.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
 
-/// Connections that are open, and a way to end them.
+/// The open connections, and a way to end them.
 pub struct Connections {
-    /// Set to true when they should end.
+    /// Set to true when the connections should end.
     ending: watch::Sender<bool>,
-    /// Closed when the last one has ended.
+    /// Closed when the last connection has ended.
     open: mpsc::Receiver<()>,
-    /// Held by every connection.
+    /// A sender for each connection to hold.
     alive: mpsc::Sender<()>,
-    /// Ends the task that looks through them.
+    /// Ends the task that checks the connections.
     over: Arc<AtomicBool>,
 }
 
@@ -87,7 +89,8 @@ impl Connections {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    // Without a place the connection is closed: its client sees that, and not a timeout.
+                    // Without a place the connection is closed at once, so that its client does not
+                    // wait for a timeout.
                     if let Some(place) = find_place(&table).await {
                         self.spawn(stream, place, router.clone(), settings.read_timeout);
                     }
@@ -105,7 +108,7 @@ impl Connections {
     }
 
     fn spawn(&self, stream: TcpStream, place: Place, router: Router, head_timeout: Duration) {
-        // A peer whose machine is gone is noticed, even if there is nothing to send.
+        // Keep-alive notices a peer whose machine is gone, even if there is nothing to send.
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
         let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
         let (alive, ending) = (self.alive.clone(), self.ending.subscribe());
@@ -115,19 +118,19 @@ impl Connections {
         });
     }
 
-    /// Lets connections finish what they are at, and waits for the last of them.
+    /// Lets connections finish their current request, and waits for the last of them.
     pub async fn end(self) {
         let Self { ending, mut open, alive, over } = self;
         ending.send_replace(true);
         drop(alive);
-        // Nothing is ever sent: this is over when all senders are gone.
+        // Nothing is ever sent: this ends when all senders are gone.
         let _ = open.recv().await;
         over.store(true, Ordering::Relaxed);
     }
 }
 
-/// A place for a new connection. In a burst of them, each needs a moment to send its request before it counts as idle, and
-/// the next ones wait for that.
+/// A place for a new connection. In a burst, each connection needs a moment to send its request
+/// before it counts as idle, and the next ones wait for that.
 async fn find_place(table: &Arc<Table>) -> Option<Place> {
     for _ in 0..TRIES {
         let place = table.admit(Instant::now());

@@ -21,14 +21,14 @@ use super::conn::Conn;
 use super::stream::Stream;
 use super::table::{Place, Table};
 
-/// Largest head of a request, and what is read ahead of a body.
+/// Largest head of a request, and most bytes that are read ahead of a body.
 const MAX_HEAD_BYTES: usize = 64 << 10;
-/// A spare connection must send its head within this.
+/// Time within which a spare connection must send its head.
 const SPARE_HEAD: Duration = Duration::from_secs(2);
 
-/// How often a spare connection asks for a place,
+/// Number of tries of a spare connection to get a place.
 const TRIES: u32 = 8;
-/// and how long it waits in between.
+/// Pause between two tries.
 const TRY_EVERY: Duration = Duration::from_millis(40);
 
 /// The connection that a request came over, for handlers.
@@ -39,17 +39,19 @@ pub struct Client {
 }
 
 impl Client {
-    /// Whether it is beyond the limit of connections, so that only health checks are answered.
+    /// Whether the connection is beyond the limit, so that only health checks are answered.
     pub fn is_spare(&self) -> bool {
         self.conn.is_spare()
     }
 
-    /// Whether a part of the request's body was left unread. The connection cannot take another request then.
+    /// Whether any part of the request's body was left unread. The connection cannot take another
+    /// request then.
     pub fn has_unread_body(&self) -> bool {
         self.conn.has_unread_body()
     }
 
-    /// Waits a moment for a place within the limit, if it has none. Says whether it has one.
+    /// Waits a moment for a place within the limit, if the connection has none. Returns whether it
+    /// has one.
     pub async fn find_place(&self) -> bool {
         if self.table.promote(&self.conn, Instant::now()) {
             return true;
@@ -65,7 +67,7 @@ impl Client {
     }
 }
 
-/// Serves a connection until it ends, or is told to close, or the server drains.
+/// Serves a connection until it ends, is asked to close, or the server drains.
 pub(super) async fn serve(
     tcp: TcpStream,
     router: Router,
@@ -74,7 +76,7 @@ pub(super) async fn serve(
     mut ending: watch::Receiver<bool>,
 ) {
     let (conn, table) = (&place.conn, &place.table);
-    // Answers are written at once; waiting for more to send would only delay them.
+    // Answers are written at once; waiting for more bytes would only delay them.
     let _ = tcp.set_nodelay(true);
     let router = TowerToHyperService::new(router);
     let service = service_fn(|request: Request<Incoming>| {
@@ -83,7 +85,7 @@ pub(super) async fn serve(
         request.extensions_mut().insert(Client { conn: Arc::clone(conn), table: Arc::clone(table) });
         let answer = router.call(request);
         async move {
-            // Requests that one client sends in one go take turns with those of others.
+            // Requests that one client sends together take turns with those of others.
             tokio::task::yield_now().await;
             let answer = answer.await;
             drop(at_hand);
@@ -103,7 +105,7 @@ pub(super) async fn serve(
             biased;
             result = connection.as_mut() => {
                 if let Err(error) = result {
-                    // Clients that hang up or send nonsense are no business of ours.
+                    // A client that hangs up or sends nonsense is not an error of the server.
                     tracing::debug!(%error, "a connection ended early");
                 }
                 return;
@@ -120,13 +122,13 @@ pub(super) async fn serve(
     }
 }
 
-/// Until connections should end.
+/// Waits until the connections should end.
 pub(super) async fn wait(ending: &mut watch::Receiver<bool>) {
-    // The guard in the result must not be held any longer. An error means that nobody is left to say so.
+    // The guard in the result must not be held any longer. An error means that the sender is gone.
     let _ = ending.wait_for(|ending| *ending).await.map(|guard| *guard);
 }
 
-/// A request, from its head to its answer.
+/// The current request of a connection, from its head to its answer.
 struct AtHand(Arc<Conn>);
 
 impl AtHand {
@@ -142,7 +144,7 @@ impl Drop for AtHand {
     }
 }
 
-/// A body that tells its connection when it was read to its end.
+/// A body that reports to its connection when it was read to its end.
 struct Tracked {
     body: Incoming,
     conn: Arc<Conn>,

@@ -1,10 +1,10 @@
-//! The socket of a connection, with what hyper leaves to it.
+//! The socket of a connection, with the tasks that hyper does not do:
 //!
 //! - It reports when the peer does not read.
-//! - A peer that has shut its sending side down while a handler works may be waiting for the answer, or be gone: it gets
-//!   a moment.
-//! - Closing lingers while the peer still sends, so that it can read the answer: a socket that is closed with unread bytes
-//!   resets the connection, and the answer is lost.
+//! - A peer that has shut down its sending side while a handler works may be waiting for the
+//!   answer, or be gone: it gets a moment.
+//! - Closing lingers while the peer still sends, so that the peer can read the answer. A socket
+//!   that is closed with unread bytes resets the connection, and the answer is lost.
 
 use std::io;
 use std::pin::Pin;
@@ -18,22 +18,22 @@ use tokio::time::Sleep;
 
 use super::conn::Conn;
 
-/// How long a handler goes on for a peer that has shut its sending side down.
+/// How long a handler may run on for a peer that has shut down its sending side.
 const HALF_CLOSED_FOR: Duration = Duration::from_secs(1);
-/// Closing waits so long for the peer to stop sending,
+/// Longest time that closing waits for the peer to stop sending.
 const LINGER_FOR: Duration = Duration::from_secs(3);
-/// and passes over so many bytes.
+/// Most bytes that closing discards.
 const LINGER_BYTES: usize = 32 << 20;
 
-/// A socket.
+/// The socket of a connection.
 pub(super) struct Stream {
     tcp: TcpStream,
     conn: Arc<Conn>,
-    /// Mirrors what `conn` was told, so that it is told changes only.
+    /// The state last reported to `conn`, so that only changes are reported.
     blocked: bool,
-    /// Set when the peer sends no more: until when a handler may go on.
+    /// Set when the peer has stopped sending: the moment until which a handler may run on.
     half_closed: Option<Pin<Box<Sleep>>>,
-    /// Set while closing.
+    /// Set while the socket is closing.
     linger: Option<Linger>,
 }
 
@@ -47,7 +47,7 @@ impl Stream {
         Self { tcp, conn, blocked: false, half_closed: None, linger: None }
     }
 
-    /// Tells how a write went.
+    /// Reports the result of a write.
     fn note(&mut self, result: &Poll<io::Result<usize>>) {
         match result {
             Poll::Pending => {
@@ -59,7 +59,7 @@ impl Stream {
         }
     }
 
-    /// Passes over what still arrives, until the peer has finished or is no longer waited for.
+    /// Discards arriving bytes until the peer has finished or the wait is over.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Self { tcp, conn, linger, .. } = self;
         let Some(Linger { until, passed_over }) = linger else { return Poll::Ready(()) };
@@ -88,7 +88,7 @@ impl AsyncRead for Stream {
             }
             this.half_closed = Some(Box::pin(tokio::time::sleep(HALF_CLOSED_FOR)));
         }
-        // An end that is told while a handler works drops the handler.
+        // Reporting the end while a handler works would drop the handler.
         match &mut this.half_closed {
             Some(over) if this.conn.is_working() => over.as_mut().poll(cx).map(Ok),
             _ => Poll::Ready(Ok(())),
@@ -117,7 +117,7 @@ impl AsyncWrite for Stream {
         self.tcp.is_write_vectored()
     }
 
-    /// hyper flushes once all that it had to write is written.
+    /// hyper flushes once it has written everything.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.blocked {
             self.blocked = false;

@@ -1,8 +1,8 @@
-//! All open connections: who gets a place, and who has to give one up.
+//! All open connections: which get a place, and which have to give one up.
 //!
-//! There are `limit` places. When all are taken, the connection that is of least use gives its place to a new one; if all
-//! are of use, the new one becomes a spare, for which only health and metrics are answered. So neither idle connections
-//! nor slow ones nor those at work can keep a health check out.
+//! There are `limit` places. When all are taken, the least useful connection gives its place to a
+//! new one. If all are useful, the new one becomes a spare, for which only health and metrics are
+//! answered. So idle, slow and busy connections cannot keep a health check out.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::conn::Conn;
 use crate::http::pace::LeastPace;
 
-/// Places beyond the limit.
+/// Number of places beyond the limit.
 pub(crate) const SPARES: usize = 128;
 
 #[derive(Debug, Default)]
@@ -23,22 +23,22 @@ struct Open {
     spares: usize,
 }
 
-/// The open connections.
+/// The table of open connections.
 #[derive(Debug)]
 pub(super) struct Table {
     limit: usize,
     least_pace: LeastPace,
     open: Mutex<Open>,
-    /// Spares that may wait for a place.
+    /// Permits for spares that wait for a place.
     waiting: Semaphore,
 }
 
-/// A place, given back when dropped.
+/// The place of a connection, given back when dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) table: Arc<Table>,
     id: u64,
-    /// Who has it.
+    /// The connection that has the place.
     pub(super) conn: Arc<Conn>,
 }
 
@@ -47,7 +47,7 @@ impl Table {
         Self { limit, least_pace, open: Mutex::default(), waiting: Semaphore::new(SPARES / 4) }
     }
 
-    /// A place for a new connection, if there is one or another gives its own up.
+    /// A place for a new connection, if one is free or another connection gives its own up.
     pub(super) fn admit(self: &Arc<Self>, now: Instant) -> Option<Place> {
         let mut open = self.lock();
         let spare = open.conns.len() - open.spares >= self.limit && !open.close_one(now, false);
@@ -62,7 +62,8 @@ impl Table {
         Some(Place { table: Arc::clone(self), id, conn })
     }
 
-    /// A place within the limit for a connection that is a spare. Says whether it has one now.
+    /// Tries to get a place within the limit for a spare connection. Returns whether it has one
+    /// now.
     pub(super) fn promote(&self, conn: &Conn, now: Instant) -> bool {
         let mut open = self.lock();
         if conn.is_spare() && (open.conns.len() - open.spares < self.limit || open.close_one(now, false)) {
@@ -72,12 +73,13 @@ impl Table {
         !conn.is_spare()
     }
 
-    /// The right to wait for a place as a spare, if not too many wait: most spares are for health checks.
+    /// The permit to wait for a place as a spare. Few may wait, because most spares are for health
+    /// checks.
     pub(super) fn wait(&self) -> Option<SemaphorePermit<'_>> {
         self.waiting.try_acquire().ok()
     }
 
-    /// Closes the connection that is of least use, if one is.
+    /// Closes the least useful connection, if any may be closed.
     pub(super) fn make_room(&self, now: Instant) {
         let open = self.lock();
         let _ = open.close_one(now, true) || open.close_one(now, false);
@@ -89,14 +91,15 @@ impl Table {
         open.conns.values().filter(|conn| conn.is_over(now, draining)).for_each(|conn| conn.close());
     }
 
-    /// Changes of the map are single operations.
+    /// Changes of the map are single operations, so a panic elsewhere leaves no inconsistent state.
     fn lock(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Open {
-    /// Closes the one of least use of those that are spares or not. Says whether there was one.
+    /// Closes the least useful connection among the spares, or among the others. Returns whether
+    /// there was one.
     fn close_one(&self, now: Instant, spare: bool) -> bool {
         let conns = self.conns.values().filter(|conn| conn.is_spare() == spare);
         let ranked = conns.filter_map(|conn| Some((conn.rank(now)?, conn)));
@@ -130,7 +133,7 @@ mod tests {
         let idle = table.admit(start).unwrap();
         let working = table.admit(start).unwrap();
         working.conn.request_began(start, false);
-        // The idle one gives way; until it is gone, there is one more.
+        // The idle connection gives way; until it has ended, there is one more.
         let third = table.admit(later).unwrap();
         assert!(!third.conn.is_spare() && idle.conn.rank(later).is_none());
         third.conn.request_began(later, false);

@@ -1,8 +1,8 @@
-//! The directory of a state: who uses it, how it is read, how a change gets there.
+//! The directory of a state: its lock, how it is read, and how a change is written.
 //!
 //! A file is replaced by writing another beside it, flushing that to the disk, renaming it over the
 //! old one, and flushing the directory. So a crash at any moment leaves the old file or the new
-//! one. A file that is neither was damaged by something else; then nothing is guessed from it.
+//! one. A file that is neither was damaged by something else, and is refused as a whole.
 
 use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
@@ -16,13 +16,13 @@ use tracing::warn;
 
 use super::record::{self, Records};
 
-/// What the file says that it is.
+/// The name of the format in the state file.
 const FORMAT: &str = "beamline state";
-/// The only version of the format so far.
+/// The version of the format; there is only one so far.
 const VERSION: u32 = 1;
-/// Largest state file that is read.
+/// Largest state file that is read, in bytes.
 const MAX_BYTES: u64 = 64 << 20;
-/// Largest catalog that is read back.
+/// Largest catalog that is read back, in bytes.
 const MAX_CATALOG_BYTES: u64 = 8 << 30;
 
 const STATE: &str = "state.json";
@@ -32,50 +32,50 @@ const CATALOGS: &str = "catalogs";
 /// Why the state cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// Somebody else has it.
+    /// Another process has locked the directory.
     #[error(
         "state {}: another server uses this directory. Stop that server, or give each a directory of its own",
         .0.display()
     )]
     InUse(PathBuf),
-    /// The system refuses.
+    /// The operating system reported an error.
     #[error("state {}: cannot {action}: {source}", path.display())]
     Io {
-        /// The file.
+        /// Path of the file or directory.
         path: PathBuf,
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
-        /// What the system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The file is not what was written.
+    /// The file does not hold what was written.
     #[error(
         "state {}: {why}. Nothing of it is used. Put a good copy in its place ({PREVIOUS} beside it is the \
          state before the last change), or move the file away to start with nothing",
         path.display()
     )]
     Damaged {
-        /// The file.
+        /// Path of the state file.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with the file.
         why: String,
     },
-    /// A newer server wrote it.
+    /// A newer server wrote the file.
     #[error(
         "state {}: written in version {version} of its format, this server reads version {VERSION}. Use a \
          newer server",
         path.display()
     )]
     Newer {
-        /// The file.
+        /// Path of the state file.
         path: PathBuf,
-        /// Its version.
+        /// Version of the file's format.
         version: u32,
     },
 }
 
-/// The file. The digest is that of `state` in compact JSON, so white space does not matter and
-/// everything else does.
+/// The contents of the file. The digest is that of `state` in compact JSON, so white space does not
+/// matter and everything else does.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
@@ -85,29 +85,28 @@ struct Document {
     state: Records,
 }
 
-/// What is read first, so that a newer file is told from a damaged one.
+/// The part that is read first, to distinguish a newer file from a damaged one.
 #[derive(Deserialize)]
 struct Header {
     format: String,
     version: u32,
 }
 
-/// A directory that this process alone uses, and what it holds.
+/// A directory that this process uses exclusively, with the records in it.
 #[derive(Debug)]
 pub struct StateDirectory {
     path: PathBuf,
-    /// Locked for as long as it is open; the system unlocks it when the process ends, however it
-    /// ends.
+    /// Locked while it is open. The system unlocks it when the process ends in any way.
     _lock: File,
     records: Records,
 }
 
 impl StateDirectory {
-    /// Takes the directory, makes it if there is none, and reads it.
+    /// Locks the directory, creates it if there is none, and reads it.
     ///
     /// # Errors
     ///
-    /// When another server has it, it cannot be read, or it is damaged.
+    /// When another server has locked it, it cannot be read, or it is damaged.
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let catalogs = path.join(CATALOGS);
         fs::create_dir_all(&catalogs).map_err(on(&catalogs, "make the directory"))?;
@@ -130,12 +129,13 @@ impl StateDirectory {
         Ok(directory)
     }
 
-    /// What is on disk.
+    /// The records on disk.
     pub fn records(&self) -> &Records {
         &self.records
     }
 
-    /// Puts other records on disk. They are there when this returns, or the old ones still are.
+    /// Writes new records to disk. When this returns, either these or the old ones are there in
+    /// full.
     ///
     /// # Errors
     ///
@@ -148,8 +148,8 @@ impl StateDirectory {
         let text = document(&next).map_err(|source| on(&file, "write")(source.into()))?;
         self.keep_previous();
         if let Err(error) = replace(&self.path, STATE, text.as_bytes()) {
-            // The new file may be in place and not flushed. The client hears that nothing changed,
-            // so nothing may.
+            // The new file may be in place and not flushed. The client is about to hear that
+            // nothing changed, so the old records must be written again.
             if let Ok(before) = document(&self.records) {
                 let _ = replace(&self.path, STATE, before.as_bytes());
             }
@@ -160,8 +160,8 @@ impl StateDirectory {
         Ok(())
     }
 
-    /// Stores a catalog, and returns the digest that names it. A catalog that is there is not
-    /// written again.
+    /// Stores a catalog, and returns the digest that names it. A catalog that is already stored is
+    /// not written again.
     ///
     /// # Errors
     ///
@@ -180,16 +180,16 @@ impl StateDirectory {
         Ok(sha256)
     }
 
-    /// The file of a catalog.
+    /// The path of a catalog's file.
     pub fn catalog_path(&self, sha256: &str) -> PathBuf {
         self.path.join(CATALOGS).join(catalog_name(sha256))
     }
 
-    /// The lines of a catalog.
+    /// Reads the lines of a catalog.
     ///
     /// # Errors
     ///
-    /// When the file is missing, or holds something else.
+    /// When the file is missing, or its contents do not match the digest.
     pub fn read_catalog(&self, sha256: &str) -> Result<Vec<u8>, StateError> {
         let path = self.catalog_path(sha256);
         let text = read_bounded(&path, MAX_CATALOG_BYTES).map_err(on(&path, "read"))?;
@@ -202,15 +202,15 @@ impl StateDirectory {
         })
     }
 
-    /// Keeps what is on disk now beside it: the cure for a file that something else damages. A link
-    /// costs nothing, and losing it harms nobody.
+    /// Keeps the current file beside the new one, in case another program damages the new one. A
+    /// link is free, and losing it does no harm.
     fn keep_previous(&self) {
         let (current, previous) = (self.path.join(STATE), self.path.join(PREVIOUS));
         let _ = fs::remove_file(&previous);
         let _ = fs::hard_link(current, previous);
     }
 
-    /// Deletes catalogs that nothing names, so that their number is bounded by what is kept in
+    /// Deletes catalogs that no record names, so that their number is bounded by the catalogs in
     /// memory.
     fn sweep(&self) {
         let named: HashSet<String> = self.records.catalogs().map(catalog_name).collect();
@@ -233,7 +233,7 @@ fn catalog_name(sha256: &str) -> String {
     format!("{sha256}.jsonl")
 }
 
-/// An error of the system at a file.
+/// Converts an error of the system, with the path and the action.
 fn on(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> StateError {
     let path = path.to_owned();
     move |source| StateError::Io { path, action, source }
@@ -257,7 +257,7 @@ fn document(records: &Records) -> serde_json::Result<String> {
     serde_json::to_string_pretty(&document).map(|text| text + "\n")
 }
 
-/// The records of a file. None is a state of nothing.
+/// Reads the records of a file. Without a file, the records are empty.
 fn read(path: &Path) -> Result<Records, StateError> {
     let text = match read_bounded(path, MAX_BYTES) {
         Ok(text) => text,
@@ -289,8 +289,7 @@ fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     if bytes.len() as u64 > limit { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
 }
 
-/// Replaces a file of a directory: after this, it holds these bytes whatever happens to the
-/// machine.
+/// Replaces a file of a directory. Afterwards it holds these bytes even if the machine crashes.
 fn replace(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), StateError> {
     let (path, fresh) = (directory.join(name), directory.join(format!("{name}.new")));
     let written = File::create(&fresh).and_then(|mut file| {
@@ -360,7 +359,7 @@ mod tests {
         let check = |bytes: &[u8], what: &str| {
             fs::write(&file, bytes).unwrap();
             match StateDirectory::open(place.path()) {
-                // White space, or the like.
+                // The damage was in white space or the like.
                 Ok(state) => assert_eq!(state.records(), &records(&[]), "{what}"),
                 Err(error @ (StateError::Damaged { .. } | StateError::Newer { .. })) => {
                     let text = error.to_string();
@@ -377,11 +376,11 @@ mod tests {
                 check(&bytes, &format!("byte {end} xor {bits}"));
             }
         }
-        // What a crash leaves of a write is not looked at.
+        // A half-written file of a crash is ignored.
         fs::write(&file, &good).unwrap();
         fs::write(place.path().join("state.json.new"), &good[..good.len() / 2]).unwrap();
         assert_eq!(StateDirectory::open(place.path()).unwrap().records(), &records(&[]));
-        // The state before the last change is at hand.
+        // The state before the last change is available.
         let mut state = StateDirectory::open(place.path()).unwrap();
         state.write(Records::default()).unwrap();
         assert_eq!(read(&place.path().join(PREVIOUS)).unwrap(), records(&[]));
@@ -392,7 +391,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let mut state = StateDirectory::open(place.path()).unwrap();
         state.write(records(&[])).unwrap();
-        // A directory in the way of the fresh file: no user, not even root, can write there.
+        // A directory in the place of the new file: no user, not even root, can write there.
         let fresh = place.path().join("state.json.new");
         fs::create_dir(&fresh).unwrap();
         assert!(matches!(state.write(Records::default()), Err(StateError::Io { .. })));
@@ -415,7 +414,7 @@ mod tests {
         assert!(matches!(state.read_catalog(&first), Err(StateError::Io { .. })), "nobody names it");
         fs::write(state.catalog_path(&second), "{}").unwrap();
         assert!(matches!(state.read_catalog(&second), Err(StateError::Damaged { .. })));
-        // What is damaged is written anew.
+        // A damaged file is written anew.
         assert_eq!(state.put_catalog([item(1), item(2)].into_iter()).unwrap(), second);
         assert!(state.read_catalog(&second).is_ok());
     }

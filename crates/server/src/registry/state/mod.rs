@@ -1,21 +1,20 @@
-//! What a server has acknowledged, kept on disk: which versions are loaded, where labels point,
+//! The acknowledged state of a server, kept on disk: which versions are loaded, where labels point,
 //! which catalogs serve.
 //!
 //! | module | one idea |
 //! | --- | --- |
-//! | [`record`] | the state as plain data, and what a change makes of it |
+//! | [`record`] | the state as plain data, and how changes affect it |
 //! | [`directory`] | the directory that holds it: lock, atomic replacement, checksums |
 //!
 //! ```text
 //! DIR/lock                     held by the one server that uses the directory
 //! DIR/state.json               versions, labels, and names of catalogs: human-readable, checksummed
-//! DIR/state.previous.json      what it was before the last change
+//! DIR/state.previous.json      the state before the last change
 //! DIR/catalogs/<sha256>.jsonl  catalogs that came over HTTP, addressed by content
 //! ```
 //!
-//! Invariants: a change is on disk before anybody is told that it was made; the file on disk is
-//! always that of before a change or that of after it; what is damaged is refused by name, never
-//! guessed.
+//! Invariants: a change is on disk before it is acknowledged; the file on disk is always that of
+//! before a change or that of after it; a damaged file is refused by name, never guessed at.
 
 mod directory;
 mod record;

@@ -1,4 +1,4 @@
-//! The state as plain data, and what a change makes of it. No files here.
+//! The state as plain data, and how changes affect it. Files are not known here.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::registry::name;
 
-/// Everything that a restart brings back.
+/// Everything that a restart restores.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Records {
-    /// By name.
+    /// The models, by name.
     pub models: BTreeMap<String, RecordedModel>,
 }
 
@@ -21,7 +21,7 @@ pub struct Records {
 pub struct RecordedModel {
     /// The version that each label points at.
     pub labels: BTreeMap<String, String>,
-    /// By version.
+    /// The versions, by their digits.
     pub versions: BTreeMap<String, RecordedVersion>,
 }
 
@@ -29,15 +29,15 @@ pub struct RecordedModel {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecordedVersion {
-    /// Digest of the checkpoint: another one in the same place is another version.
+    /// Digest of the checkpoint. Another checkpoint in the same place is another version.
     pub sha256: String,
-    /// Where its files are.
+    /// The place of its files.
     pub source: Source,
     /// Catalogs that came over HTTP and are kept, oldest first. Empty while the catalog of the
     /// checkpoint serves and was never changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub catalogs: Vec<RecordedCatalog>,
-    /// Content version of the one that serves.
+    /// Content version of the catalog that serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serving: Option<String>,
 }
@@ -46,49 +46,49 @@ pub struct RecordedVersion {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecordedCatalog {
-    /// Content version.
+    /// Content version of the catalog.
     pub version: String,
     /// Digest of the file, which is also its name.
     pub sha256: String,
 }
 
-/// Where the files of a checkpoint are.
+/// The place of a checkpoint's files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Source {
     /// Under the model root, in the directory of the model.
     ModelRoot {
-        /// A directory of that.
+        /// A directory within that, if the model has several checkpoints.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         directory: Option<String>,
-        /// A file of the checkpoint.
+        /// The catalog: a file of the checkpoint.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         catalog: Option<String>,
-        /// A file of the checkpoint, or a preset.
+        /// The convention: a file of the checkpoint, or a preset.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         convention: Option<String>,
     },
-    /// Where the command line said.
+    /// A place that the command line named.
     CommandLine {
-        /// The directory.
+        /// The directory of the checkpoint.
         checkpoint: PathBuf,
-        /// The catalog, if it does not lie beside it.
+        /// The catalog, if it does not lie beside the checkpoint.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         catalog: Option<PathBuf>,
-        /// A file or a preset, if convention.json does not lie beside it.
+        /// A file or a preset, if convention.json does not lie beside the checkpoint.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         convention: Option<String>,
     },
 }
 
 impl Records {
-    /// A version.
+    /// The record of a version.
     pub fn version(&self, model: &str, version: &str) -> Option<&RecordedVersion> {
         self.models.get(model)?.versions.get(version)
     }
 
-    /// The version of a model with this digest, or whose digest begins with these digits, enough of
-    /// them.
+    /// The version of a model with this digest, or the one whose digest begins with these digits,
+    /// if there are enough of them.
     pub fn find(&self, model: &str, digits: &str) -> Option<(&str, &RecordedVersion)> {
         let versions = &self.models.get(model).filter(|_| name::is_version(digits))?.versions;
         let found = versions.iter().find(|(_, record)| record.sha256.starts_with(digits));
@@ -106,7 +106,7 @@ impl Records {
         self.models.get(model).is_some_and(|model| model.labels.contains_key(label))
     }
 
-    /// Adds a version, or says something else of it.
+    /// Adds a version, or replaces its record.
     pub fn put(&mut self, model: &str, version: &str, record: RecordedVersion) {
         self.models.entry(model.to_owned()).or_default().versions.insert(version.to_owned(), record);
     }
@@ -118,12 +118,12 @@ impl Records {
         }
     }
 
-    /// Takes a label away. Returns whether there was one.
+    /// Removes a label. Returns whether there was one.
     pub fn remove_label(&mut self, model: &str, label: &str) -> bool {
         self.models.get_mut(model).is_some_and(|model| model.labels.remove(label).is_some())
     }
 
-    /// Takes a version away, and the model with its last one.
+    /// Removes a version, and the model with its last version.
     pub fn remove(&mut self, model: &str, version: &str) {
         let Some(found) = self.models.get_mut(model) else { return };
         found.versions.remove(version);
@@ -139,7 +139,7 @@ impl Records {
         versions.flat_map(|version| &version.catalogs).map(|catalog| catalog.sha256.as_str())
     }
 
-    /// What contradicts itself: nothing that a server wrote does.
+    /// Finds contradictions. Records that a server wrote have none.
     pub fn check(&self) -> Result<(), String> {
         for (model, RecordedModel { labels, versions }) in &self.models {
             if !name::is_name(model) || versions.is_empty() {
@@ -167,7 +167,7 @@ fn check_version(version: &str, record: &RecordedVersion) -> Result<(), String> 
         return Err(format!("version {version}: a catalog with sha256 {:?}", catalog.sha256));
     }
     let known = |serving: &String| catalogs.iter().any(|catalog| catalog.version == *serving);
-    // A catalog of the checkpoint serves without being kept in a file.
+    // A catalog of the checkpoint may serve without being kept in a file.
     match serving {
         Some(serving) if !known(serving) => {
             Err(format!("version {version}: catalog {serving:?} is not kept"))
@@ -177,7 +177,7 @@ fn check_version(version: &str, record: &RecordedVersion) -> Result<(), String> 
     }
 }
 
-/// Whether a text is a sha256, and so a name that stays within a directory.
+/// Whether a text is a sha256, and so a file name that stays within a directory.
 pub(super) fn is_digest(text: &str) -> bool {
     text.len() == 64 && name::is_version(text)
 }
@@ -232,7 +232,7 @@ mod tests {
         broken(&|model| model.versions.clear());
         broken(&|model| drop(model.labels.insert("canary".into(), "cccccccccccc".into())));
         broken(&|model| drop(model.versions.insert("cccccccccccc".into(), record.clone())));
-        // A name of a file must not lead anywhere else.
+        // The name of a file must not lead out of the directory.
         broken(&|model| drop(model.versions.insert(a.clone(), with(vec![catalog("../../etc")], Some("v")))));
         broken(&|model| drop(model.versions.insert(a.clone(), with(vec![], Some("v")))));
         broken(&|model| drop(model.versions.insert(a.clone(), with(vec![catalog(&"0".repeat(64))], None))));
