@@ -23,10 +23,10 @@ use beamline_compute::cpu::mask::Mask;
 use beamline_compute::cpu::pages::{Destination, PAGE_SIZE, PageShape, PageStore};
 use beamline_compute::cpu::pointwise::{Call, RelativeBias, Sequence, Sequences, Shape, attend};
 use beamline_kv_cache::PageId;
-use beamline_model::families::hstu::PushContext;
 use beamline_model::families::hstu::batch::{ContextOf, HstuBatch};
 use beamline_model::families::hstu::retrieval::{ItemTable, TopItems};
 use beamline_model::families::hstu::stack::Workspace;
+use beamline_model::rows::ContextPart;
 use candle_core::{Device, Tensor};
 use criterion::{Bencher, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -187,7 +187,7 @@ fn forward(c: &mut Criterion) {
                     group.bench_function(name, |b| {
                         b.iter(|| {
                             batch.clear();
-                            let rows = PushContext {
+                            let rows = ContextPart {
                                 owner: 0,
                                 positions: first..history,
                                 cached: first,

@@ -16,12 +16,13 @@ use beamline_compute::cpu::pages::PAGE_SIZE;
 use beamline_kv_cache::PageId;
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::decode::{Normalization, SearchRequest, Step};
-use beamline_model::executor::Job;
-use beamline_model::executor::t5::T5Executor;
+use beamline_model::executor::Executor;
+use beamline_model::executor::cpu::CpuBackend;
 use beamline_model::families::t5::T5;
 use beamline_model::families::t5::config::T5Config;
 use beamline_model::families::t5::tensors::expected_tensors;
 use beamline_model::step::{BranchStep, Chunk, Plan, Progress, Slot, StepModel};
+use beamline_model::task::Job;
 use candle_core::{Device, Tensor};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -84,15 +85,15 @@ fn job(catalog: &Arc<Catalog>, seed: u32) -> Job {
         normalize_over: None,
         widths: None,
     };
-    Job { tokens: tokens.into(), search: Some(search) }
+    Job::tokens(tokens.into(), Some(search))
 }
 
 /// Runs requests together to their ends.
-fn run(executor: &mut T5Executor, jobs: &[Job]) {
+fn run(executor: &mut Executor<CpuBackend<T5>>, jobs: &[Job]) {
     let branch = (BEAMS * (LEVELS - 1)).div_ceil(PAGE_SIZE);
     let mut plan = Plan::default();
     for (index, job) in jobs.iter().enumerate() {
-        let (slot, len) = (Slot(index as u32), job.tokens.len());
+        let (slot, len) = (Slot(index as u32), job.context.len());
         executor.open(slot, job.clone());
         let (first, context) = (plan.pages.len(), len.div_ceil(PAGE_SIZE));
         plan.pages.extend((first..first + context + branch).map(|page| PageId(page as u32)));
@@ -124,7 +125,7 @@ fn requests(c: &mut Criterion) {
     let mut group = c.benchmark_group("tiger");
     for format in WeightFormat::ALL {
         let cpu = Arc::new(Cpu::new(THREADS).expect("threads"));
-        let mut executor = T5Executor::new(model(format), cpu, KvFormat::F32, 128).expect("pages");
+        let mut executor = Executor::new(model(format), cpu, KvFormat::F32, 128).expect("pages");
         for together in [1, 8] {
             let jobs: Vec<Job> = (0..together).map(|seed| job(&catalog, seed)).collect();
             group.throughput(Throughput::Elements(u64::from(together)));

@@ -8,8 +8,10 @@
 //! families   ── qwen, hstu, t5                   checkpoint -> layers -> forward(batch, pages)
 //! cuda       ── the families on a GPU
 //! decode     ── exact constrained beam search
+//! task       ── Job, Task, Answer                what a request wants and gets, in every family
 //! step       ── Plan, Progress, StepModel        the boundary to the scheduler
-//! executor   ── a StepModel: batch, forward, expand
+//! rows       ── what of a request goes into a step
+//! executor   ── one StepModel for all families and processors
 //! reference  ── the families once more in candle-nn, for tests and `inspect --verify`
 //! ```
 //!
@@ -30,4 +32,6 @@ pub mod escaped;
 pub mod executor;
 pub mod families;
 pub mod reference;
+pub mod rows;
 pub mod step;
+pub mod task;

@@ -13,8 +13,8 @@ use beamline_compute::cpu::kv_format::KvFormat;
 use beamline_compute::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_kv_cache::PageId;
 use beamline_model::decode::{Normalization, Search, SearchRequest, Step};
-use beamline_model::executor::{Found, Job};
 use beamline_model::families::qwen::{Workspace, page_shape};
+use beamline_model::task::{Answer, Found, Job, Task};
 use common::{CASES, Loaded, Queued, run_together};
 use proptest::prelude::*;
 
@@ -170,8 +170,14 @@ fn job(loaded: &Loaded, seed: usize, widths: Option<&[usize]>) -> Job {
         loaded.catalog.items().map(|item| loaded.catalog.item_id(item).to_owned()).collect();
     let history: Vec<String> = (0..12).map(|index| all[(seed + 7 * index) % all.len()].clone()).collect();
     let mut job = loaded.job(loaded.prompt(&history), &[], Normalization::FullVocab);
-    job.search.as_mut().unwrap().widths = widths.map(Arc::from);
+    let mut search = job.search().unwrap().clone();
+    search.widths = widths.map(Arc::from);
+    job.task = Task::Search(Arc::new(search));
     job
+}
+
+fn found(answer: Result<Answer, String>) -> Found {
+    answer.unwrap().into_found().unwrap()
 }
 
 fn bits(found: &Found) -> Vec<(u32, u64)> {
@@ -217,9 +223,9 @@ fn rows_of_beams_of_several_widths_find_their_ancestors() {
         all.iter().enumerate().map(|(seed, widths)| jobs(widths, seed)).collect();
     let together = run_together(&mut loaded.executor(512), together, 50);
     for (seed, (widths, together)) in all.iter().zip(together).enumerate() {
-        let found = run_together(&mut loaded.executor(512), vec![jobs(widths, seed)], 9).remove(0).unwrap();
-        assert_eq!(bits(&found), bits(&together.unwrap()), "{widths:?}: whatever shares the batch");
-        let context = job(&loaded, seed, None).tokens;
+        let found = found(run_together(&mut loaded.executor(512), vec![jobs(widths, seed)], 9).remove(0));
+        assert_eq!(bits(&found), bits(&self::found(together)), "{widths:?}: whatever shares the batch");
+        let context = Arc::clone(job(&loaded, seed, None).context.as_tokens().unwrap());
         let (expected, nearest) = naive(&paths, widths, |path| logits_after(&loaded, &context, path));
         assert!(nearest > 0.0);
         assert_eq!(found.hypotheses.len(), expected.len(), "{widths:?}");
@@ -230,7 +236,7 @@ fn rows_of_beams_of_several_widths_find_their_ancestors() {
             assert!(known || (expected[expected.len() - 1].1 - score).abs() < 1e-3, "{widths:?}: {path:?}");
         }
     }
-    let uniform = run_together(&mut loaded.executor(512), vec![Queued::of(job(&loaded, 3, None), 7)], 50);
-    let equal = run_together(&mut loaded.executor(512), vec![jobs(&[7, 7, 7], 3)], 50);
-    assert_eq!(bits(uniform[0].as_ref().unwrap()), bits(equal[0].as_ref().unwrap()));
+    let mut uniform = run_together(&mut loaded.executor(512), vec![Queued::of(job(&loaded, 3, None), 7)], 50);
+    let mut equal = run_together(&mut loaded.executor(512), vec![jobs(&[7, 7, 7], 3)], 50);
+    assert_eq!(bits(&found(uniform.remove(0))), bits(&found(equal.remove(0))));
 }

@@ -17,10 +17,11 @@ use beamline_compute::cuda::kernels;
 use beamline_compute::cuda::pages::DevicePages;
 use beamline_compute::cuda::transfers::PageTransfers;
 use beamline_kv_cache::{KvCache, Namespace, PageId, Publish, Transfer};
-use beamline_model::cuda::executor::DeviceExecutor;
 use beamline_model::cuda::qwen::DeviceQwen;
-use beamline_model::decode::{Hypothesis, Normalization};
-use beamline_model::executor::Job;
+use beamline_model::decode::{Hypothesis, Normalization, SearchRequest};
+use beamline_model::executor::Executor;
+use beamline_model::executor::cuda::DeviceBackend;
+use beamline_model::task::{Job, Task};
 use common::{CASES, Loaded, Queued, cases, ids, numbers, run, run_together, running, strings};
 use emulated::{device, on_gpu};
 use serde_json::Value;
@@ -33,9 +34,9 @@ const MEAN: f64 = 0.1;
 /// Paths of a beam of 50 that are the same.
 const OVERLAP: f64 = 0.95;
 
-fn executor(device: &Arc<dyn Device>, loaded: &Loaded, pages: usize) -> DeviceExecutor {
+fn executor(device: &Arc<dyn Device>, loaded: &Loaded, pages: usize) -> Executor<DeviceBackend<DeviceQwen>> {
     let model = DeviceQwen::load(device, &loaded.checkpoint, 2048).unwrap();
-    DeviceExecutor::new(Arc::new(model), pages).unwrap()
+    Executor::on_device(Arc::new(model), pages).unwrap()
 }
 
 fn prompts(loaded: &Loaded, record: &Value) -> BTreeMap<String, Vec<u32>> {
@@ -74,7 +75,7 @@ fn beams_are_those_of_hugging_face_to_the_tolerance_of_bf16() {
             let width = beam["beam_width"].as_u64().map_or(leaves, |width| width as usize);
             let exclude = beam["filter"].as_str().map_or(&[][..], |name| &filters[name]);
             let job = loaded.job(prompts[beam["prompt"].as_str().unwrap()].clone(), exclude, normalization);
-            let filter = job.search.as_ref().unwrap().filter.clone();
+            let filter = job.search().unwrap().filter.clone();
             let found = run(&mut executor, job, width, 100).unwrap().hypotheses;
             let expected: Vec<Vec<u32>> = beam["tokens"].as_array().unwrap().iter().map(ids).collect();
             let scores = numbers(&beam["scores"]);
@@ -161,7 +162,7 @@ fn an_answer_does_not_depend_on_what_shares_its_steps_nor_on_chunks() {
                 for (found, &index) in found.iter().zip(&order) {
                     assert_same(
                         &*device,
-                        &found.as_ref().unwrap().hypotheses,
+                        &found.as_ref().unwrap().as_found().unwrap().hypotheses,
                         &alone[index],
                         &format!("{case}: job {index}, round {round}, chunks of {rows}"),
                     );
@@ -188,10 +189,11 @@ fn given_candidates_score_as_they_do_among_all() {
             .map(|item| loaded.catalog.item_id(item).to_owned())
             .collect();
         let mut only = job;
-        let search = only.search.as_mut().unwrap();
+        let mut search = only.search().unwrap().clone();
         let filter = loaded.catalog.filter(&FilterSpec { allow_items: Some(&ids), ..FilterSpec::default() });
         search.normalize_over = Some(Box::new(search.filter.clone()));
         search.filter = filter;
+        only.task = Task::Search(Arc::new(search));
         let found = run(&mut executor, only, leaves, 100).unwrap().hypotheses;
         assert_eq!(found.len(), ids.len());
         for hypothesis in found {
@@ -233,7 +235,8 @@ fn a_filter_leaves_what_it_allows_in_the_same_order_however_it_is_kept() {
         let filter = loaded.catalog.filter(&spec);
         kinds.push(kind(&filter));
         let mut filtered = job.clone();
-        filtered.search.as_mut().unwrap().filter = filter.clone();
+        let search = SearchRequest { filter: filter.clone(), ..job.search().unwrap().clone() };
+        filtered.task = Task::Search(Arc::new(search));
         let found = run(&mut executor, filtered, leaves, 100).unwrap().hypotheses;
         let expected: Vec<Hypothesis> =
             all.iter().filter(|hypothesis| filter.allows_leaf(hypothesis.leaf)).copied().collect();

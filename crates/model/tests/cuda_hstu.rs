@@ -28,10 +28,11 @@ use beamline_kv_cache::PageId;
 use beamline_model::cuda::hstu::model::DeviceHstu;
 use beamline_model::cuda::hstu::stack::DeviceStack;
 use beamline_model::cuda::hstu::step::{Step, StepMemory};
+use beamline_model::families::hstu::Hstu;
 use beamline_model::families::hstu::batch::ContextOf;
 use beamline_model::families::hstu::config::Variant;
 use beamline_model::families::hstu::inputs::{Candidates, Prepared, Request};
-use beamline_model::families::hstu::{Hstu, PushCandidates, PushContext};
+use beamline_model::rows::{CandidateRows, ContextPart};
 use emulated::{device, on_gpu};
 use hstu::*;
 use hstu_fixtures::*;
@@ -41,14 +42,14 @@ use serde_json::Value;
 struct Both {
     host: Hstu,
     device: DeviceHstu,
-    cpu: Cpu,
+    cpu: Arc<Cpu>,
     pages: DevicePages,
     memory: StepMemory,
 }
 
 impl Both {
     fn open(device: &Arc<dyn Device>, config: &Value, tensors: &Tensors) -> Self {
-        let cpu = Cpu::new(2).unwrap();
+        let cpu = Arc::new(Cpu::new(2).unwrap());
         let directory = checkpoint(config, tensors);
         let checkpoint = Hstu::open(directory.path()).unwrap();
         let host = Hstu::load(&checkpoint, &cpu, WeightFormat::F32).unwrap();
@@ -89,8 +90,8 @@ impl Both {
             let positions = start..end.min(start + chunk);
             let wanted = positions.len();
             let mut step = Step::default();
-            let rows = PushContext { owner: 0, positions, cached, pages, wanted };
-            self.device.push_context(&self.cpu, &mut step, request, rows).unwrap();
+            let rows = ContextPart { owner: 0, positions, cached, pages, wanted };
+            self.device.push_context(&mut step, request, rows).unwrap();
             states.extend(self.run(&mut step));
         }
         states
@@ -99,8 +100,8 @@ impl Both {
     fn candidates(&mut self, request: &Prepared, pages: &[PageId], candidates: Range<usize>) -> Vec<f32> {
         let mut step = Step::default();
         let branch_pages = &table(32, candidates.len());
-        let rows = PushCandidates { owner: 0, candidates, context_pages: pages, branch_pages };
-        assert!(self.device.push_candidates(&self.cpu, &mut step, request, rows));
+        let rows = CandidateRows { owner: 0, candidates, context_pages: pages, branch_pages };
+        assert!(self.device.push_candidates(&mut step, request, rows));
         self.run(&mut step)
     }
 }
@@ -177,7 +178,7 @@ fn final_states_are_the_reference_to_the_tolerance_of_bf16() {
             states.extend(both.candidates(&prepared, &table(0, n), 0..m));
             let expected: Vec<f32> = values(&out["out.stu"]).iter().map(|&x| x as f32).collect();
             errors.add(&states, &expected[first * 12..(first + n + m) * 12]);
-            let found = both.device.predict(&both.cpu, &states[n * 12..], &prepared, 0..m).unwrap();
+            let found = both.device.predict(&states[n * 12..], &prepared, 0..m).unwrap();
             let all = values(&out["out.preds"]);
             let of = |c: usize| (0..3).map(move |task| task * 9 + candidate + c);
             let expected: Vec<f32> = (0..m).flat_map(of).map(|index| all[index] as f32).collect();
@@ -351,15 +352,15 @@ fn states_are_the_cpus_to_the_tolerance_of_bf16_and_depend_on_nothing_else_of_a_
         for (user, request) in prepared.iter().enumerate() {
             let n = request.context_len();
             let pages = &table(places(user).0, n)[..];
-            let rows = PushContext { owner: user as u32, positions: 0..n, cached: 0, pages, wanted: n };
-            both.device.push_context(&both.cpu, &mut step, request, rows).unwrap();
+            let rows = ContextPart { owner: user as u32, positions: 0..n, cached: 0, pages, wanted: n };
+            both.device.push_context(&mut step, request, rows).unwrap();
         }
         for (user, request) in prepared.iter().enumerate().filter(|(_, request)| request.candidates() > 0) {
             let (n, m) = (request.context_len(), request.candidates());
             let (context_pages, branch_pages) =
                 (&table(places(user).0, n)[..], &table(places(user).1, m)[..]);
-            let rows = PushCandidates { owner: user as u32, candidates: 0..m, context_pages, branch_pages };
-            assert!(both.device.push_candidates(&both.cpu, &mut step, request, rows));
+            let rows = CandidateRows { owner: user as u32, candidates: 0..m, context_pages, branch_pages };
+            assert!(both.device.push_candidates(&mut step, request, rows));
         }
         let together = both.run(&mut step);
         let expected = alone.iter().map(|(context, _)| context).chain(alone.iter().map(|(_, of)| of));

@@ -20,15 +20,17 @@ use beamline_compute::cpu::kv_format::KvFormat;
 use beamline_compute::cpu::linear::WeightFormat;
 use beamline_compute::cuda::device::Device;
 use beamline_compute::cuda::pages::DevicePages;
-use beamline_model::cuda::hstu::executor::HstuDeviceExecutor;
 use beamline_model::cuda::hstu::model::DeviceHstu;
 use beamline_model::cuda::hstu::stack::DeviceStack;
 use beamline_model::decode::{Normalization, SearchRequest, Step};
-use beamline_model::executor::hstu::{HstuAnswer, HstuExecutor, HstuJob, Retrieve, Work};
+use beamline_model::executor::Executor;
+use beamline_model::executor::cpu::CpuBackend;
+use beamline_model::executor::cuda::DeviceBackend;
 use beamline_model::families::hstu::Hstu;
 use beamline_model::families::hstu::config::HstuConfig;
 use beamline_model::families::hstu::inputs::{Candidates, Request};
 use beamline_model::step::ContextShape;
+use beamline_model::task::{Answer, Context, Job, Retrieve, Task};
 use emulated::{device, on_gpu};
 use hstu::*;
 use running::{Queued, brought_back, run_together};
@@ -121,10 +123,10 @@ fn filters(catalog: &Catalog) -> Vec<Filter> {
 
 struct Both {
     config: HstuConfig,
-    host: HstuExecutor,
+    host: Executor<CpuBackend<Hstu>>,
     /// The CPU with its weights in bf16, as a measure of what that does.
-    rounded: HstuExecutor,
-    device: HstuDeviceExecutor,
+    rounded: Executor<CpuBackend<Hstu>>,
+    device: Executor<DeviceBackend<DeviceHstu>>,
 }
 
 impl Both {
@@ -141,14 +143,14 @@ impl Both {
         let checkpoint = Hstu::open(directory.path()).unwrap();
         let host = |format| {
             let model = Arc::new(Hstu::load(&checkpoint, &cpu, format).unwrap());
-            HstuExecutor::new(model, Arc::clone(&cpu), KvFormat::F32, 128).unwrap()
+            Executor::new(model, Arc::clone(&cpu), KvFormat::F32, 128).unwrap()
         };
         let model = Arc::new(DeviceHstu::load(device, &checkpoint, &cpu).unwrap());
         Self {
             config: checkpoint.config().clone(),
             host: host(WeightFormat::F32),
             rounded: host(WeightFormat::Bf16),
-            device: HstuDeviceExecutor::new(model, Arc::clone(&cpu), 128).unwrap(),
+            device: Executor::on_device(model, 128).unwrap(),
         }
     }
 }
@@ -156,7 +158,7 @@ impl Both {
 /// A request, how many rows at a time, and how many branch rows it holds.
 #[derive(Clone)]
 struct Asked {
-    job: HstuJob,
+    job: Job,
     width: usize,
     branch_rows: usize,
     filter: Option<Filter>,
@@ -164,16 +166,16 @@ struct Asked {
 
 impl Asked {
     fn catalog(&self) -> Option<&Arc<Catalog>> {
-        match &self.job.work {
-            Work::Retrieve(wanted) => Some(&wanted.catalog),
-            Work::Decode(search) => Some(&search.catalog),
-            Work::Rank | Work::Warm => None,
+        match &self.job.task {
+            Task::Retrieve(wanted) => Some(&wanted.catalog),
+            Task::Search(search) => Some(&search.catalog),
+            Task::Score | Task::Warm => None,
         }
     }
 
-    fn queued(&self) -> Queued<HstuJob> {
+    fn queued(&self) -> Queued<Job> {
         Queued {
-            context_len: self.job.request.context_len(),
+            context_len: self.job.context.len(),
             payload: self.job.clone(),
             width: self.width,
             branch_rows: self.branch_rows,
@@ -191,7 +193,7 @@ fn asked(config: &HstuConfig, json: &Value) -> Vec<Asked> {
         // In one micro-batch, in several, and one candidate.
         let sizes = [(40, 35, 64), (9, 20, 8), (1, 1, 4)];
         let asked = sizes.into_iter().enumerate().map(|(seed, (events, candidates, width))| Asked {
-            job: HstuJob { request: prepare(events, candidates, 10 * seed as u64), work: Work::Rank },
+            job: Job::events(prepare(events, candidates, 10 * seed as u64), Task::Score),
             width,
             branch_rows: width,
             filter: None,
@@ -202,7 +204,7 @@ fn asked(config: &HstuConfig, json: &Value) -> Vec<Asked> {
     let asked = filters(&catalog).into_iter().enumerate().map(|(seed, filter)| {
         let request = prepare([40, 3, 17, 34][seed], 0, 10 * seed as u64);
         let width = [12, 9, 5, 20][seed];
-        let (work, branch_rows) = match decodes {
+        let (task, branch_rows) = match decodes {
             true => {
                 let search = SearchRequest {
                     catalog: Arc::clone(&catalog),
@@ -213,31 +215,31 @@ fn asked(config: &HstuConfig, json: &Value) -> Vec<Asked> {
                     normalize_over: None,
                     widths: None,
                 };
-                (Work::Decode(Box::new(search)), 2 * width)
+                (Task::Search(Arc::new(search)), 2 * width)
             }
             false => {
                 let (catalog, filter) = (Arc::clone(&catalog), filter.clone());
-                (Work::Retrieve(Retrieve { count: width, catalog, filter }), 0)
+                (Task::Retrieve(Arc::new(Retrieve { count: width, catalog, filter })), 0)
             }
         };
         let width = if decodes { width } else { 1 };
-        Asked { job: HstuJob { request, work }, width, branch_rows, filter: Some(filter) }
+        Asked { job: Job::events(request, task), width, branch_rows, filter: Some(filter) }
     });
     asked.collect()
 }
 
 /// Scores by what they are of, best first.
-fn scored(answer: &HstuAnswer, catalog: Option<&Catalog>) -> Vec<(u32, f64)> {
+fn scored(answer: &Answer, catalog: Option<&Catalog>) -> Vec<(u32, f64)> {
     match answer {
-        HstuAnswer::Items(items) => {
+        Answer::Items(items) => {
             let leaf = |item: u32| {
                 let trie = catalog.unwrap().trie();
                 trie.leaf(trie.walk(&[item]).unwrap()).unwrap().0
             };
             items.iter().map(|scored| (leaf(scored.item), f64::from(scored.score))).collect()
         }
-        HstuAnswer::Found(found) => found.hypotheses.iter().map(|h| (h.leaf.0, h.score)).collect(),
-        HstuAnswer::Predictions(all) => {
+        Answer::Found(found) => found.hypotheses.iter().map(|h| (h.leaf.0, h.score)).collect(),
+        Answer::Predictions(all) => {
             all.iter().enumerate().map(|(index, &x)| (index as u32, f64::from(x))).collect()
         }
     }
@@ -321,10 +323,8 @@ fn answers_are_the_cpus_to_the_tolerance_of_bf16_and_the_same_in_company() {
         if both.config.context_shape() == ContextShape::Whole {
             let cut = run_together(&mut both.device, queued(), 13);
             // A scheduler never cuts such a context. If one did, the request would fail, and nobody else.
-            for (asked, found) in
-                asked.iter().zip(&cut).filter(|(asked, _)| asked.job.request.context_len() > 13)
-            {
-                let what = asked.job.request.context_len();
+            for (asked, found) in asked.iter().zip(&cut).filter(|(asked, _)| asked.job.context.len() > 13) {
+                let what = asked.job.context.len();
                 assert!(found.as_ref().is_err_and(|why| why.contains("in parts")), "{name}: {what} rows");
             }
         }
@@ -393,7 +393,7 @@ fn a_request_whose_states_are_not_finite_fails_alone() {
             true => request.events.items[2] = BROKEN,
             false => request.candidates.items[13] = BROKEN,
         }
-        broken.job.request = Arc::new(both.config.prepare(request).unwrap());
+        broken.job.context = Context::Events(Arc::new(both.config.prepare(request).unwrap()));
         asked.insert(1, broken);
         asked.truncate(3);
         for executor in [true, false] {
@@ -422,15 +422,20 @@ fn what_the_device_cannot_do_fails_with_a_word() {
     let mut both = Both::open(&device, &json);
     let mut asked = asked(&both.config, &json).remove(0);
     // More than there are is all there are.
-    let Work::Retrieve(wanted) = &mut asked.job.work else { panic!("a model that retrieves") };
-    wanted.count = 1000;
+    let Task::Retrieve(wanted) = &mut asked.job.task else { panic!("a model that retrieves") };
+    Arc::make_mut(wanted).count = 1000;
     let found = run_together(&mut both.device, vec![asked.queued()], 1000).remove(0).unwrap();
-    assert!(matches!(&found, HstuAnswer::Items(items) if items.len() == 59));
+    assert!(matches!(&found, Answer::Items(items) if items.len() == 59));
     // Work of another kind.
-    asked.job.work = Work::Rank;
+    asked.job.task = Task::Score;
     let why = run_together(&mut both.device, vec![asked.queued()], 1000).remove(0).unwrap_err();
-    assert_eq!(why, "no candidates");
-    asked.job.work = Work::Warm;
+    assert_eq!(why, "the model scores no candidates");
+    // What it does not read.
+    asked.job = Job::tokens([1, 2, 3].into(), None);
+    let why = run_together(&mut both.device, vec![asked.queued()], 1000).remove(0).unwrap_err();
+    assert_eq!(why, "this model reads events, not tokens");
+    let mut asked = self::asked(&both.config, &json).remove(0);
+    asked.job.task = Task::Warm;
     let good = self::asked(&both.config, &json).remove(1);
     let alone = run_together(&mut both.device, vec![good.queued()], 1000).remove(0);
     let mut found = run_together(&mut both.device, vec![asked.queued(), good.queued()], 1000);
@@ -442,6 +447,6 @@ fn what_the_device_cannot_do_fails_with_a_word() {
     wide["stack"]["key_dim"] = 300.into();
     let directory = checkpoint(&wide, &random_tensors(&wide, 1));
     let checkpoint = Hstu::open(directory.path()).unwrap();
-    let error = DeviceHstu::load(&device, &checkpoint, &Cpu::new(1).unwrap()).unwrap_err();
+    let error = DeviceHstu::load(&device, &checkpoint, &Arc::new(Cpu::new(1).unwrap())).unwrap_err();
     assert!(error.to_string().contains("key_dim and value_dim are [300, 18], more than 256"), "{error}");
 }

@@ -4,10 +4,12 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use std::collections::HashMap;
 
 use beamline_model::decode::{Normalization, steps_from};
-use beamline_model::executor::Job;
+use beamline_model::task::{Job, Task};
 use common::{CASES, Loaded, run};
 
 #[test]
@@ -28,10 +30,10 @@ fn the_search_below_a_prefix_is_part_of_the_whole_search() {
                 for (prefix, node) in [(vec![first], level_one), (vec![first, second], level_two)] {
                     let job =
                         loaded.job([prompt.clone(), prefix.clone()].concat(), &[], Normalization::FullVocab);
-                    let mut search = job.search.unwrap();
+                    let mut search = job.search().unwrap().clone();
                     search.start = node;
                     search.steps = search.steps[steps_from(&search.steps, prefix.len()).unwrap()].into();
-                    let job = Job { tokens: job.tokens, search: Some(search) };
+                    let job = Job { task: Task::Search(Arc::new(search)), ..job };
                     let found = run(&mut executor, job, loaded.catalog.num_leaves(), 50).unwrap().hypotheses;
                     assert_eq!(found.len(), trie.leaves(node).len(), "{case}: every leaf below {prefix:?}");
                     let differences: Vec<f64> = found.iter().map(|h| scores[&h.leaf] - h.score).collect();

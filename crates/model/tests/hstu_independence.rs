@@ -17,10 +17,11 @@ use beamline_compute::cpu::kv_format::KvFormat;
 use beamline_compute::cpu::linear::WeightFormat;
 use beamline_compute::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_kv_cache::PageId;
+use beamline_model::families::hstu::Hstu;
 use beamline_model::families::hstu::batch::HstuBatch;
 use beamline_model::families::hstu::inputs::{Candidates, Prepared, Request};
 use beamline_model::families::hstu::stack::Workspace;
-use beamline_model::families::hstu::{Hstu, PushCandidates, PushContext, PushTokens};
+use beamline_model::rows::{BeamRows, CandidateRows, ContextPart};
 use hstu::*;
 use proptest::prelude::*;
 use serde_json::Value;
@@ -176,7 +177,7 @@ proptest! {
                     let (context_pages, branch_pages) = (&tables[user].0[..], &tables[user].1[..]);
                     if done[user] < n {
                         let positions = done[user]..n.min(done[user] + size);
-                        let rows = PushContext { owner, positions: positions.clone(), cached: 0, pages: context_pages, wanted: positions.len() };
+                        let rows = ContextPart { owner, positions: positions.clone(), cached: 0, pages: context_pages, wanted: positions.len() };
                         model.push_context(&cpu, &mut batch, &prepared[user], rows).unwrap();
                         done[user] = positions.end;
                         taken.push((user, true, positions.len()));
@@ -184,7 +185,7 @@ proptest! {
                         let candidates = ranked[user]..m.min(ranked[user] + size);
                         ranked[user] = candidates.end;
                         taken.push((user, false, candidates.len()));
-                        let rows = PushCandidates { owner, candidates, context_pages, branch_pages };
+                        let rows = CandidateRows { owner, candidates, context_pages, branch_pages };
                         model.push_candidates(&cpu, &mut batch, &prepared[user], rows);
                     }
                 }
@@ -318,14 +319,14 @@ proptest! {
         let (context, branch) = (table(0, n), table(12, 2 * width));
         let mut runner = Runner { model, cpu: &cpu, pages: &mut pages };
         let own: Vec<u32> = (0..width as u32).collect();
-        let rows = PushTokens { owner: 0, tokens: &tokens, ancestors: 1, lineage: &own, context_pages: &context, branch_pages: &branch };
+        let rows = BeamRows { owner: 0, tokens: &tokens, ancestors: 1, lineage: &own, context_pages: &context, branch_pages: &branch };
         runner.tokens(&prepared, rows);
         // The second step: parents in the opposite order.
         let lineage: Vec<u32> = (0..width as u32).flat_map(|beam| [width as u32 - 1 - beam, width as u32 + beam]).collect();
-        let rows = PushTokens { ancestors: 2, lineage: &lineage, ..rows };
+        let rows = BeamRows { ancestors: 2, lineage: &lineage, ..rows };
         let together = runner.tokens(&prepared, rows);
         for beam in 0..width {
-            let rows = PushTokens { tokens: &tokens[beam..=beam], lineage: &lineage[2 * beam..][..2], ..rows };
+            let rows = BeamRows { tokens: &tokens[beam..=beam], lineage: &lineage[2 * beam..][..2], ..rows };
             let alone = runner.tokens(&prepared, rows);
             prop_assert_eq!(bits(&alone), bits(&together[beam * 20..][..20]));
         }

@@ -13,8 +13,9 @@ use beamline_compute::cpu::Cpu;
 use beamline_compute::cpu::kv_format::KvFormat;
 use beamline_compute::cpu::linear::WeightFormat;
 use beamline_kv_cache::ReuseClass;
+use beamline_model::families::hstu::Task;
 use beamline_model::families::hstu::inputs::{Candidates, Request};
-use beamline_model::families::hstu::{PushTokens, Task};
+use beamline_model::rows::BeamRows;
 use hstu::*;
 use hstu_naive::{Naive, Row, l2, layer_norm, sigmoid};
 
@@ -220,7 +221,7 @@ fn check_token_head(kv: KvFormat) {
                 }
                 let lineage = lineages.concat();
                 let newest: Vec<u32> = paths.iter().map(|path| path[step]).collect();
-                let rows = PushTokens {
+                let rows = BeamRows {
                     owner: 0,
                     tokens: &newest,
                     ancestors: step + 1,
@@ -244,7 +245,7 @@ fn check_token_head(kv: KvFormat) {
         // Beyond the last position there is nothing.
         let prepared = model.prepare(history(&[1; 70], &[0; 70], &[0; 70], 0)).unwrap();
         let mut batch = beamline_model::families::hstu::batch::HstuBatch::default();
-        let rows = PushTokens {
+        let rows = BeamRows {
             owner: 0,
             tokens: &[1],
             ancestors: 5,

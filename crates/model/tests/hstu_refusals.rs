@@ -11,10 +11,11 @@ use beamline_compute::cpu::Cpu;
 use beamline_compute::cpu::linear::WeightFormat;
 use beamline_kv_cache::ReuseClass;
 use beamline_model::error::ModelError;
+use beamline_model::families::hstu::Hstu;
 use beamline_model::families::hstu::batch::HstuBatch;
 use beamline_model::families::hstu::config::HstuConfig;
 use beamline_model::families::hstu::inputs::{Candidates, InputError, Request};
-use beamline_model::families::hstu::{Hstu, PushContext};
+use beamline_model::rows::ContextPart;
 use hstu::*;
 use serde_json::{Value, json};
 
@@ -257,10 +258,10 @@ fn a_context_with_contextual_rows_in_the_mask_is_computed_at_once() {
     let prepared = model.prepare(request).unwrap();
     let mut batch = HstuBatch::default();
     let pages = table(0, 5);
-    let rows = PushContext { owner: 0, positions: 0..3, cached: 0, pages: &pages, wanted: 1 };
+    let rows = ContextPart { owner: 0, positions: 0..3, cached: 0, pages: &pages, wanted: 1 };
     let error = model.push_context(&cpu, &mut batch, &prepared, rows.clone()).unwrap_err();
     assert_eq!(error, InputError::NeedsWholeContext);
-    model.push_context(&cpu, &mut batch, &prepared, PushContext { positions: 0..5, ..rows }).unwrap();
+    model.push_context(&cpu, &mut batch, &prepared, ContextPart { positions: 0..5, ..rows }).unwrap();
 }
 
 #[test]

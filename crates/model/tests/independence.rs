@@ -13,8 +13,11 @@ use beamline_compute::cpu::kv_format::KvFormat;
 use beamline_compute::cpu::linear::WeightFormat;
 use beamline_compute::cpu::pages::PAGE_SIZE;
 use beamline_model::decode::Normalization;
-use beamline_model::executor::{Executor, Found, Job};
+use beamline_model::executor::Executor;
+use beamline_model::executor::cpu::CpuBackend;
+use beamline_model::families::qwen::Qwen;
 use beamline_model::step::{Plan, Progress, Slot, StepModel};
+use beamline_model::task::{Answer, Found, Job};
 use common::{CASES, Loaded, Running, run};
 use proptest::prelude::*;
 
@@ -32,7 +35,11 @@ fn job(loaded: &Loaded, items: &[usize], exclude: usize, allowed_set: bool) -> J
 }
 
 /// Runs many jobs together; `schedule` says how many context rows each takes in each step and whether it sits out.
-fn run_together(executor: &mut Executor, jobs: &[(Job, usize)], schedule: &[usize]) -> Vec<Found> {
+fn run_together(
+    executor: &mut Executor<CpuBackend<Qwen>>,
+    jobs: &[(Job, usize)],
+    schedule: &[usize],
+) -> Vec<Found> {
     let mut next_page = 0;
     let mut running: Vec<Running> = Vec::new();
     for (index, (job, width)) in jobs.iter().enumerate() {
@@ -61,7 +68,7 @@ fn run_together(executor: &mut Executor, jobs: &[(Job, usize)], schedule: &[usiz
     for index in 0..jobs.len() {
         executor.close(Slot(index as u32));
     }
-    running.into_iter().map(|request| request.found.unwrap()).collect()
+    running.into_iter().map(|request| request.found.and_then(Answer::into_found).unwrap()).collect()
 }
 
 proptest! {
@@ -118,12 +125,12 @@ proptest! {
         executor.close(Slot(0));
 
         // The second visit takes over every whole page of equal tokens.
-        let equal = first.tokens.iter().zip(second.tokens.iter()).take_while(|(a, b)| a == b).count();
+        let equal = first.context.as_tokens().unwrap().iter().zip(second.context.as_tokens().unwrap().iter()).take_while(|(a, b)| a == b).count();
         let cached = equal / PAGE_SIZE * PAGE_SIZE;
         let mut again = Running::new(1, &second, width, &mut next_page);
         again.context_pages[..cached / PAGE_SIZE].copy_from_slice(&running.context_pages[..cached / PAGE_SIZE]);
         // At least the last row is computed, even when every page was there.
-        again.done = cached.min(second.tokens.len() - 1);
+        again.done = cached.min(second.context.len() - 1);
         executor.open(Slot(1), second);
         let warm = loop {
             let (mut plan, mut outcomes) = (Plan::default(), Vec::new());
@@ -136,7 +143,7 @@ proptest! {
                 break found;
             }
         };
-        prop_assert_eq!(bits(&cold), bits(&warm));
+        prop_assert_eq!(bits(&cold), bits(warm.as_found().unwrap()));
     }
 }
 
@@ -183,7 +190,7 @@ fn check_waves(kv: KvFormat) {
     // Enough of them for waves, see `WAVES_FROM`.
     assert!(rows_of_a_step[0] >= 256, "{rows_of_a_step:?}");
     for (alone, together) in alone.iter().zip(&running) {
-        assert_eq!(bits(alone), bits(together.found.as_ref().unwrap()));
+        assert_eq!(bits(alone), bits(together.found.as_ref().unwrap().as_found().unwrap()));
     }
 }
 

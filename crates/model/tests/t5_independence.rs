@@ -14,9 +14,11 @@ use beamline_compute::cpu::linear::WeightFormat;
 use beamline_compute::cpu::pages::PAGE_SIZE;
 use beamline_kv_cache::PageId;
 use beamline_model::decode::Normalization;
-use beamline_model::executor::t5::T5Executor;
-use beamline_model::executor::{Found, Job};
+use beamline_model::executor::Executor;
+use beamline_model::executor::cpu::CpuBackend;
+use beamline_model::families::t5::T5;
 use beamline_model::step::{Chunk, Plan, Progress, Slot, StepModel};
+use beamline_model::task::{Found, Job, Task};
 use candle_core::{Device, Tensor};
 use common::Running;
 use common::t5::{T5Case, WHOLE, run_all};
@@ -39,7 +41,11 @@ fn requests(case: &T5Case) -> Vec<(Job, usize)> {
     widths.into_iter().enumerate().map(job).collect()
 }
 
-fn cold(executor: &mut T5Executor, requests: &[(Job, usize)], beams: usize) -> Vec<Vec<(u32, u64)>> {
+fn cold(
+    executor: &mut Executor<CpuBackend<T5>>,
+    requests: &[(Job, usize)],
+    beams: usize,
+) -> Vec<Vec<(u32, u64)>> {
     let requests: Vec<_> = requests.iter().map(|(job, width)| (job.clone(), *width, None)).collect();
     run_all(executor, &requests, beams).iter().map(|found| bits(found.as_ref().unwrap())).collect()
 }
@@ -77,19 +83,19 @@ fn neither_batch_nor_parts_nor_threads_change_a_bit() {
 }
 
 /// Computes a context and keeps its pages, from `first_page` on.
-fn warm(executor: &mut T5Executor, job: &Job, first_page: u32) -> Vec<PageId> {
-    let count = job.tokens.len().div_ceil(PAGE_SIZE) as u32;
+fn warm(executor: &mut Executor<CpuBackend<T5>>, job: &Job, first_page: u32) -> Vec<PageId> {
+    let count = job.context.len().div_ceil(PAGE_SIZE) as u32;
     let pages: Vec<PageId> = (first_page..first_page + count).map(PageId).collect();
     let chunk = Chunk {
         slot: Slot(0),
-        positions: 0..job.tokens.len(),
+        positions: 0..job.context.len(),
         cached: 0,
         context_pages: 0..pages.len(),
         expand: None,
     };
     let plan = Plan { chunks: vec![chunk], pages: pages.clone(), ..Plan::default() };
     let mut outcomes = Vec::new();
-    executor.open(Slot(0), Job { search: None, ..job.clone() });
+    executor.open(Slot(0), Job { task: Task::Warm, ..job.clone() });
     executor.step(&plan, &mut outcomes).unwrap();
     executor.close(Slot(0));
     assert_eq!(outcomes, [(Slot(0), Progress::Prefilled)]);
@@ -127,7 +133,7 @@ fn a_request_that_cannot_be_computed_fails_alone() {
     let good = requests(&case).remove(1);
     let expected = cold(&mut case.executor(KvFormat::F32, 512), std::slice::from_ref(&good), WHOLE);
     let of = |tokens: Vec<u32>| case.job(tokens, &[], Normalization::FullVocab);
-    let bad = [of(vec![1, 246]), of(vec![case.start]), Job { search: None, ..of(vec![1, case.start]) }];
+    let bad = [of(vec![1, 246]), of(vec![case.start]), Job { task: Task::Warm, ..of(vec![1, case.start]) }];
     for bad in bad {
         let requests = [(bad, 4, None), (good.0.clone(), good.1, None)];
         let found = run_all(&mut case.executor(KvFormat::F32, 512), &requests, WHOLE);
@@ -190,7 +196,7 @@ fn states_that_are_not_finite_fail_their_request_alone() {
 fn a_part_of_a_context_is_refused() {
     let case = T5Case::of(CASES[0], WeightFormat::F32);
     let job = case.job(case.context("h7"), &[], Normalization::FullVocab);
-    let len = job.tokens.len();
+    let len = job.context.len();
     for (positions, cached) in [(0..len - 1, 0), (1..len, 0), (len - 1..len, len - 1), (0..len, 5)] {
         let mut executor = case.executor(KvFormat::F32, 64);
         let (mut plan, mut outcomes, mut next_page) = (Plan::default(), Vec::new(), 0);

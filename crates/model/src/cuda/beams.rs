@@ -55,7 +55,7 @@ struct BeamAddresses {
 /// `ExpandStep` of kernels/expand_step.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(super) struct ExpandStep {
+pub(crate) struct ExpandStep {
     children: u64,
     symbols: u64,
     leaves: u64,
@@ -84,7 +84,7 @@ const FIXED: u32 = 1;
 /// `BranchRows` of kernels/branch_rows.cu.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(super) struct BranchRows {
+pub struct BranchRows {
     tokens: u64,
     lineage: u64,
     count: u64,
@@ -100,15 +100,15 @@ const _: () = assert!(size_of::<ExpandStep>() == 256 && size_of::<BranchRows>() 
 
 /// Logits of the beams of one search: those of a window of tokens, and what normalises them.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Logits {
+pub(crate) struct Logits {
     /// f32 `[beams, tokens of the window]`.
-    pub(super) kept: u64,
+    pub(crate) kept: u64,
     /// f32 `[beams]`, over the whole vocabulary.
-    pub(super) normalizers: u64,
+    pub(crate) normalizers: u64,
 }
 
 /// Counts a search among those of a step.
-pub(super) fn add_to(sizes: &mut ExpandSizes, search: &DeviceSearch) {
+pub(crate) fn add_to(sizes: &mut ExpandSizes, search: &DeviceSearch) {
     sizes.searches += 1;
     sizes.width = sizes.width.max(search.width);
     sizes.capacity = capacity(sizes.width);
@@ -244,12 +244,12 @@ impl DeviceSearch {
     }
 
     /// Rows that the next step wants logits of.
-    pub(super) fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         if self.steps_done == 0 { 1 } else { self.width }
     }
 
     /// The tokens that the next step may continue by lie in here.
-    pub(super) fn window(&self) -> Range<u32> {
+    pub(crate) fn window(&self) -> Range<u32> {
         match self.request.steps[self.steps_done] {
             Step::Fixed(token) | Step::Given(token) => token..token + 1,
             Step::Level => self.trie.below(self.level).map_or(0..1, |level| level.tokens.clone()),
@@ -257,7 +257,7 @@ impl DeviceSearch {
     }
 
     /// Children that the beams of the next step can have at most.
-    pub(super) fn candidates(&self) -> usize {
+    pub(crate) fn candidates(&self) -> usize {
         match self.request.steps[self.steps_done] {
             Step::Fixed(_) | Step::Given(_) => self.most,
             Step::Level => self.trie.below(self.level).map_or(0, |level| level.most_children(self.most)),
@@ -265,12 +265,12 @@ impl DeviceSearch {
     }
 
     /// Whether it is normalised over allowed continuations.
-    pub(super) fn normalizes(&self) -> bool {
+    pub(crate) fn normalizes(&self) -> bool {
         self.request.normalization == Normalization::AllowedSet
     }
 
     /// How the rows of the next branch step are filled in, with page tables at `pages`.
-    pub(super) fn branch_rows(&self, pages: u64, request: &BranchRequest) -> BranchRows {
+    pub(crate) fn branch_rows(&self, pages: u64, request: &BranchRequest) -> BranchRows {
         let beams = self.places.beams[self.current];
         BranchRows {
             tokens: beams.tokens,
@@ -286,7 +286,7 @@ impl DeviceSearch {
     }
 
     /// The step that takes the search further; afterwards it counts as taken.
-    pub(super) fn expand(&mut self, logits: Logits) -> ExpandStep {
+    pub(crate) fn expand(&mut self, logits: Logits) -> ExpandStep {
         let window = self.window();
         let step = self.request.steps[self.steps_done];
         let below = self.trie.below(self.level);

@@ -1,9 +1,8 @@
 //! Models on an NVIDIA graphics processor, over `beamline_compute::cuda`.
 //!
-//! Place in the flow: [`DeviceExecutor`](executor::DeviceExecutor) for decoders and
-//! [`HstuDeviceExecutor`](hstu::executor::HstuDeviceExecutor) are [`StepModel`](crate::step::StepModel)s, as the CPU's executors
-//! are; the scheduler sees no difference. Weights, pages, beams and trie lie in device memory; a step is a list of kernels and
-//! matrix products in one stream. Only the beams of requests that finish, and final states of candidates to be ranked, come back.
+//! Place in the flow: each is a [`DeviceFamily`](crate::executor::cuda::DeviceFamily), which the executor runs as it runs the
+//! CPU's. Weights, pages, beams and trie lie in device memory; a step is a list of kernels and matrix products in one
+//! stream. Only the beams of requests that finish, and final states of candidates to be scored, come back.
 //!
 //! ```text
 //! catalog    trie and filters in device memory
@@ -11,7 +10,7 @@
 //! searches   all searches of a step, from states to beams
 //!
 //! qwen       weights of a decoder, and its forward pass as a list of work
-//! executor   plans of a decoder -> work -> answers
+//! qwen_step  rows of a decoder in a step
 //! hstu       the same for HSTU
 //! ```
 //!
@@ -19,7 +18,7 @@
 
 pub mod beams;
 pub mod catalog;
-pub mod executor;
 pub mod hstu;
 pub mod qwen;
-mod searches;
+mod qwen_step;
+pub(crate) mod searches;

@@ -16,15 +16,15 @@ use beamline_compute::cuda::kernels;
 use super::beams::{DeviceSearch, Logits, add_to};
 use super::catalog::DeviceTrie;
 use crate::decode::{NotFinite, SearchRequest};
-use crate::executor::Found;
 use crate::step::{Progress, StepError};
+use crate::task::Found;
 
 /// Bytes of logits that are computed at a time; more rows go in several products.
-pub(super) const LOGITS_BYTES: usize = 512 << 20;
+pub(crate) const LOGITS_BYTES: usize = 512 << 20;
 
 /// Tries in device memory, and memory for a step of searches.
 #[derive(Debug)]
-pub(super) struct Searches {
+pub(crate) struct Searches {
     device: Arc<dyn Device>,
     /// Tries of the catalogs in use, and of the last one.
     tries: Vec<(Arc<Catalog>, Arc<DeviceTrie>)>,
@@ -61,7 +61,7 @@ impl Searches {
     /// # Errors
     ///
     /// When the device has no memory.
-    pub(super) fn new(device: &Arc<dyn Device>) -> Result<Self, DeviceError> {
+    pub(crate) fn new(device: &Arc<dyn Device>) -> Result<Self, DeviceError> {
         let scratch = || Scratch::new(device, 1 << 16);
         Ok(Self {
             device: Arc::clone(device),
@@ -80,7 +80,7 @@ impl Searches {
     /// # Errors
     ///
     /// When it does not fit.
-    pub(super) fn prepare(&mut self, catalog: &Arc<Catalog>) -> Result<Arc<DeviceTrie>, DeviceError> {
+    pub(crate) fn prepare(&mut self, catalog: &Arc<Catalog>) -> Result<Arc<DeviceTrie>, DeviceError> {
         if let Some((_, trie)) = self.tries.iter().find(|(known, _)| Arc::ptr_eq(known, catalog)) {
             return Ok(Arc::clone(trie));
         }
@@ -96,7 +96,7 @@ impl Searches {
     /// # Errors
     ///
     /// When it does not fit, or asks for beams of several widths, which only the CPU has.
-    pub(super) fn begin(
+    pub(crate) fn begin(
         &mut self,
         request: SearchRequest,
         width: usize,
@@ -116,7 +116,7 @@ impl Searches {
     /// # Errors
     ///
     /// When the device fails.
-    pub(super) fn expand(
+    pub(crate) fn expand(
         &mut self,
         searches: &mut [DeviceSearch],
         vocab: usize,
@@ -188,7 +188,7 @@ impl Searches {
     /// # Errors
     ///
     /// When the device fails.
-    pub(super) fn advance(
+    pub(crate) fn advance(
         &mut self,
         searches: &mut [DeviceSearch],
         places: &[Logits],
@@ -209,7 +209,7 @@ impl Searches {
 /// # Errors
 ///
 /// When the device fails.
-pub(super) fn outcome(search: &mut Option<DeviceSearch>) -> Result<Progress<Found>, DeviceError> {
+pub(crate) fn outcome(search: &mut Option<DeviceSearch>) -> Result<Progress<Found>, DeviceError> {
     let Some(going) = search else { return Ok(Progress::Failed("nothing to decode".into())) };
     if !going.is_over() {
         return Ok(Progress::Expanded { rows: going.most() });
@@ -228,7 +228,7 @@ pub(super) fn outcome(search: &mut Option<DeviceSearch>) -> Result<Progress<Foun
 /// # Errors
 ///
 /// When there is none, or too few pages.
-pub(super) fn going(
+pub(crate) fn going(
     search: Option<&DeviceSearch>,
     slot: u32,
     branch_pages: usize,

@@ -22,9 +22,9 @@ use beamline_compute::cpu::pages::PAGE_SIZE;
 use beamline_compute::cpu::parallel::write;
 use beamline_kv_cache::PageId;
 
-use super::Found;
-use crate::decode::{Normalization, NotFinite, Search};
-use crate::step::{BranchStep, Progress, Slot, StepError};
+use crate::decode::{Normalization, Search};
+use crate::step::{BranchStep, Progress, StepError};
+use crate::task::Found;
 
 /// Values kept of a head product: bounds its memory. At least [`SCORED_ROWS`] rows are scored together all the same.
 const SCORED_VALUES: usize = 4 << 20;
@@ -39,7 +39,6 @@ const SMALLEST_WAVE: usize = 8;
 /// A search that takes a step, taken out of its slot so that all of them can go on at once.
 #[derive(Debug)]
 pub(super) struct Expansion {
-    pub(super) slot: Slot,
     pub(super) search: Search,
     /// The entry of the plan, for a search that has branch rows.
     pub(super) branch: Option<usize>,
@@ -49,14 +48,15 @@ pub(super) struct Expansion {
     end: usize,
     /// First of their rows among the wanted rows of the batch, one row per beam.
     pub(super) first_row: usize,
-    failed: Option<NotFinite>,
+    /// Why it cannot go on.
+    failed: Option<String>,
 }
 
 impl Expansion {
     /// The first expansion of a search.
-    pub(super) fn first(slot: Slot, search: Search) -> Self {
+    pub(super) fn first(search: Search) -> Self {
         let end = search.beams().len();
-        Self { slot, search, branch: None, beams: 0..end, end, first_row: 0, failed: None }
+        Self { search, branch: None, beams: 0..end, end, first_row: 0, failed: None }
     }
 
     /// Beams of the search of a branch step that were not offered yet, as many as the step asks for, in one wave. `index` is
@@ -74,7 +74,7 @@ impl Expansion {
         let search = search.ok_or_else(|| StepError(format!("slot {} has no beams", slot.0)))?;
         let start = search.offered();
         let end = search.beams().len().min(start.saturating_add(rows));
-        Ok(Self { slot, search, branch: Some(index), beams: start..end, end, first_row: 0, failed: None })
+        Ok(Self { search, branch: Some(index), beams: start..end, end, first_row: 0, failed: None })
     }
 
     /// Tokens and lineages of the beams of this wave; returns the ancestors of each, itself included.
@@ -102,11 +102,17 @@ impl Expansion {
         Ok(step + 1)
     }
 
+    /// Gives the search up: its rows cannot be computed.
+    pub(super) fn fail(&mut self, why: String) {
+        self.beams.end = self.beams.start;
+        self.failed = Some(why);
+    }
+
     /// What the step did for the request; and its search, if that goes on.
     pub(super) fn outcome(self) -> (Progress<Found>, Option<Search>) {
         let Self { search, failed, .. } = self;
         match failed {
-            Some(error) => (Progress::Failed(error.to_string()), None),
+            Some(why) => (Progress::Failed(why), None),
             None if search.is_partly_offered() => {
                 (Progress::Partly { left: search.beams().len() - search.offered() }, Some(search))
             }
@@ -134,7 +140,7 @@ impl Expansion {
             let normalizer = if full { scores.normalizer(isa, row) } else { None };
             let offered = self.search.offer_normalized(beam, |token| scores.logit(row, token), normalizer);
             if let Err(error) = offered {
-                self.failed = Some(error);
+                self.failed = Some(error.to_string());
                 return;
             }
         }
@@ -157,7 +163,7 @@ impl Expansion {
 
     /// Ends the step: all beams were offered that are worth it, or a part of them.
     fn advance(&mut self) {
-        if self.search.is_over() {
+        if self.search.is_over() || self.failed.is_some() {
             // A filter that allows nothing leaves a search that is over before it begins.
             return;
         }

@@ -1,241 +1,243 @@
-//! Carries out plans: the [`StepModel`] of a decoder on the CPU.
+//! Carries out plans: one [`StepModel`] for every family, on every processor.
 //!
-//! Place in the flow: the engine thread owns it. A step is one ragged forward pass over all context and branch rows of
-//! the plan, the logits of the rows that are expanded, and one step of every search involved.
+//! Place in the flow: the engine thread owns it. A step is one ragged pass over all context and branch rows of the plan,
+//! and what is made of their final states: logits for the searches, items, predictions.
 //!
 //! ```text
-//! mod         a decoder
-//! hstu        an HSTU model: retrieval, ranking, or decoding
-//! t5          an encoder-decoder
-//! any         any of them, which is what a server holds
-//! expansion   the searches of a step
-//! parts       what a step of an HSTU model does for a request
-//! slots       the requests in flight
+//! mod            Executor: requests in flight, rows of a plan, outcomes
+//! backend        what it asks of a family on a processor
+//! cpu            a family on the CPU, with the waves of beams
+//! cuda           a family on a graphics processor, with pages that move beside the computing
+//! expansion      the searches of a step on the CPU
+//! micro_batches  candidates that are scored some at a time
+//! slots          the requests in flight
 //! ```
 //!
-//! Invariant: what happens to one request in a step is independent of the others in it; a request whose logits are not
-//! finite fails alone.
+//! Invariant: what happens to one request in a step is independent of the others in it; a request whose results are not
+//! finite, or whose task the model does not do, fails alone.
 
-pub mod any;
+pub mod backend;
+pub mod cpu;
+pub mod cuda;
 mod expansion;
-pub mod hstu;
-pub(crate) mod parts;
-pub(crate) mod slots;
-pub mod t5;
+mod micro_batches;
+mod slots;
 
-use std::sync::Arc;
+use std::fmt;
 
-use beamline_compute::batch::{Batch, BranchRows, ContextRows};
-use beamline_compute::cpu::Cpu;
-use beamline_compute::cpu::kv_format::KvFormat;
-use beamline_compute::cpu::pages::PageStore;
-use expansion::{Expansion, Expansions};
-use slots::Slots;
+use beamline_compute::cpu::pages::PAGE_SIZE;
 
-use crate::decode::{Hypothesis, Search, SearchRequest};
-use crate::error::ModelError;
-use crate::families::qwen::{Qwen, Workspace, page_shape};
-use crate::step::{Chunk, Plan, Progress, Pulse, Slot, StepError, StepModel};
+use self::backend::{Backend, BranchPages, Done, PushError, Then};
+use self::micro_batches::MicroBatches;
+use self::slots::Slots;
+use crate::rows::{CandidateRows, ContextPart};
+use crate::step::{BranchStep, Chunk, Plan, Progress, Pulse, Slot, StepError, StepModel};
+use crate::task::{Answer, Job, Task};
 
-/// A request as the executor sees it.
-#[derive(Clone, Debug)]
-pub struct Job {
-    /// Tokens of the context, a forced SID prefix included.
-    pub tokens: Arc<[u32]>,
-    /// What to decode after it; nothing for a request that only warms the cache.
-    pub search: Option<SearchRequest>,
-}
+/// A model with its pages, ready to carry out plans.
+pub trait ModelExecutor: StepModel<Payload = Job, Answer = Answer> + fmt::Debug + Send {}
 
-/// What a finished request yields.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Found {
-    /// Finished paths, best first; fewer than the beam is wide when there are no more.
-    pub hypotheses: Vec<Hypothesis>,
-    /// Steps of the search.
-    pub steps: usize,
-}
+impl<M: StepModel<Payload = Job, Answer = Answer> + fmt::Debug + Send> ModelExecutor for M {}
 
-/// A decoder, its pages, and the requests in flight.
+/// A model, its pages, and the requests in flight.
 #[derive(Debug)]
-pub struct Executor {
-    model: Arc<Qwen>,
-    cpu: Arc<Cpu>,
-    pages: PageStore,
-    slots: Slots<InFlight>,
-    batch: Batch,
-    workspace: Workspace,
-    expansions: Expansions,
-    branch_tokens: Vec<u32>,
-    branch_lineage: Vec<u32>,
+pub struct Executor<B: Backend> {
+    backend: B,
+    slots: Slots<InFlight<B::Search>>,
+    /// What the step does, in the order of the plan.
+    parts: Vec<Part>,
+    done: Vec<Done<B::Search>>,
     pulse: Pulse,
 }
 
+/// A request between two steps.
 #[derive(Debug)]
-struct InFlight {
+struct InFlight<S> {
     job: Job,
-    search: Option<Search>,
+    search: Option<S>,
+    batches: MicroBatches,
 }
 
-impl Executor {
-    /// Allocates `pages` pages for a model, with keys and values in a format.
-    ///
-    /// # Errors
-    ///
-    /// When the memory cannot be had.
-    pub fn new(model: Arc<Qwen>, cpu: Arc<Cpu>, format: KvFormat, pages: usize) -> Result<Self, ModelError> {
-        let pages = PageStore::new(page_shape(model.config(), format), pages)?;
-        Ok(Self {
-            model,
-            cpu,
-            pages,
-            slots: Slots::default(),
-            batch: Batch::default(),
-            workspace: Workspace::default(),
-            expansions: Expansions::default(),
-            branch_tokens: Vec::new(),
-            branch_lineage: Vec::new(),
-            pulse: Pulse::default(),
-        })
+/// What the step does for one entry of the plan.
+#[derive(Debug)]
+enum Part {
+    /// Nothing more than its context rows.
+    Context,
+    /// The first micro-batch comes next.
+    Prefilled,
+    /// The backend has a result.
+    Pushed,
+    /// The backend has predictions of candidates that end here.
+    Candidates { end: usize },
+    /// It cannot be computed.
+    Failed(String),
+}
+
+impl<B: Backend> Executor<B> {
+    /// An executor of no requests yet.
+    pub(crate) fn over(backend: B) -> Self {
+        let (slots, pulse) = (Slots::default(), Pulse::default());
+        Self { backend, slots, parts: Vec::new(), done: Vec::new(), pulse }
     }
 
-    /// Takes the searches that go a step further out of their slots, in the order of the plan.
-    fn take_searches(&mut self, plan: &Plan) -> Result<(), StepError> {
-        // What a step that failed or panicked left behind: its slots are closed.
-        self.expansions.list.clear();
-        for Chunk { slot, expand, .. } in &plan.chunks {
-            let request = self.slots.get_mut(*slot)?;
-            if let (Some(width), Some(search)) = (*expand, &request.job.search) {
-                let search = Search::new(search.clone(), width);
-                self.expansions.list.push(Expansion::first(*slot, search));
+    /// The backend, to be prepared.
+    pub(crate) fn backend(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
+    /// Pushes the context rows of a chunk.
+    fn push_chunk(&mut self, plan: &Plan, chunk: &Chunk) -> Result<Part, PushError> {
+        let request = self.slots.get_mut(chunk.slot)?;
+        let Job { context, task } = &request.job;
+        self.backend.head().check(task)?;
+        if chunk.positions.end > context.len() {
+            let why = format!("positions {:?} of a context of {}", chunk.positions, context.len());
+            return Err(StepError(why).into());
+        }
+        let (then, part) = match (task, chunk.expand) {
+            (_, None) => (Then::Nothing, Part::Context),
+            (Task::Warm, Some(_)) => {
+                return Err("a request that warms the cache expands nothing".to_owned().into());
             }
-        }
-        for (index, branch) in plan.branches.iter().enumerate() {
-            let search = self.slots.get_mut(branch.slot)?.search.take();
-            self.expansions.list.push(Expansion::branch(search, index, branch)?);
-        }
-        self.expansions.cut_into_waves(&self.cpu);
-        Ok(())
-    }
-
-    /// Lays out the rows of a plan: its chunks, for the first wave only, then the beams of this wave.
-    fn fill_batch(&mut self, plan: &Plan, first_wave: bool) -> Result<(), StepError> {
-        let chunks = if first_wave {
-            self.batch.clear();
-            &plan.chunks[..]
-        } else {
-            self.batch.clear_part();
-            &[]
+            (Task::Score, Some(width)) => {
+                request.batches.begin(width);
+                (Then::Nothing, Part::Prefilled)
+            }
+            (Task::Retrieve(wanted), Some(_)) => (Then::Retrieve(wanted), Part::Pushed),
+            (Task::Search(search), Some(width)) => (Then::Search(search, width), Part::Pushed),
         };
-        let mut expansions = self.expansions.list.iter_mut().peekable();
-        for chunk in chunks {
-            let request = self.slots.get_mut(chunk.slot)?;
-            let tokens = request.job.tokens.get(chunk.positions.clone()).ok_or_else(|| {
-                StepError(format!(
-                    "positions {:?} of a context of {}",
-                    chunk.positions,
-                    request.job.tokens.len()
-                ))
-            })?;
-            if let Some(expansion) = expansions.next_if(|expansion| expansion.slot == chunk.slot) {
-                expansion.first_row = self.batch.wanted.len();
-            }
-            self.batch.push_context(ContextRows {
-                owner: chunk.slot.0,
-                tokens,
-                first_position: chunk.positions.start,
-                cached: chunk.cached,
-                pages: &plan.pages[chunk.context_pages.clone()],
-                wanted: usize::from(chunk.expand.is_some()),
-            });
+        let rows = ContextPart {
+            owner: chunk.slot.0,
+            positions: chunk.positions.clone(),
+            cached: chunk.cached,
+            pages: &plan.pages[chunk.context_pages.clone()],
+            wanted: usize::from(!matches!(then, Then::Nothing)),
+        };
+        self.backend.push_context(context, rows, then)?;
+        Ok(part)
+    }
+
+    /// Pushes the branch rows of a request: its next candidates, or its beams.
+    fn push_branch(&mut self, plan: &Plan, index: usize, branch: &BranchStep) -> Result<Part, PushError> {
+        let request = self.slots.get_mut(branch.slot)?;
+        let context = &request.job.context;
+        if !matches!(request.job.task, Task::Score) {
+            self.backend.push_beams(context, request.search.take(), index, plan)?;
+            return Ok(Part::Pushed);
         }
-        for expansion in expansions {
-            let Some(branch) = expansion.branch.map(|index| &plan.branches[index]) else { continue };
-            expansion.first_row = self.batch.wanted.len();
-            if expansion.beams.start == expansion.beams.end {
-                continue;
-            }
-            let branch_pages = &plan.pages[branch.branch_pages.clone()];
-            let ancestors =
-                expansion.lay_out(branch_pages, &mut self.branch_tokens, &mut self.branch_lineage)?;
-            self.batch.push_branches(BranchRows {
-                owner: expansion.slot.0,
-                tokens: &self.branch_tokens,
-                context_len: self.slots.get(expansion.slot)?.job.tokens.len(),
-                ancestors,
-                lineage: &self.branch_lineage,
-                context_pages: &plan.pages[branch.context_pages.clone()],
-                branch_pages,
-            });
-        }
-        self.batch.check_writes(self.pages.pages()).map_err(StepError)
+        let pages = BranchPages::new(plan, branch);
+        let candidates = request.batches.next(context.candidates(), branch.rows, pages.branch.len())?;
+        let end = candidates.end;
+        let branch_pages = &pages.branch[..candidates.len().div_ceil(PAGE_SIZE)];
+        let (owner, context_pages) = (branch.slot.0, pages.context);
+        self.backend
+            .push_candidates(context, CandidateRows { owner, candidates, context_pages, branch_pages })?;
+        Ok(Part::Candidates { end })
+    }
+
+    fn push(&mut self, part: Result<Part, PushError>) -> Result<(), StepError> {
+        self.parts.push(match part {
+            Ok(part) => part,
+            Err(PushError::Request(why)) => Part::Failed(why),
+            Err(PushError::Step(error)) => return Err(error),
+        });
+        Ok(())
     }
 
     fn run_plan(
         &mut self,
         plan: &Plan,
-        outcomes: &mut Vec<(Slot, Progress<Found>)>,
+        outcomes: &mut Vec<(Slot, Progress<Answer>)>,
     ) -> Result<(), StepError> {
-        for transfer in &plan.transfers {
-            transfer.carry_out(&mut self.pages).map_err(|error| StepError(error.to_string()))?;
+        self.parts.clear();
+        self.done.clear();
+        self.backend.begin(&plan.transfers)?;
+        for chunk in &plan.chunks {
+            let part = self.push_chunk(plan, chunk);
+            self.push(part)?;
         }
-        self.take_searches(plan)?;
-        let (cpu, model) = (Arc::clone(&self.cpu), Arc::clone(&self.model));
-        let width = model.config().hidden_size;
-        let mut first_wave = true;
-        loop {
-            self.fill_batch(plan, first_wave)?;
-            let Self { batch, pages, workspace, pulse, .. } = self;
-            model.forward(&cpu, batch, pages, workspace, &mut |_, _| pulse.beat());
-            self.expansions.offer(&cpu, &self.workspace.hidden, width, |hidden, rows, scores| {
-                model.score(&cpu, hidden, rows, scores);
-                self.pulse.beat();
-            });
-            first_wave = false;
-            if !self.expansions.next_wave(&cpu) {
-                break;
-            }
+        for (index, branch) in plan.branches.iter().enumerate() {
+            let part = self.push_branch(plan, index, branch);
+            self.push(part)?;
         }
-        self.expansions.advance(&cpu);
-
-        let mut expanded = self.expansions.list.drain(..).peekable();
-        let slots = plan.chunks.iter().map(|chunk| (chunk.slot, chunk.expand.is_some()));
-        for (slot, expands) in slots.chain(plan.branches.iter().map(|branch| (branch.slot, true))) {
-            let progress = match expanded.next_if(|expansion| expansion.slot == slot) {
-                None if expands => Progress::Failed("nothing to decode".into()),
-                None => Progress::Prefilled,
-                Some(expansion) => {
-                    let (progress, search) = expansion.outcome();
-                    if let Ok(request) = self.slots.get_mut(slot) {
-                        request.search = search;
-                    }
-                    progress
-                }
-            };
-            outcomes.push((slot, progress));
+        self.backend.compute(plan, &self.pulse, &mut self.done)?;
+        let slots = plan.chunks.iter().map(|chunk| chunk.slot);
+        let slots = slots.chain(plan.branches.iter().map(|branch| branch.slot));
+        let mut done = self.done.drain(..);
+        for (slot, part) in slots.zip(self.parts.drain(..)) {
+            let request = self.slots.get_mut(slot)?;
+            outcomes.push((slot, request.outcome(part, &mut done)));
         }
         Ok(())
     }
 }
 
-impl StepModel for Executor {
+impl<S> InFlight<S> {
+    /// What the step did for the request. Results of parts that have one come in the order of the parts.
+    fn outcome(&mut self, part: Part, done: &mut impl Iterator<Item = Done<S>>) -> Progress<Answer> {
+        let end = match part {
+            Part::Context => return Progress::Prefilled,
+            Part::Prefilled => return self.batches.prefilled(self.job.context.candidates()),
+            Part::Failed(why) => return Progress::Failed(why),
+            Part::Pushed => 0,
+            Part::Candidates { end } => end,
+        };
+        match done.next() {
+            Some(Done::Search(progress, search)) => {
+                self.search = search;
+                progress.map(Answer::Found)
+            }
+            Some(Done::Items(Ok(items))) => Progress::Finished(Answer::Items(items)),
+            Some(Done::Predictions(Ok(predictions))) => {
+                self.batches.take(predictions, end, self.job.context.candidates())
+            }
+            Some(Done::Items(Err(why)) | Done::Predictions(Err(why))) => Progress::Failed(why),
+            None => Progress::Failed("the step has no result for it".into()),
+        }
+    }
+}
+
+impl<B: Backend> StepModel for Executor<B> {
     type Payload = Job;
-    type Answer = Found;
+    type Answer = Answer;
 
     fn set_pulse(&mut self, pulse: Pulse) {
         self.pulse = pulse;
     }
 
-    fn open(&mut self, slot: Slot, payload: Job) {
-        self.slots.open(slot, InFlight { job: payload, search: None });
+    fn open(&mut self, slot: Slot, job: Job) {
+        self.slots.open(slot, InFlight { job, search: None, batches: MicroBatches::default() });
     }
 
-    fn step(&mut self, plan: &Plan, outcomes: &mut Vec<(Slot, Progress<Found>)>) -> Result<(), StepError> {
-        let cpu = Arc::clone(&self.cpu);
-        // The whole step runs inside the pool: waking it once is cheaper than once per operation.
-        cpu.run_awake(|| self.run_plan(plan, outcomes))
+    fn step(&mut self, plan: &Plan, outcomes: &mut Vec<(Slot, Progress<Answer>)>) -> Result<(), StepError> {
+        match self.backend.threads() {
+            Some(cpu) => cpu.run_awake(|| self.run_plan(plan, outcomes)),
+            None => self.run_plan(plan, outcomes),
+        }
     }
 
     fn close(&mut self, slot: Slot) {
         self.slots.close(slot);
+    }
+}
+
+impl StepModel for Box<dyn ModelExecutor> {
+    type Payload = Job;
+    type Answer = Answer;
+
+    fn set_pulse(&mut self, pulse: Pulse) {
+        (**self).set_pulse(pulse);
+    }
+
+    fn open(&mut self, slot: Slot, job: Job) {
+        (**self).open(slot, job);
+    }
+
+    fn step(&mut self, plan: &Plan, outcomes: &mut Vec<(Slot, Progress<Answer>)>) -> Result<(), StepError> {
+        (**self).step(plan, outcomes)
+    }
+
+    fn close(&mut self, slot: Slot) {
+        (**self).close(slot);
     }
 }

@@ -4,7 +4,7 @@ use crate::step::{Slot, StepError};
 
 /// One place per open slot.
 #[derive(Debug)]
-pub(crate) struct Slots<T>(Vec<Option<T>>);
+pub(super) struct Slots<T>(Vec<Option<T>>);
 
 impl<T> Default for Slots<T> {
     fn default() -> Self {
@@ -14,7 +14,7 @@ impl<T> Default for Slots<T> {
 
 impl<T> Slots<T> {
     /// Takes a place that is free, which the scheduler promises.
-    pub(crate) fn open(&mut self, slot: Slot, request: T) {
+    pub(super) fn open(&mut self, slot: Slot, request: T) {
         let index = slot.0 as usize;
         if self.0.len() <= index {
             self.0.resize_with(index + 1, || None);
@@ -23,18 +23,13 @@ impl<T> Slots<T> {
         self.0[index] = Some(request);
     }
 
-    /// The request of an open slot.
-    pub(crate) fn get(&self, slot: Slot) -> Result<&T, StepError> {
-        self.0.get(slot.0 as usize).and_then(Option::as_ref).ok_or_else(|| not_open(slot))
-    }
-
     /// The request of an open slot, to be changed.
-    pub(crate) fn get_mut(&mut self, slot: Slot) -> Result<&mut T, StepError> {
+    pub(super) fn get_mut(&mut self, slot: Slot) -> Result<&mut T, StepError> {
         self.0.get_mut(slot.0 as usize).and_then(Option::as_mut).ok_or_else(|| not_open(slot))
     }
 
     /// Gives a place up. One that is free stays so.
-    pub(crate) fn close(&mut self, slot: Slot) {
+    pub(super) fn close(&mut self, slot: Slot) {
         if let Some(place) = self.0.get_mut(slot.0 as usize) {
             *place = None;
         }

@@ -5,5 +5,6 @@
 
 pub mod hstu;
 pub mod qwen;
+mod qwen_step;
 pub mod t5;
 pub mod tokens;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use beamline_catalog::Catalog;
 use beamline_model::decode::{Normalization, Step};
-use beamline_model::executor::{Found, Job};
 use beamline_model::step::StepModel;
+use beamline_model::task::{Answer, Found, Job};
 use candle_core::{DType, Tensor};
 use serde_json::Value;
 
@@ -107,7 +107,7 @@ impl Beams<'_> {
     /// Compares the lists of an executor with all records, in chunks of `rows` rows.
     pub fn check(
         &self,
-        executor: &mut impl StepModel<Payload = Job, Answer = Found>,
+        executor: &mut impl StepModel<Payload = Job, Answer = Answer>,
         rows: usize,
         tolerance: f64,
     ) {
@@ -145,7 +145,7 @@ impl Beams<'_> {
         if list.paths != expected(beam).paths {
             return;
         }
-        let filter = &job.search.as_ref().unwrap().filter;
+        let filter = &job.search().unwrap().filter;
         for (hypothesis, items) in found.iter().zip(beam["items"].as_array().unwrap()) {
             let found: Vec<&str> = self
                 .catalog

@@ -14,7 +14,8 @@ use beamline_model::families::hstu::batch::HstuBatch;
 use beamline_model::families::hstu::config::HstuConfig;
 use beamline_model::families::hstu::inputs::{Events, Prepared, Request};
 use beamline_model::families::hstu::stack::Workspace;
-use beamline_model::families::hstu::{Hstu, PushCandidates, PushContext, PushTokens, expected_tensors};
+use beamline_model::families::hstu::{Hstu, expected_tensors};
+use beamline_model::rows::{BeamRows, CandidateRows, ContextPart};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
@@ -310,7 +311,7 @@ impl Runner<'_> {
             let end = positions.end.min(start + chunk);
             batch.clear();
             let rows =
-                PushContext { owner: 0, positions: start..end, cached, pages: table, wanted: end - start };
+                ContextPart { owner: 0, positions: start..end, cached, pages: table, wanted: end - start };
             self.model.push_context(self.cpu, &mut batch, request, rows).unwrap();
             batch.layout.check_writes(self.pages.pages()).unwrap();
             self.model.forward(self.cpu, &batch, self.pages, &mut workspace, observe);
@@ -328,14 +329,14 @@ impl Runner<'_> {
         candidates: Range<usize>,
     ) -> Vec<f32> {
         let (mut batch, mut workspace) = (HstuBatch::default(), Workspace::default());
-        let rows = PushCandidates { owner: 0, candidates, context_pages: table, branch_pages: branch };
+        let rows = CandidateRows { owner: 0, candidates, context_pages: table, branch_pages: branch };
         self.model.push_candidates(self.cpu, &mut batch, request, rows);
         batch.layout.check_writes(self.pages.pages()).unwrap();
         self.model.forward(self.cpu, &batch, self.pages, &mut workspace, &mut |_, _| {});
         workspace.hidden
     }
 
-    pub fn tokens(&mut self, request: &Prepared, rows: PushTokens<'_>) -> Vec<f32> {
+    pub fn tokens(&mut self, request: &Prepared, rows: BeamRows<'_>) -> Vec<f32> {
         let (mut batch, mut workspace) = (HstuBatch::default(), Workspace::default());
         self.model.push_tokens(&mut batch, request, rows).unwrap();
         batch.layout.check_writes(self.pages.pages()).unwrap();

@@ -17,9 +17,11 @@ use beamline_model::checkpoint::Checkpoint;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
 use beamline_model::decode::{Normalization, SearchRequest, Step};
-use beamline_model::executor::{Executor, Found, Job};
+use beamline_model::executor::Executor;
+use beamline_model::executor::cpu::CpuBackend;
 use beamline_model::families::qwen::Qwen;
 use beamline_model::step::StepModel;
+use beamline_model::task::{Answer, Found, Job};
 pub use running::{Queued, run_together};
 
 use serde_json::Value;
@@ -67,11 +69,11 @@ impl Loaded {
         Self { checkpoint, convention: Arc::new(convention), catalog: Arc::new(catalog), model, cpu }
     }
 
-    pub fn executor(&self, pages: usize) -> Executor {
+    pub fn executor(&self, pages: usize) -> Executor<CpuBackend<Qwen>> {
         self.executor_in(KvFormat::F32, pages)
     }
 
-    pub fn executor_in(&self, format: KvFormat, pages: usize) -> Executor {
+    pub fn executor_in(&self, format: KvFormat, pages: usize) -> Executor<CpuBackend<Qwen>> {
         Executor::new(Arc::clone(&self.model), Arc::clone(&self.cpu), format, pages).unwrap()
     }
 
@@ -120,7 +122,7 @@ pub fn job_of(
         widths: None,
         normalization,
     };
-    Job { tokens: tokens.into(), search: Some(search) }
+    Job::tokens(tokens.into(), Some(search))
 }
 
 /// All tokens that some steps generate on the way to a leaf.
@@ -137,12 +139,13 @@ pub fn tokens_of(catalog: &Catalog, steps: &[Step], leaf: Leaf) -> Vec<u32> {
 
 /// Runs one request to its end, in chunks of `rows` rows.
 pub fn run(
-    executor: &mut impl StepModel<Payload = Job, Answer = Found>,
+    executor: &mut impl StepModel<Payload = Job, Answer = Answer>,
     job: Job,
     width: usize,
     rows: usize,
 ) -> Result<Found, String> {
-    run_together(executor, vec![Queued::of(job, width)], rows).remove(0)
+    let answer = run_together(executor, vec![Queued::of(job, width)], rows).remove(0)?;
+    Ok(answer.into_found().unwrap())
 }
 
 pub fn strings(value: &Value) -> Vec<String> {
@@ -158,7 +161,7 @@ pub fn ids(value: &Value) -> Vec<u32> {
 }
 
 /// A request of a decoder on its way.
-pub type Running = running::Running<Found>;
+pub type Running = running::Running<Answer>;
 
 impl Running {
     pub fn new(slot: u32, job: &Job, width: usize, next_page: &mut u32) -> Self {
@@ -169,8 +172,8 @@ impl Running {
 impl Queued<Job> {
     /// A job of a decoder.
     pub fn of(job: Job, width: usize) -> Self {
-        let steps = job.search.as_ref().map_or(0, |search| search.steps.len());
+        let steps = job.search().map_or(0, |search| search.steps.len());
         let branch_rows = width * steps.saturating_sub(1);
-        Self { context_len: job.tokens.len(), width, branch_rows, payload: job }
+        Self { context_len: job.context.len(), width, branch_rows, payload: job }
     }
 }

@@ -2,8 +2,8 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test uses its own part")]
 
 use beamline_model::decode::Normalization;
-use beamline_model::executor::{Found, Job};
 use beamline_model::step::StepModel;
+use beamline_model::task::{Answer, Found, Job};
 
 use crate::common::running::{PAGES, brought_back};
 use crate::common::{Loaded, Queued, run};
@@ -19,14 +19,15 @@ fn job(loaded: &Loaded, first: usize, items: usize) -> Job {
 
 /// What is found for a context that was never seen, and for one of which most was moved away and back. `executor` makes one of so many pages,
 /// of `page_bytes` bytes each.
-pub fn cold_and_brought_back<M: StepModel<Payload = Job, Answer = Found>>(
+pub fn cold_and_brought_back<M: StepModel<Payload = Job, Answer = Answer>>(
     loaded: &Loaded,
     page_bytes: usize,
     executor: impl Fn(usize) -> M,
 ) -> [Found; 2] {
     let (visit, again) = (job(loaded, 3, 40), job(loaded, 3, 42));
     let cold = run(&mut executor(PAGES), again.clone(), WIDTH, usize::MAX >> 1).unwrap();
-    let words = [visit.tokens.to_vec(), again.tokens.to_vec()];
+    let words = [&visit, &again].map(|job| job.context.as_tokens().unwrap().to_vec());
     let visits = [visit, again, job(loaded, 5, 40)].map(|job| Queued::of(job, WIDTH));
-    [cold, brought_back(&mut executor(2 * PAGES), page_bytes, visits, [&words[0], &words[1]])]
+    let back = brought_back(&mut executor(2 * PAGES), page_bytes, visits, [&words[0], &words[1]]);
+    [cold, back.into_found().unwrap()]
 }

@@ -12,11 +12,12 @@ use beamline_compute::cpu::linear::WeightFormat;
 use beamline_kv_cache::PageId;
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::decode::{Normalization, Step};
-use beamline_model::executor::t5::T5Executor;
-use beamline_model::executor::{Found, Job};
+use beamline_model::executor::Executor;
+use beamline_model::executor::cpu::CpuBackend;
 use beamline_model::families::t5::T5;
 use beamline_model::families::t5::config::T5Config;
 use beamline_model::step::{Plan, Progress, Slot, StepModel};
+use beamline_model::task::{Answer, Found, Job};
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 
@@ -123,12 +124,12 @@ impl T5Case {
         tokens
     }
 
-    pub fn executor(&self, format: KvFormat, pages: usize) -> T5Executor {
+    pub fn executor(&self, format: KvFormat, pages: usize) -> Executor<CpuBackend<T5>> {
         self.executor_on(Arc::clone(&self.cpu), format, pages)
     }
 
-    pub fn executor_on(&self, cpu: Arc<Cpu>, format: KvFormat, pages: usize) -> T5Executor {
-        T5Executor::new(Arc::clone(&self.model), cpu, format, pages).unwrap()
+    pub fn executor_on(&self, cpu: Arc<Cpu>, format: KvFormat, pages: usize) -> Executor<CpuBackend<T5>> {
+        Executor::new(Arc::clone(&self.model), cpu, format, pages).unwrap()
     }
 
     pub fn job(&self, tokens: Vec<u32>, exclude: &[String], normalization: Normalization) -> Job {
@@ -138,7 +139,7 @@ impl T5Case {
 
 /// Runs requests together, contexts whole and `beams` beams of each in a step. A context whose pages are given was cached.
 pub fn run_all(
-    executor: &mut T5Executor,
+    executor: &mut Executor<CpuBackend<T5>>,
     requests: &[(Job, usize, Option<Vec<PageId>>)],
     beams: usize,
 ) -> Vec<Result<Found, String>> {
@@ -175,5 +176,7 @@ pub fn run_all(
         }
     }
     running.iter().for_each(|request| executor.close(request.slot));
-    running.into_iter().map(|request| request.found.ok_or_else(|| request.failed.unwrap())).collect()
+    let found =
+        |request: Running| request.found.and_then(Answer::into_found).ok_or_else(|| request.failed.unwrap());
+    running.into_iter().map(found).collect()
 }

@@ -10,10 +10,10 @@ use beamline_compute::cuda::device::Device;
 use beamline_compute::cuda::pages::DevicePages;
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::cuda::beams::check_beams;
-use beamline_model::cuda::hstu::executor::HstuDeviceExecutor;
 use beamline_model::cuda::hstu::model::DeviceHstu;
 use beamline_model::cuda::hstu::stack::DeviceStack;
 use beamline_model::error::ModelError;
+use beamline_model::executor::{Executor, ModelExecutor};
 use beamline_model::families::hstu::config::{HstuConfig, Purpose};
 
 use super::{Bytes, Files, LoadError, Scale};
@@ -74,14 +74,14 @@ pub(super) fn hstu_executor(
     cpu: &Arc<Cpu>,
     pages: usize,
     catalog: &Arc<Catalog>,
-) -> Result<HstuDeviceExecutor, LoadError> {
+) -> Result<Box<dyn ModelExecutor>, LoadError> {
     let blame = |source: ModelError| files.blame(source);
     let model = Arc::new(DeviceHstu::load(gpu, checkpoint, cpu).map_err(blame)?);
-    let executor = HstuDeviceExecutor::new(model, Arc::clone(cpu), pages);
+    let executor = Executor::on_device(model, pages);
     let mut executor = executor.map_err(|error| blame(error.into()))?;
     // A model that ranks asks nothing of it.
     if checkpoint.config().purpose() != Purpose::Rank {
         executor.prepare(catalog).map_err(|error| blame(error.into()))?;
     }
-    Ok(executor)
+    Ok(Box::new(executor))
 }

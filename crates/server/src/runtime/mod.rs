@@ -3,9 +3,9 @@
 //! ```text
 //! config.json, weights ── TokenFamily ─┐
 //! convention.json ────── Format ── Convention ── Catalog      a model that reads tokens
-//!                                      └── TokenExecutor ── Engine ── probe
+//!                                      └── ModelExecutor ── Engine ── probe
 //! config.json, weights ── Checkpoint ── Hstu ── Catalog       an HSTU model: semantic IDs are item rows
-//!                                         └── HstuExecutor ── Engine ── probe
+//!                                         └── Executor ── Engine ── probe
 //! On a graphics processor models and executors are those of `beamline_model::cuda`.
 //! ```
 //!
@@ -41,11 +41,11 @@ use beamline_model::checkpoint::tensors::Tensors;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
 use beamline_model::error::ModelError;
-use beamline_model::executor::any::{Answer, AnyExecutor, AnyJob};
-use beamline_model::executor::hstu::HstuExecutor;
+use beamline_model::executor::{Executor, ModelExecutor};
 use beamline_model::families::hstu::Hstu;
 use beamline_model::families::hstu::config::HstuConfig;
 use beamline_model::families::tokens::{self, LoadOptions, TokenFamily};
+use beamline_model::task::{Answer, Job};
 use beamline_scheduler::{Engine, EngineDied, EngineStats, StartError};
 use tracing::{info, warn};
 
@@ -171,7 +171,7 @@ pub enum LoadError {
 pub struct Runtime {
     /// Answers requests.
     pub service: Service,
-    engine: Engine<AnyJob, Answer>,
+    engine: Engine<Job, Answer>,
     /// Pages on disk.
     pool: Option<Pool>,
     /// Given back when the engine has ended.
@@ -442,7 +442,7 @@ struct Built {
     family: Family,
     catalog: Arc<Catalog>,
     catalog_memory: Arc<Reservation>,
-    executor: AnyExecutor,
+    executor: Box<dyn ModelExecutor>,
 }
 
 fn token_model(
@@ -489,7 +489,7 @@ fn token_model(
     let options = LoadOptions { positions, weight_format, kv_format, pages };
     let (executor, bytes) = checkpoint.load(&machine.cpu, options).map_err(blame)?;
     info!(weights = %ByteSize(bytes), format = %weight_format, ms = ms(start), "loaded the weights");
-    Ok(Built { family, catalog, catalog_memory, executor: executor.into() })
+    Ok(Built { family, catalog, catalog_memory, executor: Box::new(executor) })
 }
 
 fn hstu(
@@ -518,9 +518,9 @@ fn hstu(
     let model = Arc::new(Hstu::load(checkpoint, &machine.cpu, weight_format).map_err(blame)?);
     info!(weights = %ByteSize(model.weight_bytes()), format = %weight_format, ms = ms(start), "loaded the weights");
     let (catalog, catalog_memory) = read_catalog(files, &family.symbols, machine)?;
-    let executor = HstuExecutor::new(model, Arc::clone(&machine.cpu), settings.engine.kv_format, pages)
-        .map_err(blame)?;
-    Ok(Built { family: Family::Hstu(family), catalog, catalog_memory, executor: executor.into() })
+    let executor =
+        Executor::new(model, Arc::clone(&machine.cpu), settings.engine.kv_format, pages).map_err(blame)?;
+    Ok(Built { family: Family::Hstu(family), catalog, catalog_memory, executor: Box::new(executor) })
 }
 
 fn read_catalog(

@@ -6,12 +6,10 @@ use std::sync::Arc;
 use beamline_catalog::{ItemIndex, Node};
 use beamline_kv_cache::ReuseClass;
 use beamline_model::decode::{self, SearchRequest, Step};
-use beamline_model::executor::Job;
-use beamline_model::executor::any::AnyJob;
-use beamline_model::executor::hstu::{HstuJob, Work};
 use beamline_model::families::hstu::inputs::Prepared;
 use beamline_model::families::tokens::TokenFacts;
 use beamline_model::step::ContextShape;
+use beamline_model::task::{self, Job, Task};
 
 use super::events::{self, Given};
 use super::family::{Family, TokenModel};
@@ -77,14 +75,13 @@ impl Input {
     }
 
     /// The work of computing it, and of searching from there if that is asked for.
-    pub(super) fn job(&self, search: Option<SearchRequest>) -> AnyJob {
-        match self {
-            Self::Tokens(tokens, ..) => AnyJob::Tokens(Job { tokens: Arc::clone(tokens), search }),
-            Self::Events(events, ..) => {
-                let work = search.map_or(Work::Warm, |search| Work::Decode(Box::new(search)));
-                AnyJob::Hstu(HstuJob { request: Arc::clone(events), work })
-            }
-        }
+    pub(super) fn job(&self, search: Option<SearchRequest>) -> Job {
+        let task = search.map_or(Task::Warm, |search| Task::Search(Arc::new(search)));
+        let context = match self {
+            Self::Tokens(tokens, ..) => task::Context::Tokens(Arc::clone(tokens)),
+            Self::Events(events, ..) => task::Context::Events(Arc::clone(events)),
+        };
+        Job { context, task }
     }
 }
 

@@ -31,7 +31,7 @@ mod slate;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use beamline_model::executor::any::{Answer, AnyJob};
+use beamline_model::task::{Answer, Job};
 use beamline_scheduler::{Completed, Micros, Request, Unserved};
 
 use crate::api::{self, RecommendRequest, RecommendResponse, WarmRequest, WarmResponse};
@@ -145,11 +145,7 @@ impl Service {
     }
 
     /// Submits a request to the engine and waits, at most until its deadline.
-    async fn run(
-        &self,
-        request: Request<AnyJob>,
-        deadline: Option<Micros>,
-    ) -> Result<Completed<Answer>, Error> {
+    async fn run(&self, request: Request<Job>, deadline: Option<Micros>) -> Result<Completed<Answer>, Error> {
         let engine = &self.served.engine;
         let ticket = engine.submit(request).map_err(|refusal| self.explain(refusal.into()))?;
         let Some(deadline) = deadline else { return ticket.await.map_err(|e| self.explain(e)) };

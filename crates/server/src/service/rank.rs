@@ -13,9 +13,8 @@ use std::time::Instant;
 
 use beamline_catalog::{FilterSpec, ItemIndex, Leaf};
 use beamline_model::decode::SearchRequest;
-use beamline_model::executor::any::Answer;
-use beamline_model::executor::hstu::{HstuAnswer, HstuJob, Work};
 use beamline_model::families::hstu::inputs::Candidates;
+use beamline_model::task::{Answer, Task};
 use beamline_scheduler::{Micros, Usage};
 
 use super::checks::Asked;
@@ -115,16 +114,15 @@ impl Service {
         input.request.candidates = candidates;
         let prepared = Arc::new(events::prepare(family, input.request)?);
         let width = known.len().min(MICRO_BATCH);
-        let job = HstuJob { request: prepared, work: Work::Rank };
         let steps = 1 + known.len().div_ceil(width);
         let whose = Whose {
             user: request.user_id.as_deref(),
             tenant: request.tenant.as_deref(),
             priority: request.priority,
         };
-        let engine = served.hstu_request(family, job, whose, (width, steps), deadline);
+        let engine = served.hstu_request(family, prepared, Task::Score, whose, (width, steps), deadline);
         let done = self.run(engine, deadline).await?;
-        let Some(Answer::Hstu(HstuAnswer::Predictions(predictions))) = &done.answer else {
+        let Some(Answer::Predictions(predictions)) = &done.answer else {
             return Err(Error::internal("a ranking without predictions"));
         };
         Ok(Ranked {

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use beamline_model::decode::Hypothesis;
-use beamline_model::executor::any::Answer;
-use beamline_model::executor::hstu::{HstuAnswer, HstuJob, Retrieve, Work};
 use beamline_model::families::hstu::retrieval::Scored;
+use beamline_model::task::{Answer, Retrieve, Task};
 use beamline_scheduler::Micros;
 
 use super::checks::{self, Asked};
@@ -68,14 +67,15 @@ impl Service {
         }
         let wanted =
             Retrieve { count: asked.num_items, catalog: Arc::clone(catalog), filter: filter.clone() };
-        let job = HstuJob { request: prepared, work: Work::Retrieve(wanted) };
+        let task = Task::Retrieve(Arc::new(wanted));
         let whose = Whose {
             user: request.user_id.as_deref(),
             tenant: request.tenant.as_deref(),
             priority: request.priority,
         };
-        let done = self.run(served.hstu_request(family, job, whose, (1, 1), deadline), deadline).await?;
-        let Some(Answer::Hstu(HstuAnswer::Items(items))) = &done.answer else {
+        let done =
+            self.run(served.hstu_request(family, prepared, task, whose, (1, 1), deadline), deadline).await?;
+        let Some(Answer::Items(items)) = &done.answer else {
             return Err(Error::internal("a retrieval without items"));
         };
         let trie = catalog.trie();

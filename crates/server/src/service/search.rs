@@ -5,7 +5,7 @@ use std::sync::Arc;
 use beamline_catalog::{Filter, FilterSpec, ItemIndex};
 use beamline_kv_cache::SessionKey;
 use beamline_model::decode::{self, SearchRequest, Step};
-use beamline_model::executor::any::{Answer, AnyJob};
+use beamline_model::task::{Answer, Job};
 use beamline_scheduler::{Micros, Request, RequestId};
 
 use super::checks::{self, Asked};
@@ -141,7 +141,7 @@ pub(super) fn engine_request(
     input: &Input,
     mut beam: Option<Beam<'_>>,
     deadline: Option<Micros>,
-) -> Request<AnyJob> {
+) -> Request<Job> {
     if let Some((search, asked, leaves)) = &mut beam {
         let widths = asked.differing_widths();
         search.widths = widths.map(|levels| widths_of_steps(&search.steps, levels, *leaves));

@@ -8,8 +8,8 @@ use beamline_catalog::Catalog;
 use beamline_compute::cpu::kv_format::KvFormat;
 use beamline_compute::cpu::linear::WeightFormat;
 use beamline_kv_cache::{Namespace, SessionKey};
-use beamline_model::executor::any::{Answer, AnyJob};
-use beamline_model::executor::hstu::HstuJob;
+use beamline_model::families::hstu::inputs::Prepared;
+use beamline_model::task::{Answer, Job, Task};
 use beamline_scheduler::{EngineHandle, Micros, Request, RequestId};
 
 use super::family::{Family, HstuFamily};
@@ -90,7 +90,7 @@ pub struct Served {
     /// Most tokens of a context.
     pub context_limit: usize,
     /// The engine that computes requests.
-    pub engine: EngineHandle<AnyJob, Answer>,
+    pub engine: EngineHandle<Job, Answer>,
     /// Whether the model refuses new requests.
     pub draining: Arc<AtomicBool>,
     /// Keeps the engine running.
@@ -131,18 +131,19 @@ impl Served {
     pub(super) fn hstu_request(
         &self,
         family: &HstuFamily,
-        job: HstuJob,
+        events: Arc<Prepared>,
+        task: Task,
         Whose { user, tenant, priority }: Whose<'_>,
         (width, steps): (usize, usize),
         deadline: Option<Micros>,
-    ) -> Request<AnyJob> {
+    ) -> Request<Job> {
         let namespace = self.namespace(tenant.unwrap_or_default());
         Request {
             id: RequestId(0),
             namespace,
             session: user.map(|user| SessionKey::new(&namespace, user)),
-            words: job.request.words().into(),
-            context_len: job.request.context_len(),
+            words: events.words().into(),
+            context_len: events.context_len(),
             reuse: family.config.reuse(),
             shape: family.config.context_shape(),
             beam_width: width,
@@ -152,7 +153,7 @@ impl Served {
             keeps_branches: false,
             generated_steps: steps,
             deadline,
-            payload: Arc::new(AnyJob::Hstu(job)),
+            payload: Arc::new(Job::events(events, task)),
         }
     }
 

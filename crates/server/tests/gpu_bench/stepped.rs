@@ -4,23 +4,24 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use beamline_compute::cuda::device::Device;
-use beamline_model::executor::any::{Answer, AnyExecutor, AnyJob};
+use beamline_model::executor::ModelExecutor;
 use beamline_model::step::{Plan, Progress, Slot, StepError, StepModel};
+use beamline_model::task::{Answer, Job};
 
 /// Milliseconds of steps, and whether they held context rows; nothing while nobody asks.
 pub(crate) type Steps = Arc<Mutex<Option<Vec<(bool, f64)>>>>;
 
 pub(crate) struct Stepped {
-    pub(crate) inner: AnyExecutor,
+    pub(crate) inner: Box<dyn ModelExecutor>,
     pub(crate) device: Arc<dyn Device>,
     pub(crate) steps: Steps,
 }
 
 impl StepModel for Stepped {
-    type Payload = AnyJob;
+    type Payload = Job;
     type Answer = Answer;
 
-    fn open(&mut self, slot: Slot, payload: AnyJob) {
+    fn open(&mut self, slot: Slot, payload: Job) {
         self.inner.open(slot, payload);
     }
 

@@ -8,12 +8,10 @@ use beamline_compute::cuda::device::Device;
 use beamline_compute::cuda::pages::DevicePages;
 use beamline_kv_cache::{CacheConfig, HostMemory, MokaTier, Namespace, ReuseClass, SessionKey};
 use beamline_model::checkpoint::config::Config;
-use beamline_model::cuda::executor::DeviceExecutor;
 use beamline_model::cuda::qwen::DeviceQwen;
 use beamline_model::decode::{Normalization, SearchRequest, Step};
-use beamline_model::executor::any::{AnyExecutor, AnyJob};
-use beamline_model::executor::{Found, Job};
-use beamline_model::families::tokens::TokenExecutor;
+use beamline_model::executor::Executor;
+use beamline_model::task::{Found, Job};
 use beamline_scheduler::{Engine, Priority, Request, RequestId, SchedulerConfig};
 
 use crate::stepped::{Stepped, Steps};
@@ -27,7 +25,7 @@ const RESERVED: usize = 12 << 30;
 /// Everything that is measured.
 pub(crate) struct World {
     pub(crate) catalog: Arc<Catalog>,
-    pub(crate) engine: Engine<AnyJob, beamline_model::executor::any::Answer>,
+    pub(crate) engine: Engine<Job, beamline_model::task::Answer>,
     /// How long steps take.
     pub(crate) timed: Steps,
     steps: Arc<[Step]>,
@@ -106,7 +104,7 @@ impl World {
             page_bytes: page,
             window: pages / 2,
         });
-        let mut executor = DeviceExecutor::new(model, pages).unwrap();
+        let mut executor = Executor::on_device(model, pages).unwrap();
         executor.prepare(&catalog).unwrap();
         let scheduler = SchedulerConfig {
             max_context: POSITIONS - 64,
@@ -125,11 +123,8 @@ impl World {
             hash_key: [3; 32],
         };
         let timed = Steps::default();
-        let stepped = Stepped {
-            inner: AnyExecutor::from(Box::new(executor) as Box<dyn TokenExecutor>),
-            device: Arc::clone(device),
-            steps: Arc::clone(&timed),
-        };
+        let stepped =
+            Stepped { inner: Box::new(executor), device: Arc::clone(device), steps: Arc::clone(&timed) };
         let engine = Engine::start_with(stepped, scheduler, cache, host).unwrap();
         let steps = vec![Step::Level; shapes::LEVELS].into();
         Self { catalog, engine, timed, steps, first_token, codes }
@@ -145,7 +140,7 @@ impl World {
     }
 
     /// A request for the best of `beams` beams after a context. Nobody else shares the pages of `tenant`.
-    pub(crate) fn request(&self, tokens: Vec<u32>, beams: usize, tenant: u64) -> Request<AnyJob> {
+    pub(crate) fn request(&self, tokens: Vec<u32>, beams: usize, tenant: u64) -> Request<Job> {
         let tokens: Arc<[u32]> = tokens.into();
         let search = SearchRequest {
             catalog: Arc::clone(&self.catalog),
@@ -172,12 +167,12 @@ impl World {
             keeps_branches: true,
             generated_steps: self.steps.len(),
             deadline: None,
-            payload: Arc::new(AnyJob::Tokens(Job { tokens, search: Some(search) })),
+            payload: Arc::new(Job::tokens(tokens, Some(search))),
         }
     }
 
     /// Hands requests in together and waits for the last; returns the milliseconds, and cached tokens of the first.
-    pub(crate) fn answer(&self, requests: Vec<Request<AnyJob>>) -> (f64, usize) {
+    pub(crate) fn answer(&self, requests: Vec<Request<Job>>) -> (f64, usize) {
         let handle = self.engine.handle();
         let start = std::time::Instant::now();
         let tickets: Vec<_> = requests.into_iter().map(|request| handle.submit(request).unwrap()).collect();
@@ -185,7 +180,7 @@ impl World {
         for ticket in tickets {
             let done = ticket.wait().unwrap();
             match &done.answer {
-                Some(beamline_model::executor::any::Answer::Found(Found { hypotheses, .. })) => {
+                Some(beamline_model::task::Answer::Found(Found { hypotheses, .. })) => {
                     assert!(!hypotheses.is_empty(), "a search finds something");
                 }
                 other => panic!("{other:?}"),

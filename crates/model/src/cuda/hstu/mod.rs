@@ -1,7 +1,6 @@
 //! HSTU on an NVIDIA graphics processor.
 //!
-//! Place in the flow: [`HstuDeviceExecutor`](executor::HstuDeviceExecutor) is a [`StepModel`](crate::step::StepModel), as the CPU's executor
-//! of the family is, for all variants.
+//! Place in the flow: a [`DeviceFamily`](crate::executor::cuda::DeviceFamily), for all variants.
 //!
 //! ```text
 //! layout     plan -> arrays of rows and items       no device
@@ -9,13 +8,13 @@
 //! stack      weights of the layers, and the forward pass as a list of work
 //! step       the rows of a step, and the memory it is computed in
 //! model      all of it, and what makes answers of final states
-//! executor   plans -> work -> answers
+//! family     all of it as an executor sees it
 //! ```
 //!
 //! Weights are bf16, tables of embeddings and the residual stream single precision. What rounds is what goes into a product.
 
 pub mod embedding;
-pub mod executor;
+mod family;
 pub mod layout;
 pub mod model;
 pub mod stack;

@@ -33,13 +33,16 @@ use super::stack::DeviceStack;
 use super::step::{Step, StepMemory};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::described::Described;
-use crate::cuda::beams::BranchRows;
 use crate::error::ModelError;
+use crate::executor::cuda::{FillBeams, Finished};
 use crate::families::hstu::config::{HstuConfig, Normalization, Purpose, ResearchHead, VariantConfig};
 use crate::families::hstu::embed::Embedder;
 use crate::families::hstu::inputs::{InputError, Prepared};
 use crate::families::hstu::ranking::Ranking;
-use crate::families::hstu::{PushCandidates, PushContext, context_of, expected_tensors, token_head};
+use crate::families::hstu::{context_of, expected_tensors, token_head};
+use crate::rows::{CandidateRows, ContextPart};
+use crate::step::StepError;
+use crate::task::Head as TaskHead;
 
 /// Values of an item table that are made at a time.
 const CONVERTED: usize = 1 << 22;
@@ -48,6 +51,8 @@ const CONVERTED: usize = 1 << 22;
 #[derive(Debug)]
 pub struct DeviceHstu {
     device: Arc<dyn Device>,
+    /// What is left to the host runs here.
+    cpu: Arc<Cpu>,
     config: HstuConfig,
     embedder: DeviceEmbedder,
     stack: DeviceStack,
@@ -63,15 +68,6 @@ enum Head {
     Tokens(Finish, Memory, usize),
     /// On the host.
     Ranking(Box<Ranking>),
-}
-
-/// Final states as they are compared with items or tokens.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::cuda) struct Finished {
-    /// bf16 `[rows, model_dim]`.
-    states: u64,
-    /// f32 `[rows]`: no product with a vector of unit length is more.
-    pub(in crate::cuda) bounds: u64,
 }
 
 fn finish_of(normalization: Normalization) -> Finish {
@@ -107,7 +103,7 @@ impl DeviceHstu {
     pub fn load(
         device: &Arc<dyn Device>,
         checkpoint: &Checkpoint<HstuConfig>,
-        cpu: &Cpu,
+        cpu: &Arc<Cpu>,
     ) -> Result<Self, ModelError> {
         let (config, tensors) = (checkpoint.config().clone(), checkpoint.tensors());
         let variant = config.variant.variant();
@@ -135,7 +131,7 @@ impl DeviceHstu {
                 unreachable!("these variants rank")
             }
         };
-        Ok(Self { device: Arc::clone(device), config, embedder, stack, head })
+        Ok(Self { device: Arc::clone(device), cpu: Arc::clone(cpu), config, embedder, stack, head })
     }
 
     /// Bytes that the weights take at most: on the device, and on the host.
@@ -185,9 +181,13 @@ impl DeviceHstu {
         }
     }
 
-    /// Whether the model retrieves.
-    pub fn retrieves(&self) -> bool {
-        matches!(self.head, Head::Items(..))
+    /// What it makes of final states.
+    pub fn head(&self) -> TaskHead {
+        match &self.head {
+            Head::Items(..) => TaskHead::Items,
+            Head::Tokens(..) => TaskHead::Tokens,
+            Head::Ranking(_) => TaskHead::Predictions,
+        }
     }
 
     /// Adds rows of a request's context to a step.
@@ -197,14 +197,13 @@ impl DeviceHstu {
     /// When the mask shows rows what is not computed yet.
     pub fn push_context(
         &self,
-        cpu: &Cpu,
         step: &mut Step,
         request: &Prepared,
-        rows: PushContext<'_>,
+        rows: ContextPart<'_>,
     ) -> Result<(), InputError> {
         let positions = rows.positions;
         self.config.check_chunk(request, &positions)?;
-        self.embedder.context(cpu, request, positions.clone(), &mut step.embedded);
+        self.embedder.context(&self.cpu, request, positions.clone(), &mut step.embedded);
         let chunk = ContextRows {
             owner: rows.owner,
             tokens: request.ids(positions.clone()),
@@ -219,14 +218,8 @@ impl DeviceHstu {
     }
 
     /// Adds candidates of a request whose context is in pages, or in the same step. Says whether the model ranks.
-    pub fn push_candidates(
-        &self,
-        cpu: &Cpu,
-        step: &mut Step,
-        request: &Prepared,
-        rows: PushCandidates<'_>,
-    ) -> bool {
-        if !self.embedder.candidates(cpu, request, rows.candidates.clone(), &mut step.embedded) {
+    pub fn push_candidates(&self, step: &mut Step, request: &Prepared, rows: CandidateRows<'_>) -> bool {
+        if !self.embedder.candidates(&self.cpu, request, rows.candidates.clone(), &mut step.embedded) {
             return false;
         }
         let chunk = BranchChunk {
@@ -265,14 +258,14 @@ impl DeviceHstu {
     /// # Errors
     ///
     /// When the device fails, or `beams` does.
-    pub(in crate::cuda) fn forward<E: From<DeviceError>>(
+    pub(in crate::cuda) fn forward(
         &self,
         step: &Step,
         pages: &DevicePages,
         arrivals: &[Mark],
         memory: &mut StepMemory,
-        beams: impl FnOnce(u64) -> Result<Vec<BranchRows>, E>,
-    ) -> Result<u64, E> {
+        beams: &FillBeams<'_>,
+    ) -> Result<u64, StepError> {
         let (arrays, actions) = memory.send(&*self.device, step, beams)?;
         branch_rows(&*self.device, &arrays.rows, &step.layout.rows)?;
         let (count, width) = (step.layout.rows.count(), self.config.stack.model_dim);
@@ -291,22 +284,11 @@ impl DeviceHstu {
         step: &Step,
         pages: &DevicePages,
         memory: &mut StepMemory,
-    ) -> Result<Vec<f32>, DeviceError> {
-        let none = |_| Ok::<_, DeviceError>(Vec::new());
-        let states = self.forward(step, pages, &[], memory, none)?;
-        self.read(states, 0..step.layout.rows.wanted.len())
-    }
-
-    /// Reads final states.
-    ///
-    /// # Errors
-    ///
-    /// When the device fails.
-    pub(in crate::cuda) fn read(&self, states: u64, rows: Range<usize>) -> Result<Vec<f32>, DeviceError> {
-        let width = self.config.stack.model_dim;
-        let mut read = vec![0.0_f32; rows.len() * width];
-        let from = states + (4 * rows.start * width) as u64;
-        self.device.download(from, bytemuck::cast_slice_mut(&mut read))?;
+    ) -> Result<Vec<f32>, StepError> {
+        let states = self.forward(step, pages, &[], memory, &|_| Ok(Vec::new()))?;
+        let rows = step.layout.rows.wanted.len();
+        let mut read = vec![0.0_f32; rows * self.config.stack.model_dim];
+        self.device.download(states, bytemuck::cast_slice_mut(&mut read))?;
         Ok(read)
     }
 
@@ -364,14 +346,8 @@ impl DeviceHstu {
     }
 
     /// Predictions of candidates, `[candidates, names]`, from their final states. Nothing for a model that does not rank.
-    pub fn predict(
-        &self,
-        cpu: &Cpu,
-        states: &[f32],
-        request: &Prepared,
-        candidates: Range<usize>,
-    ) -> Option<Vec<f32>> {
+    pub fn predict(&self, states: &[f32], request: &Prepared, candidates: Range<usize>) -> Option<Vec<f32>> {
         let Head::Ranking(ranking) = &self.head else { return None };
-        ranking.predict(cpu, self.embedder.host()?, states, request, candidates)
+        ranking.predict(&self.cpu, self.embedder.host()?, states, request, candidates)
     }
 }

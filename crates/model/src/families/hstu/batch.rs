@@ -30,9 +30,15 @@ pub struct ContextOf<'a> {
 }
 
 impl HstuBatch {
-    /// Makes the batch empty and keeps its memory.
+    /// Makes the batch empty for another step, and keeps its memory.
     pub fn clear(&mut self) {
+        self.clear_part();
         self.layout.clear();
+    }
+
+    /// Makes the batch empty for another part of the same step.
+    pub fn clear_part(&mut self) {
+        self.layout.clear_part();
         self.embedded.clear();
         self.of_row.clear();
         self.sequences.clear();

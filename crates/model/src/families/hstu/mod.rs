@@ -10,6 +10,7 @@
 //! retrieval  final states -> best items, or logits of tokens
 //! sieve      which items cannot be among the best, told from a smaller copy
 //! ranking    final states of candidates -> predictions by task
+//! step       how an executor fills and runs a batch
 //! mlp        what the ranking variants have around the layers
 //! ```
 //!
@@ -53,6 +54,7 @@ pub mod ranking;
 pub mod retrieval;
 mod sieve;
 pub mod stack;
+mod step;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -63,7 +65,7 @@ use beamline_compute::cpu::kv_format::KvFormat;
 use beamline_compute::cpu::linear::{Linear, WeightFormat};
 use beamline_compute::cpu::mask::Mask;
 use beamline_compute::cpu::pages::{PageShape, PageStore};
-use beamline_kv_cache::{PageId, ReuseClass};
+use beamline_kv_cache::ReuseClass;
 use candle_core::Tensor;
 
 use self::batch::{ContextOf, HstuBatch};
@@ -78,6 +80,7 @@ use crate::checkpoint::described::{Described, Expected};
 use crate::checkpoint::note::Note;
 use crate::checkpoint::tensors::Tensors;
 use crate::error::ModelError;
+use crate::rows::{BeamRows, CandidateRows, ContextPart};
 use crate::step::ContextShape;
 
 const TOKEN_HEAD: &str = "_token_head.weight";
@@ -102,51 +105,6 @@ pub enum Task {
     Tokens(TokenHead),
     /// It scores candidates.
     Ranking(Ranking),
-}
-
-/// Rows that continue the context of a request.
-#[derive(Clone, Debug)]
-pub struct PushContext<'a> {
-    /// Who asks; only compared with the others of the batch.
-    pub owner: u32,
-    /// Positions to compute.
-    pub positions: Range<usize>,
-    /// Positions below this one are in pages already.
-    pub cached: usize,
-    /// Context pages from position 0 on.
-    pub pages: &'a [PageId],
-    /// How many of the last rows' final states are wanted.
-    pub wanted: usize,
-}
-
-/// Candidates of a request.
-#[derive(Clone, Debug)]
-pub struct PushCandidates<'a> {
-    /// Who asks.
-    pub owner: u32,
-    /// Which of its candidates; their final states are wanted.
-    pub candidates: Range<usize>,
-    /// All context pages.
-    pub context_pages: &'a [PageId],
-    /// Private pages, a row for each candidate of this call; what they held is overwritten.
-    pub branch_pages: &'a [PageId],
-}
-
-/// Generated tokens of a request, one per beam.
-#[derive(Clone, Copy, Debug)]
-pub struct PushTokens<'a> {
-    /// Who asks.
-    pub owner: u32,
-    /// Token of each beam; the final states of all are wanted.
-    pub tokens: &'a [u32],
-    /// Ancestors per row, the row itself last: d + 1 at step d.
-    pub ancestors: usize,
-    /// `ancestors` branch rows for each row.
-    pub lineage: &'a [u32],
-    /// All context pages.
-    pub context_pages: &'a [PageId],
-    /// Branch pages.
-    pub branch_pages: &'a [PageId],
 }
 
 /// Names and shapes of the tensors that a checkpoint of this configuration must have.
@@ -304,7 +262,7 @@ impl Hstu {
         cpu: &Cpu,
         batch: &mut HstuBatch,
         request: &Prepared,
-        rows: PushContext<'_>,
+        rows: ContextPart<'_>,
     ) -> Result<(), InputError> {
         let positions = rows.positions.clone();
         self.config.check_chunk(request, &positions)?;
@@ -327,7 +285,7 @@ impl Hstu {
         cpu: &Cpu,
         batch: &mut HstuBatch,
         request: &Prepared,
-        rows: PushCandidates<'_>,
+        rows: CandidateRows<'_>,
     ) {
         self.embedder.candidates(cpu, request, rows.candidates.clone(), &mut batch.embedded);
         let own: Vec<u32> = (0..rows.candidates.len() as u32).collect();
@@ -352,20 +310,11 @@ impl Hstu {
         &self,
         batch: &mut HstuBatch,
         request: &Prepared,
-        rows: PushTokens<'_>,
+        rows: BeamRows<'_>,
     ) -> Result<(), InputError> {
         let position = self.config.generated_position(request, rows.ancestors)?;
         self.embedder.tokens(rows.tokens, position, &mut batch.embedded);
-        let layout = BranchRows {
-            owner: rows.owner,
-            tokens: rows.tokens,
-            context_len: request.context_len(),
-            ancestors: rows.ancestors,
-            lineage: rows.lineage,
-            context_pages: rows.context_pages,
-            branch_pages: rows.branch_pages,
-        };
-        batch.push_branches(layout, context_of(request));
+        batch.push_branches(rows.at(request.context_len()), context_of(request));
         Ok(())
     }
 

@@ -63,8 +63,14 @@ pub struct WholeContext<'a> {
 }
 
 impl T5Batch {
-    /// Makes the batch empty and keeps its memory.
+    /// Makes the batch empty for another step, and keeps its memory.
     pub fn clear(&mut self) {
+        self.clear_part();
+        self.uses.clear();
+    }
+
+    /// Makes the batch empty for another part of the same step.
+    pub fn clear_part(&mut self) {
         self.encoder_tokens.clear();
         self.sequences.clear();
         self.cross.clear();
@@ -75,7 +81,7 @@ impl T5Batch {
         self.pages.clear();
         self.lineage.clear();
         self.all.clear();
-        self.uses.clear();
+        self.uses.clear_part();
     }
 
     /// Rows of the decoder. The final states of all of them are wanted.

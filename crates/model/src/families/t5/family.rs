@@ -17,8 +17,8 @@ use super::{T5, Workspace};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::tensors::Tensors;
 use crate::error::ModelError;
-use crate::executor::t5::T5Executor;
-use crate::families::tokens::{DecoderFacts, LoadOptions, TokenConfig, TokenExecutor, TokenFacts};
+use crate::executor::{Executor, ModelExecutor};
+use crate::families::tokens::{DecoderFacts, LoadOptions, TokenConfig, TokenFacts};
 use crate::reference::verify::EngineLogits;
 use crate::reference::{Reference, T5Reference};
 use crate::step::ContextShape;
@@ -70,10 +70,10 @@ impl TokenConfig for T5Config {
         checkpoint: &Checkpoint<Self>,
         cpu: &Arc<Cpu>,
         options: LoadOptions,
-    ) -> Result<(Box<dyn TokenExecutor>, usize), ModelError> {
+    ) -> Result<(Box<dyn ModelExecutor>, usize), ModelError> {
         let model = T5::load(checkpoint, options.weight_format)?;
         let bytes = model.weight_bytes();
-        let executor = T5Executor::new(Arc::new(model), Arc::clone(cpu), options.kv_format, options.pages)?;
+        let executor = Executor::new(Arc::new(model), Arc::clone(cpu), options.kv_format, options.pages)?;
         Ok((Box::new(executor), bytes))
     }
     fn engine_logits(

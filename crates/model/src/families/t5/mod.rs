@@ -7,6 +7,7 @@
 //! encoder             blocks over whole contexts
 //! decoder             blocks over start rows and beams
 //! batch               rows of one step, and what lies where in pages
+//! step                how an executor fills and runs a batch
 //! family              facts, memory and loading, for the rest of the system
 //! ```
 //!
@@ -19,6 +20,7 @@ mod decoder;
 mod encoder;
 mod family;
 mod feed_forward;
+mod step;
 pub mod tensors;
 
 use beamline_compute::cpu::Cpu;

@@ -15,15 +15,14 @@ use beamline_kv_cache::{PageId, ReuseClass};
 use candle_core::DType;
 use serde_json::Value;
 
-use super::{DeviceLimits, LoadOptions, TokenBytes, TokenConfig, TokenExecutor, TokenFacts};
+use super::{DeviceLimits, LoadOptions, TokenBytes, TokenConfig, TokenFacts};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::{Architecture, Config};
 use crate::checkpoint::tensors::Tensors;
 use crate::cuda::beams::check_beams;
-use crate::cuda::executor::DeviceExecutor;
 use crate::cuda::qwen::DeviceQwen;
 use crate::error::ModelError;
-use crate::executor::Executor;
+use crate::executor::{Executor, ModelExecutor};
 use crate::families::qwen::{Qwen, Workspace, first_layer_table_bytes, page_shape};
 use crate::reference::verify::{EngineLogits, LONGEST};
 use crate::reference::{DecoderReference, Reference};
@@ -93,7 +92,7 @@ impl TokenConfig for Config {
         checkpoint: &Checkpoint<Self>,
         cpu: &Arc<Cpu>,
         options: LoadOptions,
-    ) -> Result<(Box<dyn TokenExecutor>, usize), ModelError> {
+    ) -> Result<(Box<dyn ModelExecutor>, usize), ModelError> {
         let LoadOptions { positions, weight_format, kv_format, pages } = options;
         let model = Qwen::load(checkpoint, positions, weight_format)?;
         let bytes = model.weight_bytes();
@@ -148,9 +147,9 @@ impl TokenConfig for Config {
         positions: usize,
         pages: usize,
         catalog: &Arc<Catalog>,
-    ) -> Result<Box<dyn TokenExecutor>, ModelError> {
+    ) -> Result<Box<dyn ModelExecutor>, ModelError> {
         let model = DeviceQwen::load(device, checkpoint, positions)?;
-        let mut executor = DeviceExecutor::new(Arc::new(model), pages)?;
+        let mut executor = Executor::on_device(Arc::new(model), pages)?;
         executor.prepare(catalog)?;
         Ok(Box::new(executor))
     }

@@ -29,11 +29,11 @@ use crate::checkpoint::note::Note;
 use crate::checkpoint::tensors::Tensors;
 use crate::checkpoint::{Checkpoint, Examined, json};
 use crate::error::ModelError;
-use crate::executor::{Found, Job};
+use crate::executor::ModelExecutor;
 use crate::families::t5::config::T5Config;
 use crate::reference::Reference;
 use crate::reference::verify::{EngineLogits, Verified, verify};
-use crate::step::{ContextShape, StepModel};
+use crate::step::ContextShape;
 
 /// The families. A checkpoint that names none of them is read as the last, which says what is known.
 const FAMILIES: [Registered; 2] = [registered::<T5Config>(), registered::<Config>()];
@@ -100,11 +100,6 @@ pub struct DeviceLimits {
     pub beams: usize,
 }
 
-/// A model with its pages, ready to carry out plans.
-pub trait TokenExecutor: StepModel<Payload = Job, Answer = Found> + fmt::Debug + Send {}
-
-impl<M: StepModel<Payload = Job, Answer = Found> + fmt::Debug + Send> TokenExecutor for M {}
-
 /// What a family says of its configuration.
 pub trait TokenConfig: Described + fmt::Debug + Send + Sync + 'static {
     /// Whether a config.json is of this family.
@@ -131,7 +126,7 @@ pub trait TokenConfig: Described + fmt::Debug + Send + Sync + 'static {
         checkpoint: &Checkpoint<Self>,
         cpu: &Arc<Cpu>,
         options: LoadOptions,
-    ) -> Result<(Box<dyn TokenExecutor>, usize), ModelError>;
+    ) -> Result<(Box<dyn ModelExecutor>, usize), ModelError>;
 
     /// The engine's logits of what follows a context, in single precision on the CPU, one context at a time.
     ///
@@ -170,7 +165,7 @@ pub trait TokenConfig: Described + fmt::Debug + Send + Sync + 'static {
         _positions: usize,
         _pages: usize,
         _catalog: &Arc<Catalog>,
-    ) -> Result<Box<dyn TokenExecutor>, ModelError> {
+    ) -> Result<Box<dyn ModelExecutor>, ModelError> {
         Err(checkpoint.config().not_on_device())
     }
 
@@ -212,7 +207,7 @@ pub trait TokenFamily: fmt::Debug + Send + Sync {
         &self,
         cpu: &Arc<Cpu>,
         options: LoadOptions,
-    ) -> Result<(Box<dyn TokenExecutor>, usize), ModelError>;
+    ) -> Result<(Box<dyn ModelExecutor>, usize), ModelError>;
     /// Compares the engine with a second implementation on random prompts.
     ///
     /// # Errors
@@ -236,7 +231,7 @@ pub trait TokenFamily: fmt::Debug + Send + Sync {
         positions: usize,
         pages: usize,
         catalog: &Arc<Catalog>,
-    ) -> Result<Box<dyn TokenExecutor>, ModelError>;
+    ) -> Result<Box<dyn ModelExecutor>, ModelError>;
 }
 
 impl<C: TokenConfig> TokenFamily for Checkpoint<C> {
@@ -275,7 +270,7 @@ impl<C: TokenConfig> TokenFamily for Checkpoint<C> {
         &self,
         cpu: &Arc<Cpu>,
         options: LoadOptions,
-    ) -> Result<(Box<dyn TokenExecutor>, usize), ModelError> {
+    ) -> Result<(Box<dyn ModelExecutor>, usize), ModelError> {
         C::load(self, cpu, options)
     }
 
@@ -296,7 +291,7 @@ impl<C: TokenConfig> TokenFamily for Checkpoint<C> {
         positions: usize,
         pages: usize,
         catalog: &Arc<Catalog>,
-    ) -> Result<Box<dyn TokenExecutor>, ModelError> {
+    ) -> Result<Box<dyn ModelExecutor>, ModelError> {
         C::load_on_device(self, device, positions, pages, catalog)
     }
 }
