@@ -1,6 +1,7 @@
 //! The project's own chores: `cargo xtask <chore>`.
 //!
-//! Each chore is a thin wrapper over commands one could type, printed before they run; only `bench` measures by itself.
+//! Each chore is a thin wrapper over commands one could type, printed before they run; only `bench` and
+//! `tidy` do their work by themselves.
 
 mod attack;
 mod bench;
