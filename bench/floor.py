@@ -146,7 +146,10 @@ def attention_seconds(shape, rows, seen, causal, budget):
         k, v = (torch.randn(1, kv, seen, dim, dtype=dtype).repeat_interleave(heads // kv, 1) for _ in range(2))
         square = causal and rows == seen
         mask = torch.ones(rows, seen, dtype=torch.bool).tril(seen - rows) if causal and not square else None
-        call = lambda _: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=square)
+
+        def call(_):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=square)
+
         times[kind] = seconds(call, 1, budget)
     return times
 
@@ -203,8 +206,22 @@ def work(shape, visit, beams):
 
 def machine():
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    field = lambda name: next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "?")
-    wanted = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8")
+
+    def field(name):
+        return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "?")
+
+    wanted = (
+        "avx2",
+        "fma",
+        "avx512f",
+        "avx512_vnni",
+        "avx512_bf16",
+        "avx512_fp16",
+        "avx_vnni",
+        "amx_tile",
+        "amx_bf16",
+        "amx_int8",
+    )
     flags = field("flags").split()
     return dict(cpu=field("model name"), cores=os.cpu_count(), flags=[flag for flag in wanted if flag in flags],
                 kernel=platform.release(), python=platform.python_version(), torch=torch.__version__)
@@ -251,13 +268,20 @@ def main():
                         for kind in floor:
                             # A format that cannot be timed falls back on the next wider one.
                             best = rates[key]["best"]
-                            rate = max(best[k]["gflops"] for k in best if k in ("f32", "bf16", "int8")[: ("f32", "bf16", "int8").index(kind) + 1])
+                            rate = max(
+                                best[k]["gflops"]
+                                for k in best
+                                if k in ("f32", "bf16", "int8")[: ("f32", "bf16", "int8").index(kind) + 1]
+                            )
                             floor[kind] += times * 2e-6 * rows * inputs * outputs / rate
                     attention_ms = 0.0
                     for rows, seen, causal, times in need["attention"]:
                         key = f"{rows} rows see {seen}{' causally' if causal else ''}"
                         if key not in attended:
-                            attended[key] = {kind: round(1e3 * t, 4) for kind, t in attention_seconds(shape, rows, seen, causal, budget).items()}
+                            attended[key] = {
+                                kind: round(1e3 * t, 4)
+                                for kind, t in attention_seconds(shape, rows, seen, causal, budget).items()
+                            }
                         attention_ms += times * attended[key]["f32"]
                     need["floor_ms"] = {kind: round(ms + attention_ms, 3) for kind, ms in floor.items()}
                     need["products_ms"] = {kind: round(ms, 3) for kind, ms in floor.items()}

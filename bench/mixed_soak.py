@@ -3,20 +3,26 @@
 
     python3 bench/mixed_soak.py --seconds 600 --out bench/results/mixed-soak
 
-Needs python3 and a built server, nothing else. Makes its checkpoints (`soak/checkpoints.py`), starts `beamline serve` on one of them, loads the
-others over HTTP, and sends requests at a given rate, whatever becomes of those before:
+Needs python3 and a built server, nothing else. Makes its checkpoints (`soak/checkpoints.py`), starts `beamline serve` on one of
+them, loads the others over HTTP, and sends requests at a given rate, whatever becomes of those before:
 
-- recommend by a decoder of semantic IDs (the demo), an HSTU that retrieves and one with a token head; rank by an HSTU of the dlrm variant, by the
-  decoder and by the token head; warm. Users come back with a few new events or are new; histories are cut; filters, tenants, forced prefixes;
-- deadlines too short, clients that go after half a request or while they wait, bodies that come in two parts, requests that must be refused, and now
+- recommend by a decoder of semantic IDs (the demo), an HSTU that retrieves and one with a token head; rank by an HSTU of the
+dlrm variant, by the
+  decoder and by the token head; warm. Users come back with a few new events or are new; histories are cut; filters, tenants,
+  forced prefixes;
+- deadlines too short, clients that go after half a request or while they wait, bodies that come in two parts, requests that
+must be refused, and now
   and then two dozen requests at once;
-- every `--swap-every` seconds a change: a checkpoint swapped for another, a catalog patched or rolled back, changes that must be refused.
+- every `--swap-every` seconds a change: a checkpoint swapped for another, a catalog patched or rolled back, changes that must
+be refused.
 
 It fails (exit status 1) unless
 
-- every answer has the shape that /openapi.json gives, the items that filters and catalog allow, as many as there are, in order; every error is
+- every answer has the shape that /openapi.json gives, the items that filters and catalog allow, as many as there are, in order;
+every error is
   the one that was expected;
-- requests that are asked again get the same bytes for the same checkpoint and catalog: while others run, when all is quiet, from the cache and
+- requests that are asked again get the same bytes for the same checkpoint and catalog: while others run, when all is quiet,
+from the cache and
   computed anew, and by /v1/rank the scores that /v1/recommend gave;
 - a request after a change is answered by what the change put in place;
 - at rest no page, request or counted byte is held that should not be, and the server's counters are what the clients counted;
@@ -75,7 +81,9 @@ def arguments():
     parser.add_argument("--server", default=str(HERE.parent / "target/release/beamline"), metavar="BIN", help="the binary")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--rate", type=float, default=40.0, help="arrivals a second (default 40)")
-    parser.add_argument("--swap-every", type=float, default=5.0, metavar="S", help="seconds between changes; 0 for none (default 5)")
+    parser.add_argument(
+        "--swap-every", type=float, default=5.0, metavar="S", help="seconds between changes; 0 for none (default 5)"
+    )
     parser.add_argument("--senders", type=int, default=16, help="threads that send (default 16)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the server (default 2)")
     parser.add_argument("--kv-memory", default="8MiB", help="of each model (default 8MiB)")
@@ -87,7 +95,9 @@ def arguments():
     parser.add_argument("--thread-growth", type=int, default=24, help="the same for threads (default 24)")
     parser.add_argument("--file-growth", type=int, default=24, help="the same for open files (default 24)")
     parser.add_argument("--server-args", default="", help="whatever else `beamline serve` understands")
-    parser.add_argument("--work", type=pathlib.Path, help="where checkpoints and the server's log are put (default: a temporary folder)")
+    parser.add_argument(
+        "--work", type=pathlib.Path, help="where checkpoints and the server's log are put (default: a temporary folder)"
+    )
     parser.add_argument("--out", type=pathlib.Path, help="writes OUT.json and OUT.md (default: the page on stdout)")
     return parser.parse_args()
 
@@ -152,9 +162,13 @@ def run(options, work):
     finally:
         status = server.stop()
     checks.hold("SIGTERM ends the server with 0", [f"status {status}"] if status != 0 else [])
-    log = [line for line in (work / "server.log").read_text(errors="replace").splitlines() if " ERROR " in line or "panicked" in line]
+    log = [
+        line for line in (work / "server.log").read_text(errors="replace").splitlines() if " ERROR " in line or "panicked" in line
+    ]
     checks.hold("nothing is logged as an error", log)
-    found["server"] = shlex.join(["beamline", "serve", "--checkpoint", "ROOT/decoder/a", "--model-root", "ROOT", "--admin-key-file", "KEY", *fixed])
+    found["server"] = shlex.join(
+        ["beamline", "serve", "--checkpoint", "ROOT/decoder/a", "--model-root", "ROOT", "--admin-key-file", "KEY", *fixed]
+    )
     return {**found, "checks": checks.found, "failed": [name for name, check in checks.found.items() if not check["held"]]}
 
 
@@ -183,20 +197,31 @@ def soak(options, server, world, rng, checks):
     started = time.time()
     during(options, server, traffic, watch, operator)
     if server.process.poll() is not None:
-        raise SystemExit(f"the server ended by itself with status {server.process.poll()}; the end of its log:\n{server.log_end()}")
+        raise SystemExit(
+            f"the server ended by itself with status {server.process.poll()}; the end of its log:\n{server.log_end()}"
+        )
     after, held = watch.idle()
     failures = list(traffic.failures)
     say("quiet again; asking the samples again")
 
-    checks.hold("every request was answered as it should be", [f"{one['kind']} {one['path']}: {one['problem']}" for one in failures])
+    checks.hold(
+        "every request was answered as it should be", [f"{one['kind']} {one['path']}: {one['problem']}" for one in failures]
+    )
     wrong = [f"{one['change']} of {one['model']}: {one['problem']}" for one in operator.failures]
     checks.hold("every change did what it should, and the next request saw it", wrong)
     checks.hold("nothing is held at rest: queued, running, pages", [held] if held else [])
     counted, left = traffic.counted + operator.counted(), traffic.left
     items = traffic.items + operator.items
-    checks.hold("the server counted what the clients did", request_problems(before, after, counted, left, items, traffic.left_items))
+    checks.hold(
+        "the server counted what the clients did", request_problems(before, after, counted, left, items, traffic.left_items)
+    )
     checks.hold("the engines' counters add up, none failed", engine_problems(after))
-    telling = ("beamline_prefix_tokens_total", "beamline_page_evictions_total", "beamline_engine_requests_total", "beamline_host_")
+    telling = (
+        "beamline_prefix_tokens_total",
+        "beamline_page_evictions_total",
+        "beamline_engine_requests_total",
+        "beamline_host_",
+    )
     grown = {name: after[name] - before[name] for name in after if name.startswith(telling)}
 
     quiet = []
@@ -214,7 +239,11 @@ def soak(options, server, world, rng, checks):
     pages = page_total(last)
     checks.hold("all pages are there", [f"{pages}, {pages_before} before"] if pages != pages_before else [], f"{pages:.0f}")
     used, parts = memory_parts(operator.client, MODELS)
-    wrong = [f"{used} bytes are counted, the parts are {parts}, before it were {memory_before}"] if not used == parts == memory_before else []
+    wrong = (
+        [f"{used} bytes are counted, the parts are {parts}, before it were {memory_before}"]
+        if not used == parts == memory_before
+        else []
+    )
     checks.hold("memory that is counted is what is loaded, to the byte, as before", wrong, f"{used} bytes")
     checks.hold("counters never fall, and the metrics can always be read", watch.failures)
     numbers, above = watch.back_to(numbers_before)
@@ -249,7 +278,12 @@ def soak(options, server, world, rng, checks):
 def machine():
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    return {"cpu": names[0] if names else "?", "cores": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
+    return {
+        "cpu": names[0] if names else "?",
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
 
 
 def commit():
@@ -264,7 +298,12 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         work = options.work or pathlib.Path(folder)
         work.mkdir(parents=True, exist_ok=True)
-        result = {"command": "python3 bench/mixed_soak.py " + " ".join(shown), "commit": commit(), "machine": machine(), **run(options, work)}
+        result = {
+            "command": "python3 bench/mixed_soak.py " + " ".join(shown),
+            "commit": commit(),
+            "machine": machine(),
+            **run(options, work),
+        }
     page = report.markdown(result)
     if options.out:
         options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")

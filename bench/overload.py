@@ -3,15 +3,19 @@
 
     python3 bench/overload.py --binary target/release/beamline --checkpoint DIR --out bench/results/overload.json
 
-Needs python3 and a built server, nothing else. DIR is a decoder's checkpoint with its catalog (`cargo xtask bench` leaves workload S in its
+Needs python3 and a built server, nothing else. DIR is a decoder's checkpoint with its catalog (`cargo xtask bench` leaves
+workload S in its
 --work folder). Every request is of a user that was never seen, so nothing is cached. Measured are
 
 - capacity: requests answered a second by eight clients without a pause;
-- overload: Poisson arrivals of 2, 4 and 10 times that for --seconds each, with the defaults of the server. By windows of five seconds: answers
-  a second, P50 and P99 of the answers; then what became of the rest, how long whoever was not answered waited, and the P99 of a calm client in
-  the seconds after the overload. A refusal is right when a request that comes after its Retry-After is taken;
-- neighbours: small requests, 15 a second, alone and beside 1 and 16 clients that ask for the longest history and 512 beams without a
-  pause, except that they honour Retry-After, all of one tenant; and a tenant beside 1,500 clients of another, who come back at once.
+- overload: Poisson arrivals of 2, 4 and 10 times that for --seconds each, with the defaults of the server. By windows of five
+seconds: answers
+  a second, P50 and P99 of the answers; then what became of the rest, how long whoever was not answered waited, and the P99 of a
+  calm client in the seconds after the overload. A refusal is right when a request that comes after its Retry-After is taken;
+- neighbours: small requests, 15 a second, alone and beside 1 and 16 clients that ask for the longest history and 512 beams
+without a
+  pause, except that they honour Retry-After, all of one tenant; and a tenant beside 1,500 clients of another, who come back at
+  once.
 
 The client shares the cores with the server. Nothing else should run meanwhile.
 """
@@ -67,7 +71,9 @@ class Server:
         """A request of a user that nobody else is."""
         history = ",".join(random.Random(seed).choices(self.quoted, k=items))
         timeout = f',"timeout_ms":{timeout_ms}' if timeout_ms else ""
-        return f'{{"history":[{history}],"num_items":{min(beams, 10)},"beam_width":{beams},"tenant":"{tenant}"{timeout}}}'.encode()
+        return (
+            f'{{"history":[{history}],"num_items":{min(beams, 10)},"beam_width":{beams},"tenant":"{tenant}"{timeout}}}'.encode()
+        )
 
     async def ask(self, body):
         """Status, seconds, and Retry-After. 0 when the connection failed."""
@@ -81,7 +87,7 @@ class Server:
             lines = answer.split(b"\r\n\r\n", 1)[0].decode().lower().split("\r\n")
             retry = next((line.split(":")[1].strip() for line in lines if line.startswith("retry-after:")), None)
             return int(lines[0].split()[1]), time.perf_counter() - start, retry
-        except (OSError, ValueError, IndexError, asyncio.TimeoutError):
+        except (TimeoutError, OSError, ValueError, IndexError):
             return 0, time.perf_counter() - start, None
 
 
@@ -97,8 +103,8 @@ OTHER_LOOP = loop_of_a_thread()
 
 
 class Load:
-    """Requests of one kind, and what became of them. All clients are tasks of one thread: the client shares the cores with the server, so
-    it has to cost little."""
+    """Requests of one kind, and what became of them. All clients are tasks of one thread: the client shares the cores with the
+    server, so it has to cost little."""
 
     def __init__(self, server, items, beams, tenant, seed, timeout_ms=None, loop=LOOP):
         self.loop = loop
@@ -178,7 +184,9 @@ def windows(load, start, seconds):
         begin = start + index * WINDOW
         ends = [(at + took, took) for at, status, took, _ in load.done if status == 200]
         took = [took for end, took in ends if begin <= end < begin + WINDOW]
-        rows.append({"answered_per_s": round(len(took) / WINDOW, 1), "p50_ms": percentile(took, 50), "p99_ms": percentile(took, 99)})
+        rows.append(
+            {"answered_per_s": round(len(took) / WINDOW, 1), "p50_ms": percentile(took, 50), "p99_ms": percentile(took, 99)}
+        )
     return rows
 
 
@@ -199,8 +207,11 @@ def overload(server, options, capacity, factor):
         **load.summary(),
         "least_of_capacity": round(min(row["answered_per_s"] for row in rows[1:]) / capacity, 2),
         "retry_after_s": {"least": min(retries, default=None), "most": max(retries, default=None)},
-        "calm_after_one_second": {"p50_ms": percentile(calm.answered(end + 1), 50), "p99_ms": percentile(calm.answered(end + 1), 99),
-                                  "not_answered": sum(status != 200 for _, status, _, _ in calm.done)},
+        "calm_after_one_second": {
+            "p50_ms": percentile(calm.answered(end + 1), 50),
+            "p99_ms": percentile(calm.answered(end + 1), 99),
+            "not_answered": sum(status != 200 for _, status, _, _ in calm.done),
+        },
         "windows": rows,
     }
 
@@ -250,8 +261,15 @@ def main():
         alone = Load(server, options.items, 32, "busy", 5)
         alone.closed_loop(1, 8)
         alone.join()
-        result = {"machine": platform.processor() or platform.machine(), "arguments": vars(options), "capacity_per_s": round(capacity, 1),
-                  "alone": alone.summary(), "overload": [], "neighbours": [], "tenants": []}
+        result = {
+            "machine": platform.processor() or platform.machine(),
+            "arguments": vars(options),
+            "capacity_per_s": round(capacity, 1),
+            "alone": alone.summary(),
+            "overload": [],
+            "neighbours": [],
+            "tenants": [],
+        }
         print(json.dumps({key: result[key] for key in ("capacity_per_s", "alone")}), flush=True)
         if options.only != "neighbours":
             for factor in map(float, options.factors.split(",")):

@@ -3,10 +3,10 @@
 
     VENV/bin/python bench/t5.py --binary target/release/beamline --out bench/results/t5.json
 
-VENV has torch and transformers. A checkpoint with random weights, its tokenizer and a catalog are made in --work: 4+4 layers, width 128,
-6 heads of 64, 4 x 256 codes. Random weights are right for timing and meaningless for quality. beamline is asked over HTTP, before and after
-the other engine; its slower median counts. Both search exactly the same paths, so the items and scores are compared as well.
-"""
+VENV has torch and transformers. A checkpoint with random weights, its tokenizer and a catalog are made in --work: 4+4 layers,
+width 128, 6 heads of 64, 4 x 256 codes. Random weights are right for timing and meaningless for quality. beamline is asked over
+HTTP, before and after the other engine; its slower median counts. Both search exactly the same paths, so the items and scores
+are compared as well. """
 
 import argparse
 import http.client
@@ -35,7 +35,9 @@ def make(folder):
     names = "abcd"[:LEVELS]
     tokenizer.add_tokens([AddedToken(f"<{name}_{code}>", normalized=False) for name in names for code in range(CODES)])
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>").save_pretrained(
+        folder
+    )
     torch.manual_seed(0)
     config = T5Config(vocab_size=len(special) + LEVELS * CODES, d_model=128, d_kv=64, d_ff=1024, num_layers=4, num_heads=6,
                       decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
@@ -60,14 +62,30 @@ def wait_until_ready(connection):
 
 
 def beamline(options, folder, histories):
-    command = [options.binary, "serve", "--listen", "127.0.0.1:0", "--log", "error", "--threads", str(options.threads), "--checkpoint", folder]
+    command = [
+        options.binary,
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--log",
+        "error",
+        "--threads",
+        str(options.threads),
+        "--checkpoint",
+        folder,
+    ]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         connection = http.client.HTTPConnection(server.stdout.readline().split("//")[1].strip())
         wait_until_ready(connection)
 
         def ask(history, tenant):
-            body = {"history": [f"item-{i}" for i in history], "num_items": options.beams, "beam_width": options.beams, "tenant": tenant}
+            body = {
+                "history": [f"item-{i}" for i in history],
+                "num_items": options.beams,
+                "beam_width": options.beams,
+                "tenant": tenant,
+            }
             start = time.perf_counter()
             connection.request("POST", "/v1/recommend", json.dumps(body), {"content-type": "application/json"})
             answer = json.loads(connection.getresponse().read())
@@ -80,7 +98,9 @@ def beamline(options, folder, histories):
         assert all(answer["usage"]["cached_tokens"] == 0 for _, answer in cold)
         assert all(answer["usage"]["cached_tokens"] == answer["usage"]["context_tokens"] for _, answer in again)
         assert all(one["items"] == other["items"] for (_, one), (_, other) in zip(cold, again))
-        return [statistics.median(took for took, _ in visits) for visits in (cold, again)], [answer["items"] for _, answer in cold]
+        return [statistics.median(took for took, _ in visits) for visits in (cold, again)], [
+            answer["items"] for _, answer in cold
+        ]
     finally:
         server.terminate()
         server.wait()
@@ -108,11 +128,24 @@ def hugging_face(options, folder, histories):
         start = time.perf_counter()
         with torch.inference_mode():
             found = model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), num_beams=options.beams, num_return_sequences=options.beams,
-                max_new_tokens=LEVELS, min_new_tokens=LEVELS, do_sample=False, length_penalty=0.0, early_stopping=True,
-                prefix_allowed_tokens_fn=lambda _, path: allowed.get(tuple(path[1:].tolist()), [0]), return_dict_in_generate=True, output_scores=True)
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                num_beams=options.beams,
+                num_return_sequences=options.beams,
+                max_new_tokens=LEVELS,
+                min_new_tokens=LEVELS,
+                do_sample=False,
+                length_penalty=0.0,
+                early_stopping=True,
+                prefix_allowed_tokens_fn=lambda _, path: allowed.get(tuple(path[1:].tolist()), [0]),
+                return_dict_in_generate=True,
+                output_scores=True,
+            )
         took = (time.perf_counter() - start) * 1e3
-        return took, [(named.get(tuple(path)), score) for path, score in zip(found.sequences[:, 1:].tolist(), found.sequences_scores.tolist())]
+        return took, [
+            (named.get(tuple(path)), score)
+            for path, score in zip(found.sequences[:, 1:].tolist(), found.sequences_scores.tolist())
+        ]
 
     ask(histories[0])
     answers = [ask(history) for history in histories]
@@ -140,10 +173,17 @@ def main():
     cold, again = (max(pair) for pair in zip(before, after))
     off = [abs(one["score"] - score) for mine, other in zip(ours, theirs) for one, (_, score) in zip(mine, other)]
     result = {
-        "machine": platform.processor() or platform.machine(), "users": options.users, "beams": options.beams, "threads": options.threads,
-        "cold_ms": round(cold, 2), "again_ms": round(again, 2), "hugging_face_ms": round(theirs_ms, 1),
-        "cold_ratio": round(theirs_ms / cold, 1), "again_ratio": round(theirs_ms / again, 1),
-        "first_items_equal": sum(mine[0]["item_id"] == other[0][0] for mine, other in zip(ours, theirs)), "largest_difference_of_scores": max(off),
+        "machine": platform.processor() or platform.machine(),
+        "users": options.users,
+        "beams": options.beams,
+        "threads": options.threads,
+        "cold_ms": round(cold, 2),
+        "again_ms": round(again, 2),
+        "hugging_face_ms": round(theirs_ms, 1),
+        "cold_ratio": round(theirs_ms / cold, 1),
+        "again_ratio": round(theirs_ms / again, 1),
+        "first_items_equal": sum(mine[0]["item_id"] == other[0][0] for mine, other in zip(ours, theirs)),
+        "largest_difference_of_scores": max(off),
     }
     print(json.dumps(result, indent=1))
     if options.out:

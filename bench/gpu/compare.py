@@ -104,7 +104,12 @@ class Report:
         for shape, levels in sorted({key[:2] for key in self.points}):
             keys = sorted(key for key in self.points if key[:2] == (shape, levels))
             with_floor = [*self.engines, "floor"]
-            out += [f"## {shape}, {levels} tokens", "", f"End to end: median (90th percentile) in ms, and times {self.reference}'s.", ""]
+            out += [
+                f"## {shape}, {levels} tokens",
+                "",
+                f"End to end: median (90th percentile) in ms, and times {self.reference}'s.",
+                "",
+            ]
             out += self.table(keys, with_floor, self.time_cell)
             out += ["", "Share of the floor: how much of the time no implementation could save.", ""]
             out += self.table(keys, [e for e in self.engines if not self._published(e)], self.share_cell)

@@ -58,7 +58,7 @@ def product_rates(shape, row_counts, squares, device, dtype, seconds):
         out = torch.empty(rows, outputs, device=device, dtype=dtype)
         seconds_each = sustained_seconds(lambda: torch.mm(x, weight.t(), out=out), device, seconds)
         rates[name] = round(2e-12 * rows * inputs * outputs / seconds_each, 4)
-        del x, weight, out
+        x = weight = out = None  # gives their memory back before the next are made
     return rates
 
 
@@ -77,12 +77,32 @@ def floor_line(options, rates, users, beams, context):
     phases = counts.request(options.model, users, beams, context, value_bytes=4 if options.cpu else 2)
     times = [counts.floor_ms(work, rates["tflops"], rates["gbps"]) for work in phases]
     return {
-        "engine": "floor", "shape": options.shape, "batch": users, "beam": beams, "context": context,
-        "levels": options.model.levels, "items": None, "median_ms": round(sum(times), 4), "p90_ms": None,
-        "prefill_ms": round(times[0], 4), "step_ms": [round(t, 4) for t in times[1:]], "peak_bytes": None,
-        "torch": torch.__version__, "gpu": rates["gpu"], "tflops": rates["tflops"], "gbps": rates["gbps"],
-        "phases": [{"products": w.products, "attention": w.attention, "head": w.head, "bytes": w.bytes,
-                    "bound": "arithmetic" if w.operations / (rates["tflops"] * 1e3) > w.bytes / rates["gbps"] else "memory"} for w in phases],
+        "engine": "floor",
+        "shape": options.shape,
+        "batch": users,
+        "beam": beams,
+        "context": context,
+        "levels": options.model.levels,
+        "items": None,
+        "median_ms": round(sum(times), 4),
+        "p90_ms": None,
+        "prefill_ms": round(times[0], 4),
+        "step_ms": [round(t, 4) for t in times[1:]],
+        "peak_bytes": None,
+        "torch": torch.__version__,
+        "gpu": rates["gpu"],
+        "tflops": rates["tflops"],
+        "gbps": rates["gbps"],
+        "phases": [
+            {
+                "products": w.products,
+                "attention": w.attention,
+                "head": w.head,
+                "bytes": w.bytes,
+                "bound": "arithmetic" if w.operations / (rates["tflops"] * 1e3) > w.bytes / rates["gbps"] else "memory",
+            }
+            for w in phases
+        ],
     }
 
 

@@ -14,7 +14,9 @@ from hf_search import Search, hugging_face_model
 
 def main(arguments=None):
     flags = sweep.measuring_flags(sweep.parser(__doc__))
-    flags.add_argument("--cache", choices=["prefilled", "dynamic", "static"], default="prefilled", help="default: the fastest of them")
+    flags.add_argument(
+        "--cache", choices=["prefilled", "dynamic", "static"], default="prefilled", help="default: the fastest of them"
+    )
     flags.add_argument("--processor", choices=["device", "prefix_fn"], default="device")
     options = sweep.parse(flags, arguments)
     transformers.logging.set_verbosity_error()

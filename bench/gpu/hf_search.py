@@ -21,10 +21,21 @@ ABSENT = -1e6
 def hugging_face_model(shape, weights):
     """Qwen3ForCausalLM around the given tensors, without a copy."""
     config = Qwen3Config(
-        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.intermediate, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim, rms_norm_eps=shape.epsilon,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta}, max_position_embeddings=40_960,
-        tie_word_embeddings=shape.tied, attn_implementation="sdpa", bos_token_id=None, eos_token_id=None, pad_token_id=0,
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        rms_norm_eps=shape.epsilon,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        max_position_embeddings=40_960,
+        tie_word_embeddings=shape.tied,
+        attn_implementation="sdpa",
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
     )
     embedding = weights["model.embed_tokens.weight"]
     with torch.device("meta"):

@@ -2,8 +2,8 @@
 """Checks and times beamline on this machine's GPU: run.py --out FOLDER [--quick] [--only STEP,..] [--seconds N]
 Or goes through the same steps without a GPU: run.py --out FOLDER --rehearse FOLDER-OF-THE-STAND-IN
 
-Place in the flow: `cargo xtask gpu` packs binaries, fixtures, baselines and this script; here they run, correctness first: if that
-fails, nothing is timed. Needs a driver, the CUDA 13 libraries and python3; for floor and baselines, PyTorch (they are
+Place in the flow: `cargo xtask gpu` packs binaries, fixtures, baselines and this script; here they run, correctness first: if
+that fails, nothing is timed. Needs a driver, the CUDA 13 libraries and python3; for floor and baselines, PyTorch (they are
 skipped, and said to be, without).
 
     correctness   every conformance case on the GPU, answers in mixed batches (BEAMLINE_ROUNDS, 1000), pages to the host and back;
@@ -17,9 +17,9 @@ skipped, and said to be, without).
 Writes FOLDER/summary.json (what passed, what was skipped and why, seconds) and one log per step. Steps go on after one
 that failed, except that nothing is timed after a failed correctness. The exit status is 1 if any step failed.
 
-A rehearsal (`cargo xtask gpu --rehearse`) puts a stand-in in the place of driver and GPU, takes a tiny shape, few beams and one round, and leaves
-out what needs a GPU in any case: sanitizer and baselines. It shows that everything starts, runs and fits together; it is
-no GPU, and no time in its results means anything. Everything it writes says so."""
+A rehearsal (`cargo xtask gpu --rehearse`) puts a stand-in in the place of driver and GPU, takes a tiny shape, few beams and one
+round, and leaves out what needs a GPU in any case: sanitizer and baselines. It shows that everything starts, runs and fits
+together; it is no GPU, and no time in its results means anything. Everything it writes says so."""
 
 import argparse
 import glob
@@ -84,8 +84,15 @@ class Runner:
         start, log = time.time(), os.path.join(self.out, step.replace(",", "").replace(" ", "-") + ".log")
         try:
             with open(log, "wb") as file, open(output or os.devnull, "wb") as results:
-                done = subprocess.run(command, stdout=results if output else file, stderr=subprocess.STDOUT if not output else file,
-                                      env={**self.environment, **environment}, cwd=self.folder, timeout=left, check=False)
+                done = subprocess.run(
+                    command,
+                    stdout=results if output else file,
+                    stderr=subprocess.STDOUT if not output else file,
+                    env={**self.environment, **environment},
+                    cwd=self.folder,
+                    timeout=left,
+                    check=False,
+                )
             status, why = ("passed", None) if done.returncode == 0 else ("failed", f"exit status {done.returncode}")
         except subprocess.TimeoutExpired:
             status, why = "failed", "ran out of time"
@@ -125,7 +132,9 @@ def sanitizer(runner):
 
 def bench(runner, quick, shape):
     command = [runner.binary("gpu_bench"), "measure"]
-    command += ["--shape", shape] + (["--quick", "--repetitions", "10"] if quick else []) if not runner.rehearses else REHEARSED_BENCH
+    command += (
+        ["--shape", shape] + (["--quick", "--repetitions", "10"] if quick else []) if not runner.rehearses else REHEARSED_BENCH
+    )
     for section in ("floor", "points", "reuse", "host", "profile", "beams", "load", "expansion"):
         out = os.path.join(runner.out, f"beamline-{section}.jsonl")
         runner.run(f"bench {section}", command + ["--sections", section, "--out", out])
@@ -148,7 +157,10 @@ def baselines(runner, quick, shape):
     python = [sys.executable]
     points = ["--points", "1x256x1000,4x256x1000"] if quick else []
     runner.run("baseline floor", python + [os.path.join(scripts, "floor.py"), "--shape", shape, "--out", out] + points)
-    runner.run("baseline shared prefix", python + [os.path.join(scripts, "shared_prefix_baseline.py"), "--shape", shape, "--out", out] + points)
+    runner.run(
+        "baseline shared prefix",
+        python + [os.path.join(scripts, "shared_prefix_baseline.py"), "--shape", shape, "--out", out] + points,
+    )
     few = ["--points", "1x32x512,4x32x1000"]
     runner.run("baseline Hugging Face", python + [os.path.join(scripts, "hf_baseline.py"), "--shape", shape, "--out", out] + few)
 
@@ -186,7 +198,9 @@ def main():
     sys.path.insert(0, os.path.join(folder, "bench"))
     import serving
     runner = Runner(folder, out, options.seconds, options.rehearse)
-    runner.summary["libraries"] = {name: any(os.path.exists(os.path.join(place, name)) for place in library_folders()) for name in LIBRARIES}
+    runner.summary["libraries"] = {
+        name: any(os.path.exists(os.path.join(place, name)) for place in library_folders()) for name in LIBRARIES
+    }
     steps = options.only.split(",")
     passed = correctness(runner, rounds) if "correctness" in steps else True
     if "sanitizer" in steps and not options.rehearse:

@@ -1,4 +1,5 @@
-"""The real binary on the GPU against itself on the CPU: a file of requests, and requests over HTTP with pages that go to host memory and back.
+"""The real binary on the GPU against itself on the CPU: a file of requests, and requests over HTTP with pages that go to host
+memory and back.
 
 Place in the flow: the step `serve` of run.py, after correctness. Lists of items must overlap as far as bf16 lets them; what the
 server says of itself over HTTP (reuse, pages brought back) must be there. Standard library."""
@@ -111,7 +112,10 @@ def http(runner, checkpoint, items):
             if server.wait():
                 answers[step] = [json.loads(server.ask("/v1/recommend", body)) for body in visits(items)]
                 restored = server.metric("beamline_host_restored_pages_total")
-                what[step] = {"cached_tokens": sum(answer["usage"]["cached_tokens"] for answer in answers[step]), "restored_pages": restored}
+                what[step] = {
+                    "cached_tokens": sum(answer["usage"]["cached_tokens"] for answer in answers[step]),
+                    "restored_pages": restored,
+                }
                 why = None if restored > 0 else "no page came back from host memory"
             else:
                 why = "it was not ready"
@@ -125,9 +129,13 @@ def http(runner, checkpoint, items):
 
 
 def timed(runner, shape, items, context):
-    """Times requests over HTTP on random weights, one after the other: users who are new, and the same users again with three items more."""
+    """Times requests over HTTP on random weights, one after the other: users who are new, and the same users again with three
+    items more."""
     folder = os.path.join(runner.out, "random-weights")
-    if not runner.run("serve random weights, folder", [runner.binary("gpu_bench"), "measure", "--shape", shape, "--items", str(items), "--folder", folder]):
+    if not runner.run(
+        "serve random weights, folder",
+        [runner.binary("gpu_bench"), "measure", "--shape", shape, "--items", str(items), "--folder", folder],
+    ):
         return
     step = "serve random weights"
     command = [runner.binary("beamline"), "serve", "--random-weights", os.path.join(folder, "config.json"), "--device", "cuda:0"]

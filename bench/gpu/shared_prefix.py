@@ -93,7 +93,9 @@ class Session:
         query = torch.randn(self.users_at_once, self.context, shape.heads, shape.head_dim, device=key.device, dtype=key.dtype)
         self.causal_name, self.causal = attention.choose_causal(query.transpose(1, 2), key[some], value[some])
         del query
-        query = torch.randn(self.users, shape.kv_heads, self.beams * shape.group, shape.head_dim, device=key.device, dtype=key.dtype)
+        query = torch.randn(
+            self.users, shape.kv_heads, self.beams * shape.group, shape.head_dim, device=key.device, dtype=key.dtype
+        )
         self.shared_name, self.shared = attention.choose(query, key, value, choice_bytes)
 
     # Prefill ----------------------------------------------------------------------------------------------------------
@@ -128,7 +130,9 @@ class Session:
 
     def _expand(self, depth, hidden, score, node):
         decoder = self.decoder
-        return expand(self.trie, depth, hidden, decoder.head, score, node, self.beams, self.logit_rows, decoder.pieces.scored_tokens)
+        return expand(
+            self.trie, depth, hidden, decoder.head, score, node, self.beams, self.logit_rows, decoder.pieces.scored_tokens
+        )
 
     def step(self, depth, state):
         """One row per beam, and the level `depth` of the trie. State: score, node, token [users, beams], and the rows of

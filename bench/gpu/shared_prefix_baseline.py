@@ -13,10 +13,16 @@ from shared_prefix import Decoder, Session
 
 def main(arguments=None):
     flags = sweep.measuring_flags(sweep.parser(__doc__))
-    flags.add_argument("--compile", action="store_true", help="fuse what lies between the products with torch.compile (needs a C compiler)")
+    flags.add_argument(
+        "--compile", action="store_true", help="fuse what lies between the products with torch.compile (needs a C compiler)"
+    )
     flags.add_argument("--no-graphs", action="store_true", help="launch every kernel from the host")
-    flags.add_argument("--graph-prefill-tokens", type=int, default=16_384, help="prefills up to this many tokens are captured, too")
-    flags.add_argument("--prefill-tokens", type=int, default=32_768, help="context rows that are computed at once, in whole users")
+    flags.add_argument(
+        "--graph-prefill-tokens", type=int, default=16_384, help="prefills up to this many tokens are captured, too"
+    )
+    flags.add_argument(
+        "--prefill-tokens", type=int, default=32_768, help="context rows that are computed at once, in whole users"
+    )
     flags.add_argument("--logit-rows", type=int, default=4_096, help="rows whose logits are in memory at once")
     flags.add_argument("--flash", help="flash attention of another package, as torch.nn.attention names it: FA3, FA4")
     options = sweep.parse(flags, arguments)

@@ -33,7 +33,9 @@ def parser(description):
     flags.add_argument("--levels", type=int, help="tokens of a semantic ID (default 3)")
     flags.add_argument("--codebook", type=int, help="codes of a level (default 8192)")
     flags.add_argument("--out", help="append JSON lines here as well")
-    flags.add_argument("--cpu", action="store_true", help="on the CPU in float32, with the shape `tiny` unless --shape is given: a smoke test")
+    flags.add_argument(
+        "--cpu", action="store_true", help="on the CPU in float32, with the shape `tiny` unless --shape is given: a smoke test"
+    )
     return flags
 
 

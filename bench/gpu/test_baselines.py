@@ -100,7 +100,9 @@ class SameAnswers(unittest.TestCase):
             items = np.flatnonzero(trie.leaf == leaf)
             self.assertGreaterEqual(len(items), 1)
             for item in items:
-                self.assertEqual([shape.first_token(level) + code for level, code in enumerate(codes[item])], paths[leaf].tolist())
+                self.assertEqual(
+                    [shape.first_token(level) + code for level, code in enumerate(codes[item])], paths[leaf].tolist()
+                )
 
     def test_fewer_items_than_beams(self):
         shape = SHAPES["tiny"]
@@ -289,7 +291,18 @@ class Graphs(unittest.TestCase):
 
 class Counts(unittest.TestCase):
     def test_by_hand(self):
-        shape = Shape("by hand", hidden=4, layers=2, heads=2, kv_heads=1, head_dim=3, intermediate=5, tied=True, text_vocabulary=7, codebook=1)
+        shape = Shape(
+            "by hand",
+            hidden=4,
+            layers=2,
+            heads=2,
+            kv_heads=1,
+            head_dim=3,
+            intermediate=5,
+            tied=True,
+            text_vocabulary=7,
+            codebook=1,
+        )
         # A layer: 24 + 24 + 60 weights beside 24 of keys and values. With the head 2 * 132 + 40 = 304.
         self.assertEqual(counts.weight_values(shape), 304)
         prefill, first, second = counts.request(shape, users=2, beams=5, context=3)
@@ -330,8 +343,17 @@ class Comparing(unittest.TestCase):
         return output.getvalue()
 
     def measured(self, engine, ms, gpu="A", **more):
-        return {"engine": engine, "median_ms": ms, "p90_ms": ms + 1, "prefill_ms": ms / 2, "step_ms": [ms / 4, ms / 4], "gpu": gpu,
-                "torch": "2", "items": 10, **more}
+        return {
+            "engine": engine,
+            "median_ms": ms,
+            "p90_ms": ms + 1,
+            "prefill_ms": ms / 2,
+            "step_ms": [ms / 4, ms / 4],
+            "gpu": gpu,
+            "torch": "2",
+            "items": 10,
+            **more,
+        }
 
     def test_ratios_and_shares(self):
         text = self.report(self.measured("beamline", 10.0), self.measured("shared_prefix", 15.0), self.measured("floor", 4.0))
@@ -347,8 +369,12 @@ class Comparing(unittest.TestCase):
         self.assertIn("[1] out of memory", text)
 
     def test_no_ratio_between_different_gpus_or_to_published_figures(self):
-        text = self.report(self.measured("beamline", 10.0), self.measured("shared_prefix", 15.0, gpu="B"), self.measured("floor", 4.0, gpu="B"),
-                           self.measured("theirs", 20.0, published="somewhere"))
+        text = self.report(
+            self.measured("beamline", 10.0),
+            self.measured("shared_prefix", 15.0, gpu="B"),
+            self.measured("floor", 4.0, gpu="B"),
+            self.measured("theirs", 20.0, published="somewhere"),
+        )
         self.assertNotRegex(text, r"\d+\.\d\dx")
         self.assertIn("on another GPU than beamline: B", text)
         self.assertIn("published, not measured here", text)
@@ -394,7 +420,22 @@ class Smoke(unittest.TestCase):
     def test_baselines(self):
         import hf_baseline
         import shared_prefix_baseline
-        quick = ["--cpu", "--points", "1x8x20,2x4x9", "--items", "300", "--least", "1", "--most", "1", "--warmup", "1", "--budget", "0"]
+
+        quick = [
+            "--cpu",
+            "--points",
+            "1x8x20,2x4x9",
+            "--items",
+            "300",
+            "--least",
+            "1",
+            "--most",
+            "1",
+            "--warmup",
+            "1",
+            "--budget",
+            "0",
+        ]
         for main, engine in ((shared_prefix_baseline.main, "shared_prefix"), (hf_baseline.main, "hf_prefilled")):
             lines = self.run_script(main, *quick)
             self.assertEqual([(line["batch"], line["beam"], line["context"]) for line in lines], [(1, 8, 20), (2, 4, 9)])
@@ -410,7 +451,21 @@ class Smoke(unittest.TestCase):
         import shared_prefix_baseline
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "answers.jsonl")
-            quick = ["--cpu", "--points", "2x6x15", "--items", "300", "--least", "1", "--most", "1", "--warmup", "0", "--answers", path]
+            quick = [
+                "--cpu",
+                "--points",
+                "2x6x15",
+                "--items",
+                "300",
+                "--least",
+                "1",
+                "--most",
+                "1",
+                "--warmup",
+                "0",
+                "--answers",
+                path,
+            ]
             self.run_script(shared_prefix_baseline.main, *quick)
             self.run_script(hf_baseline.main, *quick)
             one, other = map(json.loads, pathlib.Path(path).read_text().splitlines())

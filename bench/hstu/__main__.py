@@ -2,7 +2,8 @@
 
     python bench/hstu --binary target/release/beamline --out bench/results/hstu
 
-Needs PyTorch, numpy and safetensors; with openvino in the same Python, OpenVINO is measured as well. Makes two random checkpoints, starts `beamline serve` on each, and measures
+Needs PyTorch, numpy and safetensors; with openvino in the same Python, OpenVINO is measured as well. Makes two random
+checkpoints, starts `beamline serve` on each, and measures
 
 - retrieval (research variant): a user of 200 or 2,000 events, and the same user's next visit with 5 new events;
 - ranking (NVIDIA's variant): 256, 1,024 or 4,096 candidates after 1,024 events, and the next visit with 5 new events.

@@ -1,4 +1,6 @@
-"""The floor: the work of a model at the rate of large matrix products, which is measured in the same run, as it is not the same every day."""
+"""The floor: the work of a model at the rate of large matrix products, which is measured in the same run, as it is not the same
+every day."""
+
 import time
 
 import torch
@@ -19,7 +21,9 @@ def rate():
 
 def flops(rows, last_rows, pairs, last_pairs):
     """Of the stack: rows through every layer and pairs of a query and a key, the last layer apart."""
-    products = (LAYERS * rows * WIDTH * 2 * VALUES + ((LAYERS - 1) * rows + last_rows) * (WIDTH * 2 * VALUES + VALUES * WIDTH)) * 2
+    products = (
+        LAYERS * rows * WIDTH * 2 * VALUES + ((LAYERS - 1) * rows + last_rows) * (WIDTH * 2 * VALUES + VALUES * WIDTH)
+    ) * 2
     attention = ((LAYERS - 1) * pairs + last_pairs) * 2 * VALUES * 2
     return products, attention
 

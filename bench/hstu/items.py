@@ -4,8 +4,8 @@
 
 A research checkpoint of width 64 and four layers with random weights, a user of 200 events, the ten best of all items by
 inner product, nobody excluded. One request at a time, then several at once: requests that arrive together share one pass
-over the items, and must give what each got alone. (That the search is exact is for the tests to show.) The floor counts one read of the item table as it is kept
-at the bandwidth given, and the work at the rate given. Needs what bench/hstu needs."""
+over the items, and must give what each got alone. (That the search is exact is for the tests to show.) The floor counts one
+read of the item table as it is kept at the bandwidth given, and the work at the rate given. Needs what bench/hstu needs."""
 
 import argparse
 import concurrent.futures
@@ -93,10 +93,19 @@ def main():
     out = pathlib.Path(options.out)
     out.with_suffix(".json").write_text(json.dumps({"command": f"python bench/hstu/items.py --items {options.items}", "width": 64,
                                                     "history": HISTORY, "results": results}, indent=1) + "\n", encoding="utf-8")
-    lines = ["# Exact retrieval from many items", "", "One user of 200 events, width 64, ten items, two threads; ms over HTTP, medians.", "",
-             "| items | format | one request | eight at once | floor, one | floor, eight | server, GB | loaded in, s |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
-    lines += [f"| {r['items']:,} | {r['format']} | {r['one_ms']:.1f} | {r['eight_together_ms']:.1f} | {r['floor_one_ms']:.1f} | {r['floor_eight_ms']:.1f} | "
-              f"{r['VmRSS'] / 1e9:.1f} | {r['load_seconds']} |" for r in results]
+    lines = [
+        "# Exact retrieval from many items",
+        "",
+        "One user of 200 events, width 64, ten items, two threads; ms over HTTP, medians.",
+        "",
+        "| items | format | one request | eight at once | floor, one | floor, eight | server, GB | loaded in, s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {r['items']:,} | {r['format']} | {r['one_ms']:.1f} | {r['eight_together_ms']:.1f} | {r['floor_one_ms']:.1f} | {r['floor_eight_ms']:.1f} | "
+        f"{r['VmRSS'] / 1e9:.1f} | {r['load_seconds']} |"
+        for r in results
+    ]
     out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -65,27 +65,54 @@ def table(results):
                 f"{floors['recomputed']['floor_ms']:.1f}", f"{floors['warm']['floor_ms']:.2f}"]
 
     def ratios(case):
-        return [f"{case['ratios'][key]:.2f}" if key in case["ratios"] else "" for key in (
-            "warm_against_own_recomputing", "cold_against_torch_plain", "warm_against_torch_plain", "cold_against_torch",
-            "warm_against_torch_recomputing", "warm_against_torch_cached", "cold_against_openvino", "floor_cold_against_torch", "floor_warm_against_torch")]
+        return [
+            f"{case['ratios'][key]:.2f}" if key in case["ratios"] else ""
+            for key in (
+                "warm_against_own_recomputing",
+                "cold_against_torch_plain",
+                "warm_against_torch_plain",
+                "cold_against_torch",
+                "warm_against_torch_recomputing",
+                "warm_against_torch_cached",
+                "cold_against_openvino",
+                "floor_cold_against_torch",
+                "floor_warm_against_torch",
+            )
+        ]
 
     def rates(case):
         found = case.get("candidates_per_second")
         return found and [f"{found[key]:,}" for key in found]
 
     lines = [
-        "# HSTU: serving against PyTorch", "",
+        "# HSTU: serving against PyTorch",
+        "",
         f"`{results['command']}`: {results['machine']['cpu']}, {results['threads']} threads each, PyTorch "
         f"{results['machine']['torch']}. Medians of {results['repetitions']}, ms. Cold and warm visits have the same history; "
         "warm, all but its last 5 events were seen in an earlier visit. Beamline's times are a client's, HTTP included; "
-        "PyTorch's are the model's alone. \"Best\" is the fastest of its ways that recompute everything; OpenVINO runs the plain way, converted for the shape of the case; \"cached\" keeps "
+        'PyTorch\'s are the model\'s alone. "Best" is the fastest of its ways that recompute everything; OpenVINO runs the plain way, converted for the shape of the case; "cached" keeps '
         f"keys and values of one user. Floors count the work of the model at {results['floor_gflops']:.0f} GFLOP/s, what a large product reached in this run.",
     ]
-    lines += rows(["ms", "beamline cold", "beamline warm", "PyTorch plain", "tuned", "compiled", "OpenVINO", "PyTorch cached", "floor cold", "floor warm"],
-                  times)
+    lines += rows(
+        [
+            "ms",
+            "beamline cold",
+            "beamline warm",
+            "PyTorch plain",
+            "tuned",
+            "compiled",
+            "OpenVINO",
+            "PyTorch cached",
+            "floor cold",
+            "floor warm",
+        ],
+        times,
+    )
     lines += rows(["times faster", "warm than own cold", "cold than plain", "warm than plain", "cold than best", "warm than best",
                    "warm than cached", "cold than OpenVINO", "floor cold than best", "floor warm than best"], ratios)
-    lines += rows(["candidates per second", "beamline cold", "beamline warm", "PyTorch best", "PyTorch cached", "PyTorch plain"], rates)
+    lines += rows(
+        ["candidates per second", "beamline cold", "beamline warm", "PyTorch best", "PyTorch cached", "PyTorch plain"], rates
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -104,5 +131,7 @@ def version(package):
 
 
 def commit():
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=pathlib.Path(__file__).parent)
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=pathlib.Path(__file__).parent
+    )
     return found.stdout.strip() or None

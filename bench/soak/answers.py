@@ -1,8 +1,8 @@
-"""Whether an answer is what its request asked for: its shape, its items, its order, its numbers; and the part of it that must never change.
+"""Whether an answer is what its request asked for: its shape, its items, its order, its numbers; and the part of it that must
+never change.
 
-An answer says which checkpoint and which catalog it is of. What it holds beside times and what was cached is a function of those two and the request,
-so `essence` of two answers to one request must be the same bytes whenever they agree in `key`.
-"""
+An answer says which checkpoint and which catalog it is of. What it holds beside times and what was cached is a function of
+those two and the request, so `essence` of two answers to one request must be the same bytes whenever they agree in `key`. """
 
 import json
 import math
@@ -61,7 +61,9 @@ class Judge:
             answer = reply.json()
         except ValueError:
             return [f"an error that is not JSON: {reply.body[:200]!r}"]
-        return self.schema.problems("ErrorBody", answer) + ([] if reply.headers.get("x-request-id") else ["an error without x-request-id"])
+        return self.schema.problems("ErrorBody", answer) + (
+            [] if reply.headers.get("x-request-id") else ["an error without x-request-id"]
+        )
 
     def common(self, body, reply, answer):
         model = model_of(body)
@@ -132,7 +134,12 @@ class Judge:
             if set(predictions) != tasks or not all(map(math.isfinite, predictions.values())):
                 yield f"predictions are {predictions}"
                 return
-            if ranked and not (0 <= predictions["click"] <= 1 and 0 <= predictions["like"] <= 1) or not ranked and predictions["log_probability"] > 0:
+            if (
+                ranked
+                and not (0 <= predictions["click"] <= 1 and 0 <= predictions["like"] <= 1)
+                or not ranked
+                and predictions["log_probability"] > 0
+            ):
                 yield f"no probabilities: {predictions}"
             score = weights and sum(weight * predictions[task] for task, weight in weights.items())
             if weights and not abs(candidate["score"] - score) <= 1e-9 or not weights and candidate.get("score") is not None:

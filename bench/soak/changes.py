@@ -1,4 +1,5 @@
-"""What operators do while requests come: checkpoints swapped, catalogs patched, pushed and rolled back, and changes that must be refused.
+"""What operators do while requests come: checkpoints swapped, catalogs patched, pushed and rolled back, and changes that must
+be refused.
 
 Every change is followed by a request, which must be answered by what was just put in place.
 """
@@ -27,7 +28,9 @@ class Operator:
 
     def admin(self, method, path, body, status=200):
         lines = isinstance(body, bytes)
-        reply = self.client.ask(method, path, body if lines else json.dumps(body).encode(), "application/x-ndjson" if lines else "application/json")
+        reply = self.client.ask(
+            method, path, body if lines else json.dumps(body).encode(), "application/x-ndjson" if lines else "application/json"
+        )
         if reply.status != status:
             raise Unexpected(f"{method} {path} {str(body)[:200]}: {reply.status} {reply.body[:300]!r}, expected {status}")
         return reply
@@ -144,8 +147,12 @@ class Operator:
             getattr(self, what)(model)
             self.probe(model)
         except Exception as error:  # a finding; the traffic goes on
-            self.failures.append({"at_s": round(began - start, 3), "change": what, "model": model, "problem": f"{type(error).__name__}: {error}"})
-        self.log.append({"at_s": round(began - start, 3), "change": what, "model": model, "ms": round(1e3 * (time.monotonic() - began), 1)})
+            self.failures.append(
+                {"at_s": round(began - start, 3), "change": what, "model": model, "problem": f"{type(error).__name__}: {error}"}
+            )
+        self.log.append(
+            {"at_s": round(began - start, 3), "change": what, "model": model, "ms": round(1e3 * (time.monotonic() - began), 1)}
+        )
 
     def settle(self, model, version, state):
         """Brings a model to a version and a state of its catalog."""

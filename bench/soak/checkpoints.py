@@ -1,13 +1,13 @@
-"""A directory of checkpoints to load over HTTP, made without any package: `ROOT/MODEL/a`, `ROOT/MODEL/b`, and one that must be refused.
+"""A directory of checkpoints to load over HTTP, made without any package: `ROOT/MODEL/a`, `ROOT/MODEL/b`, and one that must be
+refused.
 
     decoder     the demo of this repository; b has its final norm halved, so the logits and every score differ
     retrieval   HSTU, research variant, head over all items
     tokens      HSTU, research variant with actions, head over the tokens of semantic IDs of three levels
     ranking     HSTU, dlrm variant: features of events, candidates and users, three tasks
 
-Weights of HSTU models are random and follow from a seed; they are large enough that every part of the model matters to an answer. Models a and b
-of a name have the same catalog, configuration and shapes, so they take the same memory.
-"""
+Weights of HSTU models are random and follow from a seed; they are large enough that every part of the model matters to an
+answer. Models a and b of a name have the same catalog, configuration and shapes, so they take the same memory. """
 
 import array
 import json
@@ -90,7 +90,8 @@ def ranking_config():
 
 
 def expected(config):
-    """Names of the tensors, with their shapes and the deviation of their values; a norm's weight lies about one, everything else about zero."""
+    """Names of the tensors, with their shapes and the deviation of their values; a norm's weight lies about one, everything
+    else about zero."""
     found, research = {}, config["hstu_variant"] == "research"
     values = HEADS * HEAD
 
@@ -148,7 +149,12 @@ def expected(config):
     add(f"{leave}_time_feature_combiner.weight", DIM, wide, deviation=1 / math.sqrt(wide))
     add(f"{leave}_time_feature_combiner.bias", DIM, deviation=0.1)
     norm(f"{leave}_layer_norm.weight", f"{leave}_layer_norm.bias", DIM)
-    mlp("_item_embedding_mlp", len(config["output"]["item_tower"]["features"]) * EMBEDDING, config["output"]["item_tower"]["hidden_dim"], DIM)
+    mlp(
+        "_item_embedding_mlp",
+        len(config["output"]["item_tower"]["features"]) * EMBEDDING,
+        config["output"]["item_tower"]["hidden_dim"],
+        DIM,
+    )
     mlp("_multitask_module._prediction_module", DIM, config["output"]["prediction_hidden_dim"], len(TASKS), normed=False)
     return found
 

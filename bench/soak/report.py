@@ -4,7 +4,17 @@ import collections
 import math
 
 MIB = 1 << 20
-SERIES = ["rss_bytes", "anonymous_bytes", "host_bytes", "besides_host_bytes", "threads", "files", "queued", "running", "cached_pages"]
+SERIES = [
+    "rss_bytes",
+    "anonymous_bytes",
+    "host_bytes",
+    "besides_host_bytes",
+    "threads",
+    "files",
+    "queued",
+    "running",
+    "cached_pages",
+]
 SERIES += ["model_memory", "series"]
 
 
@@ -70,7 +80,10 @@ def markdown(result):
     for one in result["minutes"]:
         if not one["ms"] or "rss_bytes" not in one:
             continue
-        late, went = one["not_ok"].get("deadline_exceeded", 0), sum(count for name, count in one["not_ok"].items() if name.startswith("went "))
+        late, went = (
+            one["not_ok"].get("deadline_exceeded", 0),
+            sum(count for name, count in one["not_ok"].items() if name.startswith("went ")),
+        )
         refused = sum(one["not_ok"].values()) - late - went
         span = lambda name, unit=1, one=one: f"{one[name]['least'] / unit:.0f} to {one[name]['most'] / unit:.0f}"  # noqa: E731
         lines.append(

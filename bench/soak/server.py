@@ -1,4 +1,5 @@
-"""The server under test as a process, and a client of it that keeps its connection and holds every answer to what the server says of itself."""
+"""The server under test as a process, and a client of it that keeps its connection and holds every answer to what the server
+says of itself."""
 
 import collections
 import http.client
@@ -11,7 +12,8 @@ import time
 
 # An idle connection may be closed by the server at any time; one that was used this short a time ago may not.
 IDLE_SECONDS = 5
-# Refusals that are given before the body of a request was read. The server then closes the connection without saying so: nothing is sent after one.
+# Refusals that are given before the body of a request was read. The server then closes the connection without saying so:
+# nothing is sent after one.
 UNREAD = {"not_found", "method_not_allowed", "unauthorized", "unsupported_media_type", "body_too_large"}
 # Paths and their labels in the server's metrics.
 ROUTES = {re.compile(re.escape(route).replace(r"\{\}", "[^/]+")): route for route in (
@@ -27,7 +29,9 @@ class Server:
     def __init__(self, binary, arguments, log):
         self.arguments = arguments
         self.log = open(log, "wb")
-        self.process = subprocess.Popen([binary, "serve", "--listen", "127.0.0.1:0", *arguments], stdout=subprocess.PIPE, stderr=self.log, text=True)
+        self.process = subprocess.Popen(
+            [binary, "serve", "--listen", "127.0.0.1:0", *arguments], stdout=subprocess.PIPE, stderr=self.log, text=True
+        )
         line = self.process.stdout.readline()
         if not line.startswith("listening on http://"):
             raise SystemExit(f"the server did not start: {line!r}; its log is {log}")
@@ -89,8 +93,8 @@ class Client:
         self.counted = collections.Counter()
 
     def ask(self, method, path, body=None, media="application/json", send_after=0.0, declared=None):
-        """Sends a request and waits for the whole answer. With `send_after` the second half of the body comes so many seconds later; with
-        `declared` a length is announced and no body sent."""
+        """Sends a request and waits for the whole answer. With `send_after` the second half of the body comes so many seconds
+        later; with `declared` a length is announced and no body sent."""
         connection = self.open()
         headers = {"content-type": media} if body is not None or declared else {}
         if self.key:

@@ -1,8 +1,7 @@
 """Requests arriving at a given rate, whatever becomes of those before them; who sends them; and what came of each.
 
-One thread draws requests from the world and puts them into a queue when they are due, many send them. A request's latency counts from the time it was
-due, so waiting for a free sender is never hidden.
-"""
+One thread draws requests from the world and puts them into a queue when they are due, many send them. A request's latency
+counts from the time it was due, so waiting for a free sender is never hidden. """
 
 import collections
 import json
@@ -196,7 +195,9 @@ class Traffic:
         now, answer = time.monotonic(), None
         if reply.status == 200:
             outcome = "ok"
-            problems, answer = self.judge.problems(request.path, request.body, reply) if request.good else (["was answered"], None)
+            problems, answer = (
+                self.judge.problems(request.path, request.body, reply) if request.good else (["was answered"], None)
+            )
         else:
             outcome = reply.error()
             problems = self.judge.refusal(reply)
@@ -210,19 +211,30 @@ class Traffic:
             if answer:
                 self.items += len(answer.get("items", answer.get("candidates", [])))
             self.outcomes.append(
-                Outcome(request.due - self.start, request.kind, 1e3 * (now - request.due), outcome, 1e3 * (began - request.due), answer)
+                Outcome(
+                    request.due - self.start,
+                    request.kind,
+                    1e3 * (now - request.due),
+                    outcome,
+                    1e3 * (began - request.due),
+                    answer,
+                )
             )
 
 
 def ask_all(samples, client, judge, wanted, when, failures):
-    """Asks samples again, one after the other, and each of a tenant that was never seen as well. `wanted` tells which by checkpoint and catalog.
-    For those of a model of semantic IDs, what `/v1/rank` says of the items must be their scores, digit by digit. Returns how many were asked."""
+    """Asks samples again, one after the other, and each of a tenant that was never seen as well. `wanted` tells which by
+    checkpoint and catalog. For those of a model of semantic IDs, what `/v1/rank` says of the items must be their scores, digit
+    by digit. Returns how
+    many were asked."""
     asked = collections.Counter()
 
     def get(path, body, what):
         reply = client.post(path, body)
         asked[path] += 1
-        problems, answer = judge.problems(path, body, reply) if reply.status == 200 else ([f"{reply.status} {reply.error()}"], None)
+        problems, answer = (
+            judge.problems(path, body, reply) if reply.status == 200 else ([f"{reply.status} {reply.error()}"], None)
+        )
         failures.extend({"kind": what, "path": path, "body": json.dumps(body), "problem": problem} for problem in problems)
         return None if problems else (answer, reply.body)
 
@@ -233,7 +245,12 @@ def ask_all(samples, client, judge, wanted, when, failures):
             found = get(sample.path, {**sample.body, **tenant}, when)
             if found:
                 samples.note(sample, *found, f"{when}, {'recomputed' if tenant else 'same tenant'}")
-        if found and sample.path == "/v1/recommend" and found[0].get("normalization") == "full_vocab" and not sample.body.get("sid_prefix"):
+        if (
+            found
+            and sample.path == "/v1/recommend"
+            and found[0].get("normalization") == "full_vocab"
+            and not sample.body.get("sid_prefix")
+        ):
             check_scores(sample, found[0], get, samples, when)
     return asked
 

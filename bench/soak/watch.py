@@ -1,8 +1,7 @@
 """The server's memory, threads, files and metrics, second by second; and what must hold of them.
 
-A counter never falls. Of the gauges, what requests hold is back at zero when nothing is asked; pages are all there; memory that is counted is the sum
-of its parts, to the byte.
-"""
+A counter never falls. Of the gauges, what requests hold is back at zero when nothing is asked; pages are all there; memory that
+is counted is the sum of its parts, to the byte. """
 
 import threading
 import time
@@ -72,11 +71,14 @@ class Watch:
             time.sleep(0.1)
 
     def back_to(self, before, seconds=25.0, more=2):
-        """Waits until the process has no more threads and files than it had; returns the last numbers, with those that stayed above."""
+        """Waits until the process has no more threads and files than it had; returns the last numbers, with those that stayed
+        above."""
         deadline = time.monotonic() + seconds
         while True:
             now = self.server.process_numbers()
-            above = [f"{now[name]} {name}, {before[name]} before" for name in ("threads", "files") if now[name] > before[name] + more]
+            above = [
+                f"{now[name]} {name}, {before[name]} before" for name in ("threads", "files") if now[name] > before[name] + more
+            ]
             if not above or time.monotonic() > deadline:
                 return now, above
             time.sleep(0.5)
@@ -98,7 +100,10 @@ def memory_parts(client, models):
 
 def engine_problems(series):
     """What the counters of a server at rest must say to each other."""
-    ends = {end: series[f'beamline_engine_requests_total{{end="{end}"}}'] for end in ("accepted", "finished", "failed", "expired", "cancelled")}
+    ends = {
+        end: series[f'beamline_engine_requests_total{{end="{end}"}}']
+        for end in ("accepted", "finished", "failed", "expired", "cancelled")
+    }
     if ends["accepted"] != ends["finished"] + ends["failed"] + ends["expired"] + ends["cancelled"]:
         yield f"requests that were accepted and those that ended differ: {ends}"
     for name in ('beamline_engine_requests_total{end="failed"}', 'beamline_steps_total{result="failed"}', "beamline_engine_retries_total",
@@ -108,10 +113,15 @@ def engine_problems(series):
 
 
 def request_problems(before, after, counted, left, items, left_items):
-    """Whether the server counted what the clients did: `counted` by endpoint and outcome, `left` by endpoint where the clients went."""
+    """Whether the server counted what the clients did: `counted` by endpoint and outcome, `left` by endpoint where the clients
+    went."""
     grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
     prefix = "beamline_requests_total{endpoint="
-    found = {tuple(part.split('"')[1] for part in name.split(",")): int(value) for name, value in grown.items() if name.startswith(prefix)}
+    found = {
+        tuple(part.split('"')[1] for part in name.split(",")): int(value)
+        for name, value in grown.items()
+        if name.startswith(prefix)
+    }
     # What a request that its client left may have become.
     open_ends = ("ok", "cancelled", "invalid_request", "request_timeout", "overloaded")
     for endpoint in sorted({endpoint for endpoint, _ in counted} | set(left)):

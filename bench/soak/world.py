@@ -1,9 +1,10 @@
-"""What the clients know: the items of every model in both states of its catalog, the users and their histories, and the requests they make.
+"""What the clients know: the items of every model in both states of its catalog, the users and their histories, and the
+requests they make.
 
-A catalog has two states. `PATCH` with `forward` leads from the first to the second; `whole` is the first as a file. (A patch could not lead back:
-the version of a catalog follows from the order of its items, too, and what is added comes last.) Everything is drawn from one generator in one
-thread, so requests and their order follow from the seed, but for which is asked again: that waits for an answer.
-"""
+A catalog has two states. `PATCH` with `forward` leads from the first to the second; `whole` is the first as a file. (A patch
+could not lead back: the version of a catalog follows from the order of its items, too, and what is added comes last.)
+Everything is drawn from one generator in one thread, so requests and their order follow from the seed, but for which is asked
+again: that waits for an answer. """
 
 import json
 
@@ -66,7 +67,11 @@ class Catalogs:
         self.shelves = [Shelf(items), Shelf(after + added)]
         self.added = [item["item_id"] for item in added]
         self.ids = [item["item_id"] for item in items]
-        self.forward = {"remove": sorted(names), "retag": [{"item_id": name, "tags": tags} for name, tags in retags.items()], "add": added}
+        self.forward = {
+            "remove": sorted(names),
+            "retag": [{"item_id": name, "tags": tags} for name, tags in retags.items()],
+            "add": added,
+        }
         self.whole = "".join(json.dumps(item) + "\n" for item in items).encode()
 
 
@@ -75,7 +80,10 @@ class User:
         self.world, self.model, self.name = world, model, name
         rng = world.rng
         self.events, self.time = [], NOW + rng.randrange(1_000_000)
-        self.features = {"user_id": [rng.randrange(checkpoints.USERS)], "country": rng.sample(range(checkpoints.COUNTRIES), rng.randint(0, 2))}
+        self.features = {
+            "user_id": [rng.randrange(checkpoints.USERS)],
+            "country": rng.sample(range(checkpoints.COUNTRIES), rng.randint(0, 2)),
+        }
         self.more(min(LONGEST, 1 + int(rng.expovariate(1 / 50))))
 
     def more(self, count):
@@ -105,7 +113,9 @@ class World:
     def __init__(self, items, rng):
         self.rng = rng
         self.catalogs = {model: Catalogs(model, items[model], rng) for model in MODELS}
-        self.owner = {name: rng.randrange(checkpoints.OWNERS) for name in self.catalogs["ranking"].ids + self.catalogs["ranking"].added}
+        self.owner = {
+            name: rng.randrange(checkpoints.OWNERS) for name in self.catalogs["ranking"].ids + self.catalogs["ranking"].added
+        }
         self.users, self.count = {model: [] for model in MODELS}, 0
 
     def item(self, model):
@@ -139,7 +149,9 @@ class World:
         self.count += 1
         user = User(self, model, f"user-{self.count}")
         # At least one event of the first state, so that a history is never unknown as a whole.
-        user.events[0]["item_id"] = next(name for name in iter(lambda: self.rng.choice(self.catalogs[model].ids), None) if self.kept(model, name))
+        user.events[0]["item_id"] = next(
+            name for name in iter(lambda: self.rng.choice(self.catalogs[model].ids), None) if self.kept(model, name)
+        )
         if len(users) >= self.USERS:
             users.pop(self.rng.randrange(len(users)))
         users.append(user)
@@ -184,7 +196,9 @@ class World:
     def rank(self, model):
         rng = self.rng
         body = {**self.user(model).asks(), **self.tenant()}
-        count = rng.choice([1, 8, 64, 255, 256, 257, checkpoints.CANDIDATES]) if model == "ranking" else rng.choice([1, 8, 40, 100])
+        count = (
+            rng.choice([1, 8, 64, 255, 256, 257, checkpoints.CANDIDATES]) if model == "ranking" else rng.choice([1, 8, 40, 100])
+        )
         names = dict.fromkeys([self.kept_item(model)] + [self.item(model) for _ in range(count - 1)])
         body["candidates"] = [{"item_id": name} for name in names]
         if model != "ranking":

@@ -8,8 +8,8 @@ def overlap(one, other, k):
 
 
 def rbo(one, other, p=0.9):
-    """Rank-biased overlap, extrapolated (Webber, Moffat, Zobel 2010, equation 32), for lists of any lengths: 1 for the same list, 0 for
-    disjoint ones. The top counts most; with p = 0.9 the first ten places carry 86 % of the weight."""
+    """Rank-biased overlap, extrapolated (Webber, Moffat, Zobel 2010, equation 32), for lists of any lengths: 1 for the same
+    list, 0 for disjoint ones. The top counts most; with p = 0.9 the first ten places carry 86 % of the weight."""
     short, long = sorted((one, other), key=len)
     s, depth = len(short), len(long)
     if not depth:

@@ -85,7 +85,9 @@ def write(prepared, out, only=PLAIN):
     """{name: path of the run}."""
     counts, training = prepared.counts(), prepared.training()
     if not training and set(only) & {"popularity", "co-occurrence"}:
-        raise EvalError(f"{prepared.folder} has no training part (rows that come split have none); prepare it with --train FILE, or use --only repeat-last")
+        raise EvalError(
+            f"{prepared.folder} has no training part (rows that come split have none); prepare it with --train FILE, or use --only repeat-last"
+        )
     context = {"histories": prepared.histories(), "counts": counts, "training": training,
                "length": prepared.protocol["num_items"], "exclude_seen": prepared.protocol["exclude_seen"]}
     paths = {}

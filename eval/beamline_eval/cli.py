@@ -14,17 +14,21 @@ COMMANDS = {"run": demo, "prepare": prepare, "evaluate": evaluate, "baselines": 
 
 def parser():
     top = argparse.ArgumentParser(
-        prog="beamline-eval", formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="beamline-eval",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Is this checkpoint good, is it better than that one, by how much, and at what cost? On the engine that serves it.",
         epilog="from nothing to a report on the demo world:\n  cargo build --release\n  beamline-eval run --out target/evaluation\n\n"
-               "on your own data:\n  beamline-eval prepare sequences.txt --out data\n  beamline batch --checkpoint DIR data/requests.jsonl answers.jsonl\n"
-               "  beamline-eval evaluate data answers.jsonl --catalog DIR/catalog.jsonl --out metrics.json\n"
-               "  beamline-eval baselines data --out runs\n  beamline-eval compare data runs/co-occurrence.run answers.jsonl\n\n"
-               "docs/EVALUATION.md has the protocol and its reasons.")
+        "on your own data:\n  beamline-eval prepare sequences.txt --out data\n  beamline batch --checkpoint DIR data/requests.jsonl answers.jsonl\n"
+        "  beamline-eval evaluate data answers.jsonl --catalog DIR/catalog.jsonl --out metrics.json\n"
+        "  beamline-eval baselines data --out runs\n  beamline-eval compare data runs/co-occurrence.run answers.jsonl\n\n"
+        "docs/EVALUATION.md has the protocol and its reasons.",
+    )
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
-        sub = commands.add_parser(name, help=module.HELP, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub = commands.add_parser(
+            name, help=module.HELP, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         module.add_arguments(sub)
         sub.set_defaults(action=module.main)
     return top

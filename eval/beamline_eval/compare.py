@@ -1,7 +1,7 @@
 """compare: is run B better than run A, by how much, and is it luck?
 
-Per measure: both means, the mean difference, a paired bootstrap interval over users, a randomisation test, and p adjusted by Holm over
-all measures named. Beside that: how alike the slates are (overlap, RBO), and who won and who lost.
+Per measure: both means, the mean difference, a paired bootstrap interval over users, a randomisation test, and p adjusted by
+Holm over all measures named. Beside that: how alike the slates are (overlap, RBO), and who won and who lost.
 
   beamline-eval compare data before.jsonl after.jsonl --out comparison.json
 """
@@ -30,7 +30,11 @@ def add_arguments(parser):
     parser.add_argument("--permutations", type=int, default=10000, help="of the randomisation test (default %(default)s)")
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--sample", type=int, help="only N users, evenly spaced over the qrels")
-    parser.add_argument("--answered-only", action="store_true", help="only users that both runs answer (for a run over a sample); stated in the result")
+    parser.add_argument(
+        "--answered-only",
+        action="store_true",
+        help="only users that both runs answer (for a run over a sample); stated in the result",
+    )
     parser.add_argument("--engine", choices=["ir-measures", "plain"], help=measures.ENGINE_HELP)
     parser.add_argument("--out", help="write everything as JSON")
 
@@ -73,16 +77,22 @@ def compare(data, a, b, cut_offs=(5, 10), names=("HR", "NDCG", "MRR"), resamples
     slates = [(one.slates.get(user, []), other.slates.get(user, [])) for user in users]
     return {
         "format": "beamline-eval/comparison/1",
-        "a": os.path.basename(a), "b": os.path.basename(b),
-        "users": len(users), "answered_only": answered_only,
-        "missing_in_a": sum(user not in one.slates for user in users), "missing_in_b": sum(user not in other.slates for user in users),
+        "a": os.path.basename(a),
+        "b": os.path.basename(b),
+        "users": len(users),
+        "answered_only": answered_only,
+        "missing_in_a": sum(user not in one.slates for user in users),
+        "missing_in_b": sum(user not in other.slates for user in users),
         "measures": rows,
         "agreement": {
             **{f"overlap@{k}": sum(overlap(x, y, k) for x, y in slates) / len(slates) for k in cut_offs},
             f"rbo_0.9@{depth}": sum(rbo(x[:depth], y[:depth]) for x, y in slates) / len(slates),
             f"identical_slates@{depth}": sum(x[:depth] == y[:depth] for x, y in slates) / len(slates),
         },
-        "resamples": resamples, "permutations": permutations, "seed": seed, "computed_by": engine,
+        "resamples": resamples,
+        "permutations": permutations,
+        "seed": seed,
+        "computed_by": engine,
         "protocol": prepared.protocol,
         "inputs": [digest(a), digest(b), *prepared.digests()],
     }
@@ -100,8 +110,19 @@ def table(result):
 
 
 def main(arguments):
-    result = compare(arguments.data, arguments.a, arguments.b, parse_cut_offs(arguments.cut_offs), tuple(arguments.measures.split(",")),
-                     arguments.resamples, arguments.permutations, arguments.seed, arguments.sample, arguments.answered_only, arguments.engine)
+    result = compare(
+        arguments.data,
+        arguments.a,
+        arguments.b,
+        parse_cut_offs(arguments.cut_offs),
+        tuple(arguments.measures.split(",")),
+        arguments.resamples,
+        arguments.permutations,
+        arguments.seed,
+        arguments.sample,
+        arguments.answered_only,
+        arguments.engine,
+    )
     print(table(result))
     if arguments.out:
         write_json(arguments.out, result)

@@ -65,7 +65,9 @@ def with_beam(source, out, beam_width, num_items, users=None):
 def percentiles(values, shares=(("p50", 0.5), ("p90", 0.9), ("p99", 0.99))):
     """Nearest-rank percentiles, {"p50": ...}."""
     ordered = sorted(values)
-    return {name: round(ordered[min(int(len(ordered) * share), len(ordered) - 1)], 3) for name, share in shares} if ordered else {}
+    return (
+        {name: round(ordered[min(int(len(ordered) * share), len(ordered) - 1)], 3) for name, share in shares} if ordered else {}
+    )
 
 
 def latencies(answers):

@@ -1,6 +1,7 @@
 """evaluate: how good are these slates? Full ranking: every item of the catalog competes, nothing is sampled.
 
-RUN is the answers file of `beamline batch` or a TREC run; DATA is a folder of `prepare`. A user without an answer counts as a miss.
+RUN is the answers file of `beamline batch` or a TREC run; DATA is a folder of `prepare`. A user without an answer counts as a
+miss.
 
   beamline batch --checkpoint DIR data/requests.jsonl answers.jsonl
   beamline-eval evaluate data answers.jsonl --catalog DIR/catalog.jsonl --out metrics.json
@@ -23,13 +24,23 @@ BUCKETS = "1-5,6-10,11-20,21-50,51-"
 def add_arguments(parser):
     parser.add_argument("data", help="folder that `prepare` wrote")
     parser.add_argument("run", help="answers of `beamline batch` (JSON lines) or a TREC run")
-    parser.add_argument("--catalog", help="catalog.jsonl: which items exist. Default: the items of the training part and the targets")
+    parser.add_argument(
+        "--catalog", help="catalog.jsonl: which items exist. Default: the items of the training part and the targets"
+    )
     parser.add_argument("--name", help="what to call this run in tables (default: the file's name)")
     parser.add_argument("--out", help="write everything as JSON; a table goes to standard output in any case")
-    parser.add_argument("--cut-offs", default="1,5,10,20,50", help="(default %(default)s); those beyond the length that was asked for are left out")
+    parser.add_argument(
+        "--cut-offs",
+        default="1,5,10,20,50",
+        help="(default %(default)s); those beyond the length that was asked for are left out",
+    )
     parser.add_argument("--buckets", default=BUCKETS, help="history lengths (default %(default)s)")
     parser.add_argument("--sample", type=int, help="only N users, evenly spaced over the qrels")
-    parser.add_argument("--users-of", metavar="RUN", help="only users that this other run has: to judge two systems on the sample that the slower one did")
+    parser.add_argument(
+        "--users-of",
+        metavar="RUN",
+        help="only users that this other run has: to judge two systems on the sample that the slower one did",
+    )
     parser.add_argument("--timing", help="timing.json of the run, to go into the result")
     parser.add_argument("--engine", choices=["ir-measures", "plain"], help=measures.ENGINE_HELP)
 
@@ -59,7 +70,8 @@ def parse_cut_offs(text):
 def semantic_id_measures(targets, slates, sids, cut_offs):
     """HR and NDCG if finding the target's semantic ID counted as finding the target, in the list of distinct semantic IDs.
 
-    A diagnosis, not a result: papers that score generated IDs report this, and with collisions it is higher than what a shop would see.
+    A diagnosis, not a result: papers that score generated IDs report this, and with collisions it is higher than what a shop
+    would see.
     """
     wanted = {user: [sid for sid in dict.fromkeys(sids.get(item) for item in items) if sid] for user, items in targets.items()}
     ranked = {user: list(dict.fromkeys(sids[item] for item in slate if item in sids)) for user, slate in slates.items()}
@@ -67,7 +79,18 @@ def semantic_id_measures(targets, slates, sids, cut_offs):
     return measures.mean(values, [f"{name}@{k}" for k in cut_offs for name in ("HR", "NDCG")])
 
 
-def evaluate(data, run_path, catalog=None, name=None, cut_offs=(1, 5, 10, 20, 50), buckets=BUCKETS, sample=None, timing=None, engine=None, users_of=None):
+def evaluate(
+    data,
+    run_path,
+    catalog=None,
+    name=None,
+    cut_offs=(1, 5, 10, 20, 50),
+    buckets=BUCKETS,
+    sample=None,
+    timing=None,
+    engine=None,
+    users_of=None,
+):
     """The whole result as one JSON-able object."""
     prepared = data if isinstance(data, Prepared) else Prepared(data)
     catalog = Catalog(catalog) if isinstance(catalog, str) else catalog
@@ -81,7 +104,9 @@ def evaluate(data, run_path, catalog=None, name=None, cut_offs=(1, 5, 10, 20, 50
     everything = runs.read(run_path)
     strangers = [user for user in everything.slates if user not in prepared.targets]
     if strangers:
-        raise EvalError(f"{run_path}: {len(strangers)} users, the first {strangers[0]!r}, are not in {prepared.folder}/qrels.txt; is it the run of another data set?")
+        raise EvalError(
+            f"{run_path}: {len(strangers)} users, the first {strangers[0]!r}, are not in {prepared.folder}/qrels.txt; is it the run of another data set?"
+        )
     run = everything.only(users)
     deepest = max((len(slate) for slate in run.slates.values()), default=0)
     asked = int(prepared.protocol.get("num_items", deepest))
@@ -130,7 +155,9 @@ def evaluate(data, run_path, catalog=None, name=None, cut_offs=(1, 5, 10, 20, 50
         result["by_history_length"].append({"bucket": "other", **of(outside)})
     if isinstance(catalog, Catalog) and all(catalog.sids.values()):
         result["if_semantic_ids_counted"] = semantic_id_measures(targets, run.slates, catalog.sids, kept)
-        result["items_sharing_a_semantic_id"] = len(catalog) - sum(1 for n in occurrences(catalog.sids.values()).values() if n == 1)
+        result["items_sharing_a_semantic_id"] = len(catalog) - sum(
+            1 for n in occurrences(catalog.sids.values()).values() if n == 1
+        )
     if timing:
         result["timing"] = read_json(timing)
     return result
@@ -154,12 +181,24 @@ def table(result):
 
 
 def main(arguments):
-    result = evaluate(arguments.data, arguments.run, arguments.catalog, arguments.name, parse_cut_offs(arguments.cut_offs), arguments.buckets,
-                      arguments.sample, arguments.timing, arguments.engine, arguments.users_of)
+    result = evaluate(
+        arguments.data,
+        arguments.run,
+        arguments.catalog,
+        arguments.name,
+        parse_cut_offs(arguments.cut_offs),
+        arguments.buckets,
+        arguments.sample,
+        arguments.timing,
+        arguments.engine,
+        arguments.users_of,
+    )
     if result["users_without_answer"]:
         say(f"{result['users_without_answer']} users have no answer and count as misses")
     if result["run_notes"].get("errors"):
-        say(f"{result['run_notes']['errors']} answers are errors and count as misses: {json.dumps(result['run_notes'].get('error_types', {}))}")
+        say(
+            f"{result['run_notes']['errors']} answers are errors and count as misses: {json.dumps(result['run_notes'].get('error_types', {}))}"
+        )
     if result["run_notes"].get("repeated_items"):
         say(f"{result['run_notes']['repeated_items']} repeated items in slates were dropped")
     if result["run_notes"].get("rank_score_conflicts"):

@@ -1,4 +1,5 @@
-"""Files: JSON lines, JSON, digests. Everything is written beside its place and moved there, so a half-written file has no name."""
+"""Files: JSON lines, JSON, digests. Everything is written beside its place and moved there, so a half-written file has no
+name."""
 
 import contextlib
 import hashlib

@@ -1,9 +1,8 @@
 """HR, Recall, NDCG and MRR per user: through ir-measures, and once more by hand as a check on both.
 
-ir-measures is what the field trusts, and it has two traps that are taken care of here. It sorts by score and breaks ties by document
-id, in 32-bit floats: so it is given n, n-1, ..., 1 and never a model's scores. And only users of the qrels count, all of them: who has no
-slate scores 0, so dropping users cannot raise a mean.
-"""
+ir-measures is what the field trusts, and it has two traps that are taken care of here. It sorts by score and breaks ties by
+document id, in 32-bit floats: so it is given n, n-1, ..., 1 and never a model's scores. And only users of the qrels count, all
+of them: who has no slate scores 0, so dropping users cannot raise a mean. """
 
 import math
 
@@ -53,7 +52,9 @@ def engine(wanted=None):
 def by_library(targets, slates, cut_offs):
     """The same through ir-measures."""
     if not installed():
-        raise EvalError("ir-measures is not installed: pip install ./eval, or leave --engine out to use this package's own definitions")
+        raise EvalError(
+            "ir-measures is not installed: pip install ./eval, or leave --engine out to use this package's own definitions"
+        )
     import ir_measures
     from ir_measures import RR, R, Success, nDCG
 

@@ -1,8 +1,8 @@
 """replay: does the engine give offline what it gave online? Drives `beamline replay` over a request log and lists what differs.
 
-LOG is what `beamline serve --request-log LOG` has written. Each logged request is answered again; an answer is identical if it has the same
-items in the same order with the same bits of their scores. Lines of another checkpoint or catalog, degraded answers and unreadable lines
-are passed over and counted.
+LOG is what `beamline serve --request-log LOG` has written. Each logged request is answered again; an answer is identical if it
+has the same items in the same order with the same bits of their scores. Lines of another checkpoint or catalog, degraded
+answers and unreadable lines are passed over and counted.
 
   beamline serve --checkpoint DIR --request-log log.jsonl
   beamline-eval replay log.jsonl --checkpoint DIR --out replay.json
@@ -25,8 +25,18 @@ from beamline_eval.progress import say
 HELP = "a log of online requests gives the same slates offline; differences listed"
 FORMAT = "beamline-eval/replay/1"
 # What `beamline replay` counts, in the order in which it is shown, and what people call it.
-PASSED_OVER = {"other_model": "of another checkpoint", "other_catalog": "of another catalog", "degraded": "degraded", "unreadable": "unreadable"}
-KINDS = {"items": "other items", "order": "the same items in another order", "scores": "the same slate with other scores", "fails": "no answer now"}
+PASSED_OVER = {
+    "other_model": "of another checkpoint",
+    "other_catalog": "of another catalog",
+    "degraded": "degraded",
+    "unreadable": "unreadable",
+}
+KINDS = {
+    "items": "other items",
+    "order": "the same items in another order",
+    "scores": "the same slate with other scores",
+    "fails": "no answer now",
+}
 
 
 def add_arguments(parser):
@@ -35,12 +45,22 @@ def add_arguments(parser):
     parser.add_argument("--catalog", help="the catalog that it had, if it is not the one in the checkpoint's directory")
     parser.add_argument("--beamline", help="the binary (default: $BEAMLINE, target/release/beamline, the PATH)")
     parser.add_argument("--show", type=int, default=20, help="differences to list in full (default %(default)s); all are counted")
-    parser.add_argument("--ranks", type=int, default=10, help="of each, ranks from the one before the first that differs (default %(default)s; 0: all)")
+    parser.add_argument(
+        "--ranks",
+        type=int,
+        default=10,
+        help="of each, ranks from the one before the first that differs (default %(default)s; 0: all)",
+    )
     parser.add_argument("--differences", metavar="FILE", help="write all differences as JSON lines")
     parser.add_argument("--out", help="write the summary as JSON, for `report --replay`")
     parser.add_argument("--threads", type=int, help="of the engine (default: all cores)")
     parser.add_argument("--in-flight", type=int, help="requests in flight at a time")
-    parser.add_argument("--flags", default="", metavar="TEXT", help="more flags for `beamline replay`, such as --flags='--history-cut exact --max-beam-width 1000': those limits that the server had")
+    parser.add_argument(
+        "--flags",
+        default="",
+        metavar="TEXT",
+        help="more flags for `beamline replay`, such as --flags='--history-cut exact --max-beam-width 1000': those limits that the server had",
+    )
 
 
 def slate(items):
@@ -76,9 +96,25 @@ def describe(difference, ranks=10):
     rows = [("", "rank", "logged", "score", "replayed", "score")]
     for place in range(begin, end):
         left, right = (side[place] if place < len(side) else None for side in (then, now))
-        rows.append(("*" if left != right else "", str(place + 1), *((left[0], repr(left[1])) if left else ("–", "")), *((right[0], repr(right[1])) if right else ("–", ""))))
+        rows.append(
+            (
+                "*" if left != right else "",
+                str(place + 1),
+                *((left[0], repr(left[1])) if left else ("–", "")),
+                *((right[0], repr(right[1])) if right else ("–", "")),
+            )
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
-    lines = [("  " + "  ".join(cell.rjust(width) if column in (1, 3, 5) else cell.ljust(width) for column, (cell, width) in enumerate(zip(row, widths)))).rstrip() for row in rows]
+    lines = [
+        (
+            "  "
+            + "  ".join(
+                cell.rjust(width) if column in (1, 3, 5) else cell.ljust(width)
+                for column, (cell, width) in enumerate(zip(row, widths))
+            )
+        ).rstrip()
+        for row in rows
+    ]
     if begin or end < longest:
         lines.append(f"     ranks {begin + 1} to {end} of {longest}")
     return "\n".join([f"{head}: {KINDS[kind(difference)]}, from rank {first} on", *lines])
@@ -120,7 +156,9 @@ def summary_lines(summary):
     lines = [f"{compared:,} answers compared: {summary['identical']:,} identical, {summary['different']:,} different"]
     if summary["different"]:
         parts = [f"{count:,} {KINDS[name]}" for name, count in summary["kinds"].items() if count]
-        lines.append(f"of the different: {', '.join(parts)}; scores of one item differ by at most {summary['largest_score_distance']:.3g}")
+        lines.append(
+            f"of the different: {', '.join(parts)}; scores of one item differ by at most {summary['largest_score_distance']:.3g}"
+        )
     passed = [f"{summary[name]:,} {label}" for name, label in PASSED_OVER.items() if summary[name]]
     lines.append("passed over: " + (", ".join(passed) or "none"))
     return lines
@@ -129,12 +167,24 @@ def summary_lines(summary):
 def main(arguments):
     if arguments.show < 0 or arguments.ranks < 0:
         raise EvalError("--show and --ranks: not less than 0")
-    summary, shown = replay(arguments.log, arguments.checkpoint, engine.binary(arguments.beamline), arguments.catalog, arguments.differences,
-                            arguments.threads, arguments.in_flight, shlex.split(arguments.flags), arguments.show)
+    summary, shown = replay(
+        arguments.log,
+        arguments.checkpoint,
+        engine.binary(arguments.beamline),
+        arguments.catalog,
+        arguments.differences,
+        arguments.threads,
+        arguments.in_flight,
+        shlex.split(arguments.flags),
+        arguments.show,
+    )
     for difference in shown:
         print(describe(difference, arguments.ranks), end="\n\n")
     if summary["different"] > len(shown):
-        say(f"{summary['different'] - len(shown):,} more differences are not listed" + ("" if arguments.differences else "; --differences FILE keeps all of them"))
+        say(
+            f"{summary['different'] - len(shown):,} more differences are not listed"
+            + ("" if arguments.differences else "; --differences FILE keeps all of them")
+        )
     print("\n".join(summary_lines(summary)))
     if arguments.out:
         write_json(arguments.out, summary)

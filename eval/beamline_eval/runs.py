@@ -72,9 +72,9 @@ def read_answers(path):
 def sample(users, count):
     """`count` users evenly spaced over the whole list, from the first on. None, or more than there are: all.
 
-    Place i is i * n / count, not i * (n // count): the latter stops short of the end of the list, and files are ordered. On Beauty the
-    last 500 users are ten times easier than the first, so 4,000 users by the second rule gave HR@10 .0455 where all have .0585.
-    """
+    Place i is i * n / count, not i * (n // count): the latter stops short of the end of the list, and files are ordered. On
+    Beauty the last 500 users are ten times easier than the first, so 4,000 users by the second rule gave HR@10 .0455 where all
+    have .0585. """
     users = list(users)
     if not count or count >= len(users):
         return users

@@ -48,7 +48,9 @@ def moment(users, cut):
             return float(cut)
         except ValueError as error:
             known = [time for user in users for time in user.times] or [0]
-            raise EvalError(f"--cut {cut}: neither a time as the source writes it ({min(known):.15g} to {max(known):.15g}) nor a share such as 80%") from error
+            raise EvalError(
+                f"--cut {cut}: neither a time as the source writes it ({min(known):.15g} to {max(known):.15g}) nor a share such as 80%"
+            ) from error
     try:
         share = float(str(cut)[:-1]) / 100
     except ValueError as error:
@@ -82,7 +84,11 @@ def temporal(users, cut="80%", targets="next"):
         cases.append(Case(user.id, history, after[:1] if targets == "next" else list(dict.fromkeys(after))))
     known = {item for items in training for item in items}
     cold_items = sum(item not in known for case in cases for item in case.targets)
-    return cases, training, {"cut": at, "targets": targets, "users_without_history": cold_users, "targets_unknown_before_cut": cold_items}
+    return (
+        cases,
+        training,
+        {"cut": at, "targets": targets, "users_without_history": cold_users, "targets_unknown_before_cut": cold_items},
+    )
 
 
 def unique_ids(cases):

@@ -1,9 +1,9 @@
 """Is the difference real? Paired tests over users, for all measures at once.
 
-Bootstrap: users are drawn again with replacement, as pairs, and the spread of the mean difference is the interval. Randomisation: if both
-systems were the same, each user's difference might as well have the other sign; the share of random sign patterns with a mean at least
-as far from 0 is p. Both use the same draws for every measure, so that measures stay comparable. Everything follows from the seed.
-"""
+Bootstrap: users are drawn again with replacement, as pairs, and the spread of the mean difference is the interval.
+Randomisation: if both systems were the same, each user's difference might as well have the other sign; the share of random sign
+patterns with a mean at least as far from 0 is p. Both use the same draws for every measure, so that measures stay comparable.
+Everything follows from the seed. """
 
 from beamline_eval.errors import EvalError
 

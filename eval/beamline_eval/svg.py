@@ -1,4 +1,5 @@
-"""Two kinds of picture, as inline SVG that needs nothing: no script, no font, no network. Colours come from the page's variables."""
+"""Two kinds of picture, as inline SVG that needs nothing: no script, no font, no network. Colours come from the page's
+variables."""
 
 from html import escape
 
@@ -28,7 +29,9 @@ def text(x, y, what="", anchor="middle", extra=""):
 def frame(x_ticks, y_ticks, x_at, y_at, x_label, y_label):
     parts = []
     for tick in y_ticks:
-        parts.append(f'<line class="grid" stroke="#d9d7d2" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_at(tick):.1f}" y2="{y_at(tick):.1f}"/>')
+        parts.append(
+            f'<line class="grid" stroke="#d9d7d2" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_at(tick):.1f}" y2="{y_at(tick):.1f}"/>'
+        )
         parts.append(text(LEFT - 8, y_at(tick) + 4, f"{tick:g}", "end"))
     for tick in x_ticks:
         parts.append(text(x_at(tick), HEIGHT - BOTTOM + 18, f"{tick:g}" if isinstance(tick, (int, float)) else tick))
@@ -53,9 +56,15 @@ def curve(points, x_label, y_label, title):
         return HEIGHT - BOTTOM - (y - y_ticks[0]) / ((y_ticks[-1] - y_ticks[0]) or 1) * (HEIGHT - BOTTOM - TOP)
 
     parts = frame(x_ticks, y_ticks, x_at, y_at, x_label, y_label)
-    parts.append('<polyline class="curve" fill="none" stroke="#1c5cab" points="' + " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y, *_ in points) + '"/>')
+    parts.append(
+        '<polyline class="curve" fill="none" stroke="#1c5cab" points="'
+        + " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y, *_ in points)
+        + '"/>'
+    )
     for place, (x, y, label, hover) in enumerate(points):
-        parts.append(f'<circle class="dot" fill="#1c5cab" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="4.5"><title>{escape(hover)}</title></circle>')
+        parts.append(
+            f'<circle class="dot" fill="#1c5cab" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="4.5"><title>{escape(hover)}</title></circle>'
+        )
         parts.append(text(*beside([(x_at(one[0]), y_at(one[1])) for one in points], place), what=label))
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
 
@@ -90,7 +99,9 @@ def bars(groups, series, x_label, y_label, title):
         for place, value in enumerate(values):
             x = centre[label] + (place - len(values) / 2) * wide
             hover = escape(f"{series[place]}, {label}: {value:.4f}")
-            parts.append(f'<rect class="s{place % 6}" fill="{FALLBACK[place % 6]}" x="{x:.1f}" y="{y_at(value):.1f}" width="{wide - 2:.1f}" height="{HEIGHT - BOTTOM - y_at(value):.1f}">'
-                         f"<title>{hover}</title></rect>")
+            parts.append(
+                f'<rect class="s{place % 6}" fill="{FALLBACK[place % 6]}" x="{x:.1f}" y="{y_at(value):.1f}" width="{wide - 2:.1f}" height="{HEIGHT - BOTTOM - y_at(value):.1f}">'
+                f"<title>{hover}</title></rect>"
+            )
     legend = "".join(f'<span><i class="s{place % 6}"></i>{escape(name)}</span>' for place, name in enumerate(series))
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg><p class="legend">{legend}</p>'

@@ -47,7 +47,8 @@ def read_qrels(path):
 
 
 def write_run(path, slates, tag):
-    """`slates`: {user: [items best first]}. Scores are n, n-1, ..., 1: the order is the statement, and no tool can reorder a tie."""
+    """`slates`: {user: [items best first]}. Scores are n, n-1, ..., 1: the order is the statement, and no tool can reorder a
+    tie."""
     with writing(path) as file:
         for user, items in slates.items():
             check_id("user", user)
@@ -80,7 +81,9 @@ def read_run(path):
             found.sort(key=lambda row: -row[1])
             unranked += 1
         else:
-            raise EvalError(f"{path}: two items of user {user} share a rank, and two share a score: the order is undefined; write ranks 1, 2, 3, ...")
+            raise EvalError(
+                f"{path}: two items of user {user} share a rank, and two share a score: the order is undefined; write ranks 1, 2, 3, ..."
+            )
         slates[user] = [item for _, _, item in found]
     return slates, {"rank_score_conflicts": conflicts, "users_ordered_by_score": unranked}
 

@@ -85,7 +85,13 @@ class Small(Folder):
             self.prepare("masked", exclude_seen=True)
 
     def prepare(self, name, **settings):
-        prepare(self.put("s.txt", "1 a b c d\n2 a b b c a\n3 a c b c\n4 x a b c\n5 b a c b\n"), self.at(name), num_items=3, beam_width=3, **settings)
+        prepare(
+            self.put("s.txt", "1 a b c d\n2 a b b c a\n3 a c b c\n4 x a b c\n5 b a c b\n"),
+            self.at(name),
+            num_items=3,
+            beam_width=3,
+            **settings,
+        )
 
 
 class Baselines(Small):
@@ -119,10 +125,13 @@ class Baselines(Small):
 
     def test_hugging_face_obeys_the_filter(self):
         """With a stand-in for weights/tools/hf_reference.py that answers with the catalog in order."""
-        tool = self.put("tool.py", "class Reference:\n"
-                        "    def __init__(self, directory, width, threads):\n        self.items_of = {(1,): ['a', 'z'], (2,): ['b']}\n"
-                        "    def answer(self, body):\n        return {'items': list(self.items_of.values()), 'wall_s': 0.5}\n"
-                        "def exact_trie(paths):\n    return {}\n")
+        tool = self.put(
+            "tool.py",
+            "class Reference:\n"
+            "    def __init__(self, directory, width, threads):\n        self.items_of = {(1,): ['a', 'z'], (2,): ['b']}\n"
+            "    def answer(self, body):\n        return {'items': list(self.items_of.values()), 'wall_s': 0.5}\n"
+            "def exact_trie(paths):\n    return {}\n",
+        )
         self.put("ck/config.json", "{}")
         for data, expected in (("data", ["a", "z", "b"]), ("masked", ["z"])):
             with contextlib.redirect_stderr(io.StringIO()):
@@ -154,14 +163,27 @@ class Page(Small):
     def results(self):
         with contextlib.redirect_stderr(io.StringIO()):
             paths = baselines.write(Prepared(self.at("data")), self.at("runs"))
-        return [evaluate.evaluate(self.at("data"), path, None, f"<{name}>", (1, 3), engine="plain") for name, path in paths.items()]
+        return [
+            evaluate.evaluate(self.at("data"), path, None, f"<{name}>", (1, 3), engine="plain") for name, path in paths.items()
+        ]
 
     def test_one_page_that_needs_nothing(self):
         results = self.results()
         results[0]["timing"] = {"requests": 5, "beam_width": 3, "threads": 1, "users_per_second": 100.0, "cpu_s": 0.5,
                                 "latency_ms": {"p50": 1.0, "p90": 2.0, "p99": 3.0}, "load_average_before": 9.0, "cores": 2}
-        points = [{"beam_width": width, "users": 5, "measure": "NDCG@3", "NDCG@3": 0.5, "HR": 0.5, "users_per_second": 50.0, "cpu_ms_per_request": 2.0,
-                   "latency_ms": {"p50": float(width), "p99": 9.0}} for width in (2, 4)]
+        points = [
+            {
+                "beam_width": width,
+                "users": 5,
+                "measure": "NDCG@3",
+                "NDCG@3": 0.5,
+                "HR": 0.5,
+                "users_per_second": 50.0,
+                "cpu_ms_per_request": 2.0,
+                "latency_ms": {"p50": float(width), "p99": 9.0},
+            }
+            for width in (2, 4)
+        ]
         page = report.page(results, (), points, 3.6, "EUR", "T", ["a < b"])
         parser = Text()
         parser.feed(page)
@@ -187,13 +209,27 @@ class Page(Small):
 
     def test_words_and_no_internal_names(self):
         said = report.alike({"overlap@10": 0.416, "rbo_0.9@10": 0.5, "identical_slates@10": 0.25})
-        self.assertEqual(said, "41.6% of the first 10 places hold items of both; rank-biased overlap of the first 10 is 0.500 (p = 0.9; 1: the same order); "
-                               "25.0% of users see the same first 10")
+        self.assertEqual(
+            said,
+            "41.6% of the first 10 places hold items of both; rank-biased overlap of the first 10 is 0.500 (p = 0.9; 1: the same order); "
+            "25.0% of users see the same first 10",
+        )
 
     def test_commands_name_no_machine(self):
-        given = ["report", "/home/me/work/m.json", "--out=/home/me/work/report.html", "--cut-offs", "1,5", "data/x.json", "--title", "a=/b"]
+        given = [
+            "report",
+            "/srv/me/work/m.json",
+            "--out=/srv/me/work/report.html",
+            "--cut-offs",
+            "1,5",
+            "data/x.json",
+            "--title",
+            "a=/b",
+        ]
         with mock.patch("sys.argv", ["beamline-eval", *given]):
-            self.assertEqual(report.typed(), "beamline-eval report work/m.json --out=work/report.html --cut-offs 1,5 data/x.json --title a=/b")
+            self.assertEqual(
+                report.typed(), "beamline-eval report work/m.json --out=work/report.html --cut-offs 1,5 data/x.json --title a=/b"
+            )
 
     def test_labels_are_off_the_curve(self):
         # A steep rise to the right: the curve passes above the first point, so its label goes below.
@@ -240,13 +276,37 @@ class CommandLine(Small):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             self.assertEqual(cli.main(["baselines", self.at("data"), "--out", self.at("runs")]), 0)
             for name in ("popularity", "co-occurrence"):
-                self.assertEqual(cli.main(["evaluate", self.at("data"), self.at(f"runs/{name}.run"), "--engine", "plain", "--out", self.at(f"{name}.json")]), 0)
-            self.assertEqual(cli.main(["report", self.at("co-occurrence.json"), self.at("popularity.json"), "--out", self.at("r.html")]), 0)
+                self.assertEqual(
+                    cli.main(
+                        [
+                            "evaluate",
+                            self.at("data"),
+                            self.at(f"runs/{name}.run"),
+                            "--engine",
+                            "plain",
+                            "--out",
+                            self.at(f"{name}.json"),
+                        ]
+                    ),
+                    0,
+                )
+            self.assertEqual(
+                cli.main(["report", self.at("co-occurrence.json"), self.at("popularity.json"), "--out", self.at("r.html")]), 0
+            )
         self.assertTrue(os.path.isfile(self.at("r.html")))
 
     def test_a_closed_pipe_ends_it_quietly(self):
         package = os.path.dirname(os.path.dirname(os.path.abspath(cli.__file__)))
-        command = [sys.executable, "-m", "beamline_eval", "evaluate", self.at("data"), self.put("x.run", "1 Q0 d 1 1 t\n"), "--engine", "plain"]
+        command = [
+            sys.executable,
+            "-m",
+            "beamline_eval",
+            "evaluate",
+            self.at("data"),
+            self.put("x.run", "1 Q0 d 1 1 t\n"),
+            "--engine",
+            "plain",
+        ]
         read, write = os.pipe()
         os.close(read)
         done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=package)

@@ -42,7 +42,9 @@ class ByHand(unittest.TestCase):
         draw = random.Random(2)
         slates = {f"u{n}": draw.sample(range(30), 10) for n in range(200)}
         targets = {user: [draw.randrange(30)] for user in slates}
-        script = leave_one_out.metrics([leave_one_out.rank_of(targets[user][0], slate) for user, slate in slates.items()], [5, 10])
+        script = leave_one_out.metrics(
+            [leave_one_out.rank_of(targets[user][0], slate) for user, slate in slates.items()], [5, 10]
+        )
         package = measures.mean(measures.by_hand(targets, slates, [5, 10]), measures.keys([5, 10]))
         for key, value in script.items():
             self.assertAlmostEqual(package[key], value, places=12)
@@ -102,7 +104,9 @@ class Runs(Folder):
 
     def test_where_ranks_say_nothing_scores_decide(self):
         # BEIR writes rank 0 on every line.
-        run = runs.read(self.put("r.run", "u Q0 a 0 2.5 beir\nu Q0 c 0 3.5 beir\nu Q0 b 0 -1 beir\nv Q0 a 1 0.1 x\nv Q0 b 2 0 x\n"))
+        run = runs.read(
+            self.put("r.run", "u Q0 a 0 2.5 beir\nu Q0 c 0 3.5 beir\nu Q0 b 0 -1 beir\nv Q0 a 1 0.1 x\nv Q0 b 2 0 x\n")
+        )
         self.assertEqual(run.slates, {"u": ["c", "a", "b"], "v": ["a", "b"]})
         self.assertEqual((run.notes["users_ordered_by_score"], run.notes["rank_score_conflicts"]), (1, 0))
         with self.assertRaisesRegex(EvalError, "share a rank.*share a score.*write ranks"):
@@ -117,15 +121,27 @@ class Runs(Folder):
 
     def test_answers(self):
         model = {"model": {"sha256": "m"}, "catalog_version": "c"}
-        path = self.put_lines("a.jsonl", [{"line": 1, "id": "u", "items": [{"item_id": "a"}, {"item_id": "b"}, {"item_id": "a"}], **model},
-                                          {"line": 2, "id": "v", "error": {"type": "timeout", "message": "late"}}])
+        path = self.put_lines(
+            "a.jsonl",
+            [
+                {"line": 1, "id": "u", "items": [{"item_id": "a"}, {"item_id": "b"}, {"item_id": "a"}], **model},
+                {"line": 2, "id": "v", "error": {"type": "timeout", "message": "late"}},
+            ],
+        )
         run = runs.read(path)
         self.assertEqual(run.slates, {"u": ["a", "b"], "v": []})
-        self.assertEqual((run.notes["errors"], run.notes["repeated_items"], run.notes["error_types"], run.notes["model_sha256"]), (1, 1, {"timeout": 1}, "m"))
+        self.assertEqual(
+            (run.notes["errors"], run.notes["repeated_items"], run.notes["error_types"], run.notes["model_sha256"]),
+            (1, 1, {"timeout": 1}, "m"),
+        )
 
     def test_answers_that_cannot_be_read_right(self):
-        for lines, why in (([{"items": []}], "no `id`"), ([{"id": 1, "items": []}, {"id": "1", "items": []}], "second answer"), ([{"id": 1}], "neither"),
-                           ([{"id": n, "items": [], "model": {"sha256": str(n)}} for n in (1, 2)], "several models")):
+        for lines, why in (
+            ([{"items": []}], "no `id`"),
+            ([{"id": 1, "items": []}, {"id": "1", "items": []}], "second answer"),
+            ([{"id": 1}], "neither"),
+            ([{"id": n, "items": [], "model": {"sha256": str(n)}} for n in (1, 2)], "several models"),
+        ):
             with self.assertRaisesRegex(EvalError, why):
                 runs.read(self.put_lines("a.jsonl", lines))
 
@@ -176,18 +192,32 @@ class Evaluate(Folder):
     def setUp(self):
         super().setUp()
         prepare(self.put("s.txt", "1 a b c d\n2 b c a\n3 e a b c d e a b\n"), self.at("data"), num_items=2, beam_width=2)
-        self.put_lines("catalog.jsonl", [{"item_id": item, "sid": sid} for item, sid in zip("abcde", ([0, 0], [0, 1], [1, 0], [1, 0], [2, 2]))])
+        self.put_lines(
+            "catalog.jsonl",
+            [{"item_id": item, "sid": sid} for item, sid in zip("abcde", ([0, 0], [0, 1], [1, 0], [1, 0], [2, 2]))],
+        )
 
     def test_users_and_buckets(self):
         # User 1 gets c, which shares d's semantic ID; user 2 gets a; user 3 is missing.
-        self.put_lines("a.jsonl", [{"id": "1", "items": [{"item_id": "c"}, {"item_id": "b"}]}, {"id": "2", "items": [{"item_id": "b"}, {"item_id": "a"}]}])
-        result = evaluate.evaluate(self.at("data"), self.at("a.jsonl"), self.at("catalog.jsonl"), cut_offs=(1, 2, 50), buckets="1-2,3-5", engine="plain")
+        self.put_lines(
+            "a.jsonl",
+            [
+                {"id": "1", "items": [{"item_id": "c"}, {"item_id": "b"}]},
+                {"id": "2", "items": [{"item_id": "b"}, {"item_id": "a"}]},
+            ],
+        )
+        result = evaluate.evaluate(
+            self.at("data"), self.at("a.jsonl"), self.at("catalog.jsonl"), cut_offs=(1, 2, 50), buckets="1-2,3-5", engine="plain"
+        )
         self.assertEqual((result["users"], result["users_without_answer"], result["cut_offs"]), (3, 1, [1, 2]))
         self.assertAlmostEqual(result["metrics"]["HR@2"], 1 / 3)
         self.assertAlmostEqual(result["metrics"]["NDCG@2"], 1 / math.log2(3) / 3)
         self.assertAlmostEqual(result["if_semantic_ids_counted"]["HR@2"], 2 / 3)
         self.assertEqual(result["items_sharing_a_semantic_id"], 2)
-        self.assertEqual([(b["bucket"], b["users"], b["HR@2"]) for b in result["by_history_length"]], [("1-2", 1, 1.0), ("3-5", 1, 0.0), ("other", 1, 0.0)])
+        self.assertEqual(
+            [(b["bucket"], b["users"], b["HR@2"]) for b in result["by_history_length"]],
+            [("1-2", 1, 1.0), ("3-5", 1, 0.0), ("other", 1, 0.0)],
+        )
         self.assertEqual([entry["file"].split("/")[-1] for entry in result["inputs"]],
                          ["a.jsonl", "prepare.json", "qrels.txt", "requests.jsonl", "items.jsonl", "catalog.jsonl"])
         self.assertIn("history items stay", evaluate.table(result))

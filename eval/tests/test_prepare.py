@@ -52,11 +52,26 @@ class PreparedFolder(Folder):
         source = self.put("s.txt", "7 1 2 3 1\n8 4 5\n9 6\n")
         protocol = prepare(source, self.at("data"), offset=-1, exclude_seen=True, num_items=5, beam_width=8)
         requests = self.get_lines("data/requests.jsonl")
-        self.assertEqual(requests[0], {"id": "7", "history": [{"item_id": "0"}, {"item_id": "1"}, {"item_id": "2"}], "num_items": 5, "beam_width": 8,
-                                       "normalization": "full_vocab", "filters": {"exclude_seen": True}})
-        self.assertEqual(self.get_lines("data/users.jsonl"), [{"id": "7", "history_length": 3, "target_seen": True}, {"id": "8", "history_length": 1, "target_seen": False}])
+        self.assertEqual(
+            requests[0],
+            {
+                "id": "7",
+                "history": [{"item_id": "0"}, {"item_id": "1"}, {"item_id": "2"}],
+                "num_items": 5,
+                "beam_width": 8,
+                "normalization": "full_vocab",
+                "filters": {"exclude_seen": True},
+            },
+        )
+        self.assertEqual(
+            self.get_lines("data/users.jsonl"),
+            [{"id": "7", "history_length": 3, "target_seen": True}, {"id": "8", "history_length": 1, "target_seen": False}],
+        )
         self.assertEqual(self.get_lines("data/items.jsonl"), [{"item_id": "0", "count": 1}, {"item_id": "1", "count": 1}])
-        self.assertEqual((protocol["questions"], protocol["users_too_short"], protocol["targets_in_history"], protocol["exclude_seen"]), (2, 1, 1, True))
+        self.assertEqual(
+            (protocol["questions"], protocol["users_too_short"], protocol["targets_in_history"], protocol["exclude_seen"]),
+            (2, 1, 1, True),
+        )
         prepared = Prepared(self.at("data"))
         self.assertEqual(prepared.targets, {"7": ["0"], "8": ["4"]})
         self.assertEqual(prepared.histories()["7"], ["0", "1", "2"])
@@ -65,7 +80,9 @@ class PreparedFolder(Folder):
         self.assertNotIn(self.folder, json.dumps(protocol))
 
     def test_given_rows_and_training_of_their_own(self):
-        rows = self.put_lines("r.jsonl", [{"user_id": "A", "history": ["1"], "target": "2"}, {"user_id": "A", "history": ["1", "2"], "target": "3"}])
+        rows = self.put_lines(
+            "r.jsonl", [{"user_id": "A", "history": ["1"], "target": "2"}, {"user_id": "A", "history": ["1", "2"], "target": "3"}]
+        )
         train = self.put_lines("t.jsonl", [{"user_id": "B", "items": ["1", "2"]}])
         protocol = prepare(rows, self.at("data"), train=[train])
         self.assertEqual((protocol["split"], protocol["training_interactions"]), ("given", 2))

@@ -1,4 +1,5 @@
-"""Replay: what is listed, what is counted, the exit status; with a stand-in for the binary, and with the binary itself if it is built."""
+"""Replay: what is listed, what is counted, the exit status; with a stand-in for the binary, and with the binary itself if it is
+built."""
 
 import contextlib
 import io
@@ -14,8 +15,17 @@ from helpers import Folder
 from beamline_eval import cli, engine, replay, report
 from beamline_eval.errors import EvalError
 
-COUNTS = {"model_sha256": "ab", "catalog_version": "cd", "beamline_version": "0", "identical": 7, "different": 0, "other_model": 0, "other_catalog": 0,
-          "degraded": 0, "unreadable": 0}
+COUNTS = {
+    "model_sha256": "ab",
+    "catalog_version": "cd",
+    "beamline_version": "0",
+    "identical": 7,
+    "different": 0,
+    "other_model": 0,
+    "other_catalog": 0,
+    "degraded": 0,
+    "unreadable": 0,
+}
 
 
 def items(*pairs):
@@ -23,13 +33,25 @@ def items(*pairs):
 
 
 def difference(line, logged, replayed, first_rank, user="u"):
-    return {"line": line, "request_id": f"r{line}", "user_id": user, "first_rank": first_rank, "logged": items(*logged), "replayed": items(*replayed)}
+    return {
+        "line": line,
+        "request_id": f"r{line}",
+        "user_id": user,
+        "first_rank": first_rank,
+        "logged": items(*logged),
+        "replayed": items(*replayed),
+    }
 
 
 SCORES = difference(2, [("a", -1.0), ("b", -2.0)], [("a", -1.0), ("b", -2.0000000000000004)], 2, "ada")
 ORDER = difference(3, [("a", -1.0), ("b", -2.0)], [("b", -1.0), ("a", -2.0)], 1)
 ITEMS = difference(5, [("a", -1.0), ("b", -2.0)], [("a", -1.0)], 2)
-FAILS = {"line": 9, "request_id": "r9", "logged": items(("a", -1.0)), "error": {"type": "limit_exceeded", "message": "`beam_width`: 900 beams", "param": None}}
+FAILS = {
+    "line": 9,
+    "request_id": "r9",
+    "logged": items(("a", -1.0)),
+    "error": {"type": "limit_exceeded", "message": "`beam_width`: 900 beams", "param": None},
+}
 
 
 class Listing(unittest.TestCase):
@@ -43,7 +65,9 @@ class Listing(unittest.TestCase):
             "        1  a        -1.0  a          -1.0",
             "  *     2  b        -2.0  –",
         ])
-        self.assertEqual(replay.describe(FAILS), "line 9, a request without user_id (request r9): fails now: `beam_width`: 900 beams")
+        self.assertEqual(
+            replay.describe(FAILS), "line 9, a request without user_id (request r9): fails now: `beam_width`: 900 beams"
+        )
 
     def test_scores_that_differ_never_look_the_same(self):
         text = replay.describe(SCORES)
@@ -71,11 +95,13 @@ class StandIn(Folder):
         self.log = self.put("log.jsonl", "{}\n")
 
     def program(self, counts, differences, status):
-        text = (f"#!{sys.executable}\nimport json, sys\nargs = sys.argv[1:]\njson.dump(args, open({self.at('args.json')!r}, 'w'))\n"
-                f"after = lambda flag: open(args[args.index(flag) + 1], 'w')\n"
-                f"counts = json.loads({json.dumps(counts)!r})\n"
-                "if counts is not None:\n    json.dump(counts, after('--summary'))\n"
-                f"    after('--out').write({''.join(json.dumps(one) + chr(10) for one in differences)!r})\nsys.exit({status})\n")
+        text = (
+            f"#!{sys.executable}\nimport json, sys\nargs = sys.argv[1:]\njson.dump(args, open({self.at('args.json')!r}, 'w'))\n"
+            f"after = lambda flag: open(args[args.index(flag) + 1], 'w')\n"
+            f"counts = json.loads({json.dumps(counts)!r})\n"
+            "if counts is not None:\n    json.dump(counts, after('--summary'))\n"
+            f"    after('--out').write({''.join(json.dumps(one) + chr(10) for one in differences)!r})\nsys.exit({status})\n"
+        )
         path = self.put("beamline", text)
         os.chmod(path, 0o755)
         return path
@@ -84,7 +110,9 @@ class StandIn(Folder):
         program = self.program(counts, differences, status)
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = cli.main(["replay", self.log, "--checkpoint", "ck", "--beamline", program, "--out", self.at("replay.json"), *flags])
+            code = cli.main(
+                ["replay", self.log, "--checkpoint", "ck", "--beamline", program, "--out", self.at("replay.json"), *flags]
+            )
         return code, out.getvalue(), err.getvalue()
 
     def test_all_identical(self):
@@ -92,17 +120,24 @@ class StandIn(Folder):
         self.assertEqual((code, out), (0, "7 answers compared: 7 identical, 0 different\npassed over: none\n"))
         with open(self.at("args.json"), encoding="utf-8") as file:
             arguments = json.load(file)
-        self.assertEqual((arguments[:3], arguments[-5:]), (["replay", "--checkpoint", "ck"], ["--threads", "3", "--history-cut", "exact", self.log]))
+        self.assertEqual(
+            (arguments[:3], arguments[-5:]),
+            (["replay", "--checkpoint", "ck"], ["--threads", "3", "--history-cut", "exact", self.log]),
+        )
 
     def test_differences_are_listed_counted_and_kept(self):
         counts = {**COUNTS, "identical": 3, "different": 4, "degraded": 1, "other_model": 2}
-        code, out, err = self.ask(counts, [SCORES, ORDER, ITEMS, FAILS], 1, "--show", "2", "--differences", self.at("d/all.jsonl"))
+        code, out, err = self.ask(
+            counts, [SCORES, ORDER, ITEMS, FAILS], 1, "--show", "2", "--differences", self.at("d/all.jsonl")
+        )
         self.assertEqual(code, 1)
         self.assertIn("line 2, user ada", out)
         self.assertNotIn("line 5", out)
         self.assertIn("2 more differences are not listed", err)
         self.assertIn("7 answers compared: 3 identical, 4 different", out)
-        self.assertIn("1 other items, 1 the same items in another order, 1 the same slate with other scores, 1 no answer now", out)
+        self.assertIn(
+            "1 other items, 1 the same items in another order, 1 the same slate with other scores, 1 no answer now", out
+        )
         self.assertIn("passed over: 2 of another checkpoint, 1 degraded", out)
         self.assertEqual(self.get_lines("d/all.jsonl"), [SCORES, ORDER, ITEMS, FAILS])
         with open(self.at("replay.json"), encoding="utf-8") as file:
@@ -147,8 +182,23 @@ class RealThing(Folder):
         with open(catalog, encoding="utf-8") as file:
             known = [json.loads(next(file))["item_id"] for _ in range(8)]
         log = self.at("log.jsonl")
-        server = subprocess.Popen([program, "serve", "--listen", "127.0.0.1:0", "--kv-memory", "64MiB", "--checkpoint", checkpoint, "--request-log", log],
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        server = subprocess.Popen(
+            [
+                program,
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--kv-memory",
+                "64MiB",
+                "--checkpoint",
+                checkpoint,
+                "--request-log",
+                log,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         self.addCleanup(server.stdout.close)
         self.addCleanup(server.stderr.close)
         self.addCleanup(server.kill)
@@ -157,7 +207,9 @@ class RealThing(Folder):
             if " ready " in f"{line.strip()} ":
                 break
         for count in range(1, 7):
-            body = json.dumps({"user_id": f"u{count}", "history": [{"item_id": item} for item in known[:count]], "num_items": 5}).encode()
+            body = json.dumps(
+                {"user_id": f"u{count}", "history": [{"item_id": item} for item in known[:count]], "num_items": 5}
+            ).encode()
             request = urllib.request.Request(f"{url}/v1/recommend", body, {"content-type": "application/json"})
             with urllib.request.urlopen(request, timeout=60) as answer:
                 self.assertEqual(answer.status, 200)

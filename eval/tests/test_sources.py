@@ -26,7 +26,16 @@ class Values(unittest.TestCase):
                 identifier(wrong, "x")
 
     def test_times_are_seconds_however_they_are_written(self):
-        for value in (86400, 86400.0, "86400", "86400.0", "1970-01-02", "1970-01-02T00:00:00", "1970-01-02 00:00:00Z", "1970-01-02T02:00:00+02:00"):
+        for value in (
+            86400,
+            86400.0,
+            "86400",
+            "86400.0",
+            "1970-01-02",
+            "1970-01-02T00:00:00",
+            "1970-01-02 00:00:00Z",
+            "1970-01-02T02:00:00+02:00",
+        ):
             self.assertEqual(seconds(value, "x"), 86400, value)
         self.assertEqual(seconds("1970-01-01T00:00:00.25Z", "x"), 0.25)
         self.assertEqual(seconds("1969-12-31T23:59:59Z", "x"), -1)
@@ -88,7 +97,10 @@ class Events(Folder):
 
     def test_csv_columns_of_other_names(self):
         path = self.put("e.csv", self.text(",", ("userId", "movieId", "rating", "when")))
-        with self.assertRaisesRegex(EvalError, "no column user_id, item_id, timestamp; the columns are userId, movieId, rating, when.*--columns user,item,time"):
+        with self.assertRaisesRegex(
+            EvalError,
+            "no column user_id, item_id, timestamp; the columns are userId, movieId, rating, when.*--columns user,item,time",
+        ):
             sources.read(path)
         self.assertEqual(told(sources.read(path, columns="userId,movieId,when")), self.expected)
         with self.assertRaisesRegex(EvalError, "no column what; the columns are"):
@@ -111,8 +123,13 @@ class Events(Folder):
     def test_csv_quotes_and_broken_lines(self):
         path = self.put("e.csv", 'user_id,item_id,title,timestamp\n1,"a,b","two\nlines",3\n')
         self.assertEqual(told(sources.read(path)), [("1", ["a,b"])])
-        for text, why in (("1,a\n", r"e\.csv:2: 2 columns, the header has 3"), ("1,a,soon\n", r"e\.csv:2, timestamp: 'soon' is not a time"),
-                          ("1,a,nan\n", "is not a time"), (",a,1\n", "user_id: '' is not an id"), ('1,"a,1\n', r"e\.csv:\d")):
+        for text, why in (
+            ("1,a\n", r"e\.csv:2: 2 columns, the header has 3"),
+            ("1,a,soon\n", r"e\.csv:2, timestamp: 'soon' is not a time"),
+            ("1,a,nan\n", "is not a time"),
+            (",a,1\n", "user_id: '' is not an id"),
+            ('1,"a,1\n', r"e\.csv:\d"),
+        ):
             with self.assertRaisesRegex(EvalError, why):
                 sources.read(self.put("e.csv", "user_id,item_id,timestamp\n" + text))
         with self.assertRaisesRegex(EvalError, "the first line must name the columns"):
@@ -130,7 +147,9 @@ class Events(Folder):
         self.assertEqual(told(sources.read(self.put("e.inter", text))), [("196", ["11", "7", "242"])])
 
     def test_event_lines(self):
-        lines = [{"user_id": user, "item_id": item, "rating": rating, "timestamp": time} for user, item, rating, time in self.rows]
+        lines = [
+            {"user_id": user, "item_id": item, "rating": rating, "timestamp": time} for user, item, rating, time in self.rows
+        ]
         path = self.put_lines("e.jsonl", lines)
         self.assertEqual(json_rows.guess(path), "events")
         self.assertEqual(told(sources.read(path)), self.expected)
@@ -139,8 +158,11 @@ class Events(Folder):
         self.assertEqual(told(sources.read(path, columns="u,i,t")), [("1", ["4", "5"])])
         with self.assertRaisesRegex(EvalError, "no column user_id.*--columns"):
             sources.read(path)
-        for line, why in (({"user_id": 1, "item_id": 2}, "timestamp is missing"), ({"user_id": 1, "item_id": 2, "timestamp": None}, "timestamp is missing"),
-                          ({"user_id": 1.5, "item_id": 2, "timestamp": 1}, "1.5 is not an id")):
+        for line, why in (
+            ({"user_id": 1, "item_id": 2}, "timestamp is missing"),
+            ({"user_id": 1, "item_id": 2, "timestamp": None}, "timestamp is missing"),
+            ({"user_id": 1.5, "item_id": 2, "timestamp": 1}, "1.5 is not an id"),
+        ):
             with self.assertRaisesRegex(EvalError, rf"e\.jsonl:2.*{why}"):
                 sources.read(self.put_lines("e.jsonl", [{"user_id": 1, "item_id": 2, "timestamp": 3}, line]))
         with self.assertRaisesRegex(EvalError, "is not a time"):
@@ -155,7 +177,9 @@ class Events(Folder):
         for unit, scale in (("s", 1), ("ms", 1000), ("us", 10**6), ("ns", 10**9)):
             for zone in (None, "UTC", "Asia/Tokyo"):
                 times = pyarrow.array([(moment + late) * scale for late in (20, 10, 5)], pyarrow.timestamp(unit, zone))
-                table = pyarrow.table({"user_id": [1, 1, 2], "item_id": ["b", "a", "c"], "timestamp": times, "price": [1.0, 2.0, 3.0]})
+                table = pyarrow.table(
+                    {"user_id": [1, 1, 2], "item_id": ["b", "a", "c"], "timestamp": times, "price": [1.0, 2.0, 3.0]}
+                )
                 pyarrow.parquet.write_table(table, self.at("e.parquet"))
                 users = sources.read(self.at("e.parquet"))
                 self.assertEqual((told(users), users[0].times), ([("1", ["a", "b"]), ("2", ["c"])], [moment + 10, moment + 20]))
@@ -166,7 +190,9 @@ class Events(Folder):
         import pyarrow.parquet
 
         times = pyarrow.array([1_700_000_000_000_000_001, 1_700_000_000_000_000_000], pyarrow.timestamp("ns"))
-        pyarrow.parquet.write_table(pyarrow.table({"user_id": [1, 1], "item_id": ["b", "a"], "timestamp": times}), self.at("e.parquet"))
+        pyarrow.parquet.write_table(
+            pyarrow.table({"user_id": [1, 1], "item_id": ["b", "a"], "timestamp": times}), self.at("e.parquet")
+        )
         self.assertEqual(told(sources.read(self.at("e.parquet"))), [("1", ["a", "b"])])
 
     @needs("pyarrow")
@@ -179,12 +205,19 @@ class Events(Folder):
             return self.at("e.parquet")
 
         path = write(who=[1.0, 2.0], what=["b", "a"], when=[20, 10])
-        with self.assertRaisesRegex(EvalError, r"no column user_id, item_id, timestamp; the columns are who, what, when.*--columns user,item,time$"
-                                    r"|--columns user,item,time, or"):
+        with self.assertRaisesRegex(
+            EvalError,
+            r"no column user_id, item_id, timestamp; the columns are who, what, when.*--columns user,item,time$"
+            r"|--columns user,item,time, or",
+        ):
             sources.read(path)
         self.assertEqual(told(sources.read(path, columns=("who", "what", "when"))), [("1", ["b"]), ("2", ["a"])])
-        for columns, why in (({"user_id": [1.5], "item_id": [1], "ts": [1]}, "row 1: 1.5 is not an id"), ({"user_id": [1], "item_id": [None], "ts": [1]}, "item_id has 1 nulls"),
-                             ({"user_id": [1], "item_id": [1], "ts": [float("nan")]}, "row 1, ts: nan is not a time"), ({"user_id": [1], "item_id": [1], "ts": ["?"]}, "is not a time")):
+        for columns, why in (
+            ({"user_id": [1.5], "item_id": [1], "ts": [1]}, "row 1: 1.5 is not an id"),
+            ({"user_id": [1], "item_id": [None], "ts": [1]}, "item_id has 1 nulls"),
+            ({"user_id": [1], "item_id": [1], "ts": [float("nan")]}, "row 1, ts: nan is not a time"),
+            ({"user_id": [1], "item_id": [1], "ts": ["?"]}, "is not a time"),
+        ):
             with self.assertRaisesRegex(EvalError, why):
                 sources.read(write(**columns))
         with self.assertRaises(EvalError) as refused:
@@ -195,7 +228,13 @@ class Events(Folder):
     def test_parquet_of_pandas(self):
         import pandas
 
-        frame = pandas.DataFrame({"user_id": [1, 1, 2], "item_id": [7, 8, 9], "timestamp": pandas.to_datetime([20, 10, 5], unit="s").astype("datetime64[ns]")})
+        frame = pandas.DataFrame(
+            {
+                "user_id": [1, 1, 2],
+                "item_id": [7, 8, 9],
+                "timestamp": pandas.to_datetime([20, 10, 5], unit="s").astype("datetime64[ns]"),
+            }
+        )
         frame[frame.item_id > 7].to_parquet(self.at("e.parquet"))
         self.assertEqual(told(sources.read(self.at("e.parquet"))), [("1", ["8"]), ("2", ["9"])])
         frame.to_csv(self.at("e.csv"))
@@ -215,12 +254,20 @@ class SplitRows(Folder):
         return [(user, prepared.histories()[user], items) for user, items in prepared.targets.items()]
 
     def test_list_columns_of_recbole_and_lc_rec(self):
-        path = self.put("x.train.inter", "user_id:token\titem_id_list:token_seq\titem_id:token\n0\t1 2 3\t4\n0\t1 2 3 4\t5\n1\t9\t8\n")
-        self.assertEqual(self.asked(path), [("0", ["1", "2", "3"], ["4"]), ("0:2", ["1", "2", "3", "4"], ["5"]), ("1", ["9"], ["8"])])
+        path = self.put(
+            "x.train.inter", "user_id:token\titem_id_list:token_seq\titem_id:token\n0\t1 2 3\t4\n0\t1 2 3 4\t5\n1\t9\t8\n"
+        )
+        self.assertEqual(
+            self.asked(path), [("0", ["1", "2", "3"], ["4"]), ("0:2", ["1", "2", "3", "4"], ["5"]), ("1", ["9"], ["8"])]
+        )
 
     def test_test_sets_of_minionerec(self):
         header = "user_id,history_item_title,item_title,history_item_id,item_id,history_item_sid,item_sid\n"
-        path = self.put("Office.csv", header + "A1,\"['Pen, blue']\",Ink,\"[12, 7]\",3,\"['<a_1><b_2>']\",<a_3><b_4>\nA1,[],Ink,\"['x y', 'z']\",3,[],<a_3>\n")
+        path = self.put(
+            "Office.csv",
+            header
+            + "A1,\"['Pen, blue']\",Ink,\"[12, 7]\",3,\"['<a_1><b_2>']\",<a_3><b_4>\nA1,[],Ink,\"['x y', 'z']\",3,[],<a_3>\n",
+        )
         self.assertEqual(self.asked(path), [("A1", ["12", "7"], ["3"]), ("A1:2", ["x y", "z"], ["3"])])
         with self.assertRaisesRegex(EvalError, r"Office\.csv:2, history_item_id: not a list of items"):
             sources.read(self.put("Office.csv", 'user_id,history_item_id,item_id\nA,"[1, f()]",3\n'))
@@ -235,7 +282,9 @@ class SplitRows(Folder):
         import pyarrow
         import pyarrow.parquet
 
-        pyarrow.parquet.write_table(pyarrow.table({"user_id": [1, 2], "item_id_list": [[1, 2], [3]], "item_id": [9, 8]}), self.at("x.parquet"))
+        pyarrow.parquet.write_table(
+            pyarrow.table({"user_id": [1, 2], "item_id_list": [[1, 2], [3]], "item_id": [9, 8]}), self.at("x.parquet")
+        )
         self.assertEqual(self.asked(self.at("x.parquet")), [("1", ["1", "2"], ["9"]), ("2", ["3"], ["8"])])
 
     def test_a_rating_has_no_place_in_them(self):

@@ -3,31 +3,34 @@
 
     check.py DIR --against FILE
 
-FILE is a safetensors file of inputs `in.*` and outputs `out.*` that the training code wrote; DIR holds config.json and safetensors. The inputs
-are run through `forward.py`, in double precision, from DIR alone, and every output that is known here is compared. Users lie one after the
-other in `in.*` without padding unless said otherwise.
+FILE is a safetensors file of inputs `in.*` and outputs `out.*` that the training code wrote; DIR holds config.json and
+safetensors. The inputs are run through `forward.py`, in double precision, from DIR alone, and every output that is known here
+is compared. Users lie one after the other in `in.*` without padding unless said otherwise.
 
     any       in.x [rows, width], in.lengths [users], in.num_targets [users]: the layers alone   out.layer{l}, out.y [rows, width]
     research  in.past_ids, in.timestamps [users, N] (the query's time follows the last event), in.past_lengths [users]
-              out.layer{l}.jagged, out.layer{l}.rel_attn_bias, out.seq_embeddings, out.current_embeddings, out.item_embeddings_l2, out.scores,
-              out.topk_ids_filtered, out.topk_scores_filtered (what the user has seen is left out); several sets as in.a.past_ids, out.a.scores
+              out.layer{l}.jagged, out.layer{l}.rel_attn_bias, out.seq_embeddings, out.current_embeddings,
+              out.item_embeddings_l2, out.scores, out.topk_ids_filtered, out.topk_scores_filtered (what the user has seen is
+              left out); several sets as in.a.past_ids, out.a.scores
     dlrm      in.uih_lengths_per_user, in.num_candidates [users]; of events in.uih.{feature}, in.uih.action_ts, in.uih.action_weight; of
               users in.uih.{feature} with in.uih_len.{feature}; of candidates in.cand.item_{feature}, in.cand.item_query_time
-              out.preprocessor.embeddings, out.position, out.stu, out.user_embeddings, out.item_embeddings, out.preds [tasks, candidates]
+              out.preprocessor.embeddings, out.position, out.stu, out.user_embeddings, out.item_embeddings, out.preds [tasks,
+              candidates]
     nvidia    in.num_events, in.num_candidates [users], in.items, in.actions, in.candidates, in.contextual.{feature} with
               in.contextual_len.{feature}   out.layer{l}, out.logits, out.preds [candidates, outputs]
 
-Outputs that are not compared are listed, never counted as agreement. The tolerance (of a difference, over 1 + the expected number) follows from the
-type of the outputs: 1e-9 in double precision, 5e-5 in single, 3e-2 in half; the other type's accuracy is what it measures, so outputs in
-double precision are worth having. The exit status is 1 if anything differs or nothing was compared.
-"""
+Outputs that are not compared are listed, never counted as agreement. The tolerance (of a difference, over 1 + the expected
+number) follows from the type of the outputs: 1e-9 in double precision, 5e-5 in single, 3e-2 in half; the other type's accuracy
+is what it measures, so outputs in double precision are worth having. The exit status is 1 if anything differs or nothing was
+compared. """
 
 import argparse
 import re
 
 import numpy as np
-from forward import Model
 from safetensors import safe_open
+
+from forward import Model
 
 TOLERANCES = {"torch.float64": 1e-9, "torch.float32": 5e-5, "torch.float16": 3e-2, "torch.bfloat16": 3e-2}
 
@@ -40,7 +43,9 @@ class Check:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(("in.", "out."))}
         self.types = {name: str(tensor.dtype) for name, tensor in tensors.items()}
-        self.values = {name: (tensor.double() if tensor.is_floating_point() else tensor).numpy() for name, tensor in tensors.items()}
+        self.values = {
+            name: (tensor.double() if tensor.is_floating_point() else tensor).numpy() for name, tensor in tensors.items()
+        }
         self.compared, self.complaints = {}, []
 
     def __contains__(self, name):
@@ -151,7 +156,9 @@ def check_dlrm(check):
     lengths, counts = check.of("in.uih_lengths_per_user"), check.of("in.num_candidates")
     event = lambda name: split(check.of(f"in.uih.{name}"), lengths)  # noqa: E731
     candidate = lambda name: split(check.of(f"in.cand.{name}"), counts)  # noqa: E731
-    of_user = {f["name"]: split(check.of(f"in.uih.{f['name']}"), check.of(f"in.uih_len.{f['name']}")) for f in model.input["contextual"]}
+    of_user = {
+        f["name"]: split(check.of(f"in.uih.{f['name']}"), check.of(f"in.uih_len.{f['name']}")) for f in model.input["contextual"]
+    }
     names = [feature["name"] for feature in model.input["features"]]
     events, candidates = ({name: read(prefix + name) for name in names} for read, prefix in ((event, ""), (candidate, "item_")))
     before, embedded, after, users, items = [], [], [], [], []
@@ -168,7 +175,11 @@ def check_dlrm(check):
         users.append(model.dlrm_users(layers[-1][len(positioned) - count :], asked))
         items.append(model.dlrm_items({name: candidates[name][user] for name in names}))
     users, items = np.concatenate(users), np.concatenate(items)
-    for name, found in (("preprocessor.embeddings", np.concatenate(before)), ("position", np.concatenate(embedded)), ("stu", np.concatenate(after))):
+    for name, found in (
+        ("preprocessor.embeddings", np.concatenate(before)),
+        ("position", np.concatenate(embedded)),
+        ("stu", np.concatenate(after)),
+    ):
         check.compare(f"out.{name}", found)
     check.compare("out.user_embeddings", users)
     check.compare("out.item_embeddings", items)

@@ -1,10 +1,9 @@
 """What the converters share: reading state dicts without running what is in them, and writing a directory beamline loads.
 
-Place in the flow: `research.py`, `dlrm.py` and `nvidia.py` read with `load`, take every tensor they know out of a `State`, and `write`.
-Invariants: nothing is unpickled but tensors and plain containers; a tensor nobody took is an error, not a loss; config.json is written last,
-so that a conversion that was cut off does not load.
-What must not be here: the names and constants of one format.
-"""
+Place in the flow: `research.py`, `dlrm.py` and `nvidia.py` read with `load`, take every tensor they know out of a `State`, and
+`write`. Invariants: nothing is unpickled but tensors and plain containers; a tensor nobody took is an error, not a loss;
+config.json is written last, so that a conversion that was cut off does not load. What must not be here: the names and constants
+of one format. """
 
 import json
 import os
@@ -109,7 +108,10 @@ def fields(what, values, required, optional=()):
     missing = [name for name in required if name not in values]
     unknown = [name for name in values if name not in required and name not in optional]
     if missing or unknown:
-        refuse(f"{what}: " + "; ".join(f"{kind} {', '.join(names)}" for kind, names in (("missing", missing), ("unknown", unknown)) if names))
+        refuse(
+            f"{what}: "
+            + "; ".join(f"{kind} {', '.join(names)}" for kind, names in (("missing", missing), ("unknown", unknown)) if names)
+        )
     return values
 
 
@@ -169,8 +171,8 @@ def make_directory(directory):
 
 
 def write_catalog(directory, rows, item_ids=None):
-    """catalog.jsonl: the semantic ID of an HSTU item is its row. `rows` says the row of each number the checkpoint knows an item by; the item id is
-    that number, or what a file of names says. With a file, items without a name are left out."""
+    """catalog.jsonl: the semantic ID of an HSTU item is its row. `rows` says the row of each number the checkpoint knows an
+    item by; the item id is that number, or what a file of names says. With a file, items without a name are left out."""
     named = read_item_ids(item_ids) if item_ids else {number: {"item_id": str(number)} for number in rows}
     unknown = [number for number in named if number not in rows]
     if unknown:
@@ -199,7 +201,8 @@ def add_catalog_options(parser, what):
 
 
 def read_item_ids(path):
-    """{number: fields} from lines `number<TAB>item id`, or JSON objects with `number`, `item_id` and whatever else the catalog shall hold."""
+    """{number: fields} from lines `number<TAB>item id`, or JSON objects with `number`, `item_id` and whatever else the catalog
+    shall hold."""
     items = {}
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):

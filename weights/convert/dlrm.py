@@ -3,17 +3,18 @@
 
     dlrm.py CHECKPOINT --constants constants.json --out DIR [--catalog] [--check FILE]
 
-CHECKPOINT is the directory that training saves, `non_sparse.ckpt` (its `dense_dict`) beside `sparse/` of torch.distributed.checkpoint; or a file
-with the whole state dict, pickled or as safetensors. Tables keep their type (fp16). Tensors keep their names and layout; the buffers of action
-bits and periods go to config.json.
+CHECKPOINT is the directory that training saves, `non_sparse.ckpt` (its `dense_dict`) beside `sparse/` of
+torch.distributed.checkpoint; or a file with the whole state dict, pickled or as safetensors. Tables keep their type (fp16).
+Tensors keep their names and layout; the buffers of action bits and periods go to config.json.
 
-From shapes and buffers: width, layers, widths of keys and values (with `heads`), of the MLPs, of the tables, rows of all tables, action bits, periods.
-The rest is not in the checkpoint and is written by the author into constants.json, every field:
+From shapes and buffers: width, layers, widths of keys and values (with `heads`), of the MLPs, of the tables, rows of all
+tables, action bits, periods. The rest is not in the checkpoint and is written by the author into constants.json, every field:
 
     heads                 hstu_num_heads
     group_norm            hstu_group_norm: true or false
     attention_divisor     what divided the attention in training: the longest sequence of a training batch, all tokens counted. The
-                          reference divides by the longest of each batch; the raw attention output enters the projection, so this matters
+                          reference divides by the longest of each batch; the raw attention output enters the projection, so
+                          this matters
     time_clamp            "rows" for a model trained on GPUs, "model_dim" to compute what the reference's PyTorch path computes
     features              [{"name", "table"}]: of events and candidates, the item (uih_post_id) first, then the paired id features in
                           the order of merge_uih_candidate_feature_mapping
@@ -26,8 +27,8 @@ The rest is not in the checkpoint and is written by the author into constants.js
     max_history, max_candidates
     action_weights        only if the checkpoint has no `_combined_action_weights`; otherwise compared with it
 
-Constants of the source: norms of the layers 1e-6, all others 1e-5, of the L2 postprocessor 1e-6; time buckets of a minute; the angle of a
-period 2 * 3.14; queries times keys by one over the root of the key's width (`attn_alpha` not set); a causal mask.
+Constants of the source: norms of the layers 1e-6, all others 1e-5, of the L2 postprocessor 1e-6; time buckets of a minute; the
+angle of a period 2 * 3.14; queries times keys by one over the root of the key's width (`attn_alpha` not set); a causal mask.
 """
 
 import argparse
@@ -245,7 +246,9 @@ def main(arguments=None):
     config, tensors = convert(state_dict(options.checkpoint), read_json(options.constants))
     write(options.out, config, tensors)
     stack = config["stack"]
-    print(f"{options.out}: {stack['layers']} layers, width {stack['model_dim']}, keys {stack['key_dim']}, values {stack['value_dim']}")
+    print(
+        f"{options.out}: {stack['layers']} layers, width {stack['model_dim']}, keys {stack['key_dim']}, values {stack['value_dim']}"
+    )
     if options.catalog:
         item_table = config["input"]["features"][0]["table"]
         rows = next(table["rows"] for table in config["input"]["tables"] if table["name"] == item_table)

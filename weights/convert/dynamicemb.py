@@ -1,7 +1,7 @@
 """Tables of NVIDIA's dynamic embeddings, from their raw files to rows.
 
-Place in the flow: `nvidia.py` puts the rows into the converted directory and the keys into the catalog. A table is a hash table from int64 keys
-to rows, dumped by every rank into
+Place in the flow: `nvidia.py` puts the rows into the converted directory and the keys into the catalog. A table is a hash table
+from int64 keys to rows, dumped by every rank into
 
     {table}_emb_keys.rank_R.world_size_W      int64, little endian
     {table}_emb_values.rank_R.world_size_W    float32, one row a key, in the order of the keys
@@ -15,6 +15,7 @@ import os
 import re
 
 import numpy as np
+
 from checkpoint import refuse
 
 NAME = re.compile(r"(?P<table>.+)_emb_keys\.rank_(?P<rank>\d+)\.world_size_(?P<world>\d+)")
@@ -49,7 +50,9 @@ def read(directory, table, width):
             refuse(f"{paths[1]} is missing")
         sizes = [os.path.getsize(path) for path in paths]
         if sizes[0] % 8 or sizes[1] != sizes[0] // 8 * width * 4:
-            refuse(f"{paths[1]}: {sizes[1]} bytes for {sizes[0] / 8:g} keys of width {width}, expected {sizes[0] // 8 * width * 4}")
+            refuse(
+                f"{paths[1]}: {sizes[1]} bytes for {sizes[0] / 8:g} keys of width {width}, expected {sizes[0] // 8 * width * 4}"
+            )
         keys.append(np.fromfile(paths[0], dtype="<i8"))
         values.append(np.fromfile(paths[1], dtype="<f4").reshape(-1, width))
     keys, values = np.concatenate(keys), np.concatenate(values)

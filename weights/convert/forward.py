@@ -1,8 +1,8 @@
 """The forward pass of HSTU in double precision, written a second time: plain numpy, one user at a time, no cache, no tricks.
 
-Place in the flow: `check.py` runs it on a converted directory. It reads config.json and the safetensors files and nothing else, so a wrong
-constant or a wrongly laid out tensor shows. Every constant is the configuration's; what is implemented for one value only is refused.
-What must not be here: the files it is compared with.
+Place in the flow: `check.py` runs it on a converted directory. It reads config.json and the safetensors files and nothing else,
+so a wrong constant or a wrongly laid out tensor shows. Every constant is the configuration's; what is implemented for one value
+only is refused. What must not be here: the files it is compared with.
 
     u, v, q, k = split(norm(x) W (+ b)), SiLU on all, on u, or on none
     a          = mask * silu(q.k * logit_scale + bias) / divisor  @ v
@@ -17,8 +17,8 @@ import os
 import numpy as np
 from safetensors import safe_open
 
-# The smallest difference of each time bucket from 1 on: clamp(trunc(ln(max(|d|, 1)) / 0.301), 0, ..) in single precision, as the reference
-# steps. Two single-precision logarithms disagree at isolated differences, so the steps are written down.
+# The smallest difference of each time bucket from 1 on: clamp(trunc(ln(max(|d|, 1)) / 0.301), 0, ..) in single precision, as
+# the reference steps. Two single-precision logarithms disagree at isolated differences, so the steps are written down.
 BUCKET_STARTS = np.array(
     """2 2 3 4 5 7 9 12 16 21 28 38 51 68 92 124 167 226 305 412 557 752 1016 1372 1854 2505 3385 4574 6180 8350 11283 15245 20600 27834
     37610 50818 68666 92782 125367 169397 228891 309280 417901 564672 762990 1030959 1393042 1882290 2543367 3436623 4643595 6274467 8478123
@@ -28,7 +28,11 @@ BUCKET_STARTS = np.array(
 )
 LARGEST_DIFFERENCE = 28_000_000_000
 
-PREFIX = {"research": "_hstu._attention_layers.", "dlrm": "_hstu_transducer._stu_module._stu_layers.", "nvidia": "_hstu_block._attention_layers."}
+PREFIX = {
+    "research": "_hstu._attention_layers.",
+    "dlrm": "_hstu_transducer._stu_module._stu_layers.",
+    "nvidia": "_hstu_block._attention_layers.",
+}
 PREPROCESSOR = "_hstu_transducer._input_preprocessor."
 ENCODER = "_hstu_transducer._positional_encoder."
 POSTPROCESSOR = "_hstu_transducer._output_postprocessor."
@@ -111,7 +115,11 @@ class Model:
             names = {"uvqk": "_uvqk_weight", "uvqk_bias": "_uvqk_beta", "output": "_output_weight"}
             return {**names, "input_norm": "_input_norm_", "output_norm": "_output_norm_"}
         mark = "_" if self.stack["uvqk_layout"] == "in_out" else "."
-        names = {"uvqk": f"_linear_uvqk{mark}weight", "uvqk_bias": f"_linear_uvqk{mark}bias", "output": f"_linear_proj{mark}weight"}
+        names = {
+            "uvqk": f"_linear_uvqk{mark}weight",
+            "uvqk_bias": f"_linear_uvqk{mark}bias",
+            "output": f"_linear_proj{mark}weight",
+        }
         return {**names, "input_norm": "_input_layernorm_", "output_norm": "_output_layernorm_"}
 
     def relative_bias(self, layer, times):
@@ -132,8 +140,13 @@ class Model:
         seen, after = mask(n, targets, stack["mask"]), []
         for layer in range(stack["layers"]):
             prefix = f"{PREFIX[self.variant]}{layer}."
-            of = lambda name: self.of(prefix + names[name])  # noqa: E731
-            affine = lambda name: [self.of(prefix + names[name] + part) for part in ("weight", "bias")] if stack[name]["affine"] else []  # noqa: E731
+
+            def of(name):
+                return self.of(prefix + names[name])
+
+            def affine(name):
+                return [self.of(prefix + names[name] + part) for part in ("weight", "bias")] if stack[name]["affine"] else []
+
             weight = of("uvqk") if stack["uvqk_layout"] == "in_out" else of("uvqk").T
             z = layer_norm(x, stack["input_norm"]["eps"], *affine("input_norm")) @ weight
             if stack["uvqk_bias"]:

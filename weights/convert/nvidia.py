@@ -4,8 +4,9 @@
     nvidia.py model.0.pth [model.1.pth ..] --layout fused --constants constants.json --out DIR
         [--dynamicemb dynamicemb_module] [--catalog] [--check FILE]
 
-The files are those of the ranks of ONE tensor-parallel group, in order (`torch_module/model.{rank}.pth`): a single one without tensor
-parallelism, and never the copies that data parallelism makes. Pickles {model_state_dict, ..}, or state dicts, or safetensors.
+The files are those of the ranks of ONE tensor-parallel group, in order (`torch_module/model.{rank}.pth`): a single one without
+tensor parallelism, and never the copies that data parallelism makes. Pickles {model_state_dict, ..}, or state dicts, or
+safetensors.
 
 --layout says what the layers are; the shapes are the same in all and do not tell:
     fused       layer type FUSED: `_linear_uvqk_weight` [in, out], columns u | v | q | k. Kept as it is
@@ -14,12 +15,12 @@ parallelism, and never the copies that data parallelism makes. Pickles {model_st
     native      NATIVE and DEBUG: `_linear_uvqk.weight` [out, in], rows head by head, (u, v, q, k) within each. Permuted to `fused`; ranks
                 of tensor parallelism hold heads and are joined
 
---dynamicemb: the model-parallel tables, raw binaries of all ranks below that directory (`dynamicemb.py`). Row numbers are not keys: where a key
-ended up is written to {table}.rows.jsonl, lines {"key", "row"}; with --catalog the items' go to catalog.jsonl, item id = key (or its
-name by --item-ids), sid = [row]. Requests must use row numbers for the other tables.
+--dynamicemb: the model-parallel tables, raw binaries of all ranks below that directory (`dynamicemb.py`). Row numbers are not
+keys: where a key ended up is written to {table}.rows.jsonl, lines {"key", "row"}; with --catalog the items' go to
+catalog.jsonl, item id = key (or its name by --item-ids), sid = [row]. Requests must use row numbers for the other tables.
 
-From shapes: width, layers, width of a head (with `heads`), rows of all tables, positions, widths of the head. Written by the author into
-constants.json, every field:
+From shapes: width, layers, width of a head (with `heads`), rows of all tables, positions, widths of the head. Written by the
+author into constants.json, every field:
 
     heads                num_attention_heads
     attention_divisor    scaling_seqlen of training; where that was -1, the longest sequence of a training batch, all tokens counted
@@ -33,18 +34,18 @@ constants.json, every field:
     tasks                names
     max_history          most events; max_candidates
 
-Constants of the source: positions forward, rows times the root of the width, final states divided by their length (1e-6), a causal mask
-(training must have had `disable_contextual_mask = True`, else contextual rows saw more than they do at inference), no time encoding, no relative
-bias, target groups of one. Preprocessing MLPs are refused: beamline does not have them.
-"""
+Constants of the source: positions forward, rows times the root of the width, final states divided by their length (1e-6), a
+causal mask (training must have had `disable_contextual_mask = True`, else contextual rows saw more than they do at inference),
+no time encoding, no relative bias, target groups of one. Preprocessing MLPs are refused: beamline does not have them. """
 
 import argparse
 import json
 import os
 
+import torch
+
 import check
 import dynamicemb
-import torch
 from checkpoint import State, add_catalog_options, divide, fields, load, read_json, refuse, write, write_catalog
 
 LAYERS = "_hstu_block._attention_layers."
@@ -67,7 +68,12 @@ REQUIRED = (
     "max_candidates",
 )
 # Older and newer versions.
-OUTPUT_NORMS = ("_output_layernorm_weight", "_output_layernorm_bias", "_output_ln_dropout_mul.weight", "_output_ln_dropout_mul.bias")
+OUTPUT_NORMS = (
+    "_output_layernorm_weight",
+    "_output_layernorm_bias",
+    "_output_ln_dropout_mul.weight",
+    "_output_ln_dropout_mul.bias",
+)
 
 
 def fused_order(heads, dim):
@@ -86,7 +92,9 @@ def state_dict(path):
 
 def equal(name, parts):
     if any(part.shape != parts[0].shape or not torch.equal(part, parts[0]) for part in parts):
-        refuse(f"{name} differs between the files: not the ranks of one tensor-parallel group, or a tensor this converter cannot join")
+        refuse(
+            f"{name} differs between the files: not the ranks of one tensor-parallel group, or a tensor this converter cannot join"
+        )
     return parts[0]
 
 
@@ -175,7 +183,9 @@ def stack_of(state, constants, layout):
 
 def input_of(state, constants, width, dynamic):
     """Configuration of the input; `dynamic` is {table: directory}. Returns (configuration, {table: keys})."""
-    contextual = [{**fields("contextual", feature, ("name", "table", "slots")), "min_tokens": 0} for feature in constants["contextual"]]
+    contextual = [
+        {**fields("contextual", feature, ("name", "table", "slots")), "min_tokens": 0} for feature in constants["contextual"]
+    ]
     named = [constants["item_table"]] + [constants["action_table"]] * (constants["action_table"] is not None)
     used = list(dict.fromkeys(named + [feature["table"] for feature in contextual]))
     if sorted(constants["unknown_ids"]) != sorted(used):
@@ -246,7 +256,11 @@ def convert(ranks, layout, constants, dynamic):
     stack = stack_of(state, constants, layout)
     given, keys = input_of(state, constants, stack["model_dim"], dynamic)
     output = output_of(state, constants, stack["model_dim"])
-    return {"model_type": "hstu", "hstu_variant": "nvidia", "stack": stack, "input": given, "output": output}, state.finish(), keys
+    return (
+        {"model_type": "hstu", "hstu_variant": "nvidia", "stack": stack, "input": given, "output": output},
+        state.finish(),
+        keys,
+    )
 
 
 def write_keys(directory, keys):

@@ -1,18 +1,21 @@
 #!/usr/bin/env python3
 """From a checkpoint of the research repository (generative-recommenders, research/) to a directory beamline loads.
 
-    research.py CHECKPOINT --out DIR --heads 2 --max-sequence-length 200 --activation silu --normalization l2 [--catalog] [--check FILE]
+    research.py CHECKPOINT --out DIR --heads 2 --max-sequence-length 200 --activation silu --normalization l2 [--catalog]
+    [--check FILE]
 
-CHECKPOINT is what the trainer saves: a pickle {epoch, model_state_dict, optimizer_state_dict}, names prefixed `module.`; or a state dict
-alone, pickled or as safetensors. Names and layout of the tensors stay as they are; `_attn_mask` is dropped.
+CHECKPOINT is what the trainer saves: a pickle {epoch, model_state_dict, optimizer_state_dict}, names prefixed `module.`; or a
+state dict alone, pickled or as safetensors. Names and layout of the tensors stay as they are; `_attn_mask` is dropped.
 
-From shapes: width, layers, items, positions N (which also divides the attention), time buckets, and with --heads the widths of keys and values.
-Not in the checkpoint, so asked for: heads, the longest history, the activation after the uvqk projection (`linear_activation`), what is done to
-the final state, and whether the output projection reads [u, norm, u * norm] (`concat_ua`). Constants of the source, the same in every
-configuration of the repository: every epsilon 1e-6, the divisor 0.301 of the time buckets, item rows times the root of the width, item
-0 for padding. A fork that changed them has to change config.json.
+From shapes: width, layers, items, positions N (which also divides the attention), time buckets, and with --heads the widths of
+keys and values. Not in the checkpoint, so asked for: heads, the longest history, the activation after the uvqk projection
+(`linear_activation`), what is done to the final state, and whether the output projection reads [u, norm, u * norm]
+(`concat_ua`). Constants of the source, the same in every configuration of the repository: every epsilon 1e-6, the divisor 0.301
+of the time buckets, item rows times the root of the width, item 0 for padding. A fork that changed them has to change
+config.json.
 
-Not converted: SASRec, the MoL similarity, the preprocessor with ratings (its final state is wider than an item), normalizations with a softmax.
+Not converted: SASRec, the MoL similarity, the preprocessor with ratings (its final state is wider than an item), normalizations
+with a softmax.
 """
 
 import argparse
@@ -48,7 +51,9 @@ def convert(tensors, options):
     state = State(tensors)
     positions, width = positions_of(state)
     if not 1 <= options.max_sequence_length < positions:
-        refuse(f"--max-sequence-length {options.max_sequence_length}: the checkpoint has {positions} positions, one at least for the query")
+        refuse(
+            f"--max-sequence-length {options.max_sequence_length}: the checkpoint has {positions} positions, one at least for the query"
+        )
     if options.gr_output_length is not None and options.max_sequence_length + options.gr_output_length + 1 != positions:
         lengths = f"--max-sequence-length {options.max_sequence_length} + --gr-output-length {options.gr_output_length} + 1"
         refuse(f"{lengths} is not the checkpoint's {positions} positions")
@@ -63,8 +68,13 @@ def convert(tensors, options):
     values = divide("width the output projection reads, --concat-ua", read, 3 if options.concat_ua else 1)
     keys = divide("width of the uvqk projection", uvqk, 2) - values
     if keys < 1:
-        refuse(f"the uvqk projection gives {uvqk}, of which u and v take {2 * values}: --concat-ua is wrong, or this is another layer")
-    value_dim, key_dim = divide("width of all values, --heads", values, options.heads), divide("width of all keys, --heads", keys, options.heads)
+        refuse(
+            f"the uvqk projection gives {uvqk}, of which u and v take {2 * values}: --concat-ua is wrong, or this is another layer"
+        )
+    value_dim, key_dim = (
+        divide("width of all values, --heads", values, options.heads),
+        divide("width of all keys, --heads", keys, options.heads),
+    )
     for name, given, found in (("--value-dim", options.value_dim, value_dim), ("--key-dim", options.key_dim, key_dim)):
         if given not in (None, found):
             refuse(f"{name} {given}: with --heads {options.heads} the checkpoint has {found}")
@@ -120,12 +130,16 @@ def main(arguments=None):
     parser.add_argument("checkpoint")
     parser.add_argument("--out", required=True, help="directory to write; must not hold anything")
     parser.add_argument("--heads", type=int, required=True)
-    parser.add_argument("--max-sequence-length", type=int, required=True, help="longest history, `max_sequence_length` in training")
+    parser.add_argument(
+        "--max-sequence-length", type=int, required=True, help="longest history, `max_sequence_length` in training"
+    )
     parser.add_argument("--gr-output-length", type=int, help="if known: length + this + 1 must be the checkpoint's positions")
     parser.add_argument("--key-dim", type=int, help="if known, compared: `dqk`, attention_dim")
     parser.add_argument("--value-dim", type=int, help="if known, compared: `dv`, linear_dim")
     parser.add_argument("--activation", choices=("silu", "none"), required=True, help="`linear_activation`")
-    parser.add_argument("--normalization", choices=("l2", "layer_norm"), required=True, help="`user_embedding_norm`: of final states")
+    parser.add_argument(
+        "--normalization", choices=("l2", "layer_norm"), required=True, help="`user_embedding_norm`: of final states"
+    )
     parser.add_argument("--concat-ua", action="store_true", help="`concat_ua=True`")
     add_catalog_options(parser, "row")
     check.add_options(parser)
@@ -135,7 +149,9 @@ def main(arguments=None):
     config, tensors = convert(state_dict(options.checkpoint), options)
     write(options.out, config, tensors)
     stack, items = config["stack"], config["input"]["num_items"]
-    print(f"{options.out}: {stack['layers']} layers, width {stack['model_dim']}, {items} items, {stack['attention_divisor']} positions")
+    print(
+        f"{options.out}: {stack['layers']} layers, width {stack['model_dim']}, {items} items, {stack['attention_divisor']} positions"
+    )
     if options.catalog:
         write_catalog(options.out, {row: row for row in range(1, items + 1)}, options.item_ids)
     check.after_conversion(options)

@@ -1,20 +1,20 @@
 """A directory of torch.distributed.checkpoint as whole tensors, on one machine and without a process group.
 
-Place in the flow: `dlrm.py` reads the embedding tables of the production model with it. Types are kept. Whole tables are held in memory, so
-this needs as much of it as the checkpoint is large.
-Invariant: the description of such a directory (`.metadata`) is a pickle, which torch reads without any restriction; here only the classes that a
-description consists of may be in it. The tensors themselves torch reads with `weights_only`.
-"""
+Place in the flow: `dlrm.py` reads the embedding tables of the production model with it. Types are kept. Whole tables are held
+in memory, so this needs as much of it as the checkpoint is large. Invariant: the description of such a directory (`.metadata`)
+is a pickle, which torch reads without any restriction; here only the classes that a description consists of may be in it. The
+tensors themselves torch reads with `weights_only`. """
 
 import os
 import pickle
 import warnings
 
 import torch
-from checkpoint import refuse
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from checkpoint import refuse
 
 PLAIN = {
     "torch.distributed.checkpoint.metadata": {

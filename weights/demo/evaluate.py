@@ -13,7 +13,8 @@ excluded, because shoppers do re-buy.
     repeat last         the 10 items seen last, newest first
     next-item counts    the 10 items that followed the history's last item most often in the training sequences
     oracle              the 10 items most probable under the world's true distribution given the history: nothing that sees only the
-                        history does better on average. `expected` is its exact probability of a hit, free of the luck of these targets.
+                        history does better on average. `expected` is its exact probability of a hit, free of the luck of these
+                        targets.
 
 The beam search here is written for clarity and shares no code with the engine.
 """
@@ -54,8 +55,8 @@ class Trie:
 
 
 def beam_search(model, trie, prompts, width, steps, torch):
-    """Exact constrained beam search for prompts of one length. Returns tokens [users, width, steps] and scores [users, width]; a score
-    of -inf marks a place that no path fills."""
+    """Exact constrained beam search for prompts of one length. Returns tokens [users, width, steps] and scores [users, width];
+    a score of -inf marks a place that no path fills."""
     users = len(prompts)
     with torch.no_grad():
         out = model(input_ids=torch.tensor(prompts), use_cache=True, logits_to_keep=1)

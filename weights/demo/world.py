@@ -20,8 +20,8 @@ Semantic ID of an item, 3 levels:
     b  line within category     12 codes (5 to 10 lines per category)
     c  style                    24 codes
 
-so the ID follows from what the item *is*. Some lines sell two shades of one style ("red", "dark red"); shades share the code and hence
-the whole ID: these are the catalog's collisions.
+so the ID follows from what the item *is*. Some lines sell two shades of one style ("red", "dark red"); shades share the code
+and hence the whole ID: these are the catalog's collisions.
 
 
 The shoppers
@@ -34,9 +34,9 @@ A shopper's next item x, given the history h and a hidden mood z (one of 12 tast
                  + 0.12  compare(last item)           another variant of the last item's line
                  + 0.18  taste(z)                     the cluster's favourite categories, lines and styles
 
-A term that does not exist yet (no consumable so far, no item before) hands its weight to taste (repeat) or to the first complement.
-The mood drifts: with probability 0.04 per step it moves on, usually to a neighbouring cluster. So this is a hidden Markov model
-whose emissions look at the history, and the distribution of the next item given the visible history alone,
+A term that does not exist yet (no consumable so far, no item before) hands its weight to taste (repeat) or to the first
+complement. The mood drifts: with probability 0.04 per step it moves on, usually to a neighbouring cluster. So this is a hidden
+Markov model whose emissions look at the history, and the distribution of the next item given the visible history alone,
 
     p(x | h) = sum over z of p(z | h) p(x | z, h),
 
@@ -93,17 +93,45 @@ SHADES = {"colour": "dark {}", "flavour": "extra {}", "scent": "intense {}", "th
 # department: (category, kind of style, consumable?, typical price, products, qualifiers). A line is a qualified product.
 SHOP = {
     "sport": [
-        ("running", "colour", 0, 60, "running shoe|running vest|running short|hydration belt", "Trail {}, women|Trail {}, men|Road {}, women|Road {}, men"),
+        (
+            "running",
+            "colour",
+            0,
+            60,
+            "running shoe|running vest|running short|hydration belt",
+            "Trail {}, women|Trail {}, men|Road {}, women|Road {}, men",
+        ),
         ("cycling", "colour", 0, 70, "bike helmet|cycling jersey|saddle bag|bottle cage", "Road {}|Gravel {}|City {}"),
         ("yoga", "colour", 0, 35, "yoga mat|yoga block|yoga strap|meditation cushion", "Studio {}|Travel {}|Cork {}"),
         ("swimming", "colour", 0, 25, "swim goggle|swim cap|kickboard|swim towel", "Training {}|Junior {}|Open water {}"),
         ("climbing", "colour", 0, 85, "climbing shoe|harness|chalk bag|climbing rope", "Indoor {}|Alpine {}|Sport {}"),
-        ("sport nutrition", "flavour", 1, 20, "protein powder|energy gel|recovery drink|protein bar", "Organic {}|Vegan {}|Whey {}"),
+        (
+            "sport nutrition",
+            "flavour",
+            1,
+            20,
+            "protein powder|energy gel|recovery drink|protein bar",
+            "Organic {}|Vegan {}|Whey {}",
+        ),
     ],
     "fashion": [
-        ("shoes", "colour", 0, 80, "sneaker|ankle boot|loafer|sandal", "Leather {}, women|Leather {}, men|Canvas {}, women|Canvas {}, men"),
+        (
+            "shoes",
+            "colour",
+            0,
+            80,
+            "sneaker|ankle boot|loafer|sandal",
+            "Leather {}, women|Leather {}, men|Canvas {}, women|Canvas {}, men",
+        ),
         ("knitwear", "colour", 0, 55, "jumper|cardigan|roll-neck|knit vest", "Merino {}|Cashmere {}|Cotton {}"),
-        ("trousers", "colour", 0, 60, "chino|jeans|jogger|pleated trouser", "Slim {}, women|Slim {}, men|Wide {}, women|Wide {}, men"),
+        (
+            "trousers",
+            "colour",
+            0,
+            60,
+            "chino|jeans|jogger|pleated trouser",
+            "Slim {}, women|Slim {}, men|Wide {}, women|Wide {}, men",
+        ),
         ("outerwear", "colour", 0, 140, "parka|raincoat|quilted jacket|trench coat", "Light {}|Lined {}|Recycled {}"),
         ("bags", "colour", 0, 75, "tote|backpack|crossbody bag|weekender", "Leather {}|Canvas {}|Nylon {}"),
         ("socks", "colour", 1, 12, "ankle sock|crew sock|knee sock|sneaker sock", "Merino {}|Cotton {}|Bamboo {}"),
@@ -114,18 +142,39 @@ SHOP = {
         ("lighting", "colour", 0, 90, "table lamp|pendant lamp|floor lamp|reading light", "Rattan {}|Metal {}|Paper {}"),
         ("rugs", "colour", 0, 120, "runner|area rug|door mat|bath mat", "Wool {}|Jute {}|Cotton {}"),
         ("candles", "scent", 1, 18, "pillar candle|jar candle|tea light|taper candle", "Soy {}|Beeswax {}|Rapeseed {}"),
-        ("cleaning", "scent", 1, 8, "surface spray|dish soap|laundry liquid|floor cleaner", "Plant-based {}|Concentrated {}|Sensitive {}"),
+        (
+            "cleaning",
+            "scent",
+            1,
+            8,
+            "surface spray|dish soap|laundry liquid|floor cleaner",
+            "Plant-based {}|Concentrated {}|Sensitive {}",
+        ),
     ],
     "kitchen": [
         ("cookware", "colour", 0, 95, "saucepan|casserole|frying pan|wok", "Cast iron {}|Steel {}|Ceramic {}"),
         ("baking", "colour", 0, 22, "cake tin|mixing bowl|rolling pin|muffin tray", "Silicone {}|Non-stick {}|Enamel {}"),
-        ("coffee gear", "colour", 0, 70, "moka pot|pour-over set|milk frother|coffee grinder", "Compact {}|Classic {}|Electric {}"),
+        (
+            "coffee gear",
+            "colour",
+            0,
+            70,
+            "moka pot|pour-over set|milk frother|coffee grinder",
+            "Compact {}|Classic {}|Electric {}",
+        ),
         ("knives", "colour", 0, 60, "chef's knife|paring knife|bread knife|santoku", "Forged {}|Ceramic {}|Light {}"),
         ("storage", "colour", 0, 16, "storage jar|lunch box|bread bin|spice rack", "Glass {}|Bamboo {}|Tin {}"),
         ("kitchen linen", "colour", 0, 14, "apron|tea towel|oven glove|napkin", "Linen {}|Cotton {}|Striped {}"),
     ],
     "grocery": [
-        ("coffee", "flavour", 1, 14, "coffee beans|ground coffee|coffee capsules|cold brew", "Light roast {}|Dark roast {}|Decaf {}"),
+        (
+            "coffee",
+            "flavour",
+            1,
+            14,
+            "coffee beans|ground coffee|coffee capsules|cold brew",
+            "Light roast {}|Dark roast {}|Decaf {}",
+        ),
         ("tea", "flavour", 1, 9, "black tea|green tea|rooibos|herbal infusion", "Loose leaf {}|Bagged {}|Organic {}"),
         ("breakfast", "flavour", 1, 7, "granola|muesli|porridge|nut spread", "Crunchy {}|Gluten-free {}|Protein {}"),
         ("snacks", "flavour", 1, 5, "trail mix|rice cake|fruit bar|popcorn", "Organic {}|Sharing {}|Mini {}"),
@@ -143,7 +192,14 @@ SHOP = {
     "kids": [
         ("building sets", "theme", 0, 40, "brick set|marble run|magnet tiles|wooden blocks", "Starter {}|Big {}|Motor {}"),
         ("puzzles", "theme", 0, 16, "floor puzzle|jigsaw|cube puzzle|puzzle book", "48-piece {}|100-piece {}|300-piece {}"),
-        ("picture books", "theme", 0, 14, "picture book|pop-up book|sticker book|bedtime stories", "My first {}|Big {}|Travel {}"),
+        (
+            "picture books",
+            "theme",
+            0,
+            14,
+            "picture book|pop-up book|sticker book|bedtime stories",
+            "My first {}|Big {}|Travel {}",
+        ),
         ("costumes", "theme", 0, 28, "costume|cape|mask|dress-up hat", "Toddler {}|School {}|Party {}"),
         ("nursery", "theme", 0, 35, "night light|cot mobile|baby blanket|wall sticker", "Soft {}|Musical {}|Organic {}"),
         ("craft", "theme", 1, 11, "colouring set|stamp kit|modelling clay|bead kit", "Mini {}|Family {}|Glitter {}"),
@@ -269,11 +325,14 @@ class World:
                             self.style_of.append(style)
                             self.consumable.append(bool(consumable))
                             self._attraction.append(math.exp(0.4 * gaussian(rng)))
-                            self.items.append({"item_id": item_id, "sid": [category, line_code, style], "tags": tags, "title": title})
+                            self.items.append(
+                                {"item_id": item_id, "sid": [category, line_code, style], "tags": tags, "title": title}
+                            )
                 self.category_lines.append(lines)
 
     def _build_complements(self, rng):
-        """Each line gets three lines that go with it: same category, same department, elsewhere, in a random order of strength."""
+        """Each line gets three lines that go with it: same category, same department, elsewhere, in a random order of
+        strength."""
         self.complements = []
         for line, category in enumerate(self.line_category):
             department = self.category_department[category]
@@ -312,7 +371,9 @@ class World:
 
     def _in_style(self, line, style, width, without=None):
         weights = {
-            item: self._attraction[item] * style_kernel(self.style_of[item], style, width) for item in self.lines[line] if item != without
+            item: self._attraction[item] * style_kernel(self.style_of[item], style, width)
+            for item in self.lines[line]
+            if item != without
         }
         total = math.fsum(weights.values())
         return {item: weight / total for item, weight in weights.items()}

@@ -1,9 +1,9 @@
 """config.json of a research HSTU, every constant spelled out: what the trainer decides once and the server reads.
 
-Place in the flow: `train.py` and `fixture.py` build one, `model.py` computes what it says, `crates/model/src/families/hstu/config.rs` documents every
-field. Nothing has a default there, so nothing is left out here. What must not be here: weights, training constants that the forward pass does not read
-(dropout, negatives); the temperature is in it for a token head, because scores depend on it.
-"""
+Place in the flow: `train.py` and `fixture.py` build one, `model.py` computes what it says,
+`crates/model/src/families/hstu/config.rs` documents every field. Nothing has a default there, so nothing is left out here. What
+must not be here: weights, training constants that the forward pass does not read (dropout, negatives); the temperature is in it
+for a token head, because scores depend on it. """
 
 from time_buckets import DIVISOR
 
@@ -12,7 +12,20 @@ TIME_BUCKETS = 128
 PADDING = 0
 
 
-def research_config(*, model_dim, layers, heads, key_dim, value_dim, num_items, max_sequence_length, positions, head, actions=None, relative_bias=True):
+def research_config(
+    *,
+    model_dim,
+    layers,
+    heads,
+    key_dim,
+    value_dim,
+    num_items,
+    max_sequence_length,
+    positions,
+    head,
+    actions=None,
+    relative_bias=True,
+):
     """The whole configuration.
 
     num_items            highest row of the item table: of items, or of tokens for a token head; row 0 is padding
@@ -36,7 +49,9 @@ def research_config(*, model_dim, layers, heads, key_dim, value_dim, num_items, 
             "silu": "uvqk",
             "logit_scale": 1.0,
             "attention_divisor": positions,
-            "relative_bias": {"positions": positions, "time_buckets": TIME_BUCKETS, "time_divisor": DIVISOR} if relative_bias else None,
+            "relative_bias": {"positions": positions, "time_buckets": TIME_BUCKETS, "time_divisor": DIVISOR}
+            if relative_bias
+            else None,
             "mask": {"contextual_len": 0, "max_attention_len": 0, "min_full_attention_len": 0},
             "output_norm": {"kind": "layer", "affine": False, "eps": EPSILON},
             "output_parts": "gated",
@@ -49,7 +64,8 @@ def research_config(*, model_dim, layers, heads, key_dim, value_dim, num_items, 
             "padding_id": PADDING,
             "max_sequence_length": max_sequence_length,
             "position": {"direction": "forward", "rows": positions, "scale": "sqrt_model_dim"},
-            "actions": actions and {"count": actions["count"], "dim": model_dim, "combine": "add", "generated": actions["generated"]},
+            "actions": actions
+            and {"count": actions["count"], "dim": model_dim, "combine": "add", "generated": actions["generated"]},
         },
         "output": {"normalization": {"kind": "l2", "eps": EPSILON}, "head": head},
     }
@@ -60,7 +76,8 @@ def items_head():
 
 
 def tokens_head(codes, logit_scale, tied):
-    """codes: how many codes each level has. Levels lie one after the other behind the padding row: code c of level l is token first_token + c."""
+    """codes: how many codes each level has. Levels lie one after the other behind the padding row: code c of level l is token
+    first_token + c."""
     levels, first = [], PADDING + 1
     for count in codes:
         levels.append({"first_token": first, "codes": count})

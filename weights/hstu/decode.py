@@ -1,8 +1,8 @@
 """Beam search over semantic IDs that computes a history once: the same answers as `reference.py`, fast enough to evaluate with.
 
-A token generated at step d = 0, 1, .. after n context rows is row n + d: at position n + d, with the generated action and the time of the query. It sees all
-context rows, the tokens of its own beam before it, and itself. So context rows never change, and their keys and values are kept.
-"""
+A token generated at step d = 0, 1, .. after n context rows is row n + d: at position n + d, with the generated action and the
+time of the query. It sees all context rows, the tokens of its own beam before it, and itself. So context rows never change, and
+their keys and values are kept. """
 
 import math
 
@@ -37,7 +37,11 @@ class Context:
             x = layer(x, buckets, seen, 0.0)
         self.state = model.normalized(x)[0, -1:]
         # How far the query lies behind each context row; between generated tokens lies no time.
-        self.ages = model.buckets(torch.cat([moments[:, :-1], moments[:, -1:].expand(1, 2)], 1))[0, -1, :-1] if buckets is not None else None
+        self.ages = (
+            model.buckets(torch.cat([moments[:, :-1], moments[:, -1:].expand(1, 2)], 1))[0, -1, :-1]
+            if buckets is not None
+            else None
+        )
 
     def generate(self, tokens, parents):
         """States [beams, D] after one more token per beam; `parents`: the place of each beam's predecessor in the call before."""
@@ -58,7 +62,9 @@ class Context:
                 bias, at = layer._rel_attn_bias, layer._rel_attn_bias.positions - 1 - position
                 to_context = to_context + bias._pos_w[at : at + self.rows] + bias._ts_w[self.ages]
                 to_own = to_own + bias._pos_w[at + self.rows : at + position + 1] + bias._ts_w[0]
-            a = torch.einsum("bhj,hjd->bhd", layer.weigh(to_context, 1.0), context_v) + torch.einsum("bhj,bhjd->bhd", layer.weigh(to_own, 1.0), own_v)
+            a = torch.einsum("bhj,hjd->bhd", layer.weigh(to_context, 1.0), context_v) + torch.einsum(
+                "bhj,bhjd->bhd", layer.weigh(to_own, 1.0), own_v
+            )
             x = layer.finish(x, u, a[:, :, None], 0.0)
         return model.normalized(x)[:, 0]
 

@@ -1,11 +1,13 @@
-"""The directory that a trained HSTU is served from: config.json, model.safetensors, catalog.jsonl. Reading and writing, nothing else."""
+"""The directory that a trained HSTU is served from: config.json, model.safetensors, catalog.jsonl. Reading and writing, nothing
+else."""
 
 import json
 import os
 
 import torch
-from model import Hstu
 from safetensors.torch import load_file, save
+
+from model import Hstu
 
 
 def read_lines(path):

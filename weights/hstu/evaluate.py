@@ -4,11 +4,10 @@
     evaluate.py DIR --data DATA --part test
     evaluate.py DIR --data DATA --part test --answers answers.jsonl      the same for what beamline answered, and where the two differ
 
-An item head compares a user with all items. A token head is searched with `--beam-width` beams, so an item beyond the beam is a miss; items that share a
-semantic ID stand in the order of the catalog, and only the target itself is a hit. HR@k is the share of targets among the first k, NDCG@k the mean of
-1 / log2(rank + 1), 0 beyond k. Both are given with the items of the history in the ranking and without them: they answer different questions, see
-docs/EVALUATION.md. Prints one JSON object.
-"""
+An item head compares a user with all items. A token head is searched with `--beam-width` beams, so an item beyond the beam is a
+miss; items that share a semantic ID stand in the order of the catalog, and only the target itself is a hit. HR@k is the share
+of targets among the first k, NDCG@k the mean of 1 / log2(rank + 1), 0 beyond k. Both are given with the items of the history in
+the ranking and without them: they answer different questions, see docs/EVALUATION.md. Prints one JSON object. """
 
 import argparse
 import json
@@ -16,11 +15,13 @@ import math
 import os
 
 import torch
+
 from decode import Context, Trie, search
 from directory import read, read_lines
 from sequences import Spelling, padded
 
 CUTS = (10, 50)
+MOST = max(CUTS)
 
 
 @torch.no_grad()
@@ -63,7 +64,7 @@ def token_slates(model, catalog, lines, count, exclude_history, beam_width, norm
     return slates
 
 
-def slates(model, catalog, lines, count=max(CUTS), exclude_history=False, beam_width=50):
+def slates(model, catalog, lines, count=MOST, exclude_history=False, beam_width=50):
     if model.config["output"]["head"]["kind"] == "items":
         return item_slates(model, catalog, lines, count, exclude_history)
     return token_slates(model, catalog, lines, count, exclude_history, beam_width)
@@ -72,7 +73,10 @@ def slates(model, catalog, lines, count=max(CUTS), exclude_history=False, beam_w
 def metrics(slates, lines, cuts=CUTS):
     """HR and NDCG at each cut, over all lines."""
     found = {}
-    ranks = [next((rank for rank, (item, _) in enumerate(slate, 1) if item == line["target"]), math.inf) for slate, line in zip(slates, lines, strict=True)]
+    ranks = [
+        next((rank for rank, (item, _) in enumerate(slate, 1) if item == line["target"]), math.inf)
+        for slate, line in zip(slates, lines, strict=True)
+    ]
     for cut in cuts:
         found[f"HR@{cut}"] = sum(rank <= cut for rank in ranks) / len(ranks)
         found[f"NDCG@{cut}"] = sum(1 / math.log2(rank + 1) for rank in ranks if rank <= cut) / len(ranks)
@@ -110,13 +114,19 @@ def main(arguments=None):
     if options.users and options.users < len(lines):
         lines = [lines[number * len(lines) // options.users] for number in range(options.users)]
     result = {"part": options.part, "users": len(lines)}
-    both = {name: slates(model, catalog, lines, exclude_history=name == "excluded", beam_width=options.beam_width) for name in ("not excluded", "excluded")}
+    both = {
+        name: slates(model, catalog, lines, exclude_history=name == "excluded", beam_width=options.beam_width)
+        for name in ("not excluded", "excluded")
+    }
     result |= {f"history {name}": metrics(found, lines) for name, found in both.items()}
     if options.answers:
         asked = {request["id"]: request for request in read_lines(os.path.join(options.data, f"{options.part}_requests.jsonl"))}
         excluded = any("exclude_seen" in request.get("filters", {}) for request in asked.values())
         found = answered(options.answers, lines)
-        result["answers"] = {"metrics": metrics(found, lines), **differences(both["excluded" if excluded else "not excluded"], found)}
+        result["answers"] = {
+            "metrics": metrics(found, lines),
+            **differences(both["excluded" if excluded else "not excluded"], found),
+        }
     print(json.dumps(result, indent=1))
     return result
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Write a tiny random HSTU with a token head and the answers that `reference.py` gives: what the server's tests compare themselves with.
+"""Write a tiny random HSTU with a token head and the answers that `reference.py` gives: what the server's tests compare
+themselves with.
 
     fixture.py --out crates/server/tests/fixtures/hstu-semantic-ids
 
@@ -8,10 +9,9 @@ Out: config.json, model.safetensors, catalog.jsonl (64 items, some sharing a sem
     {"tolerance", "recommend": [{"body", "expected": [{"item_id", "score"}]}],
      "rank": [{"body", "log_probabilities": [..], "among_candidates": [..] under allowed_set only}]}
 
-`body` is a whole request. Everything follows from one seed. Weights are large enough that answers depend on items, actions, times and positions
-(`main` checks it), and a request is drawn again if two scores that decide anything lie within three times the tolerance, so single precision
-cannot turn it around.
-"""
+`body` is a whole request. Everything follows from one seed. Weights are large enough that answers depend on items, actions,
+times and positions (`main` checks it), and a request is drawn again if two scores that decide anything lie within three times
+the tolerance, so single precision cannot turn it around. """
 
 import argparse
 import json
@@ -19,6 +19,7 @@ import os
 import random
 
 import torch
+
 from config import research_config, tokens_head
 from directory import write
 from model import Hstu
@@ -33,14 +34,17 @@ PAUSES = [0, 0, 1, 2, 5, 20, 60, 300, 3_600, 40_000, 86_400, 600_000, 2_000_000]
 
 
 def made_catalog(rng):
-    """Items in an order that is not that of their paths. Every tenth shares a path with an earlier one, and one path has three items."""
+    """Items in an order that is not that of their paths. Every tenth shares a path with an earlier one, and one path has three
+    items."""
     paths, lines = [], []
     for number in range(ITEMS):
         if number % 10 == 9 or number == 60:
             path = paths[9] if number == 60 else rng.choice(paths)
         else:
             # First codes 1 to 5 only, so that beams are wider than the first level.
-            path = next(path for path in iter(lambda: (rng.randint(1, 5), rng.randrange(8), rng.randrange(8)), None) if path not in paths)
+            path = next(
+                path for path in iter(lambda: (rng.randint(1, 5), rng.randrange(8), rng.randrange(8)), None) if path not in paths
+            )
         paths.append(path)
         lines.append({"item_id": f"item-{number}", "sid": list(path)})
     rng.shuffle(lines)
@@ -107,7 +111,12 @@ def rank_cases(rng, reference):
         def draw(number=number, length=length):
             history, asked = made_history(rng, reference.catalog, length)
             candidates = [{"item_id": line["item_id"]} for line in rng.sample(reference.catalog, [1, 7, 20][number % 3])]
-            return {"history": history, "query_time": asked, "candidates": candidates, "normalization": ["full_vocab", "allowed_set"][number % 2]}
+            return {
+                "history": history,
+                "query_time": asked,
+                "candidates": candidates,
+                "normalization": ["full_vocab", "allowed_set"][number % 2],
+            }
 
         body, expected = decided(draw, reference.rank, reference)
         yield {"body": body, **expected}
@@ -121,7 +130,11 @@ def what_matters(reference, case):
     events = body["history"]
     changed = {
         "query time": scores(query_time=body["query_time"] + 5_000_000),
-        "times": scores(history=[{**event, "timestamp": event["timestamp"] - 3_000_000 * (len(events) - at)} for at, event in enumerate(events)]),
+        "times": scores(
+            history=[
+                {**event, "timestamp": event["timestamp"] - 3_000_000 * (len(events) - at)} for at, event in enumerate(events)
+            ]
+        ),
         "actions": scores(history=[{**event, "action": str(int(event["action"]) % (ACTIONS - 1) + 1)} for event in events]),
         "last item": scores(history=events[:-1] + [{**events[-1], "item_id": reference.catalog[0]["item_id"]}]),
         "oldest item": scores(history=[{**events[0], "item_id": reference.catalog[1]["item_id"]}] + events[1:]),

@@ -1,9 +1,9 @@
 """What training minimises: the cross-entropy of the next row, in three forms.
 
-    items, all      softmax over all items of cos(user, item) / temperature
-    items, sampled  the same over the target and some items drawn evenly, the same for all rows of a batch; a drawn item that is a row's target does
-                    not count against it
-    tokens          softmax over all rows of the head: what `full_vocab` scores are
+items, all      softmax over all items of cos(user, item) / temperature
+items, sampled  the same over the target and some items drawn evenly, the same for all rows of a batch; a drawn item that is a row's target does
+                not count against it
+tokens          softmax over all rows of the head: what `full_vocab` scores are
 """
 
 import torch

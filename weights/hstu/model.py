@@ -7,23 +7,24 @@
     x     = (u * LN(a)) Wo^T + bo + x
     state = x / max(|x|, eps)
 
-(Zhai et al. 2024, "Actions Speak Louder than Words", in the form of the public research code: see docs/HSTU.md.) Row i reads the time of the event
-after it, which for the last row is the time of the query: the model knows when it is asked.
+(Zhai et al. 2024, "Actions Speak Louder than Words", in the form of the public research code: see docs/HSTU.md.) Row i reads
+the time of the event after it, which for the last row is the time of the query: the model knows when it is asked.
 
-Parameters carry the names of the research repository, so `state_dict()` is what the server loads. All sizes come from config.json. Users lie
-in a batch with padding on the right; rows see nothing to their right, so padding reaches no row that counts.
-What must not be here: data, losses, files.
-"""
+Parameters carry the names of the research repository, so `state_dict()` is what the server loads. All sizes come from
+config.json. Users lie in a batch with padding on the right; rows see nothing to their right, so padding reaches no row that
+counts. What must not be here: data, losses, files. """
 
 import math
 
 import torch
-from time_buckets import time_buckets
 from torch.nn.functional import dropout, layer_norm, normalize, silu
+
+from time_buckets import time_buckets
 
 
 class Lookup(torch.autograd.Function):
-    """table[index] for a short table and a very large index: the gradient is one weighted count, far cheaper than scattered additions."""
+    """table[index] for a short table and a very large index: the gradient is one weighted count, far cheaper than scattered
+    additions."""
 
     @staticmethod
     def forward(context, table, index):
@@ -136,8 +137,8 @@ class Hstu(torch.nn.Module):
         return dropout(x, self.dropout, self.training) * (ids != entry["padding_id"])[..., None]
 
     def forward(self, ids, times, actions=None):
-        """Normalised states [users, n, D] of ids [users, n] and, if the model reads them, actions [users, n]. `times` [users, n + 1] in seconds: those
-        of the rows, then that of the query."""
+        """Normalised states [users, n, D] of ids [users, n] and, if the model reads them, actions [users, n]. `times` [users, n
+        + 1] in seconds: those of the rows, then that of the query."""
         x, buckets, seen = self.rows(ids, actions), self.buckets(times), self.seen(ids.shape[1])
         for layer in self._hstu._attention_layers:
             x = layer(x, buckets, seen, self.dropout)
@@ -160,7 +161,9 @@ class Hstu(torch.nn.Module):
 
     def token_logits(self, states):
         """[.., vocab_size] of states [.., D] of a token head."""
-        rows = self._embedding_module._item_emb.weight[: self.head["vocab_size"]] if self.head["tied"] else self._token_head.weight
+        rows = (
+            self._embedding_module._item_emb.weight[: self.head["vocab_size"]] if self.head["tied"] else self._token_head.weight
+        )
         return states @ rows.T * self.head["logit_scale"]
 
 

@@ -6,12 +6,13 @@
 In, by the file's name:
   *.inter   RecBole: tab separated, header such as `user_id:token item_id:token rating:float timestamp:float`, columns in any order
   else      JSON lines {"user_id", "item_id", "timestamp", "action"}, one an interaction; `action` may be absent
-Times are whole seconds; a fraction is cut off. With `--actions` every interaction has an action, a whole number from 1 on: the rating of a `.inter`
-file, the field `action` of JSON lines. Action 0 is what `train.py` keeps for rows whose event is not known yet.
+Times are whole seconds; a fraction is cut off. With `--actions` every interaction has an action, a whole number from 1 on: the
+rating of a `.inter` file, the field `action` of JSON lines. Action 0 is what `train.py` keeps for rows whose event is not known
+yet.
 
-A user's events are ordered by time; of equal times, the file's order counts. Leave-one-out: the last event is the test target, the one before it
-the validation target, all earlier ones the training part of both. Users with fewer than --least events (3 or more) train and are not asked about.
-Lines that cannot be read are an error that names them; nothing is skipped.
+A user's events are ordered by time; of equal times, the file's order counts. Leave-one-out: the last event is the test target,
+the one before it the validation target, all earlier ones the training part of both. Users with fewer than --least events (3 or
+more) train and are not asked about. Lines that cannot be read are an error that names them; nothing is skipped.
 
 Out (--out DIR):
   catalog.jsonl                  {"item_id", "sid": [row], "tags"}: an item's row of the item table, from 1 on, ids that are numbers in their order
@@ -177,7 +178,10 @@ def main(given=None):
     write_lines(os.path.join(options.out, "train.jsonl"), train)
     for name, lines in (("validation", validation), ("test", test)):
         write_lines(os.path.join(options.out, f"{name}.jsonl"), lines)
-        write_lines(os.path.join(options.out, f"{name}_requests.jsonl"), (request(line, options.num_items, options.exclude_seen) for line in lines))
+        write_lines(
+            os.path.join(options.out, f"{name}_requests.jsonl"),
+            (request(line, options.num_items, options.exclude_seen) for line in lines),
+        )
     repeated = sum(line["target"] in line["items"] for line in test)
     print(f"{len(catalog):,} items, {len(users):,} users, {sum(len(line['items']) for line in train):,} training events, {len(test):,} test targets, "
           f"{repeated:,} of them in their own history -> {options.out}")  # fmt: skip

@@ -3,28 +3,29 @@
 
     reference.py DIR --requests requests.jsonl --out answers.jsonl
 
-No cache and no shared rows: for every beam and every step the whole sequence `context | tokens of the beam` goes through the model, in double
-precision. Each event is one row per level, all with the event's action and time; a generated token carries the action `input.actions.generated`
-and the time of the query, which is also the time that the last row reads. Exact constrained beam search: a beam is expanded by exactly
-the tokens that lead to an item the filter allows, and the best `beam_width` of all expansions survive; equal scores go to the smaller token path. A
-score is the sum of log-probabilities over the levels,
+No cache and no shared rows: for every beam and every step the whole sequence `context | tokens of the beam` goes through the
+model, in double precision. Each event is one row per level, all with the event's action and time; a generated token carries the
+action `input.actions.generated` and the time of the query, which is also the time that the last row reads. Exact constrained
+beam search: a beam is expanded by exactly the tokens that lead to an item the filter allows, and the best `beam_width` of all
+expansions survive; equal scores go to the smaller token path. A score is the sum of log-probabilities over the levels,
 
     full_vocab    log-softmax over every row of the head
     allowed_set   softmax over the tokens that the beam may be expanded by
 
-In, one JSON object a line: the body of POST /v1/recommend (history, query_time, num_items, beam_width, normalization, filters.exclude_items), or of
-POST /v1/rank (history, query_time, candidates, normalization). Other fields are an error.
-Out, one line each: {"items": [{"item_id", "score"}]}, items of one leaf in the order of the catalog; or {"log_probabilities": [...]}, of each
-candidate, in the order of the request.
+In, one JSON object a line: the body of POST /v1/recommend (history, query_time, num_items, beam_width, normalization,
+filters.exclude_items), or of POST /v1/rank (history, query_time, candidates, normalization). Other fields are an error. Out,
+one line each: {"items": [{"item_id", "score"}]}, items of one leaf in the order of the catalog; or {"log_probabilities":
+[...]}, of each candidate, in the order of the request.
 
-A ranking is the same sum along the candidate's path. Under `allowed_set` there are two readings: relative to all items of the catalog
-(`log_probabilities`), or to the candidates alone, as a search that is restricted to them computes it (`among_candidates`). Both are written.
+A ranking is the same sum along the candidate's path. Under `allowed_set` there are two readings: relative to all items of the
+catalog (`log_probabilities`), or to the candidates alone, as a search that is restricted to them computes it
+(`among_candidates`). Both are written.
 """
 
 import argparse
-import json
 
 import torch
+
 from directory import read, read_lines, write_lines
 
 RECOMMEND = {"id", "user_id", "history", "query_time", "num_items", "beam_width", "normalization", "filters"}
@@ -41,7 +42,9 @@ class Reference:
             raise SystemExit(f"{path}: a head of {self.head['kind']}; only one of tokens is decoded")
         first = [level["first_token"] for level in self.head["semantic_id_levels"]]
         self.levels = len(first)
-        self.path = {line["item_id"]: tuple(start + code for start, code in zip(first, line["sid"], strict=True)) for line in self.catalog}
+        self.path = {
+            line["item_id"]: tuple(start + code for start, code in zip(first, line["sid"], strict=True)) for line in self.catalog
+        }
         self.smallest_gap = float("inf")
 
     def context(self, request):
@@ -80,8 +83,8 @@ class Reference:
         return slate[: request.get("num_items", 10)]
 
     def search(self, request, allowed, width):
-        """[(path, score)] of at most `width` of the `allowed` paths, best first. `smallest_gap` becomes the smallest difference of scores that
-        decided anything: who survived, or who comes first."""
+        """[(path, score)] of at most `width` of the `allowed` paths, best first. `smallest_gap` becomes the smallest difference
+        of scores that decided anything: who survived, or who comes first."""
         context, beams = self.context(request), [((), 0.0)]
         normalization = request.get("normalization", "full_vocab")
         self.smallest_gap = float("inf")
@@ -127,7 +130,10 @@ def main(arguments=None):
     parser.add_argument("--dtype", choices=("float64", "float32"), default="float64", help="(default %(default)s)")
     options = parser.parse_args(arguments)
     reference = Reference(options.directory, getattr(torch, options.dtype))
-    answers = [reference.rank(request) if "candidates" in request else {"items": reference.recommend(request)} for request in read_lines(options.requests)]
+    answers = [
+        reference.rank(request) if "candidates" in request else {"items": reference.recommend(request)}
+        for request in read_lines(options.requests)
+    ]
     write_lines(options.out, answers)
     print(f"{len(answers)} answers -> {options.out}")
 

@@ -1,21 +1,25 @@
 #!/usr/bin/env python3
-"""A simple semantic-ID index: residual k-means of the item vectors of a trained item head. Items that are visited alike share codes.
+"""A simple semantic-ID index: residual k-means of the item vectors of a trained item head. Items that are visited alike share
+codes.
 
     semantic_ids.py build/hstu --codes 64 64 64 --out build/sids.json
 
-Level by level: cluster what is left of the unit vectors, note the nearest centre, subtract it. Items that end with equal codes share their semantic
-ID; how many do is printed. A better index gives a better model, and this one is only a start: weights/README.md says what mattered for decoders.
+Level by level: cluster what is left of the unit vectors, note the nearest centre, subtract it. Items that end with equal codes
+share their semantic ID; how many do is printed. A better index gives a better model, and this one is only a start:
+weights/README.md says what mattered for decoders.
 """
 
 import argparse
 import json
 
 import torch
+
 from directory import read
 
 
 def clusters(points, count, rounds=50):
-    """(cluster of each point, centres): k-means, begun at points drawn in proportion to their distance from those drawn before."""
+    """(cluster of each point, centres): k-means, begun at points drawn in proportion to their distance from those drawn
+    before."""
     centres = points[torch.randint(len(points), (1,))]
     while len(centres) < count:
         distance = torch.cdist(points, centres).min(1).values.square()

@@ -3,8 +3,9 @@
     item head    one row an event: the item's row number
     token head   one row a level: first_token[level] + code; all rows of an event carry its action and its time
 
-A training sequence is rows 0 .. R-1; row i predicts row i + 1 and reads its time, so inputs are the first R - 1 rows and all R times. For the last row of
-an event that is the time of the next event, as it is the time of the query when the model is asked. What must not be here: losses, files, models.
+A training sequence is rows 0 .. R-1; row i predicts row i + 1 and reads its time, so inputs are the first R - 1 rows and all R
+times. For the last row of an event that is the time of the next event, as it is the time of the query when the model is asked.
+What must not be here: losses, files, models.
 """
 
 import random
@@ -38,8 +39,9 @@ class Spelling:
 
 
 def windows(events, most, rng):
-    """(start, stop) that cover a history of `events`, so that every event but the first is predicted once. Longer ones than `most` + 1 are cut at
-    places that differ from pass to pass; neighbours share an event, which one predicts and the other begins with."""
+    """(start, stop) that cover a history of `events`, so that every event but the first is predicted once. Longer ones than
+    `most` + 1 are cut at places that differ from pass to pass; neighbours share an event, which one predicts and the other
+    begins with."""
     if events <= most + 1:
         return [(0, events)]
     cuts = list(range(rng.randint(1, most), events - 1, most))
@@ -49,8 +51,8 @@ def windows(events, most, rng):
 def batches(lines, spelling, rows, hidden, seed):
     """One pass over the training lines in random order: batches of about `rows` rows, sequences of like length together.
 
-    `hidden`: share of events whose action is replaced by the generated one. When a token is generated its event's action is not known, so a model that reads
-    actions has to see such rows in training."""
+    `hidden`: share of events whose action is replaced by the generated one. When a token is generated its event's action is not
+    known, so a model that reads actions has to see such rows in training."""
     rng, sequences = random.Random(seed), []
     generated = (spelling.entry["actions"] or {}).get("generated")
     for line in lines:
@@ -75,7 +77,8 @@ def batches(lines, spelling, rows, hidden, seed):
 
 
 def padded(batch, spelling):
-    """(ids, times, actions or None, targets) of a batch; row and target 0 where there is none. Times go on unchanged to the right."""
+    """(ids, times, actions or None, targets) of a batch; row and target 0 where there is none. Times go on unchanged to the
+    right."""
     width = max(len(ids) for ids, _, _ in batch)
     fill = lambda values, last: values + [last] * (width - len(values))  # noqa: E731
     ids = torch.tensor([fill(ids, 0) for ids, _, _ in batch])

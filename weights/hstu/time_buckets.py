@@ -2,10 +2,9 @@
 
     bucket(d) = clamp(trunc(ln(max(|d|, 1)) / 0.301), 0, highest)      in single precision
 
-Two single-precision logarithms disagree by one bucket at isolated differences, and a model is trained with one of them and served with another. So
-the smallest difference of each bucket is written down: a bucket is the number of thresholds that are not above |d|. Bucket 1 is empty.
-The server has the same table; the tests compare the two.
-"""
+Two single-precision logarithms disagree by one bucket at isolated differences, and a model is trained with one of them and
+served with another. So the smallest difference of each bucket is written down: a bucket is the number of thresholds that are
+not above |d|. Bucket 1 is empty. The server has the same table; the tests compare the two. """
 
 import torch
 

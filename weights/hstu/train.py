@@ -4,15 +4,16 @@
     train.py --data build/ml-100k --out build/hstu
     train.py --data build/ml-100k --semantic-ids build/sids.json --out build/hstu-tokens
 
-Without `--semantic-ids` every event is one row and the next item is predicted: softmax of cosine similarities over all items, or over sampled ones
-(`--negatives`). With it (a JSON object {item id: codes}, one code a level, see semantic_ids.py) every event is one row per level and the next token is
-predicted; the catalog then holds the codes. Row i always reads the time of row i + 1: the model knows when it is asked. If the data has actions, each
-event's is added to its rows, and `--hide-actions` of the events carry action 0 instead, the one that generated rows carry.
+Without `--semantic-ids` every event is one row and the next item is predicted: softmax of cosine similarities over all items,
+or over sampled ones (`--negatives`). With it (a JSON object {item id: codes}, one code a level, see semantic_ids.py) every
+event is one row per level and the next token is predicted; the catalog then holds the codes. Row i always reads the time of row
+i + 1: the model knows when it is asked. If the data has actions, each event's is added to its rows, and `--hide-actions` of the
+events carry action 0 instead, the one that generated rows carry.
 
-The best state on the validation users (NDCG@10 by full ranking, items of the history not excluded) is what is written. One pass over the training
-part is an epoch. Everything follows from `--seed`: after every epoch the state of training goes to OUT.training.pt, the same command goes on from
-there, and ends where an uninterrupted run would have. Delete that file when done.
-"""
+The best state on the validation users (NDCG@10 by full ranking, items of the history not excluded) is what is written. One pass
+over the training part is an epoch. Everything follows from `--seed`: after every epoch the state of training goes to
+OUT.training.pt, the same command goes on from there, and ends where an uninterrupted run would have. Delete that file when
+done. """
 
 import argparse
 import json
@@ -21,6 +22,7 @@ import os
 import time
 
 import torch
+
 from config import items_head, research_config, tokens_head
 from directory import read_lines, write
 from evaluate import metrics, slates
@@ -47,9 +49,18 @@ def arguments(given=None):
     add("--value-dim", type=int, default=32, help="of a head (default %(default)s)")
     add("--dropout", type=float, default=0.3, help="of input rows and of layers' outputs (default %(default)s)")
     add("--temperature", type=float, default=0.05, help="(default %(default)s)")
-    add("--negatives", type=int, help=f"items drawn for the softmax, 0 for all (default: all up to {MANY_ITEMS:,} items, else 512)")
+    add(
+        "--negatives",
+        type=int,
+        help=f"items drawn for the softmax, 0 for all (default: all up to {MANY_ITEMS:,} items, else 512)",
+    )
     add("--tied", action="store_true", help="token head: predict with the rows of the input table instead of own ones")
-    add("--hide-actions", type=float, default=0.5, help="token head: share of events whose action is hidden while training (default %(default)s)")
+    add(
+        "--hide-actions",
+        type=float,
+        default=0.5,
+        help="token head: share of events whose action is hidden while training (default %(default)s)",
+    )
     add("--epochs", type=int, default=60, help="(default %(default)s)")
     add("--batch-rows", type=int, default=3000, help="rows of a step (default %(default)s)")
     add("--lr", type=float, default=2e-3, help="highest learning rate (default %(default)s)")
@@ -105,7 +116,9 @@ class Training:
         self.model = Hstu(made_config(options, self.catalog, codes, max(known) + 1 if known else None), options.dropout)
         self.spelling, self.tokens = Spelling(self.model.config, self.catalog), codes is not None
         self.negatives = options.negatives if options.negatives is not None else 0 if len(catalog) <= MANY_ITEMS else 512
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.lr, betas=(0.9, 0.98), weight_decay=options.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=options.lr, betas=(0.9, 0.98), weight_decay=options.weight_decay
+        )
         self.epoch, self.seconds, self.best, self.history = 0, 0.0, None, []
 
     def settings(self):

@@ -1,5 +1,5 @@
-"""The converters of HSTU checkpoints: what they write computes what the reference computed, and what they cannot know they refuse.
-Skipped where torch, numpy or safetensors are missing. Run: python3 -m unittest discover -s weights/tests"""
+"""The converters of HSTU checkpoints: what they write computes what the reference computed, and what they cannot know they
+refuse. Skipped where torch, numpy or safetensors are missing. Run: python3 -m unittest discover -s weights/tests"""
 
 import contextlib
 import copy
@@ -14,22 +14,23 @@ import unittest
 import warnings
 
 WEIGHTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-FIXTURES = os.path.join(os.path.dirname(WEIGHTS), "fixtures", "hstu")
+FIXTURES = os.path.join(os.path.dirname(WEIGHTS), "fixtures")
 sys.path.insert(0, os.path.join(WEIGHTS, "convert"))
 
 TORCH = all(importlib.util.find_spec(name) for name in ("torch", "numpy", "safetensors"))
 needs_torch = unittest.skipUnless(TORCH, "needs torch, numpy and safetensors")
 if TORCH:
+    import numpy as np
+    import torch
+    from safetensors.torch import load_file, save_file
+
     import check
     import checkpoint
     import dlrm
     import dynamicemb
-    import numpy as np
     import nvidia
     import research
     import sharded
-    import torch
-    from safetensors.torch import load_file, save_file
 else:
     print("test_convert.py: torch, numpy or safetensors missing, the converters are NOT tested", file=sys.stderr)
 
@@ -114,11 +115,11 @@ def state_of(fixture):
 
 @needs_torch
 class ResearchTest(Folder):
-    double = os.path.join(FIXTURES, "research", "fp64.safetensors")
-    single = os.path.join(FIXTURES, "research", "fp32.safetensors")
+    double = os.path.join(FIXTURES, "hstu-research", "fp64.safetensors")
+    single = os.path.join(FIXTURES, "hstu-research", "fp32.safetensors")
     options = ("--heads", "2", "--max-sequence-length", "12", "--activation", "silu", "--normalization", "l2")
 
-    def pickled(self, change=None, fixture="research/fp32.safetensors"):
+    def pickled(self, change=None, fixture="hstu-research/fp32.safetensors"):
         state = state_of(fixture)
         if change:
             change(state)
@@ -155,7 +156,7 @@ class ResearchTest(Folder):
                 "output": {"normalization": {"kind": "l2", "eps": 1e-6}, "head": {"kind": "items", "eps": 1e-6}},
             },
         )
-        written, state = load_file(self.path("out", "model.safetensors")), state_of("research/fp32.safetensors")
+        written, state = load_file(self.path("out", "model.safetensors")), state_of("hstu-research/fp32.safetensors")
         state.pop("_attn_mask")
         self.assertEqual(written.keys(), state.keys())
         self.assertTrue(all(torch.equal(written[name], state[name]) for name in state))
@@ -166,10 +167,21 @@ class ResearchTest(Folder):
         self.assertTrue(self.agrees("out", self.single))
 
     def test_several_stages(self):
-        path = self.pickled(fixture="research-append/fp32.safetensors")
-        options = ("--heads", "2", "--max-sequence-length", "24", "--gr-output-length", "10", "--activation", "silu", "--normalization", "l2")
+        path = self.pickled(fixture="hstu-research-append/fp32.safetensors")
+        options = (
+            "--heads",
+            "2",
+            "--max-sequence-length",
+            "24",
+            "--gr-output-length",
+            "10",
+            "--activation",
+            "silu",
+            "--normalization",
+            "l2",
+        )
         self.quietly(research.main, [path, "--out", self.path("out"), *options])
-        self.assertTrue(self.agrees("out", os.path.join(FIXTURES, "research-append", "fp64.safetensors")))
+        self.assertTrue(self.agrees("out", os.path.join(FIXTURES, "hstu-research-append", "fp64.safetensors")))
         self.assertIn("out.c.layer1.jagged: within", self.said)
 
     def test_a_wrong_constant_shows(self):
@@ -244,14 +256,16 @@ class ResearchTest(Folder):
         names = self.write_text('9\tshoe\n{"number": 3, "item_id": "hat", "tags": ["new"]}\n38\tgone\n', "names")
         rows = {row: row for row in range(1, 38)}
         self.quietly(checkpoint.write_catalog, self.path("out"), rows, names)
-        self.assertEqual(self.lines("out", "catalog.jsonl"), [{"item_id": "hat", "sid": [3], "tags": ["new"]}, {"item_id": "shoe", "sid": [9]}])
+        self.assertEqual(
+            self.lines("out", "catalog.jsonl"), [{"item_id": "hat", "sid": [3], "tags": ["new"]}, {"item_id": "shoe", "sid": [9]}]
+        )
         self.assertIn("1 items", self.said)
         self.refused("there twice", checkpoint.write_catalog, self.path("out"), rows, self.write_text("3\tx\n4\tx\n", "names"))
         self.refused("there twice", checkpoint.write_catalog, self.path("out"), rows, self.write_text("3\tx\n3\ty\n", "names"))
 
     def test_a_pickle_that_runs_something_is_refused(self):
         path, left = self.path("evil.pt"), self.path("left-behind")
-        torch.save({"epoch": 1, "model_state_dict": state_of("research/fp32.safetensors"), "more": Touch(left)}, path)
+        torch.save({"epoch": 1, "model_state_dict": state_of("hstu-research/fp32.safetensors"), "more": Touch(left)}, path)
         self.refused("can run any program", research.main, [path, "--out", self.path("out"), *self.options])
         self.assertFalse(os.path.exists(left))
         with open(path, "wb") as file:
@@ -289,12 +303,12 @@ CONSTANTS = {
 
 @needs_torch
 class DlrmTest(Folder):
-    fixture = os.path.join(FIXTURES, "stu", "dlrm_hstu_fp32.safetensors")
+    fixture = os.path.join(FIXTURES, "hstu-stu", "dlrm_hstu_fp32.safetensors")
 
     def saved(self, half=False):
         from torch.distributed import checkpoint as distributed
 
-        state, home = state_of("stu/dlrm_hstu_fp32.safetensors"), self.path("saved")
+        state, home = state_of("hstu-stu/dlrm_hstu_fp32.safetensors"), self.path("saved")
         sparse = {name: tensor for name, tensor in state.items() if "embedding_collection" in name}
         dense = {name: tensor for name, tensor in state.items() if name not in sparse}
         if half:
@@ -308,7 +322,9 @@ class DlrmTest(Folder):
         return home
 
     def convert(self, source, constants=CONSTANTS, out="out"):
-        self.quietly(dlrm.main, [source, "--constants", self.write_json(constants, "constants.json"), "--out", self.path(out), "--catalog"])
+        self.quietly(
+            dlrm.main, [source, "--constants", self.write_json(constants, "constants.json"), "--out", self.path(out), "--catalog"]
+        )
 
     def test_round_trip(self):
         self.convert(self.saved())
@@ -318,7 +334,9 @@ class DlrmTest(Folder):
         self.assertEqual(self.lines("out", "catalog.jsonl")[49:], [{"item_id": "49", "sid": [49]}])
         self.assertEqual(config["output"]["postprocessor"]["periods"], [[3600, 24], [86400, 7]])
         self.assertEqual(config["input"]["tables"][1], {"name": "owner_id", "rows": 20, "unknown_ids": "clamp"})
-        self.assertFalse([name for name in load_file(self.path("out", "model.safetensors")) if "_units" in name or "_combined" in name])
+        self.assertFalse(
+            [name for name in load_file(self.path("out", "model.safetensors")) if "_units" in name or "_combined" in name]
+        )
         self.assertTrue(self.agrees("out", self.fixture))
         for name in ("preprocessor.embeddings", "position", "stu", "user_embeddings", "item_embeddings", "preds"):
             self.assertIn(f"out.{name}: within", self.said)
@@ -337,10 +355,13 @@ class DlrmTest(Folder):
         self.each_wrong(self.fixture, changes)
 
     def test_the_trained_time_clamp(self):
-        trained = load_file(os.path.join(FIXTURES, "stu", "dlrm_hstu_clamp_rows_fp32.safetensors"))
+        trained = load_file(os.path.join(FIXTURES, "hstu-stu", "dlrm_hstu_clamp_rows_fp32.safetensors"))
         inputs = {name: tensor for name, tensor in load_file(self.fixture).items() if name.startswith("in.")}
-        save_file({**inputs, **{name: tensor for name, tensor in trained.items() if name.startswith("out.")}}, self.path("trained.safetensors"))
-        state = state_of("stu/dlrm_hstu_fp32.safetensors")
+        save_file(
+            {**inputs, **{name: tensor for name, tensor in trained.items() if name.startswith("out.")}},
+            self.path("trained.safetensors"),
+        )
+        state = state_of("hstu-stu/dlrm_hstu_fp32.safetensors")
         save_file(state, self.path("state.safetensors"))
         self.convert(self.path("state.safetensors"), {**CONSTANTS, "time_clamp": "rows"})
         self.assertTrue(self.agrees("out", self.path("trained.safetensors")))
@@ -353,7 +374,7 @@ class DlrmTest(Folder):
         self.assertEqual({dtype for name, dtype in types.items() if "embedding_collection" not in name}, {torch.float32})
 
     def test_what_is_missing_or_contradicts_is_refused(self):
-        save_file(state_of("stu/dlrm_hstu_fp32.safetensors"), self.path("state.safetensors"))
+        save_file(state_of("hstu-stu/dlrm_hstu_fp32.safetensors"), self.path("state.safetensors"))
         run = lambda **changes: self.convert(self.path("state.safetensors"), {**CONSTANTS, **changes})  # noqa: E731
         without = {name: value for name, value in CONSTANTS.items() if name != "attention_divisor"}
         self.refused("missing attention_divisor", self.convert, self.path("state.safetensors"), without)
@@ -361,7 +382,9 @@ class DlrmTest(Folder):
         self.refused("not 3 equal parts", lambda: run(heads=3))
         self.refused("_output_norm_weight has shape [12], expected [2]", lambda: run(group_norm=True))
         self.refused("the checkpoint has [1, 2, 4]", lambda: run(action_weights=[1, 2, 8]))
-        self.refused("_prediction_module.2.weight has shape [3, 512], expected [2, 512]", lambda: run(tasks=CONSTANTS["tasks"][:2]))
+        self.refused(
+            "_prediction_module.2.weight has shape [3, 512], expected [2, 512]", lambda: run(tasks=CONSTANTS["tasks"][:2])
+        )
         self.refused("does not know", lambda: run(postprocessor="layer_norm"))
 
     def test_a_description_that_runs_something_is_refused(self):
@@ -376,7 +399,7 @@ class DlrmTest(Folder):
         cases = {"plain": (0, 0), "ctx": (3, 0), "window": (0, 4), "groupnorm": (2, 0)}
         for case, (contextual, window) in cases.items():
             with self.subTest(case):
-                fixture = f"stu/stu_{case}_fp32.safetensors"
+                fixture = f"hstu-stu/stu_{case}_fp32.safetensors"
                 state = {"_hstu_transducer._stu_module." + name: tensor for name, tensor in state_of(fixture).items()}
                 most = int(load_file(os.path.join(FIXTURES, fixture))["in.max_seq_len"])
                 constants = {**CONSTANTS, "group_norm": case == "groupnorm", "attention_divisor": most}
@@ -477,7 +500,8 @@ class NvidiaTest(Folder):
         return ranks
 
     def reference(self):
-        """Stated inputs and outputs: the native layer as it is written in NVIDIA's code, number by number, in double precision."""
+        """Stated inputs and outputs: the native layer as it is written in NVIDIA's code, number by number, in double
+        precision."""
         values = {name: tensor.double().numpy() for name, tensor in {**self.native, **self.outside, **self.items}.items()}
         norm = lambda x, w, b: (x - x.mean()) / np.sqrt(x.var() + 1e-5) * w + b  # noqa: E731
         table = lambda name: values[f"_embedding_collection._data_parallel_embedding_collection.embeddings.{name}.weight"]  # noqa: E731
@@ -535,7 +559,14 @@ class NvidiaTest(Folder):
 
     def test_native_layers_of_one_rank_and_of_two(self):
         against = self.reference()
-        whole = self.save({**self.native, **self.outside, **self.items, "_hstu_block._attention_layers.0._linear_uvqk._extra_state": torch.zeros(1)})
+        whole = self.save(
+            {
+                **self.native,
+                **self.outside,
+                **self.items,
+                "_hstu_block._attention_layers.0._linear_uvqk._extra_state": torch.zeros(1),
+            }
+        )
         self.convert([whole], "native", out="one")
         self.convert(self.ranks(), "native", out="two")
         one, two = (load_file(self.path(out, "model.safetensors")) for out in ("one", "two"))
@@ -568,7 +599,9 @@ class NvidiaTest(Folder):
         inference = {name: tensor for name, tensor in fused.items() if "_linear" not in name}
         for name, tensor in fused.items():
             if "_linear" in name:
-                inference[name.replace("uvqk_", "uvqk.").replace("proj_", "proj.")] = tensor.T.contiguous() if tensor.dim() == 2 else tensor
+                inference[name.replace("uvqk_", "uvqk.").replace("proj_", "proj.")] = (
+                    tensor.T.contiguous() if tensor.dim() == 2 else tensor
+                )
         file = self.save({**inference, **self.outside, **self.items})
         self.convert([file], "inference", out="inference")
         self.assertEqual(self.json("inference", "config.json")["stack"]["uvqk_layout"], "out_in")

@@ -47,12 +47,16 @@ class PromptTest(unittest.TestCase):
 
     def test_prompt(self):
         convention = self.convention()
-        self.assertEqual(convention.prompt([[3, 1], ["<a_0>", "<b_7>"]]), "Seen: <|b|><a_3><b_1><|e|>, <|b|><a_0><b_7><|e|>\nNext: <|b|>")
+        self.assertEqual(
+            convention.prompt([[3, 1], ["<a_0>", "<b_7>"]]), "Seen: <|b|><a_3><b_1><|e|>, <|b|><a_0><b_7><|e|>\nNext: <|b|>"
+        )
         self.assertEqual(convention.prompt([]), "Seen: \nNext: <|b|>")
         self.assertEqual((convention.steps, convention.fixed("tail", Tokenizer())), (3, [2]))
 
     def test_absent_tokens(self):
-        convention = self.convention(item_begin_token=None, item_end_token=None, generation_begin=None, item_separator="", tail_tokens=[])
+        convention = self.convention(
+            item_begin_token=None, item_end_token=None, generation_begin=None, item_separator="", tail_tokens=[]
+        )
         self.assertEqual(convention.prompt([[3, 1], [0, 7]]), "Seen: <a_3><b_1><a_0><b_7>\nNext: ")
         self.assertEqual(convention.steps, 2)
 
@@ -78,7 +82,10 @@ class PromptTest(unittest.TestCase):
             self.assertEqual(tool.Convention(folder).prompt([[3], [1]]), "<a_3><a_1>")
 
     def test_tokens_by_text_or_by_text_and_id(self):
-        self.assertEqual([tool.token_id(token, Tokenizer()) for token in ("<|e|>", {"text": "<|e|>", "id": 2}, {"text": "<|b|>"}, "\n")], [2, 2, 1, 9])
+        self.assertEqual(
+            [tool.token_id(token, Tokenizer()) for token in ("<|e|>", {"text": "<|e|>", "id": 2}, {"text": "<|b|>"}, "\n")],
+            [2, 2, 1, 9],
+        )
         for wrong in ({"text": "<|e|>", "id": 3}, "two words"):
             with self.assertRaises(SystemExit):
                 tool.token_id(wrong, Tokenizer())

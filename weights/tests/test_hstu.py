@@ -1,6 +1,7 @@
-"""The HSTU recipe's promises: preparation (standard library); and, skipped where torch, numpy or safetensors are missing, that the module computes
-what a second implementation computes, that decoding is what the full forward pass says, that a target is seen in training as it is when served, and that
-training writes a whole directory. Run: python3 -m unittest discover -s weights/tests"""
+"""The HSTU recipe's promises: preparation (standard library); and, skipped where torch, numpy or safetensors are missing, that
+the module computes what a second implementation computes, that decoding is what the full forward pass says, that a target is
+seen in training as it is when served, and that training writes a whole directory. Run: python3 -m unittest discover -s
+weights/tests"""
 
 import contextlib
 import importlib.util
@@ -17,7 +18,7 @@ import unittest
 WEIGHTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 REPOSITORY = os.path.dirname(WEIGHTS)
 FIXTURE = os.path.join(REPOSITORY, "crates", "server", "tests", "fixtures", "hstu-semantic-ids")
-RESEARCH = os.path.join(REPOSITORY, "fixtures", "hstu", "research")
+RESEARCH = os.path.join(REPOSITORY, "fixtures", "hstu-research")
 FOLDERS = [os.path.join(WEIGHTS, "hstu"), os.path.join(WEIGHTS, "convert")]
 
 
@@ -34,20 +35,21 @@ needs_torch = unittest.skipUnless(TORCH, "needs torch, numpy and safetensors")
 sys.path[:0] = FOLDERS
 prepare = load("prepare")
 if TORCH:
+    import numpy as np
+    import torch
+    from safetensors.torch import load_file
+
     import config
     import decode
     import directory
     import evaluate
     import forward
     import losses
-    import numpy as np
     import reference
     import semantic_ids
     import sequences
     import time_buckets
-    import torch
     from model import Hstu
-    from safetensors.torch import load_file
 
     train = load("train")
 else:
@@ -93,7 +95,11 @@ class PrepareTest(Folder):
         tags = self.write("log.item", "item_id:token\tclass:token_seq\n9\tDrama War\n10\t\n")
         self.quietly(prepare.main, log, "--out", self.path("out"), "--item-tags", tags + ":class", "--num-items", 7)
         # Rows by number, not by text, and from 1 on.
-        catalog = [{"item_id": "2", "sid": [1]}, {"item_id": "9", "sid": [2], "tags": ["Drama", "War"]}, {"item_id": "10", "sid": [3]}]
+        catalog = [
+            {"item_id": "2", "sid": [1]},
+            {"item_id": "9", "sid": [2], "tags": ["Drama", "War"]},
+            {"item_id": "10", "sid": [3]},
+        ]
         self.assertEqual(self.lines("out", "catalog.jsonl"), catalog)
         # By time; 30.7 and 30 are one second, so the file's order counts. v has too few events to be asked about.
         train = [{"user_id": "u", "items": ["10", "9"], "times": [10, 20]}, {"user_id": "v", "items": ["9"], "times": [5]}]
@@ -101,11 +107,19 @@ class PrepareTest(Folder):
         self.assertEqual(self.lines("out", "validation.jsonl"), [{**train[0], "target": "9", "target_time": 30}])
         last = {"user_id": "u", "items": ["10", "9", "9"], "times": [10, 20, 30], "target": "2", "target_time": 30}
         self.assertEqual(self.lines("out", "test.jsonl"), [last])
-        asked = {"id": "u", "history": [{"item_id": "10", "timestamp": 10}, {"item_id": "9", "timestamp": 20}], "query_time": 30, "num_items": 7}
+        asked = {
+            "id": "u",
+            "history": [{"item_id": "10", "timestamp": 10}, {"item_id": "9", "timestamp": 20}],
+            "query_time": 30,
+            "num_items": 7,
+        }
         self.assertEqual(self.lines("out", "validation_requests.jsonl"), [asked])
 
     def test_json_lines_with_actions(self):
-        events = [{"user_id": 1, "item_id": item, "timestamp": time, "action": action} for item, time, action in (("a", 3, 2), ("b", 1, 1), ("c", 2, 3))]
+        events = [
+            {"user_id": 1, "item_id": item, "timestamp": time, "action": action}
+            for item, time, action in (("a", 3, 2), ("b", 1, 1), ("c", 2, 3))
+        ]
         log = self.write("log.jsonl", "\n".join(map(json.dumps, events)) + "\n\n")
         self.quietly(prepare.main, log, "--out", self.path("out"), "--actions", "--exclude-seen")
         self.assertEqual(self.lines("out", "test.jsonl")[0]["actions"], [1, 3])
@@ -130,10 +144,20 @@ class PrepareTest(Folder):
 def made_model(head=None, actions=5, seed=3, **sizes):
     """A random model whose every part matters, in double precision."""
     torch.manual_seed(seed)
-    given = dict(model_dim=12, layers=3, heads=2, key_dim=5, value_dim=4, num_items=25, max_sequence_length=20, positions=25) | sizes
-    model = Hstu(config.research_config(head=head or config.items_head(), actions=actions and {"count": actions, "generated": 2}, **given)).double().eval()
+    given = (
+        dict(model_dim=12, layers=3, heads=2, key_dim=5, value_dim=4, num_items=25, max_sequence_length=20, positions=25) | sizes
+    )
+    model = (
+        Hstu(
+            config.research_config(
+                head=head or config.items_head(), actions=actions and {"count": actions, "generated": 2}, **given
+            )
+        )
+        .double()
+        .eval()
+    )
     with torch.no_grad():
-        for name, tensor in model.named_parameters():
+        for tensor in model.parameters():
             tensor.copy_(torch.randn_like(tensor).mul(0.5).float())  # what single precision can store
     return model
 
@@ -152,7 +176,9 @@ class TimeBucketsTest(unittest.TestCase):
         self.assertEqual(served[: len(time_buckets.THRESHOLDS)], time_buckets.THRESHOLDS)
 
     def test_buckets(self):
-        found = time_buckets.time_buckets(torch.tensor([0, 1, 2, 3, 4, 15, 16, 417_900, 417_901, -16, 21_236_737_025]), 128).tolist()
+        found = time_buckets.time_buckets(
+            torch.tensor([0, 1, 2, 3, 4, 15, 16, 417_900, 417_901, -16, 21_236_737_025]), 128
+        ).tolist()
         self.assertEqual(found, [0, 0, 2, 3, 4, 8, 9, 42, 43, 9, 79])
         self.assertEqual(time_buckets.time_buckets(torch.tensor([1000]), 5).tolist(), [5])
         with self.assertRaises(ValueError):
@@ -182,7 +208,11 @@ class ModelTest(Folder):
         stored = load_file(os.path.join(RESEARCH, "fp64.safetensors"))
         with open(os.path.join(RESEARCH, "config.json"), encoding="utf-8") as file:
             sizes = json.load(file)
-        state = {name.removeprefix("state."): tensor for name, tensor in stored.items() if name.startswith("state.") and "_attn_mask" not in name}
+        state = {
+            name.removeprefix("state."): tensor
+            for name, tensor in stored.items()
+            if name.startswith("state.") and "_attn_mask" not in name
+        }
         model = Hstu(config.research_config(
             model_dim=sizes["embedding_dim"], layers=sizes["num_blocks"], heads=sizes["num_heads"], key_dim=sizes["attention_dim"],
             value_dim=sizes["linear_dim"], num_items=sizes["num_items"], max_sequence_length=sizes["max_sequence_len"],
@@ -200,10 +230,14 @@ class ModelTest(Folder):
         model = made_model()
         ids, done, times = torch.tensor([[4, 9, 7]]), torch.tensor([[1, 0, 3]]), torch.tensor([[0, 50, 60, 4000]])
         alone = model(ids, times, done)
-        padded = model(torch.tensor([[4, 9, 7, 0, 0]]), torch.tensor([[0, 50, 60, 4000, 4000, 4000]]), torch.tensor([[1, 0, 3, 0, 0]]))
+        padded = model(
+            torch.tensor([[4, 9, 7, 0, 0]]), torch.tensor([[0, 50, 60, 4000, 4000, 4000]]), torch.tensor([[1, 0, 3, 0, 0]])
+        )
         self.assertLess((padded[:, :3] - alone).abs().max(), 1e-14)
         # Its row of the table is not zero, its rows of the model are.
-        self.assertTrue((model.rows(torch.tensor([[4, 0]]), torch.tensor([[1, 1]]))[0].abs().sum(-1) > 0).tolist() == [True, False])
+        self.assertTrue(
+            (model.rows(torch.tensor([[4, 0]]), torch.tensor([[1, 1]]))[0].abs().sum(-1) > 0).tolist() == [True, False]
+        )
 
     def test_gradients_of_the_bias(self):
         model = made_model(actions=None)
@@ -245,10 +279,14 @@ class DecodingTest(unittest.TestCase):
 
     def test_cases_cover_what_they_should(self):
         cases = self.cases["recommend"]
-        self.assertTrue(any(len({item["score"] for item in case["expected"]}) < len(case["expected"]) for case in cases), "items of one leaf")
+        self.assertTrue(
+            any(len({item["score"] for item in case["expected"]}) < len(case["expected"]) for case in cases), "items of one leaf"
+        )
         self.assertTrue(any(len(case["expected"]) < case["body"]["num_items"] for case in cases), "fewer items than asked for")
         for case in cases:
-            self.assertFalse({item["item_id"] for item in case["expected"]} & set(case["body"].get("filters", {}).get("exclude_items", [])))
+            self.assertFalse(
+                {item["item_id"] for item in case["expected"]} & set(case["body"].get("filters", {}).get("exclude_items", []))
+            )
 
     def test_history_computed_once_gives_the_same(self):
         for case in self.cases["recommend"]:
@@ -285,7 +323,11 @@ class DecodingTest(unittest.TestCase):
         """The loss of a target's tokens, its action hidden, is minus the score of the answer at the time of the target."""
         model = self.reference.model
         spelling = sequences.Spelling(model.config, self.reference.catalog)
-        case = next(case for case in self.cases["recommend"] if case["body"]["normalization"] == "full_vocab" and 3 < len(case["body"]["history"]) < 19)
+        case = next(
+            case
+            for case in self.cases["recommend"]
+            if case["body"]["normalization"] == "full_vocab" and 3 < len(case["body"]["history"]) < 19
+        )
         events, target = case["body"]["history"], case["expected"][0]
         line = {"items": [event["item_id"] for event in events] + [target["item_id"]]}
         line["times"] = [event["timestamp"] for event in events] + [case["body"]["query_time"]]
@@ -311,7 +353,9 @@ class SequencesTest(unittest.TestCase):
 
     def token_spelling(self):
         head = config.tokens_head([4, 4], 2.0, False)
-        return sequences.Spelling(made_model(head, num_items=8).config, [{"item_id": "a", "sid": [0, 3]}, {"item_id": "b", "sid": [2, 1]}])
+        return sequences.Spelling(
+            made_model(head, num_items=8).config, [{"item_id": "a", "sid": [0, 3]}, {"item_id": "b", "sid": [2, 1]}]
+        )
 
     def test_events_become_a_row_per_level(self):
         line = {"items": ["b", "a"], "times": [10, 20], "actions": [3, 4], "target_time": 99}
@@ -328,7 +372,10 @@ class SequencesTest(unittest.TestCase):
     def test_hidden_actions_are_the_generated_one(self):
         lines = [{"items": ["a", "b"] * 4, "times": list(range(8)), "actions": [4] * 8}]
         spelling = self.token_spelling()
-        actions = lambda hidden: [action for batch in sequences.batches(lines, spelling, 1000, hidden, 7) for row in batch for action in row[2]]  # noqa: E731
+
+        def actions(hidden):
+            return [action for batch in sequences.batches(lines, spelling, 1000, hidden, 7) for row in batch for action in row[2]]
+
         self.assertEqual(actions(0.0), [4] * 16)
         self.assertEqual(actions(1.0), [2] * 16)
         self.assertEqual(set(zip(actions(0.5)[::2], actions(0.5)[1::2])), {(2, 2), (4, 4)})
@@ -360,7 +407,10 @@ class EvaluationTest(unittest.TestCase):
         model = made_model()
         catalog = [{"item_id": f"i{row}", "sid": [row]} for row in range(1, 26) if row != 13]  # a row without an item
         asked = {"target": "i1", "target_time": 500}
-        lines = [{"items": ["i3", "i9"] * turn, "times": list(range(2 * turn)), "actions": [1, 4] * turn, **asked} for turn in (1, 4, 12)]
+        lines = [
+            {"items": ["i3", "i9"] * turn, "times": list(range(2 * turn)), "actions": [1, 4] * turn, **asked}
+            for turn in (1, 4, 12)
+        ]
         for exclude in (False, True):
             for line, slate in zip(lines, evaluate.item_slates(model, catalog, lines, 24, exclude), strict=True):
                 ids, times, actions = sequences.Spelling(model.config, catalog).question(line)
@@ -369,7 +419,9 @@ class EvaluationTest(unittest.TestCase):
                 score = dict(zip((f"i{row}" for row in range(1, 26)), (model.items() @ user).tolist()))
                 left = [item for item in score if item != "i13" and not (exclude and item in ("i3", "i9"))]
                 self.assertEqual([item for item, _ in slate], sorted(left, key=lambda item: -score[item]))
-                np.testing.assert_allclose([value for _, value in slate], sorted((score[item] for item in left), reverse=True), atol=1e-12)
+                np.testing.assert_allclose(
+                    [value for _, value in slate], sorted((score[item] for item in left), reverse=True), atol=1e-12
+                )
 
     def test_token_slates_leave_out_seen_items_only(self):
         model, catalog = directory.read(FIXTURE)
@@ -385,7 +437,10 @@ class EvaluationTest(unittest.TestCase):
         self.assertEqual(items[items.index(shared[0]) + 1], shared[2])
 
     def test_differences(self):
-        ours, theirs = [[("a", 0.5), ("b", 0.25)], [("a", 0.5), ("b", 0.25)]], [[("a", 0.5), ("b", 0.125)], [("b", 0.25), ("a", 0.5)]]
+        ours, theirs = (
+            [[("a", 0.5), ("b", 0.25)], [("a", 0.5), ("b", 0.25)]],
+            [[("a", 0.5), ("b", 0.125)], [("b", 0.25), ("a", 0.5)]],
+        )
         self.assertEqual(evaluate.differences(ours, theirs), {"same_top_10": 1, "of": 2, "largest_score_difference": 0.125})
 
 
@@ -410,7 +465,9 @@ class TrainTest(Folder):
         for user in range(30):
             at = rng.randrange(12)
             for step in range(rng.randint(3, 14)):
-                events.append({"user_id": user, "item_id": f"i{(at + step) % 12}", "timestamp": 1000 * step + user, "action": 1 + step % 2})
+                events.append(
+                    {"user_id": user, "item_id": f"i{(at + step) % 12}", "timestamp": 1000 * step + user, "action": 1 + step % 2}
+                )
         log = self.write("log.jsonl", "".join(json.dumps(event) + "\n" for event in events))
         self.quietly(prepare.main, log, "--out", self.path("data"), "--actions")
 
@@ -445,7 +502,9 @@ class TrainTest(Folder):
         training = self.train("items")
         self.assertLess(training.history[-1]["loss"], 0.7 * training.history[0]["loss"])
         found, model = self.check_directory("items", {"eps"})
-        self.assertEqual((found["input"]["num_items"], found["input"]["max_sequence_length"], found["input"]["actions"]["count"]), (12, 6, 3))
+        self.assertEqual(
+            (found["input"]["num_items"], found["input"]["max_sequence_length"], found["input"]["actions"]["count"]), (12, 6, 3)
+        )
         # What was written is the best state, not the last.
         measured = evaluate.metrics(evaluate.slates(model.float(), training.catalog, training.validation), training.validation)
         self.assertEqual(measured["NDCG@10"], max(entry.get("NDCG@10", 0) for entry in training.history))
@@ -458,9 +517,13 @@ class TrainTest(Folder):
         found, _ = self.check_directory("tokens", {"vocab_size", "tied", "logit_scale"} | levels)
         head, entry = found["output"]["head"], found["input"]
         self.assertEqual(head["semantic_id_levels"], [{"first_token": 1, "codes": 3}, {"first_token": 4, "codes": 4}])
-        self.assertEqual((head["vocab_size"], head["logit_scale"], entry["num_items"], entry["actions"]["generated"]), (8, 20.0, 7, 0))
+        self.assertEqual(
+            (head["vocab_size"], head["logit_scale"], entry["num_items"], entry["actions"]["generated"]), (8, 20.0, 7, 0)
+        )
         # Generated rows need positions, too.
-        self.assertEqual((entry["max_sequence_length"], entry["position"]["rows"], found["stack"]["relative_bias"]["positions"]), (12, 14, 14))
+        self.assertEqual(
+            (entry["max_sequence_length"], entry["position"]["rows"], found["stack"]["relative_bias"]["positions"]), (12, 14, 14)
+        )
         # The reference reads what was written.
         lines = evaluate.read_lines(self.path("data", "test_requests.jsonl"))
         asked = {name: value for name, value in lines[0].items() if name != "num_items"} | {"num_items": 12}
@@ -479,7 +542,11 @@ class TrainTest(Folder):
             self.train("parts", "--lr", 0.5)
 
     def test_damaged_semantic_ids_are_refused(self):
-        for sids in ({"i0": [1, 2]}, {f"i{number}": [1] * (1 + number % 2) for number in range(12)}, {f"i{number}": [-1] for number in range(12)}):
+        for sids in (
+            {"i0": [1, 2]},
+            {f"i{number}": [1] * (1 + number % 2) for number in range(12)},
+            {f"i{number}": [-1] for number in range(12)},
+        ):
             with self.assertRaises(SystemExit):
                 self.train("refused", "--semantic-ids", self.write("bad.json", json.dumps(sids)))
 

@@ -32,7 +32,9 @@ class PrepareTest(unittest.TestCase):
             self.read("u shoe hat\n", -1)
 
     def test_catalog_of_tokens(self):
-        catalog, convention = prepare.catalog_and_convention({"10": ["<a_3>", "<b_0>"], "9": ["<a_1>", "<b_7>"], "11": ["<a_3>", "<b_0>"]})
+        catalog, convention = prepare.catalog_and_convention(
+            {"10": ["<a_3>", "<b_0>"], "9": ["<a_1>", "<b_7>"], "11": ["<a_3>", "<b_0>"]}
+        )
         # by number, not by text: 9 before 10
         self.assertEqual([item["item_id"] for item in catalog], ["9", "10", "11"])
         self.assertEqual(convention["level_token_patterns"], ["<a_{}>", "<b_{}>"])
@@ -123,17 +125,28 @@ def tiny_model(torch, vocabulary):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
-    config = Qwen3Config(vocab_size=vocabulary, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-                         intermediate_size=24, max_position_embeddings=64, tie_word_embeddings=False, attn_implementation="sdpa",
-                         initializer_range=0.5)
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        intermediate_size=24,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        attn_implementation="sdpa",
+        initializer_range=0.5,
+    )
     return Qwen3ForCausalLM(config).eval()
 
 
 @needs_torch
 class BranchTest(unittest.TestCase):
     def test_a_branch_is_the_history_with_another_item(self):
-        import branches
         import torch
+
+        import branches
 
         model = tiny_model(torch, 12)
         stream, other = [0, 1, 5, 9, 2, 6, 10, 3, 7, 11], [4, 8]  # a start token and three items of three tokens; another item
@@ -152,8 +165,9 @@ class BranchTest(unittest.TestCase):
 @needs_torch
 class DistillTest(unittest.TestCase):
     def test_histories(self):
-        import distill
         import random
+
+        import distill
 
         sequences = [[0, 1, 2, 3, 4, 5], [2], [3, 1]]
         made = distill.histories(sequences, 6, 2, 1)
@@ -168,10 +182,11 @@ class DistillTest(unittest.TestCase):
 
     def loss(self, sequences, numbers, unseen=(), given=1):
         """Of a tiny model, over four items of two codes each; a teacher that knows what comes after any item but the last one."""
-        import distill
-        import item_model
         import numpy
         import torch
+
+        import distill
+        import item_model
 
         columns = numpy.array([[[1, 2], [2, 0], [3, 0], [0, 1]]])
         scores = numpy.array([[[0.6, 0.2], [0.9, 0.1], [0.5, 0.5], [0.0, 0.0]]])
@@ -210,9 +225,10 @@ class DistillTest(unittest.TestCase):
         self.assertGreater(float(self.loss([[3]], [0])[2][0]), 0)  # the first item alone is learned
 
     def test_first_embeddings_add_up_to_the_points(self):
-        import distill
         import numpy
         import torch
+
+        import distill
 
         paths = [[1, 4], [1, 5], [2, 4], [3, 4]]
         points = numpy.eye(4, 8, dtype=numpy.float32)
@@ -228,8 +244,9 @@ class DistillTest(unittest.TestCase):
 @needs_torch
 class BeamTest(unittest.TestCase):
     def setUp(self):
-        import beam
         import torch
+
+        import beam
 
         self.beam, self.torch = beam, torch
         self.model = tiny_model(torch, 10)
@@ -285,8 +302,9 @@ class ItemModelTest(unittest.TestCase):
         self.assertNotIn(1, found[1][value[1] > 0])  # history is left out
 
     def test_closed_form(self):
-        import item_model
         import numpy
+
+        import item_model
 
         # One pair 0 -> 1 seen n times: B[0, 1] = n / (n + ridge).
         matrix = item_model.fit([[0, 1]] * 6, 3, 2.0, 1.0)
@@ -295,8 +313,9 @@ class ItemModelTest(unittest.TestCase):
 
 
     def test_components_add_up(self):
-        import item_model
         import numpy
+
+        import item_model
 
         items, scores = numpy.array([[[1, 2], [2, 0], [0, 1]]]), numpy.array([[[0.5, 0.1], [0.5, 0.1], [0.5, 0.1]]])
         with tempfile.TemporaryDirectory() as folder:
@@ -313,15 +332,17 @@ class ItemModelTest(unittest.TestCase):
 @needs_torch
 class IndexTest(unittest.TestCase):
     def test_capacity_is_kept_and_the_surest_choose_first(self):
-        import build_index
         import numpy
+
+        import build_index
 
         likeness = numpy.array([[0.9, 0.1], [0.8, 0.2], [0.95, 0.0]])
         self.assertEqual(build_index.within_capacity(likeness, 2).tolist(), [0, 1, 0])
 
     def test_codes_of_a_group_differ(self):
-        import build_index
         import numpy
+
+        import build_index
 
         # Items 0 and 1 may not both have code 0; together they lose least if item 0 keeps it. Item 2 is alone and free.
         likeness = numpy.array([[0.9, 0.1], [0.8, 0.7], [0.6, 0.5]])
@@ -330,8 +351,9 @@ class IndexTest(unittest.TestCase):
             build_index.all_different(["x"] * 3, likeness)
 
     def test_neighbours_share_codes_and_all_ids_differ(self):
-        import build_index
         import numpy
+
+        import build_index
 
         # Two worlds of twelve items each; an item's successors are the others of its world.
         worlds = [list(range(12)), list(range(12, 24))]

@@ -13,10 +13,10 @@ status is 1 if any user differs by more than the tolerance:
 
 The convention is that of convention.json, presets and defaults included, or what --convention names, as for the server.
 
-Requests, one a line: {"id", "user_id", "history": [item ids, or {"item_id": ...} objects, oldest first]}; other fields are ignored.
-Answers, one a line: {"id", "user_id", "context_tokens", "truncated", "unknown_items", "paths", "scores", "items", "wall_s"}: paths are token
-strings best first (lead and tail tokens included), scores are sums of full-vocabulary log-probabilities, items lists per path the item ids
-that share it, in catalog order. Decoder-only checkpoints.
+Requests, one a line: {"id", "user_id", "history": [item ids, or {"item_id": ...} objects, oldest first]}; other fields are
+ignored. Answers, one a line: {"id", "user_id", "context_tokens", "truncated", "unknown_items", "paths", "scores", "items",
+"wall_s"}: paths are token strings best first (lead and tail tokens included), scores are sums of full-vocabulary
+log-probabilities, items lists per path the item ids that share it, in catalog order. Decoder-only checkpoints.
 
 What has to be switched off for `generate` to be an exact constrained beam search, and is switched off here:
   sampling and penalties of generation_config.json, which would be picked up silently;
@@ -34,12 +34,22 @@ import sys
 import time
 import urllib.request
 
-
-PRESETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "crates", "model", "src", "convention", "presets.json")
+PRESETS = os.path.join(
+    os.path.dirname(os.path.abspath(__file__)), "..", "..", "crates", "model", "src", "convention", "presets.json"
+)
 # What the server takes where convention.json says nothing.
 DEFAULTS = {
-    "model": "decoder", "item_begin_token": None, "item_end_token": None, "item_separator": "", "prompt_prefix": "", "prompt_suffix": "",
-    "generation_begin": None, "add_special_tokens": False, "lead_tokens": [], "tail_tokens": [], "max_history_items": None,
+    "model": "decoder",
+    "item_begin_token": None,
+    "item_end_token": None,
+    "item_separator": "",
+    "prompt_prefix": "",
+    "prompt_suffix": "",
+    "generation_begin": None,
+    "add_special_tokens": False,
+    "lead_tokens": [],
+    "tail_tokens": [],
+    "max_history_items": None,
 }
 
 
@@ -59,7 +69,8 @@ def text_of(token):
 
 
 def convention_fields(directory, named=None):
-    """The fields of a convention, a preset's and the defaults filled in. `named`: a file or a preset instead of convention.json."""
+    """The fields of a convention, a preset's and the defaults filled in. `named`: a file or a preset instead of
+    convention.json."""
     presets = {}
     if os.path.isfile(PRESETS):
         with open(PRESETS, encoding="utf-8") as file:
@@ -216,7 +227,9 @@ def ask_server(url, request, beam_width):
         "beam_width": beam_width,
         "normalization": "full_vocab",
     }
-    call = urllib.request.Request(url.rstrip("/") + "/v1/recommend", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    call = urllib.request.Request(
+        url.rstrip("/") + "/v1/recommend", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(call, timeout=60) as reply:
         return json.load(reply)["items"]
 
@@ -260,7 +273,9 @@ def main():
     parser.add_argument("--limit", type=int, help="first requests of the file only")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--server", help="a running server to compare with, e.g. http://127.0.0.1:8080")
-    parser.add_argument("--tolerance", type=float, default=2e-4, help="of a score, for a server computing in float32 (default %(default)s)")
+    parser.add_argument(
+        "--tolerance", type=float, default=2e-4, help="of a score, for a server computing in float32 (default %(default)s)"
+    )
     args = parser.parse_args()
 
     reference = Reference(args.checkpoint, args.beam_width, args.threads, args.convention)

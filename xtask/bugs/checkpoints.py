@@ -7,7 +7,11 @@ from folder import quoted
 
 DEFAULT_TOLERANCE = 3e-4
 # What a refusal must hold when the README says that it names this.
-SHAPES = ((r"naming the type", r"F8|FP8|float8|E4M3|E5M2", "the type"), (r"the id\b", r"\d", "the id"), (r"naming a code", r"<[^>\s]+>", "a code"))
+SHAPES = (
+    (r"naming the type", r"F8|FP8|float8|E4M3|E5M2", "the type"),
+    (r"the id\b", r"\d", "the id"),
+    (r"naming a code", r"<[^>\s]+>", "a code"),
+)
 
 
 def check(folder, engine):
@@ -19,7 +23,9 @@ def check(folder, engine):
     complaints = []
     for requests in folder.requests():
         run, answers = engine.batch(checkpoint, requests)
-        for complaint in differences(answers, expected, folder.tolerance(DEFAULT_TOLERANCE)) if answers else [f"no answers: {last_line(run)}"]:
+        for complaint in (
+            differences(answers, expected, folder.tolerance(DEFAULT_TOLERANCE)) if answers else [f"no answers: {last_line(run)}"]
+        ):
             complaints.append(f"{os.path.basename(requests)}: {complaint}")
     return complaints + parity(folder, engine, checkpoint, expected)
 
@@ -44,7 +50,11 @@ def refused(folder, engine, inspected, expected):
 
 def unnamed(folder, said):
     """What a refusal should name and does not."""
-    sentences = [sentence for sentence in re.split(r"(?<=[.;])\s", folder.right) if re.search(r"refus|message|error|missing|naming", sentence, re.IGNORECASE)]
+    sentences = [
+        sentence
+        for sentence in re.split(r"(?<=[.;])\s", folder.right)
+        if re.search(r"refus|message|error|missing|naming", sentence, re.IGNORECASE)
+    ]
     names = quoted(" ".join(sentences))
     if names:
         every = re.search(r"` and `", " ".join(sentences))
@@ -85,7 +95,9 @@ def slate(items, wanted, tolerance):
         # Items whose scores are closer than the tolerance may stand in either order.
         tied = [other["item_id"] for other in wanted if abs(other["score"] - right["score"]) <= tolerance]
         if off > tolerance:
-            complaints.append(f"{item['item_id']} scores {item['score']:.5f}, the item of that rank should score {right['score']:.5f}")
+            complaints.append(
+                f"{item['item_id']} scores {item['score']:.5f}, the item of that rank should score {right['score']:.5f}"
+            )
         elif item["item_id"] not in tied and right is not wanted[-1]:
             complaints.append(f"{item['item_id']} stands where {right['item_id']} should")
     return complaints
@@ -103,8 +115,15 @@ def parity(folder, engine, checkpoint, expected):
 
     if engine.command([sys.executable, "-c", "import torch, transformers"]).status:
         # What needs no torch is how the tool reads the convention.
-        run = engine.command([sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[1]); import hf_reference; hf_reference.Convention(sys.argv[2]).prompt([])",
-                              os.path.join(ROOT, "weights", "tools"), checkpoint])
+        run = engine.command(
+            [
+                sys.executable,
+                "-c",
+                "import sys; sys.path.insert(0, sys.argv[1]); import hf_reference; hf_reference.Convention(sys.argv[2]).prompt([])",
+                os.path.join(ROOT, "weights", "tools"),
+                checkpoint,
+            ]
+        )
         print("    the parity tool reads the convention; its answers are not checked: torch or transformers is not installed")
         return [f"parity tool: {last_line(run)}"] if run.status else []
     with tempfile.TemporaryDirectory() as place:
@@ -118,7 +137,9 @@ def parity(folder, engine, checkpoint, expected):
     complaints = []
     for answer, wanted in zip(answers, expected):
         items = [{"item_id": item, "score": score} for items, score in zip(answer["items"], answer["scores"]) for item in items]
-        complaints += [f"parity tool: {complaint}" for complaint in slate(items, wanted["items"], folder.tolerance(DEFAULT_TOLERANCE))]
+        complaints += [
+            f"parity tool: {complaint}" for complaint in slate(items, wanted["items"], folder.tolerance(DEFAULT_TOLERANCE))
+        ]
     return complaints
 
 

@@ -32,7 +32,9 @@ class Engine:
 
     def command(self, command, folder=None):
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=self.environment, cwd=folder, errors="replace")
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=PATIENCE_S, env=self.environment, cwd=folder, errors="replace"
+            )
         except subprocess.TimeoutExpired:
             return Run(124, f"no end within {PATIENCE_S} s")
         return Run(done.returncode, done.stdout + done.stderr)

@@ -40,7 +40,10 @@ def evaluated(folder, engine, data, run, out):
     if folder.says("no value above 1"):
         named = {name: value for name, value in result["metrics"].items() if re.match(r"HR|Recall|NDCG|MRR", name)}
         complaints += [f"{name} is {value}" for name, value in named.items() if value > 1]
-    for pattern, found in ((r"(\w+) repeats? reported", result["run_notes"]["repeated_items"]), (r"(\w+) users? without an answer", result["users_without_answer"])):
+    for pattern, found in (
+        (r"(\w+) repeats? reported", result["run_notes"]["repeated_items"]),
+        (r"(\w+) users? without an answer", result["users_without_answer"]),
+    ):
         said = re.search(pattern, folder.right)
         if said:
             understood = True

@@ -11,7 +11,9 @@ import json
 import os
 import re
 
-NUMBERS = {word: number for number, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())}
+NUMBERS = {
+    word: number for number, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
+}
 NUMBERS |= {"no": 0, "none": 0}
 # Words in code quotes that are commands of the program, and so name nothing in a message.
 COMMANDS = {"inspect", "serve", "batch", "recommend"}
@@ -71,7 +73,9 @@ def paragraph(text, title):
 def quoted(text):
     """Names in code quotes, without files and commands."""
     names = [name.strip() for name in re.findall(r"`([^`]+)`", text)]
-    return [name for name in names if name not in COMMANDS and not re.search(r"\.(jsonl?|parquet|inter|run|txt)$|^\S+ \S+ \S", name)]
+    return [
+        name for name in names if name not in COMMANDS and not re.search(r"\.(jsonl?|parquet|inter|run|txt)$|^\S+ \S+ \S", name)
+    ]
 
 
 def number(word):

@@ -52,7 +52,9 @@ def how_many(folder, _engine, _requests, asked, answers):
     complaints = [f"{found} items, not {wanted}"] if found != wanted else []
     if folder.says("with `reason`"):
         short = [answer for answer, request in zip(answers, asked) if len(items_of(answer)) < request.get("num_items", 0)]
-        complaints += [f"{answer.get('id')}: fewer items than asked for, and no reason" for answer in short if not answer.get("reason")]
+        complaints += [
+            f"{answer.get('id')}: fewer items than asked for, and no reason" for answer in short if not answer.get("reason")
+        ]
     return complaints
 
 
@@ -96,7 +98,9 @@ def distinct(folder, _engine, _requests, _asked, answers):
     """`without repeats`"""
     if not folder.says("without repeats"):
         return None
-    return [f"{answer.get('id')}: an item is repeated" for answer in answers if len(set(items_of(answer))) != len(items_of(answer))]
+    return [
+        f"{answer.get('id')}: an item is repeated" for answer in answers if len(set(items_of(answer))) != len(items_of(answer))
+    ]
 
 
 def same_first(folder, _engine, _requests, _asked, answers):
@@ -131,7 +135,11 @@ def constant(folder, _engine, _requests, _asked, answers):
 def with_flags(folder, engine, requests, run, answers, flags):
     """`Refused by name with the option that helps; with `--flag` two answers`"""
     good = [answer for answer in answers if "error" not in answer]
-    complaints = [] if good or any(flag in run.said for flag in flags) else [f"the message names none of {', '.join(flags)}: {run.said[-200:]}"]
+    complaints = (
+        []
+        if good or any(flag in run.said for flag in flags)
+        else [f"the message names none of {', '.join(flags)}: {run.said[-200:]}"]
+    )
     _, answers = engine.batch(DEMO, requests, *flags)
     wanted = counts(folder.right, "answers")
     good = [answer for answer in answers if "error" not in answer]

@@ -59,7 +59,9 @@ def check(path, engine):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", default=os.environ.get("BEAMLINE_BUGS"), help="folder of bug reports (default: $BEAMLINE_BUGS)")
+    parser.add_argument(
+        "folder", nargs="?", default=os.environ.get("BEAMLINE_BUGS"), help="folder of bug reports (default: $BEAMLINE_BUGS)"
+    )
     parser.add_argument("--binary", default=os.path.join(ROOT, "target", "release", "beamline"))
     parser.add_argument("--only", help="names that contain this")
     arguments = parser.parse_args()

@@ -1,6 +1,7 @@
 //! The project's own chores: `cargo xtask <chore>`.
 //!
-//! Each chore is a thin wrapper over commands one could type, printed before they run; only `bench` measures by itself.
+//! Each chore is a thin wrapper over commands one could type, printed before they run; only `bench` and
+//! `tidy` do their work by themselves.
 
 mod attack;
 mod bench;
@@ -10,6 +11,7 @@ mod mdone;
 mod plot;
 mod python;
 mod simulate;
+mod tidy;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -72,6 +74,8 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// Check rules that the compiler does not know: layers, lengths, wording, links, documented commands.
+    Tidy(tidy::Args),
     /// Build with CUDA and pack what checks and times it on a machine with a GPU.
     Gpu(gpu::Args),
 }
@@ -115,6 +119,7 @@ fn main() -> Result<()> {
             build(&["--example", "kernels"])?;
             run(Command::new(root().join("target/release/examples/kernels")).args(options))
         }
+        Chore::Tidy(args) => tidy::run(&args),
         Chore::Gpu(args) => gpu::bundle(&args),
     }
 }
@@ -126,7 +131,9 @@ fn test(only_python: bool) -> Result<()> {
         let seed = std::env::var("PROPTEST_RNG_SEED").unwrap_or_else(|_| "1".into());
         run(cargo(&["test", "--release", "--workspace"]).env("PROPTEST_RNG_SEED", seed))?;
     }
-    python::test(&root().join("target/release/beamline"))
+    let beamline = root().join("target/release/beamline");
+    python::test(&beamline)?;
+    tidy::check_commands(&beamline)
 }
 
 fn fuzz(options: &[String]) -> Result<()> {

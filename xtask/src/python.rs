@@ -1,4 +1,5 @@
-//! The Python tests: the tools' own, the evaluation package's, and those of foreign clients against the server.
+//! The Python tests: the tools' own, the evaluation package's, and those of foreign clients against the server. Before
+//! them, ruff reads all Python files.
 //!
 //! What they import lives in a virtual environment under `target/`. Where it cannot be made (no network, no pip), the
 //! tests run on the system's Python, and each one that lacks a package is skipped and says so.
@@ -11,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{root, run};
 
 const REQUIREMENTS: &str = "xtask/requirements.txt";
+const ENVIRONMENT: &str = "target/venv";
 /// Tests of the server by clients that others wrote.
 const CLIENTS: &str = "crates/server/tests/clients";
 
@@ -21,8 +23,19 @@ pub(crate) fn test(beamline: &Path) -> Result<()> {
         .context("the Python tools need python3, without packages")?;
     run(&mut unittest(&system, "xtask/bugs/tests"))?;
     let python = environment_or(system);
+    lint()?;
     run(unittest(&python, "eval/tests").env("BEAMLINE", beamline))?;
     run(unittest(&python, CLIENTS).env("BEAMLINE", beamline))
+}
+
+/// Holds every Python file against `ruff.toml`, with the ruff of the virtual environment.
+fn lint() -> Result<()> {
+    let ruff = root().join(ENVIRONMENT).join("bin/ruff");
+    if !ruff.exists() {
+        eprintln!("SKIPPED: Python files are not linted, because {ENVIRONMENT} has no ruff");
+        return Ok(());
+    }
+    run(Command::new(ruff).args(["check", "--quiet", "--no-cache"]).current_dir(root()))
 }
 
 /// Tells which bug reports of a folder are answered right.
@@ -47,7 +60,7 @@ fn environment_or(system: PathBuf) -> PathBuf {
 ///
 /// The requirements are copied into the environment after they were installed, so that a second run needs no network.
 fn environment() -> Result<PathBuf> {
-    let home = root().join("target/venv");
+    let home = root().join(ENVIRONMENT);
     let python = home.join("bin/python");
     let wanted = std::fs::read_to_string(root().join(REQUIREMENTS))?;
     let installed = home.join("installed.txt");

@@ -33,7 +33,9 @@ class Columns:
         """From the option's text, or a tuple of names."""
         names = tuple(name.strip() for name in text.split(",")) if isinstance(text, str) else tuple(text or ())
         if len(names) not in (0, 2, 3) or not all(names):
-            raise EvalError("--columns takes three names, user,item,time; or two, user,item, if the file's order is the order of events")
+            raise EvalError(
+                "--columns takes three names, user,item,time; or two, user,item, if the file's order is the order of events"
+            )
         return cls(names)
 
     def layout(self, path, header):
@@ -52,7 +54,8 @@ class Columns:
         if missing:
             raise EvalError(
                 f"{path}: there is no column {', '.join(missing)}; the columns are {', '.join(header)}. Name those that count with "
-                "--columns user,item,time, or --columns user,item if the file's order is the order of events")
+                "--columns user,item,time, or --columns user,item if the file's order is the order of events"
+            )
         return Layout(user, item, history=history) if history else Layout(user, item, time)
 
 

@@ -1,8 +1,7 @@
 """Delimited text with a header: CSV and TSV, and RecBole's atomic `.inter`, whose header has types (`item_id:token`).
 
-A row is an event (user, item, time), or a list of earlier items with its target: `item_id_list` and `item_id` as RecBole and LC-Rec
-write them, `history_item_id` and `item_id` as MiniOneRec does.
-"""
+A row is an event (user, item, time), or a list of earlier items with its target: `item_id_list` and `item_id` as RecBole and
+LC-Rec write them, `history_item_id` and `item_id` as MiniOneRec does. """
 
 import ast
 import csv
@@ -63,7 +62,10 @@ def event_rows(path, header, rows, offset, layout, min_rating):
     for where, row in cells_by_name(path, header, rows):
         if min_rating is not None and real(row[RATING], f"{where}, {RATING}") < min_rating:
             continue
-        user, item = identifier(row[layout.user], f"{where}, {layout.user}"), shifted(row[layout.item], offset, f"{where}, {layout.item}")
+        user, item = (
+            identifier(row[layout.user], f"{where}, {layout.user}"),
+            shifted(row[layout.item], offset, f"{where}, {layout.item}"),
+        )
         found.append((user, item, seconds(row[layout.time], f"{where}, {layout.time}") if layout.time else None))
     return grouped(found, layout.time is not None)
 
@@ -73,7 +75,10 @@ def split_rows(path, header, rows, offset, layout, min_rating):
         raise EvalError(f"{path}: --min-rating is for events; these rows hold a history each")
     users = []
     for where, row in cells_by_name(path, header, rows):
-        items = [shifted(item, offset, f"{where}, {layout.history}") for item in listed(row[layout.history], f"{where}, {layout.history}")]
+        items = [
+            shifted(item, offset, f"{where}, {layout.history}")
+            for item in listed(row[layout.history], f"{where}, {layout.history}")
+        ]
         target = shifted(row[layout.item], offset, f"{where}, {layout.item}")
         users.append(User(identifier(row[layout.user], f"{where}, {layout.user}"), items, target=target))
     return users

@@ -52,7 +52,12 @@ def events(path, offset, columns, min_rating=None):
             layout = columns.layout(path, list(record))
             if layout.history:
                 raise EvalError(f"{where}: rows of a history with its target have `history` and `target`; see --format rows")
-        needed = [layout.user, layout.item, *([layout.time] if layout.time else []), *([RATING] if min_rating is not None else [])]
+        needed = [
+            layout.user,
+            layout.item,
+            *([layout.time] if layout.time else []),
+            *([RATING] if min_rating is not None else []),
+        ]
         for name in needed:
             if record.get(name) is None:
                 raise EvalError(f"{where}: {name} is missing; name other fields with --columns user,item,time")

@@ -19,7 +19,11 @@ def read(path, offset, columns, min_rating=None):
         layout = columns.layout(path, header)
         if min_rating is not None and (RATING not in header or layout.history):
             raise EvalError(f"{path}: --min-rating needs events with a column {RATING}; the columns are {', '.join(header)}")
-        wanted = [name for name in (layout.user, layout.item, layout.time, layout.history, RATING if min_rating is not None else None) if name]
+        wanted = [
+            name
+            for name in (layout.user, layout.item, layout.time, layout.history, RATING if min_rating is not None else None)
+            if name
+        ]
         table = pyarrow.parquet.read_table(path, columns=wanted)
     except (OSError, pyarrow.ArrowException) as error:
         # The system's and the library's words run over several lines.

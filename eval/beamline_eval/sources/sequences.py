@@ -20,4 +20,7 @@ def of_object(path, value, offset=0):
     """LC-Rec's `.inter.json`: one JSON object, user -> items oldest first."""
     if not isinstance(value, dict) or not all(isinstance(items, list) for items in value.values()):
         raise EvalError(f"{path}: expected one JSON object of lists, user -> items oldest first")
-    return [User(identifier(user, path), [shifted(item, offset, f"{path}, user {user}") for item in items]) for user, items in value.items()]
+    return [
+        User(identifier(user, path), [shifted(item, offset, f"{path}, user {user}") for item in items])
+        for user, items in value.items()
+    ]

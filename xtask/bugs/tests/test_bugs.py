@@ -51,7 +51,9 @@ class Reports(unittest.TestCase):
 
     def test_a_checkpoint_that_is_served(self):
         wanted = [{"id": "r", "context_tokens": 7, "items": [{"item_id": "a", "score": -1.0}, {"item_id": "b", "score": -2.0}]}]
-        folder = self.folder("Items equal, scores within 3e-4.", **{"config.json": "{}", "requests.jsonl": "", "expected.json": wanted})
+        folder = self.folder(
+            "Items equal, scores within 3e-4.", **{"config.json": "{}", "requests.jsonl": "", "expected.json": wanted}
+        )
         self.assertEqual(checkpoints.check(folder, StandIn(answers=[self.answer("r", "a", "b", "c")])), [])
         self.assertIn("stands where", checkpoints.check(folder, StandIn(answers=[self.answer("r", "z", "b")]))[0])
         self.assertIn("no answers", checkpoints.check(folder, StandIn())[0])
@@ -59,14 +61,20 @@ class Reports(unittest.TestCase):
         self.assertIn("refused", checkpoints.check(folder, StandIn(inspected=(1, "no")))[0])
 
     def test_a_checkpoint_that_is_refused(self):
-        folder = self.folder("Refused: `factor` is missing (or `factr` is not known).", **{"config.json": "{}", "requests.jsonl": ""})
+        folder = self.folder(
+            "Refused: `factor` is missing (or `factr` is not known).", **{"config.json": "{}", "requests.jsonl": ""}
+        )
         refused = StandIn((1, "unknown field factr"), batch=(1, "error"))
         self.assertEqual(checkpoints.check(folder, refused), [])
         self.assertIn("does not name", checkpoints.check(folder, StandIn((1, "bad config"), batch=(1, "")))[0])
-        self.assertEqual(checkpoints.check(folder, StandIn(answers=[self.answer("r", "a")])), ["inspect finds nothing wrong", "batch runs"])
+        self.assertEqual(
+            checkpoints.check(folder, StandIn(answers=[self.answer("r", "a")])), ["inspect finds nothing wrong", "batch runs"]
+        )
 
     def test_both_names_where_both_are_asked_for(self):
-        folder = self.folder("A refusal that names `one_field` and `another.field` is right too.", **{"config.json": "{}", "expected.json": []})
+        folder = self.folder(
+            "A refusal that names `one_field` and `another.field` is right too.", **{"config.json": "{}", "expected.json": []}
+        )
         self.assertEqual(checkpoints.check(folder, StandIn((1, "one_field and another.field"))), [])
         self.assertIn("another.field", checkpoints.check(folder, StandIn((1, "one_field")))[0])
 
@@ -75,7 +83,11 @@ class Reports(unittest.TestCase):
         folder = self.folder("2 and 0 items, with `reason`; only allowed items, without repeats.", **{"requests.jsonl": asked})
         good = [self.answer("a", "x", "y", reason="few"), self.answer("b", reason="none")]
         self.assertEqual(requests.check(folder, StandIn(answers=good)), [])
-        for wrong in ([self.answer("a", "x", "z", reason="few"), good[1]], [good[0], self.answer("b")], [self.answer("a", "x", "x", reason="few"), good[1]]):
+        for wrong in (
+            [self.answer("a", "x", "z", reason="few"), good[1]],
+            [good[0], self.answer("b")],
+            [self.answer("a", "x", "x", reason="few"), good[1]],
+        ):
             self.assertTrue(requests.check(folder, StandIn(answers=wrong)))
 
     def test_claims_about_errors(self):
@@ -92,8 +104,14 @@ class Reports(unittest.TestCase):
 
     def test_calls(self):
         text = 'POST /v2/x/load  no Content-Type header   body: {"a": 1}\nGET /y  Accept: text/plain\nPOST /z  Content-Type: application/json\n{"b": 2}\n'
-        self.assertEqual(calls.parse(text), [("POST", "/v2/x/load", {}, '{"a": 1}'), ("GET", "/y", {"Accept": "text/plain"}, None),
-                                             ("POST", "/z", {"Content-Type": "application/json"}, '{"b": 2}')])
+        self.assertEqual(
+            calls.parse(text),
+            [
+                ("POST", "/v2/x/load", {}, '{"a": 1}'),
+                ("GET", "/y", {"Accept": "text/plain"}, None),
+                ("POST", "/z", {"Content-Type": "application/json"}, '{"b": 2}'),
+            ],
+        )
 
     def test_a_folder_that_is_named_from_where_one_stands(self):
         report = self.folder("Refused.")

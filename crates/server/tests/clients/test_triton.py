@@ -34,7 +34,10 @@ class TritonClient(unittest.TestCase):
 
     def test_models_are_loaded_and_unloaded(self):
         client = self.client
-        names = lambda: [model["name"] for model in client.get_model_repository_index()]
+
+        def names():
+            return [model["name"] for model in client.get_model_repository_index()]
+
         client.load_model("shop")
         self.assertIn("shop", names())
         self.assertTrue(client.is_model_ready("shop"))
