@@ -5,7 +5,8 @@
 //! ```text
 //! checkpoint ── config, tensors, digest          what the author brought, checked
 //! convention ── tokens of SIDs, prompts          how this checkpoint writes histories and items
-//! families   ── qwen, hstu, t5                   checkpoint -> layers -> forward(batch, pages)
+//! loaded     ── a checkpoint of any family, opened: the only face to the rest of the system
+//! families   ── decoder, hstu, t5                checkpoint -> layers -> forward(batch, pages)
 //! cuda       ── the families on a GPU
 //! decode     ── exact constrained beam search
 //! task       ── Job, Task, Answer                what a request wants and gets, in every family
@@ -31,6 +32,7 @@ pub mod error;
 pub mod escaped;
 pub mod executor;
 pub mod families;
+pub mod loaded;
 pub mod reference;
 pub mod rows;
 pub mod step;

@@ -13,7 +13,7 @@ use beamline_compute::cpu::kv_format::KvFormat;
 use beamline_compute::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_kv_cache::PageId;
 use beamline_model::decode::{Normalization, Search, SearchRequest, Step};
-use beamline_model::families::qwen::{Workspace, page_shape};
+use beamline_model::families::decoder::{Workspace, page_shape};
 use beamline_model::task::{Answer, Found, Job, Task};
 use common::{CASES, Loaded, Queued, run_together};
 use proptest::prelude::*;

@@ -12,7 +12,7 @@ use beamline_compute::cpu::kv_format::KvFormat;
 use beamline_compute::cpu::linear::WeightFormat;
 use beamline_compute::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_kv_cache::PageId;
-use beamline_model::families::qwen::{Workspace, page_shape};
+use beamline_model::families::decoder::{Workspace, page_shape};
 use candle_core::{Device, Tensor};
 use common::comparing::{
     BF16_HIDDEN, BF16_LOGITS, BF16_SCORES, Beams, HIDDEN, LOGITS, SCORES, assert_close, values,

@@ -17,7 +17,7 @@ use beamline_compute::cuda::kernels;
 use beamline_compute::cuda::pages::DevicePages;
 use beamline_compute::cuda::transfers::PageTransfers;
 use beamline_kv_cache::{KvCache, Namespace, PageId, Publish, Transfer};
-use beamline_model::cuda::qwen::DeviceQwen;
+use beamline_model::cuda::decoder::DeviceDecoder;
 use beamline_model::decode::{Hypothesis, Normalization, SearchRequest};
 use beamline_model::executor::Executor;
 use beamline_model::executor::cuda::DeviceBackend;
@@ -34,8 +34,12 @@ const MEAN: f64 = 0.1;
 /// Paths of a beam of 50 that are the same.
 const OVERLAP: f64 = 0.95;
 
-fn executor(device: &Arc<dyn Device>, loaded: &Loaded, pages: usize) -> Executor<DeviceBackend<DeviceQwen>> {
-    let model = DeviceQwen::load(device, &loaded.checkpoint, 2048).unwrap();
+fn executor(
+    device: &Arc<dyn Device>,
+    loaded: &Loaded,
+    pages: usize,
+) -> Executor<DeviceBackend<DeviceDecoder>> {
+    let model = DeviceDecoder::load(device, &loaded.checkpoint, 2048).unwrap();
     Executor::on_device(Arc::new(model), pages).unwrap()
 }
 

@@ -431,7 +431,8 @@ fn what_the_device_cannot_do_fails_with_a_word() {
     let why = run_together(&mut both.device, vec![asked.queued()], 1000).remove(0).unwrap_err();
     assert_eq!(why, "the model scores no candidates");
     // What it does not read.
-    asked.job = Job::tokens([1, 2, 3].into(), None);
+    let mut asked = self::asked(&both.config, &json).remove(0);
+    asked.job.context = Context::Tokens([1, 2, 3].into());
     let why = run_together(&mut both.device, vec![asked.queued()], 1000).remove(0).unwrap_err();
     assert_eq!(why, "this model reads events, not tokens");
     let mut asked = self::asked(&both.config, &json).remove(0);

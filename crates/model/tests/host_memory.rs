@@ -8,7 +8,7 @@ mod moved;
 use beamline_compute::cpu::kv_format::KvFormat;
 use beamline_compute::cpu::pages::PageStore;
 use beamline_kv_cache::PageContents;
-use beamline_model::families::qwen::page_shape;
+use beamline_model::families::decoder::page_shape;
 use beamline_model::task::Found;
 use common::{CASES, Loaded};
 

@@ -15,7 +15,7 @@ use beamline_compute::cpu::pages::PAGE_SIZE;
 use beamline_model::decode::Normalization;
 use beamline_model::executor::Executor;
 use beamline_model::executor::cpu::CpuBackend;
-use beamline_model::families::qwen::Qwen;
+use beamline_model::families::decoder::Decoder;
 use beamline_model::step::{Plan, Progress, Slot, StepModel};
 use beamline_model::task::{Answer, Found, Job};
 use common::{CASES, Loaded, Running, run};
@@ -36,7 +36,7 @@ fn job(loaded: &Loaded, items: &[usize], exclude: usize, allowed_set: bool) -> J
 
 /// Runs many jobs together; `schedule` says how many context rows each takes in each step and whether it sits out.
 fn run_together(
-    executor: &mut Executor<CpuBackend<Qwen>>,
+    executor: &mut Executor<CpuBackend<Decoder>>,
     jobs: &[(Job, usize)],
     schedule: &[usize],
 ) -> Vec<Found> {

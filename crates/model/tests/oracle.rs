@@ -16,7 +16,7 @@ use beamline_compute::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_kv_cache::PageId;
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::checkpoint::config::Config;
-use beamline_model::families::qwen::{Qwen, Workspace, page_shape};
+use beamline_model::families::decoder::{Decoder, Workspace, page_shape};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -180,7 +180,7 @@ proptest! {
         let directory = tempfile::tempdir().unwrap();
         let tensors = made::write(directory.path(), &config, seed);
         let checkpoint = Checkpoint::open(directory.path()).unwrap();
-        let model = Qwen::load(&checkpoint, 512, WeightFormat::F32).unwrap();
+        let model = Decoder::load(&checkpoint, 512, WeightFormat::F32).unwrap();
         let naive = Naive { config: checkpoint.config(), tensors: &tensors };
         let expected = naive.states(&tokens);
 

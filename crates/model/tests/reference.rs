@@ -12,8 +12,8 @@ use beamline_model::checkpoint::Checkpoint;
 use beamline_model::checkpoint::config::Config;
 use beamline_model::checkpoint::tensors::Tensors;
 use beamline_model::families::t5::config::T5Config;
-use beamline_model::families::tokens::{self, TokenConfig};
-use beamline_model::reference::verify::{Verified, verify};
+use beamline_model::loaded;
+use beamline_model::reference::verify::{Referenced, Verified, verify};
 use beamline_model::reference::{DecoderReference, Reference, T5Reference};
 use candle_core::{DType, Device, Tensor};
 use common::{fixture, folder};
@@ -24,11 +24,11 @@ fn cpu() -> Arc<Cpu> {
 
 #[test]
 fn every_token_model_agrees_with_its_reference() {
-    let variants = folder::variants().into_iter().filter(|path| tokens::open(path).is_ok());
+    let variants = folder::variants().into_iter().filter(|path| loaded::open(path).is_ok());
     let cases: Vec<_> = folder::token_models().into_iter().chain(variants).collect();
     assert!(cases.len() > 10, "{}", cases.len());
     for case in cases {
-        let verified = tokens::open(&case).unwrap().verify(&cpu()).unwrap();
+        let verified = loaded::open(&case).unwrap().verify(&cpu()).unwrap();
         assert!(verified.agrees() && verified.largest_logit > 0.1, "{}: {verified}", case.display());
     }
 }
@@ -39,7 +39,9 @@ fn references_are_those_of_transformers() {
     for case in folder::token_models() {
         let record = folder::read_json(&case.join("cases.json"));
         let tensors = candle_core::safetensors::load(case.join("cases.safetensors"), &Device::Cpu).unwrap();
-        let facts = tokens::open(&case).unwrap().facts();
+        let loaded::Facts::Tokens(facts) = loaded::open(&case).unwrap().facts() else {
+            panic!("{} reads tokens", case.display())
+        };
         let start = facts.decoder.map(|decoder| decoder.start_token.unwrap());
         let reference = reference(&case);
         for prompt in record["prompts"].as_array().unwrap().iter().take(4) {
@@ -70,7 +72,7 @@ fn reference(case: &Path) -> Box<dyn Reference> {
 }
 
 /// What the comparison says of an engine that computes this checkpoint beside a reference of another.
-fn compared<C: TokenConfig>(
+fn compared<C: Referenced>(
     checkpoint: &Checkpoint<C>,
     reference: &dyn Reference,
     vocab_size: usize,

@@ -13,7 +13,7 @@ use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
 use beamline_model::convention::presets;
 use beamline_model::convention::text::PromptError;
-use beamline_model::families::qwen::{Qwen, expected_tensors};
+use beamline_model::families::decoder::{Decoder, expected_tensors};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -41,7 +41,7 @@ fn made() -> Made {
 
 fn load(directory: &Path) -> Result<(), String> {
     let checkpoint = Checkpoint::open(directory).map_err(|error| error.to_string())?;
-    Qwen::load(&checkpoint, 64, WeightFormat::F32).map(|_| ()).map_err(|error| error.to_string())
+    Decoder::load(&checkpoint, 64, WeightFormat::F32).map(|_| ()).map_err(|error| error.to_string())
 }
 
 fn weights(made: &Made) -> std::path::PathBuf {
@@ -91,7 +91,7 @@ fn weights_that_are_not_finite_are_named() {
 fn load_after(made: &Made, change: impl FnOnce(&Path)) -> Result<(), String> {
     let checkpoint = Checkpoint::open(made.directory.path()).unwrap();
     change(&weights(made));
-    Qwen::load(&checkpoint, 64, WeightFormat::F32).map(|_| ()).map_err(|error| error.to_string())
+    Decoder::load(&checkpoint, 64, WeightFormat::F32).map(|_| ()).map_err(|error| error.to_string())
 }
 
 #[test]

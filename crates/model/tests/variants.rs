@@ -14,7 +14,7 @@ use beamline_compute::cpu::linear::WeightFormat;
 use beamline_compute::cpu::pages::{PAGE_SIZE, PageStore};
 use beamline_kv_cache::PageId;
 use beamline_model::checkpoint::Checkpoint;
-use beamline_model::families::qwen::{Qwen, Workspace, page_shape};
+use beamline_model::families::decoder::{Decoder, Workspace, page_shape};
 use candle_core::{DType, Device, Tensor};
 use common::folder;
 use serde_json::Value;
@@ -24,7 +24,7 @@ const LOGITS: f64 = 2e-4;
 const MAX_CONTEXT: usize = 2048;
 
 /// Logits of some positions of a sequence, one forward pass from scratch.
-fn logits(model: &Qwen, cpu: &Cpu, tokens: &[u32], rows: &[i64]) -> Vec<f32> {
+fn logits(model: &Decoder, cpu: &Cpu, tokens: &[u32], rows: &[i64]) -> Vec<f32> {
     let config = model.config();
     let count = tokens.len().div_ceil(PAGE_SIZE);
     let mut pages = PageStore::new(page_shape(config, KvFormat::F32), count).unwrap();
@@ -48,7 +48,7 @@ fn logits(model: &Qwen, cpu: &Cpu, tokens: &[u32], rows: &[i64]) -> Vec<f32> {
     logits
 }
 
-fn check_logits(case: &Path, model: &Qwen) {
+fn check_logits(case: &Path, model: &Decoder) {
     let cpu = Cpu::new(2).unwrap();
     let record = folder::read_json(&case.join("cases.json"));
     let tensors: HashMap<String, Tensor> =
@@ -103,7 +103,7 @@ fn a_setting_is_computed_or_refused_by_name() {
     for case in folder::variants() {
         let outcome = std::panic::catch_unwind(|| {
             let opened = Checkpoint::open(&case)
-                .and_then(|checkpoint| Qwen::load(&checkpoint, MAX_CONTEXT, WeightFormat::F32));
+                .and_then(|checkpoint| Decoder::load(&checkpoint, MAX_CONTEXT, WeightFormat::F32));
             match opened {
                 Ok(model) => check_logits(&case, &model),
                 Err(error) => {

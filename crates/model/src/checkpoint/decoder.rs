@@ -5,7 +5,7 @@ use super::described::{Described, Expected};
 use super::note::Note;
 use super::tensors::Tensors;
 use crate::error::ModelError;
-use crate::families::qwen::expected_tensors;
+use crate::families::decoder::expected_tensors;
 
 /// In front of all names but the head's, unless the model was saved without its head.
 const PREFIX: &str = "model.";

@@ -34,7 +34,7 @@ use note::Note;
 use tensors::Tensors;
 
 use crate::error::ModelError;
-use crate::families::qwen::expected_tensors;
+use crate::families::decoder::expected_tensors;
 
 /// All that was found in a checkpoint's directory: what could be read of it, what is wrong with it, and what is
 /// noteworthy. `serve` needs that nothing is wrong; `inspect` prints all.

@@ -33,7 +33,7 @@ use crate::checkpoint::file;
 use crate::checkpoint::note::Note;
 use crate::decode::Step;
 use crate::error::ModelError;
-use crate::families::tokens::TokenFacts;
+use crate::loaded::TokenFacts;
 use format::{Format, Marker};
 use parts::Parts;
 

@@ -9,8 +9,8 @@
 //! beams      the state of a search in device memory, and a step of it
 //! searches   all searches of a step, from states to beams
 //!
-//! qwen       weights of a decoder, and its forward pass as a list of work
-//! qwen_step  rows of a decoder in a step
+//! decoder    weights of a decoder, and its forward pass as a list of work
+//! decoder_step  rows of a decoder in a step
 //! hstu       the same for HSTU
 //! ```
 //!
@@ -18,7 +18,7 @@
 
 pub mod beams;
 pub mod catalog;
+pub mod decoder;
+mod decoder_step;
 pub mod hstu;
-pub mod qwen;
-mod qwen_step;
 pub(crate) mod searches;

@@ -8,7 +8,7 @@ use super::{Reference, attention, causal_mask, indices, last_row, norm, split_he
 use crate::checkpoint::config::Config;
 use crate::checkpoint::tensors::Tensors;
 use crate::error::ModelError;
-use crate::families::qwen::expected_tensors;
+use crate::families::decoder::expected_tensors;
 
 /// A decoder.
 #[derive(Debug)]

@@ -4,8 +4,13 @@
 //! of them, or a machine that computes wrongly.
 
 use std::fmt;
+use std::sync::Arc;
+
+use beamline_compute::cpu::Cpu;
 
 use super::Reference;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::described::Described;
 use crate::error::ModelError;
 
 /// Prompts that are compared.
@@ -17,6 +22,41 @@ const TOLERANCE: f64 = 1e-3;
 
 /// The engine's logits of what follows a context.
 pub type EngineLogits<'a> = dyn FnMut(&[u32]) -> Result<Vec<f32>, ModelError> + 'a;
+
+/// A family of models that say what follows a context, with two implementations.
+pub trait Referenced: Described + Sized {
+    /// The engine's logits of what follows a context, in single precision on the CPU, one context at a time.
+    ///
+    /// # Errors
+    ///
+    /// When tensors cannot be used.
+    fn engine_logits(
+        checkpoint: &Checkpoint<Self>,
+        cpu: &Arc<Cpu>,
+    ) -> Result<Box<EngineLogits<'static>>, ModelError>;
+
+    /// The same model in plain candle-nn, in double precision.
+    ///
+    /// # Errors
+    ///
+    /// When tensors cannot be used.
+    fn reference(checkpoint: &Checkpoint<Self>) -> Result<Box<dyn Reference>, ModelError>;
+}
+
+/// Compares the two implementations of a checkpoint. The others are as for [`verify`].
+///
+/// # Errors
+///
+/// When either fails.
+pub fn verify_tokens<C: Referenced>(
+    checkpoint: &Checkpoint<C>,
+    cpu: &Arc<Cpu>,
+    vocab_size: usize,
+    start_token: Option<u32>,
+) -> Result<Verified, ModelError> {
+    let (mut engine, reference) = (C::engine_logits(checkpoint, cpu)?, C::reference(checkpoint)?);
+    verify(&mut *engine, &*reference, vocab_size, start_token)
+}
 
 /// What came of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use beamline_model::checkpoint::config::Config;
-use beamline_model::families::qwen::expected_tensors;
+use beamline_model::families::decoder::expected_tensors;
 use safetensors::tensor::TensorView;
 
 /// Numbers between -1 and 1, the same for the same seed.

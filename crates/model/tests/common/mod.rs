@@ -19,7 +19,7 @@ use beamline_model::convention::format::Format;
 use beamline_model::decode::{Normalization, SearchRequest, Step};
 use beamline_model::executor::Executor;
 use beamline_model::executor::cpu::CpuBackend;
-use beamline_model::families::qwen::Qwen;
+use beamline_model::families::decoder::Decoder;
 use beamline_model::step::StepModel;
 use beamline_model::task::{Answer, Found, Job};
 pub use running::{Queued, run_together};
@@ -43,7 +43,7 @@ pub struct Loaded {
     pub checkpoint: Checkpoint,
     pub convention: Arc<Convention>,
     pub catalog: Arc<Catalog>,
-    pub model: Arc<Qwen>,
+    pub model: Arc<Decoder>,
     pub cpu: Arc<Cpu>,
 }
 
@@ -64,16 +64,16 @@ impl Loaded {
         let catalog =
             Catalog::read_path(&directory.join("catalog.jsonl"), &convention, &CatalogLimits::default())
                 .unwrap();
-        let model = Arc::new(Qwen::load(&checkpoint, 2048, weights).unwrap());
+        let model = Arc::new(Decoder::load(&checkpoint, 2048, weights).unwrap());
         let cpu = Arc::new(Cpu::new(2).unwrap());
         Self { checkpoint, convention: Arc::new(convention), catalog: Arc::new(catalog), model, cpu }
     }
 
-    pub fn executor(&self, pages: usize) -> Executor<CpuBackend<Qwen>> {
+    pub fn executor(&self, pages: usize) -> Executor<CpuBackend<Decoder>> {
         self.executor_in(KvFormat::F32, pages)
     }
 
-    pub fn executor_in(&self, format: KvFormat, pages: usize) -> Executor<CpuBackend<Qwen>> {
+    pub fn executor_in(&self, format: KvFormat, pages: usize) -> Executor<CpuBackend<Decoder>> {
         Executor::new(Arc::clone(&self.model), Arc::clone(&self.cpu), format, pages).unwrap()
     }
 

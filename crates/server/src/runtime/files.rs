@@ -7,11 +7,10 @@ use beamline_model::checkpoint::file::{MAX_CONFIG_BYTES, MAX_CONVENTION_BYTES, r
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
 use beamline_model::error::ModelError;
-use beamline_model::families::hstu::config::HstuConfig;
-use beamline_model::families::tokens;
+use beamline_model::families::hstu::symbols::HstuSymbols;
+use beamline_model::loaded::{self, Facts};
 
 use super::{LoadError, layout};
-use crate::service::HstuSymbols;
 use crate::settings::{ModelSettings, SettingsError};
 
 /// What is meant to be served: used by subcommands that look at a checkpoint without running it, too.
@@ -96,7 +95,7 @@ impl Files {
             return Err(LoadError::Layout { path: self.checkpoint.clone(), problems });
         }
         // Both are small and are read again when they are needed: weights may take minutes until then.
-        if !layout::is_hstu(&self.checkpoint) {
+        if layout::reads_tokens(&self.checkpoint) {
             self.format()?;
         }
         self.catalog().map(drop)
@@ -110,11 +109,10 @@ impl Files {
     pub fn symbols(&self) -> Result<Box<dyn SymbolTable>, LoadError> {
         let text = read_text(&self.checkpoint.join("config.json"), MAX_CONFIG_BYTES);
         let text = text.map_err(|source| self.blame(source))?;
-        if HstuConfig::is_hstu(&text) {
-            let config = HstuConfig::parse(&text).map_err(|source| self.blame(source))?;
-            return Ok(Box::new(HstuSymbols::of(&config)));
-        }
-        let facts = tokens::facts(&text).map_err(|source| self.blame(source))?;
+        let facts = match loaded::facts(&text).map_err(|source| self.blame(source))? {
+            Facts::Tokens(facts) => facts,
+            Facts::Events(config) => return Ok(Box::new(HstuSymbols::new(&config))),
+        };
         let convention = Convention::bind(self.format()?, &self.checkpoint, facts.vocab_size);
         Ok(Box::new(convention.map_err(|source| self.blame(source))?))
     }

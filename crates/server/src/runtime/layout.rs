@@ -11,7 +11,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use beamline_model::checkpoint::file::{MAX_CONFIG_BYTES, read_text};
-use beamline_model::families::hstu::config::HstuConfig;
+use beamline_model::loaded;
 use beamline_wording::suggest;
 
 const CONFIG: &str = "config.json";
@@ -134,7 +134,7 @@ pub fn problems(directory: &Path) -> Vec<LayoutProblem> {
     }
     let mut problems = weights(&names);
     // A model that ranks reads no text.
-    if !has(TOKENIZER) && !is_hstu(directory) {
+    if !has(TOKENIZER) && reads_tokens(directory) {
         let slow = SLOW_TOKENIZER.into_iter().find(|name| has(name));
         problems
             .push(slow.map_or(LayoutProblem::NoTokenizer, |name| LayoutProblem::SlowTokenizer(name.into())));
@@ -247,9 +247,10 @@ fn begin_of(path: &Path) -> Option<Vec<u8>> {
     Some(begin)
 }
 
-/// Whether config.json says that this is an HSTU model. What cannot be read is taken for a decoder, as most are.
-pub fn is_hstu(directory: &Path) -> bool {
-    read_text(&directory.join(CONFIG), MAX_CONFIG_BYTES).is_ok_and(|text| HstuConfig::is_hstu(&text))
+/// Whether the model reads tokens, and so needs a tokenizer and a convention. What cannot be read is taken for a decoder,
+/// as most are.
+pub fn reads_tokens(directory: &Path) -> bool {
+    !read_text(&directory.join(CONFIG), MAX_CONFIG_BYTES).is_ok_and(|text| loaded::reads_events(&text))
 }
 
 /// The names in a folder, sorted, so that messages do not depend on the file system. A name with control characters is left

@@ -5,11 +5,11 @@
 //! Invariant: the memory of a plan is at least what the model takes.
 
 use beamline_model::convention::format::Format;
-use beamline_model::families::tokens::DeviceLimits;
+use beamline_model::loaded::{DeviceLimits, Facts, Loaded};
 use beamline_model::step::ContextShape;
 
 use super::sizing::LargestRequest;
-use super::{AnyCheckpoint, Files, LoadError, Machine, Scale, gpu, host, sizing};
+use super::{Files, LoadError, Machine, Scale, gpu, host, sizing};
 use crate::service::{MAX_CANDIDATES, MICRO_BATCH, Memory};
 use crate::settings::{EngineSettings, Settings};
 
@@ -30,79 +30,28 @@ pub(super) struct LoadPlan {
     pub(super) format: Option<Format>,
 }
 
-/// How much memory a model takes, at most.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Bytes {
-    /// Of a page.
-    pub(super) page: usize,
-    /// Of the weights, where the model runs.
-    pub(super) weights: usize,
-    /// Of weights in this machine's memory, beside those on a graphics processor.
-    pub(super) beside: usize,
-}
-
-impl Bytes {
-    /// Of a model that runs on the CPU.
-    pub(super) fn here(page: usize, weights: usize) -> Self {
-        Self { page, weights, beside: 0 }
-    }
-}
-
 impl LoadPlan {
     pub(super) fn new(
         files: &Files,
-        checkpoint: &AnyCheckpoint,
+        checkpoint: &dyn Loaded,
         settings: &Settings,
         scale: Scale,
         machine: &Machine,
     ) -> Result<Self, LoadError> {
         let EngineSettings { weight_format, kv_format, .. } = settings.engine;
-        let (largest, generated_steps, bytes, words_per_position, pairs_per_row, format) = match checkpoint {
-            AnyCheckpoint::Tokens(checkpoint) => {
-                let facts = checkpoint.facts();
-                let format = files.format()?;
-                let steps = format.steps();
-                // A context that cannot be cut takes one step. A longer history loses its oldest items.
-                let most = match facts.shape {
-                    ContextShape::Causal => settings.engine.max_context,
-                    ContextShape::Whole => settings.engine.max_context.min(settings.engine.max_step_tokens),
-                };
-                let context = sizing::context_limit(facts.max_positions, steps, most)?;
-                let largest = LargestRequest { context, beams: settings.limits.max_beam_width, steps };
-                let positions = context.saturating_add(steps);
-                let limits = DeviceLimits { positions, steps, beams: largest.beams };
-                let bytes = match &machine.gpu {
-                    Some(_) => checkpoint.device_bytes(limits).map_err(|source| files.blame(source))?,
-                    None => checkpoint.bytes(positions, weight_format, kv_format),
-                };
-                let bytes = Bytes::here(bytes.page, bytes.weights);
-                (largest, steps, bytes, 1, facts.pairs_per_row, Some(format))
-            }
-            AnyCheckpoint::Hstu(checkpoint) => {
-                let config = checkpoint.config();
-                let context = config.max_context();
-                let (largest, generated) = match config.semantic_id_levels() {
-                    Some(levels) => {
-                        let (beams, steps) = (settings.limits.max_beam_width, levels.len());
-                        (LargestRequest { context, beams, steps }, steps)
-                    }
-                    // Each micro-batch overwrites the one before: two steps say how much a request holds at a time.
-                    None => (
-                        LargestRequest { context, beams: MICRO_BATCH, steps: 2 },
-                        1 + MAX_CANDIDATES.div_ceil(MICRO_BATCH),
-                    ),
-                };
-                let bytes = match &machine.gpu {
-                    Some(_) => gpu::hstu_sizes(files, checkpoint, settings.limits.max_beam_width)?,
-                    None => Bytes::here(
-                        config.stack.page_shape(kv_format).page_bytes(),
-                        // Tables stay in single precision, and the items to retrieve from are packed beside theirs.
-                        checkpoint.tensors().parameters().saturating_mul(8),
-                    ),
-                };
-                (largest, generated, bytes, config.words_per_position(), config.stack.pairs_per_row(), None)
-            }
+        let facts = checkpoint.facts();
+        let format = match &facts {
+            Facts::Tokens(_) => Some(files.format()?),
+            Facts::Events(_) => None,
         };
+        let (largest, generated_steps) = largest_request(&facts, format.as_ref(), settings)?;
+        let positions = largest.context.saturating_add(largest.steps);
+        let limits = DeviceLimits { positions, steps: largest.steps, beams: settings.limits.max_beam_width };
+        let bytes = match &machine.gpu {
+            Some(_) => checkpoint.device_bytes(limits).map_err(|source| files.blame(source))?,
+            None => checkpoint.bytes(positions, weight_format, kv_format),
+        };
+        let words_per_position = facts.words_per_position();
         let kv_memory = match &machine.gpu {
             Some(gpu) => settings.engine.kv_memory.or_else(|| gpu::kv_memory(&**gpu, bytes.weights, scale)),
             None => settings.engine.kv_memory,
@@ -126,10 +75,42 @@ impl LoadPlan {
             page_bytes,
             pages,
             words_per_position,
-            pairs_per_row,
+            pairs_per_row: facts.pairs_per_row(),
             memory,
             here,
             format,
         })
+    }
+}
+
+/// The most that a request holds at a time, and its most expansions.
+fn largest_request(
+    facts: &Facts,
+    format: Option<&Format>,
+    settings: &Settings,
+) -> Result<(LargestRequest, usize), LoadError> {
+    let beams = settings.limits.max_beam_width;
+    match facts {
+        Facts::Tokens(facts) => {
+            let steps = format.map_or(0, Format::steps);
+            // A context that cannot be cut takes one step. A longer history loses its oldest items.
+            let most = match facts.shape {
+                ContextShape::Causal => settings.engine.max_context,
+                ContextShape::Whole => settings.engine.max_context.min(settings.engine.max_step_tokens),
+            };
+            let context = sizing::context_limit(facts.max_positions, steps, most)?;
+            Ok((LargestRequest { context, beams, steps }, steps))
+        }
+        Facts::Events(config) => {
+            let context = config.max_context();
+            Ok(match config.semantic_id_levels() {
+                Some(levels) => (LargestRequest { context, beams, steps: levels.len() }, levels.len()),
+                // Each micro-batch overwrites the one before: two steps say how much a request holds at a time.
+                None => (
+                    LargestRequest { context, beams: MICRO_BATCH, steps: 2 },
+                    1 + MAX_CANDIDATES.div_ceil(MICRO_BATCH),
+                ),
+            })
+        }
     }
 }

@@ -1,12 +1,8 @@
 //! From files on disk to a running engine.
 //!
 //! ```text
-//! config.json, weights ── TokenFamily ─┐
-//! convention.json ────── Format ── Convention ── Catalog      a model that reads tokens
-//!                                      └── ModelExecutor ── Engine ── probe
-//! config.json, weights ── Checkpoint ── Hstu ── Catalog       an HSTU model: semantic IDs are item rows
-//!                                         └── Executor ── Engine ── probe
-//! On a graphics processor models and executors are those of `beamline_model::cuda`.
+//! config.json, weights ── Loaded ── LoadPlan ─┐
+//! convention.json ─────── Convention, or the item table ── Catalog ── ModelExecutor ── Engine ── probe
 //! ```
 //!
 //! [`budget`] holds what all versions of a process may take together; it is asked before weights and pages are allocated,
@@ -27,7 +23,7 @@ mod physical;
 mod probe;
 mod sizing;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -37,14 +33,11 @@ use beamline_compute::cpu::Cpu;
 use beamline_compute::cuda::device::Device;
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::checkpoint::note::Note;
-use beamline_model::checkpoint::tensors::Tensors;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
 use beamline_model::error::ModelError;
-use beamline_model::executor::{Executor, ModelExecutor};
-use beamline_model::families::hstu::Hstu;
-use beamline_model::families::hstu::config::HstuConfig;
-use beamline_model::families::tokens::{self, LoadOptions, TokenFamily};
+use beamline_model::executor::ModelExecutor;
+use beamline_model::loaded::{self, Facts, LoadOptions, Loaded, TokenFacts};
 use beamline_model::task::{Answer, Job};
 use beamline_scheduler::{Engine, EngineDied, EngineStats, StartError};
 use tracing::{info, warn};
@@ -55,7 +48,7 @@ use crate::service::{Family, HstuFamily, Lease, Served, Service, TokenModel, mod
 use crate::settings::{ByteSize, DeviceChoice, EngineSettings, Settings, SettingsError};
 use budget::{Budget, OverBudget, Reservation};
 use disk::{DiskError, KvDisk, Pool};
-use load_plan::{Bytes, LoadPlan};
+use load_plan::LoadPlan;
 
 pub use files::Files;
 pub use layout::LayoutProblem;
@@ -213,7 +206,7 @@ impl Machine {
 #[derive(Debug)]
 pub struct Opened {
     files: Files,
-    checkpoint: AnyCheckpoint,
+    checkpoint: Box<dyn Loaded>,
 }
 
 /// How much of the machine a command may take.
@@ -278,9 +271,9 @@ impl Opened {
         files.check_layout()?;
         let checkpoint = match &files.random_weights {
             Some(config) => {
-                Checkpoint::without_weights(config).map(|made_up| AnyCheckpoint::Tokens(Box::new(made_up)))
+                Checkpoint::without_weights(config).map(|made_up| Box::new(made_up) as Box<dyn Loaded>)
             }
-            None => AnyCheckpoint::open(&files.checkpoint),
+            None => loaded::open(&files.checkpoint),
         };
         let checkpoint = checkpoint.map_err(|source| files.blame(source))?;
         if files.random_weights.is_some() {
@@ -288,8 +281,8 @@ impl Opened {
         }
         checkpoint.notes().iter().for_each(|note| warn!("{note}"));
         info!(
-            architecture = checkpoint.architecture(),
-            parameters = checkpoint.parameters(),
+            architecture = checkpoint.facts().architecture(),
+            parameters = checkpoint.tensors().parameters(),
             sha256 = checkpoint.digest(),
             ms = ms(start),
             "opened the checkpoint"
@@ -323,9 +316,9 @@ impl Opened {
     ) -> Result<Runtime, LoadError> {
         let whole = Instant::now();
         let Self { files, checkpoint } = self;
-        let (digest, parameters) = (checkpoint.digest().to_owned(), checkpoint.parameters());
+        let (digest, parameters) = (checkpoint.digest().to_owned(), checkpoint.tensors().parameters());
         // What is not there is not needed: memory is asked for before anything large is read.
-        let plan = LoadPlan::new(&files, &checkpoint, settings, scale, machine)?;
+        let plan = LoadPlan::new(&files, &*checkpoint, settings, scale, machine)?;
         let memory = plan.memory;
         let what = "the model's weights, KV pages and host memory";
         let reservation = machine.budget.reserve(what, plan.here)?;
@@ -334,10 +327,7 @@ impl Opened {
         // them, because pages are taken after the weights; what is more is asked for.
         let passing = checkpoint.tensors().largest_bytes().saturating_mul(3).saturating_sub(memory.kv);
         let passing = machine.budget.reserve("the tensors that are being loaded", passing)?;
-        let built = match checkpoint {
-            AnyCheckpoint::Tokens(checkpoint) => token_model(&files, &*checkpoint, &plan, settings, machine)?,
-            AnyCheckpoint::Hstu(checkpoint) => hstu(&files, &checkpoint, &plan, settings, machine)?,
-        };
+        let built = build(&files, &*checkpoint, &plan, settings, machine)?;
         drop(passing);
         let Built { family, catalog, catalog_memory, executor } = built;
 
@@ -386,58 +376,7 @@ impl Opened {
     }
 }
 
-/// A checkpoint of either family.
-#[derive(Debug)]
-enum AnyCheckpoint {
-    Tokens(Box<dyn TokenFamily>),
-    Hstu(Box<Checkpoint<HstuConfig>>),
-}
-
-impl AnyCheckpoint {
-    /// config.json says of which family it is.
-    fn open(directory: &Path) -> Result<Self, ModelError> {
-        if layout::is_hstu(directory) {
-            return Hstu::open(directory).map(|opened| Self::Hstu(Box::new(opened)));
-        }
-        tokens::open(directory).map(Self::Tokens)
-    }
-
-    fn architecture(&self) -> String {
-        match self {
-            Self::Tokens(checkpoint) => checkpoint.facts().architecture,
-            Self::Hstu(checkpoint) => {
-                format!("hstu_{:?}", checkpoint.config().variant.variant()).to_lowercase()
-            }
-        }
-    }
-
-    fn tensors(&self) -> &Tensors {
-        match self {
-            Self::Tokens(checkpoint) => checkpoint.tensors(),
-            Self::Hstu(checkpoint) => checkpoint.tensors(),
-        }
-    }
-
-    fn parameters(&self) -> usize {
-        self.tensors().parameters()
-    }
-
-    fn notes(&self) -> &[Note] {
-        match self {
-            Self::Tokens(checkpoint) => checkpoint.notes(),
-            Self::Hstu(checkpoint) => checkpoint.notes(),
-        }
-    }
-
-    fn digest(&self) -> &str {
-        match self {
-            Self::Tokens(checkpoint) => checkpoint.digest(),
-            Self::Hstu(checkpoint) => checkpoint.digest(),
-        }
-    }
-}
-
-/// What is special to a family.
+/// What was made of a checkpoint and a catalog.
 struct Built {
     family: Family,
     catalog: Arc<Catalog>,
@@ -445,15 +384,58 @@ struct Built {
     executor: Box<dyn ModelExecutor>,
 }
 
-fn token_model(
+/// Binds a model to its catalog, and loads its weights where it runs.
+fn build(
     files: &Files,
-    checkpoint: &dyn TokenFamily,
+    checkpoint: &dyn Loaded,
     plan: &LoadPlan,
     settings: &Settings,
     machine: &Machine,
 ) -> Result<Built, LoadError> {
-    let (facts, blame) = (checkpoint.facts(), |source| files.blame(source));
-    let (context, steps) = (plan.largest.context, plan.largest.steps);
+    let blame = |source| files.blame(source);
+    let (family, catalog, catalog_memory) = match checkpoint.facts() {
+        Facts::Tokens(facts) => {
+            let (convention, start_token) = bind(files, checkpoint, plan, &facts)?;
+            let (catalog, catalog_memory) = read_catalog(files, &convention, machine)?;
+            sid_form(convention.format(), &catalog).iter().for_each(|note| warn!("{note}"));
+            let layout = sizing::layout(&convention, &catalog, plan.largest.context).map_err(blame)??;
+            let model = TokenModel { facts, convention: Arc::new(convention), start_token, layout };
+            (Family::Tokens(model), catalog, catalog_memory)
+        }
+        Facts::Events(config) => {
+            let family = HstuFamily::new(config);
+            let (catalog, catalog_memory) = read_catalog(files, &family.symbols, machine)?;
+            (Family::Hstu(family), catalog, catalog_memory)
+        }
+    };
+    let start = Instant::now();
+    let (positions, pages) = (plan.largest.context + plan.largest.steps, plan.pages as usize);
+    let EngineSettings { weight_format, kv_format, .. } = settings.engine;
+    let executor = match &machine.gpu {
+        Some(gpu) => {
+            let executor = checkpoint.load_on_device(gpu, &machine.cpu, positions, pages, &catalog);
+            let executor = executor.map_err(blame)?;
+            info!(device = %settings.engine.device, name = gpu.name(), ms = ms(start), "copied weights and trie to the device");
+            executor
+        }
+        None => {
+            let options = LoadOptions { positions, weight_format, kv_format, pages };
+            let (executor, bytes) = checkpoint.load(&machine.cpu, options).map_err(blame)?;
+            info!(weights = %ByteSize(bytes), format = %weight_format, ms = ms(start), "loaded the weights");
+            executor
+        }
+    };
+    Ok(Built { family, catalog, catalog_memory, executor })
+}
+
+/// Binds the convention of a model that reads tokens to its tokenizer. Returns the token that a decoder starts with, too.
+fn bind(
+    files: &Files,
+    checkpoint: &dyn Loaded,
+    plan: &LoadPlan,
+    facts: &TokenFacts,
+) -> Result<(Convention, Option<u32>), LoadError> {
+    let blame = |source| files.blame(source);
     let format = match &plan.format {
         Some(format) => format.clone(),
         None => files.format()?,
@@ -465,62 +447,15 @@ fn token_model(
         false => Convention::bind(format, &files.checkpoint, facts.vocab_size),
     };
     let convention = convention.map_err(blame)?;
-    let start_token = convention.start_token(&facts).map_err(blame)?;
+    let start_token = convention.start_token(facts).map_err(blame)?;
     convention.notes().iter().for_each(|note| warn!("{note}"));
     info!(
         levels = convention.format().levels,
-        generated_steps = steps,
+        generated_steps = plan.largest.steps,
         ms = ms(start),
         "bound the convention"
     );
-    let (catalog, catalog_memory) = read_catalog(files, &convention, machine)?;
-    sid_form(convention.format(), &catalog).iter().for_each(|note| warn!("{note}"));
-    let layout = sizing::layout(&convention, &catalog, context).map_err(blame)??;
-    let family = Family::Tokens(TokenModel { facts, convention: Arc::new(convention), start_token, layout });
-
-    let start = Instant::now();
-    let (positions, pages) = (context + steps, plan.pages as usize);
-    if let Some(gpu) = &machine.gpu {
-        let executor = checkpoint.load_on_device(gpu, positions, pages, &catalog).map_err(blame)?;
-        info!(device = %settings.engine.device, name = gpu.name(), ms = ms(start), "copied weights and trie to the device");
-        return Ok(Built { family, catalog, catalog_memory, executor: executor.into() });
-    }
-    let EngineSettings { weight_format, kv_format, .. } = settings.engine;
-    let options = LoadOptions { positions, weight_format, kv_format, pages };
-    let (executor, bytes) = checkpoint.load(&machine.cpu, options).map_err(blame)?;
-    info!(weights = %ByteSize(bytes), format = %weight_format, ms = ms(start), "loaded the weights");
-    Ok(Built { family, catalog, catalog_memory, executor: Box::new(executor) })
-}
-
-fn hstu(
-    files: &Files,
-    checkpoint: &Checkpoint<HstuConfig>,
-    plan: &LoadPlan,
-    settings: &Settings,
-    machine: &Machine,
-) -> Result<Built, LoadError> {
-    let blame = |source| files.blame(source);
-    let start = Instant::now();
-    let weight_format = settings.engine.weight_format;
-    let family = HstuFamily::new(Arc::new(checkpoint.config().clone()));
-    let pages = plan.pages as usize;
-    if let Some(gpu) = &machine.gpu {
-        let (catalog, catalog_memory) = read_catalog(files, &family.symbols, machine)?;
-        let executor = gpu::hstu_executor(gpu, files, checkpoint, &machine.cpu, pages, &catalog)?;
-        info!(device = %settings.engine.device, name = gpu.name(), ms = ms(start), "copied weights and trie to the device");
-        return Ok(Built {
-            family: Family::Hstu(family),
-            catalog,
-            catalog_memory,
-            executor: executor.into(),
-        });
-    }
-    let model = Arc::new(Hstu::load(checkpoint, &machine.cpu, weight_format).map_err(blame)?);
-    info!(weights = %ByteSize(model.weight_bytes()), format = %weight_format, ms = ms(start), "loaded the weights");
-    let (catalog, catalog_memory) = read_catalog(files, &family.symbols, machine)?;
-    let executor =
-        Executor::new(model, Arc::clone(&machine.cpu), settings.engine.kv_format, pages).map_err(blame)?;
-    Ok(Built { family: Family::Hstu(family), catalog, catalog_memory, executor: Box::new(executor) })
+    Ok((convention, start_token))
 }
 
 fn read_catalog(

@@ -72,7 +72,7 @@ fn action(catalog: &Catalog, item: ItemIndex) -> HistoryAction {
 async fn probe_hstu(service: &Service, family: &HstuFamily) -> Result<(), LoadError> {
     let catalog = &service.served().catalog;
     let features: BTreeMap<String, u32> =
-        family.item_features().into_iter().map(|name| (name.to_owned(), 0)).collect();
+        family.config.item_features().into_iter().map(|name| (name.to_owned(), 0)).collect();
     for mut history in histories(catalog).into_iter().filter(|history| !history.is_empty()) {
         for (time, event) in (1_700_000_000..).zip(&mut history) {
             (event.timestamp, event.action) = (Some(time), Some("0".into()));

@@ -7,7 +7,7 @@ use beamline_catalog::{ItemIndex, Node};
 use beamline_kv_cache::ReuseClass;
 use beamline_model::decode::{self, SearchRequest, Step};
 use beamline_model::families::hstu::inputs::Prepared;
-use beamline_model::families::tokens::TokenFacts;
+use beamline_model::loaded::TokenFacts;
 use beamline_model::step::ContextShape;
 use beamline_model::task::{self, Job, Task};
 

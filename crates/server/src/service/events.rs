@@ -112,7 +112,7 @@ pub(super) fn input(
     }
     let seen = known.iter().map(|(_, item, _)| *item).collect();
     let dropped = history::dropped(known.len(), family.max_items(given.prefix.len()), cut).min(known.len());
-    let (reads_times, reads_actions) = (family.reads_times(), family.reads_actions());
+    let (reads_times, reads_actions) = (family.config.reads_times(), family.config.reads_actions());
     let query_time = match given.query_time {
         Some(time) => time,
         None if reads_times => {
@@ -121,7 +121,7 @@ pub(super) fn input(
         }
         None => 0,
     };
-    let names = family.item_features();
+    let names = family.config.item_features();
     let mut events = Events { additional: vec![Vec::new(); names.len()], ..Events::default() };
     let mut path = Vec::new();
     for (index, item, action) in &known[dropped..] {
@@ -152,10 +152,10 @@ pub(super) fn input(
     if reads_times {
         events.times.extend(given.prefix.iter().map(|_| query_time));
     }
-    if let Some(action) = family.generated_action() {
+    if let Some(action) = family.config.generated_action() {
         events.actions.extend(given.prefix.iter().map(|_| action));
     }
-    let names = family.user_features();
+    let names = family.config.user_features();
     if let Some(name) = given.features.keys().find(|name| !names.contains(&name.as_str())) {
         return Err(invalid("features", format!("has {:?}, which this model does not read", clip(name))));
     }

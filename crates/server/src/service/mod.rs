@@ -39,7 +39,7 @@ use crate::error::Error;
 use crate::settings::{HistoryCut, RequestLimits};
 use search::engine_request;
 
-pub use family::{Family, HstuFamily, HstuSymbols, ItemRows, TokenModel};
+pub use family::{Family, HstuFamily, TokenModel};
 pub use history::{PromptLayout, coarse_step, dropped_by};
 pub use rank::{MAX_CANDIDATES, MICRO_BATCH};
 pub use served::{Lease, Memory, Served, model_identity};

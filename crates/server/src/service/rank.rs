@@ -101,7 +101,7 @@ impl Service {
         let work = preparing::work_of_history(served, &request.history);
         let build = || events::input(served, family, &given, self.history_cut);
         let mut input = self.prepare(work, deadline, build).await?;
-        let names = family.item_features();
+        let names = family.config.item_features();
         let mut candidates =
             Candidates { additional: vec![Vec::new(); names.len()], ..Candidates::default() };
         for &(index, item) in known {

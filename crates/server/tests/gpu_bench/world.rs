@@ -8,7 +8,7 @@ use beamline_compute::cuda::device::Device;
 use beamline_compute::cuda::pages::DevicePages;
 use beamline_kv_cache::{CacheConfig, HostMemory, MokaTier, Namespace, ReuseClass, SessionKey};
 use beamline_model::checkpoint::config::Config;
-use beamline_model::cuda::qwen::DeviceQwen;
+use beamline_model::cuda::decoder::DeviceDecoder;
 use beamline_model::decode::{Normalization, SearchRequest, Step};
 use beamline_model::executor::Executor;
 use beamline_model::task::{Found, Job};
@@ -93,7 +93,7 @@ impl World {
     ) -> Self {
         let (first_token, codes) = (shapes::first_token(config), shapes::codes(config));
         let catalog = Arc::new(catalog(args.items, shapes::LEVELS, codes, first_token));
-        let model = Arc::new(DeviceQwen::random(device, config, POSITIONS).unwrap());
+        let model = Arc::new(DeviceDecoder::random(device, config, POSITIONS).unwrap());
         let page = DevicePages::bytes_per_page(config.layers, config.kv_heads, [model.padded_dim(); 2]);
         let pages = pages.unwrap_or_else(|| match args.shape.as_str() {
             "tiny" => 256,

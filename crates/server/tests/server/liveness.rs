@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use beamline_model::checkpoint::config::Config;
-use beamline_model::families::qwen::expected_tensors;
+use beamline_model::families::decoder::expected_tensors;
 use serde_json::{Value, json};
 
 use crate::harness::{Server, fixture, read_json};

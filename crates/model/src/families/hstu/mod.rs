@@ -11,6 +11,7 @@
 //! sieve      which items cannot be among the best, told from a smaller copy
 //! ranking    final states of candidates -> predictions by task
 //! step       how an executor fills and runs a batch
+//! family     facts, memory and loading, for the rest of the system
 //! mlp        what the ranking variants have around the layers
 //! ```
 //!
@@ -47,14 +48,17 @@ pub mod batch;
 mod best;
 pub mod config;
 pub(crate) mod embed;
+mod family;
 pub mod inputs;
 pub(crate) mod layer_tensors;
 mod mlp;
 pub mod ranking;
+mod reads;
 pub mod retrieval;
 mod sieve;
 pub mod stack;
 mod step;
+pub mod symbols;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

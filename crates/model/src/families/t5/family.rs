@@ -1,4 +1,4 @@
-//! T5 as a family of tokens.
+//! T5 as the rest of the system sees it: facts, memory, loading.
 
 use std::sync::Arc;
 
@@ -18,12 +18,12 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::tensors::Tensors;
 use crate::error::ModelError;
 use crate::executor::{Executor, ModelExecutor};
-use crate::families::tokens::{DecoderFacts, LoadOptions, TokenConfig, TokenFacts};
-use crate::reference::verify::EngineLogits;
+use crate::loaded::{DecoderFacts, Facts, FamilyConfig, LoadOptions, TokenFacts};
+use crate::reference::verify::{EngineLogits, Referenced, Verified, verify_tokens};
 use crate::reference::{Reference, T5Reference};
 use crate::step::ContextShape;
 
-impl TokenConfig for T5Config {
+impl FamilyConfig for T5Config {
     fn reads(config: &Value) -> bool {
         match config["architectures"][0].as_str() {
             Some(name) => name == ARCHITECTURE,
@@ -31,8 +31,8 @@ impl TokenConfig for T5Config {
         }
     }
 
-    fn facts(&self) -> TokenFacts {
-        TokenFacts {
+    fn facts(&self) -> Facts {
+        Facts::Tokens(TokenFacts {
             family: "t5",
             architecture: ARCHITECTURE.to_owned(),
             vocab_size: self.vocab_size,
@@ -41,7 +41,7 @@ impl TokenConfig for T5Config {
             reuse: ReuseClass::Exact,
             pairs_per_row: self.pairs_per_row(),
             decoder: Some(DecoderFacts { start_token: self.decoder_start }),
-        }
+        })
     }
 
     fn page_shape(&self, format: KvFormat) -> PageShape {
@@ -76,6 +76,14 @@ impl TokenConfig for T5Config {
         let executor = Executor::new(Arc::new(model), Arc::clone(cpu), options.kv_format, options.pages)?;
         Ok((Box::new(executor), bytes))
     }
+
+    fn verify(checkpoint: &Checkpoint<Self>, cpu: &Arc<Cpu>) -> Result<Verified, ModelError> {
+        let start_token = checkpoint.config().decoder_start.unwrap_or_default();
+        verify_tokens(checkpoint, cpu, checkpoint.config().vocab_size, Some(start_token))
+    }
+}
+
+impl Referenced for T5Config {
     fn engine_logits(
         checkpoint: &Checkpoint<Self>,
         cpu: &Arc<Cpu>,

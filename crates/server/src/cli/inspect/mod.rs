@@ -14,7 +14,6 @@
 //! Invariant: "no problems found" means that `serve` with the same settings would now be ready.
 
 mod findings;
-mod hstu;
 mod limits;
 mod token_model;
 mod weights;
@@ -28,10 +27,9 @@ use anyhow::bail;
 use beamline_catalog::{Catalog, CatalogLimits, SymbolTable};
 use beamline_compute::cpu::Cpu;
 use beamline_compute::cpu::kv_format::KvFormat;
-use beamline_model::checkpoint::Checkpoint;
 use beamline_model::error::ModelError;
-use beamline_model::families::hstu::config::HstuConfig;
-use beamline_model::families::tokens;
+use beamline_model::families::hstu::symbols::HstuSymbols;
+use beamline_model::loaded::{self, Facts};
 
 use super::output;
 use crate::registry::Registry;
@@ -150,33 +148,23 @@ fn family(
     list: bool,
     findings: &mut Findings,
 ) -> Option<Box<dyn SymbolTable>> {
-    if layout::is_hstu(&files.checkpoint) {
-        let examined = Checkpoint::<HstuConfig>::examine(&files.checkpoint);
-        let config = examined.config.clone();
-        if let Some(config) = &config {
-            hstu::describe(config, kv_format, findings);
-        }
-        weights::describe(examined, list, findings);
-        return config
-            .map(|config| Box::new(crate::service::HstuSymbols::of(&config)) as Box<dyn SymbolTable>);
-    }
-    let examined = tokens::examine(&files.checkpoint, kv_format);
+    let examined = loaded::examine(&files.checkpoint, kv_format);
     let summary = examined.config.clone();
     if let Some(summary) = &summary {
         token_model::describe(summary, kv_format, findings);
     }
     weights::describe(examined, list, findings);
+    if let Some(Facts::Events(config)) = summary.as_ref().map(|summary| &summary.facts) {
+        return Some(Box::new(HstuSymbols::new(config)));
+    }
     let convention = token_model::convention(files, summary.as_ref(), findings);
     convention.map(|convention| Box::new(convention) as Box<dyn SymbolTable>)
 }
 
 /// Compares the model with its second implementation.
 fn verify(files: &Files, settings: &Settings, findings: &mut Findings) {
-    if layout::is_hstu(&files.checkpoint) {
-        return findings.problem("--verify: there is no second implementation of HSTU models yet");
-    }
     let cpu = Cpu::new(settings.engine.threads).map(Arc::new).map_err(ModelError::from);
-    let verified = cpu.and_then(|cpu| tokens::open(&files.checkpoint)?.verify(&cpu));
+    let verified = cpu.and_then(|cpu| loaded::open(&files.checkpoint)?.verify(&cpu));
     match verified {
         Ok(verified) if verified.agrees() => findings.line("verified", verified),
         Ok(verified) => findings.problem(format!("{verified}: please report this as a bug")),

@@ -4,7 +4,7 @@ use beamline_compute::cpu::kv_format::KvFormat;
 use beamline_compute::cpu::pages::PAGE_SIZE;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
-use beamline_model::families::tokens::Summary;
+use beamline_model::loaded::{Facts, Summary, TokenFacts};
 
 use super::{Findings, within};
 use crate::runtime::Files;
@@ -15,8 +15,12 @@ pub(super) fn describe(summary: &Summary, kv_format: KvFormat, findings: &mut Fi
     for (name, value) in &summary.lines {
         findings.line(name, value);
     }
+    let rows = match &summary.facts {
+        Facts::Tokens(_) => "tokens",
+        Facts::Events(_) => "rows",
+    };
     let page = ByteSize(summary.page_bytes);
-    findings.line("KV memory", format!("{page} per {PAGE_SIZE} context tokens, in {kv_format}"));
+    findings.line("KV memory", format!("{page} per {PAGE_SIZE} context {rows}, in {kv_format}"));
 }
 
 /// Adds how histories and items are written as tokens.
@@ -29,10 +33,14 @@ pub(super) fn convention(
     findings.line("SID", format.level_token_patterns.join(" "));
     findings
         .line("codes", format.level_code_counts.iter().map(u32::to_string).collect::<Vec<_>>().join(", "));
+    let facts = summary.and_then(|summary| match &summary.facts {
+        Facts::Tokens(facts) => Some(facts),
+        Facts::Events(_) => None,
+    });
     // Without config.json the size of the vocabulary is unknown, but the tokenizer can still be
     // checked.
     let named = format.vocab_size.unwrap_or(usize::MAX);
-    let vocab_size = summary.map_or(named, |summary| summary.facts.vocab_size);
+    let vocab_size = facts.map_or(named, |facts| facts.vocab_size);
     let convention = match Convention::bind(format, &files.checkpoint, vocab_size) {
         Ok(convention) => convention,
         Err(error) => {
@@ -40,7 +48,7 @@ pub(super) fn convention(
             return None;
         }
     };
-    if let Some(Err(error)) = summary.map(|summary| convention.start_token(&summary.facts)) {
+    if let Some(Err(error)) = facts.map(|facts: &TokenFacts| convention.start_token(facts)) {
         findings.model_error(&error);
     }
     findings.notes(convention.notes());

@@ -1,6 +1,6 @@
 //! Which config.json is read, and what it is refused for.
 
-use crate::families::tokens::TokenConfig;
+use crate::loaded::FamilyConfig;
 use serde_json::{Value, json};
 
 use super::*;

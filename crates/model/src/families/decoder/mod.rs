@@ -1,4 +1,4 @@
-//! Family `qwen`: Qwen3, Qwen2 and Llama decoders.
+//! Decoders of the Llama family tree: Qwen3, Qwen2 and Llama. The API calls the family `qwen`.
 //!
 //! Pre-norm blocks of grouped-query attention with rotary positions and a SwiGLU feed-forward layer:
 //!
@@ -18,6 +18,9 @@
 //!
 //! Queries, keys and values of the first layer depend on the token alone, before they are turned to their position:
 //! they are looked up where the table of all tokens is small.
+
+mod family;
+mod step;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -42,7 +45,7 @@ use crate::error::ModelError;
 
 /// A loaded decoder.
 #[derive(Debug)]
-pub struct Qwen {
+pub struct Decoder {
     config: Config,
     heads: Heads,
     /// `[vocab_size, hidden_size]`.
@@ -89,7 +92,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-impl Qwen {
+impl Decoder {
     /// Checks every tensor of the checkpoint and packs the weights, with rotary tables for `positions` positions. The
     /// embedding stays in single precision in every format.
     ///

@@ -6,13 +6,13 @@ use beamline_compute::cpu::kv_format::KvFormat;
 use beamline_compute::cpu::linear::{Rows, Scores};
 use beamline_compute::cpu::pages::PageStore;
 
-use super::qwen::{Qwen, Workspace, page_shape};
+use super::{Decoder, Workspace, page_shape};
 use crate::error::ModelError;
 use crate::executor::cpu::CpuFamily;
 use crate::rows::{BeamRows, ContextPart};
 use crate::task::{Context, Head};
 
-impl CpuFamily for Qwen {
+impl CpuFamily for Decoder {
     type Batch = Batch;
     type Workspace = Workspace;
 

@@ -11,7 +11,7 @@ use beamline_compute::cuda::pages::DevicePages;
 use beamline_compute::cuda::rows::{BranchChunk, RowArrays, Rows};
 use beamline_compute::cuda::upload::Upload;
 
-use super::qwen::{DeviceQwen, Workspace};
+use super::decoder::{DeviceDecoder, Workspace};
 use crate::executor::cuda::{DeviceFamily, FillBeams, Finished};
 use crate::rows::ContextPart;
 use crate::step::StepError;
@@ -54,7 +54,7 @@ impl StepMemory {
     }
 }
 
-impl DeviceFamily for DeviceQwen {
+impl DeviceFamily for DeviceDecoder {
     type Step = Layout;
     type Memory = StepMemory;
 

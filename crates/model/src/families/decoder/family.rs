@@ -1,4 +1,4 @@
-//! Decoders of the Llama family tree as a family of tokens.
+//! A decoder as the rest of the system sees it: facts, memory, loading.
 
 use std::sync::Arc;
 
@@ -15,27 +15,27 @@ use beamline_kv_cache::{PageId, ReuseClass};
 use candle_core::DType;
 use serde_json::Value;
 
-use super::{DeviceLimits, LoadOptions, TokenBytes, TokenConfig, TokenFacts};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::{Architecture, Config};
 use crate::checkpoint::tensors::Tensors;
 use crate::cuda::beams::check_beams;
-use crate::cuda::qwen::DeviceQwen;
+use crate::cuda::decoder::DeviceDecoder;
 use crate::error::ModelError;
 use crate::executor::{Executor, ModelExecutor};
-use crate::families::qwen::{Qwen, Workspace, first_layer_table_bytes, page_shape};
-use crate::reference::verify::{EngineLogits, LONGEST};
+use crate::families::decoder::{Decoder, Workspace, first_layer_table_bytes, page_shape};
+use crate::loaded::{Bytes, DeviceLimits, Facts, FamilyConfig, LoadOptions, TokenFacts};
+use crate::reference::verify::{EngineLogits, LONGEST, Referenced, Verified, verify_tokens};
 use crate::reference::{DecoderReference, Reference};
 use crate::step::ContextShape;
 
-impl TokenConfig for Config {
+impl FamilyConfig for Config {
     fn reads(config: &Value) -> bool {
         let first = config["architectures"][0].as_str();
         first.is_some_and(|name| Architecture::ALL.iter().any(|known| known.name() == name))
     }
 
-    fn facts(&self) -> TokenFacts {
-        TokenFacts {
+    fn facts(&self) -> Facts {
+        Facts::Tokens(TokenFacts {
             family: "qwen",
             architecture: self.architecture.name().to_owned(),
             vocab_size: self.vocab_size,
@@ -44,7 +44,7 @@ impl TokenConfig for Config {
             reuse: ReuseClass::CrossRequest,
             pairs_per_row: self.pairs_per_row(),
             decoder: None,
-        }
+        })
     }
 
     fn page_shape(&self, format: KvFormat) -> PageShape {
@@ -94,17 +94,53 @@ impl TokenConfig for Config {
         options: LoadOptions,
     ) -> Result<(Box<dyn ModelExecutor>, usize), ModelError> {
         let LoadOptions { positions, weight_format, kv_format, pages } = options;
-        let model = Qwen::load(checkpoint, positions, weight_format)?;
+        let model = Decoder::load(checkpoint, positions, weight_format)?;
         let bytes = model.weight_bytes();
         let executor = Executor::new(Arc::new(model), Arc::clone(cpu), kv_format, pages)?;
         Ok((Box::new(executor), bytes))
     }
 
+    fn verify(checkpoint: &Checkpoint<Self>, cpu: &Arc<Cpu>) -> Result<Verified, ModelError> {
+        verify_tokens(checkpoint, cpu, checkpoint.config().vocab_size, None)
+    }
+
+    fn device_bytes(&self, tensors: &Tensors, limits: DeviceLimits) -> Result<Bytes, ModelError> {
+        let DeviceLimits { positions, steps, beams } = limits;
+        check_beams(beams)?;
+        let padded = kernels::padded_dim(self.head_dim).ok_or_else(|| {
+            ModelError::Limit(format!("head_dim {}: not implemented on CUDA", self.head_dim))
+        })?;
+        if steps > kernels::MOST_ANCESTORS {
+            let most = kernels::MOST_ANCESTORS;
+            return Err(ModelError::Limit(format!("{steps} generated tokens: at most {most} on CUDA")));
+        }
+        let rotary = positions.saturating_mul(self.head_dim).saturating_mul(4);
+        let weights = tensors.parameters().saturating_mul(2).saturating_add(rotary);
+        let page = DevicePages::bytes_per_page(self.layers, self.kv_heads, [padded; 2]);
+        Ok(Bytes { page, weights, beside: 0 })
+    }
+
+    fn load_on_device(
+        checkpoint: &Checkpoint<Self>,
+        device: &Arc<dyn Device>,
+        _cpu: &Arc<Cpu>,
+        positions: usize,
+        pages: usize,
+        catalog: &Arc<Catalog>,
+    ) -> Result<Box<dyn ModelExecutor>, ModelError> {
+        let model = DeviceDecoder::load(device, checkpoint, positions)?;
+        let mut executor = Executor::on_device(Arc::new(model), pages)?;
+        executor.prepare(catalog)?;
+        Ok(Box::new(executor))
+    }
+}
+
+impl Referenced for Config {
     fn engine_logits(
         checkpoint: &Checkpoint<Self>,
         cpu: &Arc<Cpu>,
     ) -> Result<Box<EngineLogits<'static>>, ModelError> {
-        let model = Qwen::load(checkpoint, LONGEST, WeightFormat::F32)?;
+        let model = Decoder::load(checkpoint, LONGEST, WeightFormat::F32)?;
         let cpu = Arc::clone(cpu);
         Ok(Box::new(move |tokens| {
             let count = tokens.len().div_ceil(PAGE_SIZE) as u32;
@@ -124,33 +160,5 @@ impl TokenConfig for Config {
     fn reference(checkpoint: &Checkpoint<Self>) -> Result<Box<dyn Reference>, ModelError> {
         let (config, tensors) = (checkpoint.config(), checkpoint.tensors());
         Ok(Box::new(DecoderReference::new(config, tensors, DType::F64, &candle_core::Device::Cpu)?))
-    }
-
-    fn device_bytes(&self, tensors: &Tensors, limits: DeviceLimits) -> Result<TokenBytes, ModelError> {
-        let DeviceLimits { positions, steps, beams } = limits;
-        check_beams(beams)?;
-        let padded = kernels::padded_dim(self.head_dim).ok_or_else(|| {
-            ModelError::Limit(format!("head_dim {}: not implemented on CUDA", self.head_dim))
-        })?;
-        if steps > kernels::MOST_ANCESTORS {
-            let most = kernels::MOST_ANCESTORS;
-            return Err(ModelError::Limit(format!("{steps} generated tokens: at most {most} on CUDA")));
-        }
-        let rotary = positions.saturating_mul(self.head_dim).saturating_mul(4);
-        let weights = tensors.parameters().saturating_mul(2).saturating_add(rotary);
-        Ok(TokenBytes { page: DevicePages::bytes_per_page(self.layers, self.kv_heads, [padded; 2]), weights })
-    }
-
-    fn load_on_device(
-        checkpoint: &Checkpoint<Self>,
-        device: &Arc<dyn Device>,
-        positions: usize,
-        pages: usize,
-        catalog: &Arc<Catalog>,
-    ) -> Result<Box<dyn ModelExecutor>, ModelError> {
-        let model = DeviceQwen::load(device, checkpoint, positions)?;
-        let mut executor = Executor::on_device(Arc::new(model), pages)?;
-        executor.prepare(catalog)?;
-        Ok(Box::new(executor))
     }
 }

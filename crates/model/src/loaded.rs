@@ -1,13 +1,11 @@
-//! Families that read and write tokens: decoders and encoder-decoders.
+//! A checkpoint of any family, opened: the only face that the rest of the system sees.
 //!
-//! Place in the flow: the runtime opens a checkpoint here, asks what it takes, and gets an executor. It never learns
-//! which family it holds.
+//! Place in the flow: the runtime opens a directory here, asks what it takes, and gets an executor. It learns what the model
+//! reads ([`Facts`]), and never which family it holds.
 //!
-//! A family is a type of configuration that implements [`TokenConfig`], and one line in [`FAMILIES`].
+//! A family is a type of configuration that implements [`FamilyConfig`], and one entry of [`FAMILIES`].
 //!
-//! Invariant: memory that is counted ([`TokenFamily::bytes`]) is at least the memory that is taken.
-
-mod decoder;
+//! Invariant: memory that is counted ([`Loaded::bytes`]) is at least the memory that is taken.
 
 use std::fmt;
 use std::path::Path;
@@ -30,15 +28,25 @@ use crate::checkpoint::tensors::Tensors;
 use crate::checkpoint::{Checkpoint, Examined, json};
 use crate::error::ModelError;
 use crate::executor::ModelExecutor;
+use crate::families::hstu::config::HstuConfig;
 use crate::families::t5::config::T5Config;
-use crate::reference::Reference;
-use crate::reference::verify::{EngineLogits, Verified, verify};
+use crate::reference::verify::Verified;
 use crate::step::ContextShape;
 
 /// The families. A checkpoint that names none of them is read as the last, which says what is known.
-const FAMILIES: [Registered; 2] = [registered::<T5Config>(), registered::<Config>()];
+const FAMILIES: [Registered; 3] =
+    [registered::<T5Config>(), registered::<HstuConfig>(), registered::<Config>()];
 
 /// What the rest of the system needs to know of a checkpoint.
+#[derive(Clone, Debug)]
+pub enum Facts {
+    /// It reads tokens and generates semantic IDs.
+    Tokens(TokenFacts),
+    /// It reads events: items, actions, times and features.
+    Events(Arc<HstuConfig>),
+}
+
+/// What the rest of the system needs to know of a model that reads tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenFacts {
     /// Name of the family.
@@ -59,6 +67,32 @@ pub struct TokenFacts {
     pub decoder: Option<DecoderFacts>,
 }
 
+impl Facts {
+    /// Architecture that config.json names.
+    pub fn architecture(&self) -> String {
+        match self {
+            Self::Tokens(facts) => facts.architecture.clone(),
+            Self::Events(config) => config.architecture(),
+        }
+    }
+
+    /// Words that a position is addressed by in the prefix index.
+    pub fn words_per_position(&self) -> usize {
+        match self {
+            Self::Tokens(_) => 1,
+            Self::Events(config) => config.words_per_position(),
+        }
+    }
+
+    /// Positions that a row attends to in the time that the rest of it takes.
+    pub fn pairs_per_row(&self) -> u64 {
+        match self {
+            Self::Tokens(facts) => facts.pairs_per_row,
+            Self::Events(config) => config.stack.pairs_per_row(),
+        }
+    }
+}
+
 /// What is special to a model that reads a history with an encoder. Its context is the tokens of the history, then one
 /// start token of the decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,11 +103,13 @@ pub struct DecoderFacts {
 
 /// Bytes that a model takes where it runs, at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TokenBytes {
+pub struct Bytes {
     /// A page.
     pub page: usize,
-    /// The weights.
+    /// The weights, where the model runs.
     pub weights: usize,
+    /// Weights in the host's memory, beside those on a graphics processor.
+    pub beside: usize,
 }
 
 /// How a model is to be loaded.
@@ -101,12 +137,12 @@ pub struct DeviceLimits {
 }
 
 /// What a family says of its configuration.
-pub trait TokenConfig: Described + fmt::Debug + Send + Sync + 'static {
+pub trait FamilyConfig: Described + fmt::Debug + Send + Sync + 'static {
     /// Whether a config.json is of this family.
     fn reads(config: &Value) -> bool;
 
     /// What the rest of the system needs to know.
-    fn facts(&self) -> TokenFacts;
+    fn facts(&self) -> Facts;
 
     /// What a page holds on the CPU.
     fn page_shape(&self, format: KvFormat) -> PageShape;
@@ -128,29 +164,19 @@ pub trait TokenConfig: Described + fmt::Debug + Send + Sync + 'static {
         options: LoadOptions,
     ) -> Result<(Box<dyn ModelExecutor>, usize), ModelError>;
 
-    /// The engine's logits of what follows a context, in single precision on the CPU, one context at a time.
+    /// Compares the engine with a second implementation on random requests.
     ///
     /// # Errors
     ///
     /// When tensors cannot be used.
-    fn engine_logits(
-        checkpoint: &Checkpoint<Self>,
-        cpu: &Arc<Cpu>,
-    ) -> Result<Box<EngineLogits<'static>>, ModelError>;
-
-    /// The same model in plain candle-nn, in double precision.
-    ///
-    /// # Errors
-    ///
-    /// When tensors cannot be used.
-    fn reference(checkpoint: &Checkpoint<Self>) -> Result<Box<dyn Reference>, ModelError>;
+    fn verify(checkpoint: &Checkpoint<Self>, cpu: &Arc<Cpu>) -> Result<Verified, ModelError>;
 
     /// Bytes on a graphics processor, at most.
     ///
     /// # Errors
     ///
     /// When the family, or a model of these sizes, does not run there.
-    fn device_bytes(&self, _tensors: &Tensors, _limits: DeviceLimits) -> Result<TokenBytes, ModelError> {
+    fn device_bytes(&self, _tensors: &Tensors, _limits: DeviceLimits) -> Result<Bytes, ModelError> {
         Err(self.not_on_device())
     }
 
@@ -162,6 +188,7 @@ pub trait TokenConfig: Described + fmt::Debug + Send + Sync + 'static {
     fn load_on_device(
         checkpoint: &Checkpoint<Self>,
         _device: &Arc<dyn Device>,
+        _cpu: &Arc<Cpu>,
         _positions: usize,
         _pages: usize,
         _catalog: &Arc<Catalog>,
@@ -173,15 +200,15 @@ pub trait TokenConfig: Described + fmt::Debug + Send + Sync + 'static {
     fn not_on_device(&self) -> ModelError {
         ModelError::Config(format!(
             "{} does not run on CUDA; serve it with --device cpu",
-            self.facts().architecture
+            self.facts().architecture()
         ))
     }
 }
 
 /// A checkpoint that was opened and found undamaged.
-pub trait TokenFamily: fmt::Debug + Send + Sync {
+pub trait Loaded: fmt::Debug + Send + Sync {
     /// What the rest of the system needs to know.
-    fn facts(&self) -> TokenFacts;
+    fn facts(&self) -> Facts;
     /// The weights.
     fn tensors(&self) -> &Tensors;
     /// What its author should know.
@@ -197,8 +224,8 @@ pub trait TokenFamily: fmt::Debug + Send + Sync {
     /// When there is none.
     fn tokenizer(&self) -> Result<&str, ModelError>;
     /// Bytes on the CPU, at most.
-    fn bytes(&self, positions: usize, weights: WeightFormat, keys: KvFormat) -> TokenBytes;
-    /// As [`TokenConfig::load`].
+    fn bytes(&self, positions: usize, weights: WeightFormat, keys: KvFormat) -> Bytes;
+    /// As [`FamilyConfig::load`].
     ///
     /// # Errors
     ///
@@ -214,13 +241,13 @@ pub trait TokenFamily: fmt::Debug + Send + Sync {
     ///
     /// When tensors cannot be used.
     fn verify(&self, cpu: &Arc<Cpu>) -> Result<Verified, ModelError>;
-    /// As [`TokenConfig::device_bytes`].
+    /// As [`FamilyConfig::device_bytes`].
     ///
     /// # Errors
     ///
     /// When the family, or a model of these sizes, does not run there.
-    fn device_bytes(&self, limits: DeviceLimits) -> Result<TokenBytes, ModelError>;
-    /// As [`TokenConfig::load_on_device`].
+    fn device_bytes(&self, limits: DeviceLimits) -> Result<Bytes, ModelError>;
+    /// As [`FamilyConfig::load_on_device`].
     ///
     /// # Errors
     ///
@@ -228,14 +255,15 @@ pub trait TokenFamily: fmt::Debug + Send + Sync {
     fn load_on_device(
         &self,
         device: &Arc<dyn Device>,
+        cpu: &Arc<Cpu>,
         positions: usize,
         pages: usize,
         catalog: &Arc<Catalog>,
     ) -> Result<Box<dyn ModelExecutor>, ModelError>;
 }
 
-impl<C: TokenConfig> TokenFamily for Checkpoint<C> {
-    fn facts(&self) -> TokenFacts {
+impl<C: FamilyConfig> Loaded for Checkpoint<C> {
+    fn facts(&self) -> Facts {
         self.config().facts()
     }
 
@@ -259,10 +287,11 @@ impl<C: TokenConfig> TokenFamily for Checkpoint<C> {
         self.tokenizer()
     }
 
-    fn bytes(&self, positions: usize, weights: WeightFormat, keys: KvFormat) -> TokenBytes {
-        TokenBytes {
+    fn bytes(&self, positions: usize, weights: WeightFormat, keys: KvFormat) -> Bytes {
+        Bytes {
             page: self.config().page_shape(keys).page_bytes(),
             weights: self.config().weight_bytes(self.tensors(), positions, weights),
+            beside: 0,
         }
     }
 
@@ -275,24 +304,22 @@ impl<C: TokenConfig> TokenFamily for Checkpoint<C> {
     }
 
     fn verify(&self, cpu: &Arc<Cpu>) -> Result<Verified, ModelError> {
-        let TokenFacts { vocab_size, decoder, .. } = self.config().facts();
-        let start_token = decoder.map(|decoder| decoder.start_token.unwrap_or_default());
-        let (mut engine, reference) = (C::engine_logits(self, cpu)?, C::reference(self)?);
-        verify(&mut *engine, &*reference, vocab_size, start_token)
+        C::verify(self, cpu)
     }
 
-    fn device_bytes(&self, limits: DeviceLimits) -> Result<TokenBytes, ModelError> {
+    fn device_bytes(&self, limits: DeviceLimits) -> Result<Bytes, ModelError> {
         self.config().device_bytes(self.tensors(), limits)
     }
 
     fn load_on_device(
         &self,
         device: &Arc<dyn Device>,
+        cpu: &Arc<Cpu>,
         positions: usize,
         pages: usize,
         catalog: &Arc<Catalog>,
     ) -> Result<Box<dyn ModelExecutor>, ModelError> {
-        C::load_on_device(self, device, positions, pages, catalog)
+        C::load_on_device(self, device, cpu, positions, pages, catalog)
     }
 }
 
@@ -300,7 +327,7 @@ impl<C: TokenConfig> TokenFamily for Checkpoint<C> {
 #[derive(Clone, Debug)]
 pub struct Summary {
     /// What the rest of the system needs to know.
-    pub facts: TokenFacts,
+    pub facts: Facts,
     /// Lines for people.
     pub lines: Vec<(&'static str, String)>,
     /// Bytes of a page, in a format.
@@ -310,12 +337,12 @@ pub struct Summary {
 /// A family.
 struct Registered {
     reads: fn(&Value) -> bool,
-    open: fn(&Path) -> Result<Box<dyn TokenFamily>, ModelError>,
+    open: fn(&Path) -> Result<Box<dyn Loaded>, ModelError>,
     examine: fn(&Path, KvFormat) -> Examined<Summary>,
-    facts: fn(&str) -> Result<TokenFacts, ModelError>,
+    facts: fn(&str) -> Result<Facts, ModelError>,
 }
 
-const fn registered<C: TokenConfig>() -> Registered {
+const fn registered<C: FamilyConfig>() -> Registered {
     Registered {
         reads: C::reads,
         open: |directory| Ok(Box::new(Checkpoint::<C>::open_as(directory)?)),
@@ -335,7 +362,7 @@ const fn registered<C: TokenConfig>() -> Registered {
 /// # Errors
 ///
 /// When a file is missing or damaged, or config.json names an architecture that this build does not know.
-pub fn open(directory: &Path) -> Result<Box<dyn TokenFamily>, ModelError> {
+pub fn open(directory: &Path) -> Result<Box<dyn Loaded>, ModelError> {
     (family_in(directory).open)(directory)
 }
 
@@ -349,8 +376,13 @@ pub fn examine(directory: &Path, format: KvFormat) -> Examined<Summary> {
 /// # Errors
 ///
 /// When it cannot be used.
-pub fn facts(config: &str) -> Result<TokenFacts, ModelError> {
+pub fn facts(config: &str) -> Result<Facts, ModelError> {
     (family_of(config).facts)(config)
+}
+
+/// Whether a config.json is of a family that reads events. Nothing else of it is looked at.
+pub fn reads_events(config: &str) -> bool {
+    json::parse(config).is_ok_and(|config| <HstuConfig as FamilyConfig>::reads(&config))
 }
 
 fn family_in(directory: &Path) -> &'static Registered {

@@ -1,6 +1,6 @@
 //! Qwen3, Qwen2 and Llama decoders in device memory: weights in bf16, and the forward pass as a list of work.
 //!
-//! The equations are those of [`families::qwen`](crate::families::qwen). Products are cuBLAS's, bf16 in and accumulated in single precision;
+//! The equations are those of [`families::decoder`](crate::families::decoder). Products are cuBLAS's, bf16 in and accumulated in single precision;
 //! queries, keys and values are one product, and so are gate and up. The residual stream is kept in single precision, so
 //! that it is rounded in no layer.
 //!
@@ -27,7 +27,7 @@ use crate::error::ModelError;
 
 /// A decoder in device memory.
 #[derive(Debug)]
-pub struct DeviceQwen {
+pub struct DeviceDecoder {
     device: Arc<dyn Device>,
     config: Config,
     padded_dim: usize,
@@ -132,7 +132,7 @@ impl Layer {
     }
 }
 
-impl DeviceQwen {
+impl DeviceDecoder {
     /// Checks every tensor of the checkpoint and copies the weights, with rotary tables for `positions` positions. Where the checkpoint has
     /// no weights, they are made up.
     ///
