@@ -14,7 +14,7 @@ import unittest
 import warnings
 
 WEIGHTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-FIXTURES = os.path.join(os.path.dirname(WEIGHTS), "fixtures", "hstu")
+FIXTURES = os.path.join(os.path.dirname(WEIGHTS), "fixtures")
 sys.path.insert(0, os.path.join(WEIGHTS, "convert"))
 
 TORCH = all(importlib.util.find_spec(name) for name in ("torch", "numpy", "safetensors"))
@@ -114,11 +114,11 @@ def state_of(fixture):
 
 @needs_torch
 class ResearchTest(Folder):
-    double = os.path.join(FIXTURES, "research", "fp64.safetensors")
-    single = os.path.join(FIXTURES, "research", "fp32.safetensors")
+    double = os.path.join(FIXTURES, "hstu-research", "fp64.safetensors")
+    single = os.path.join(FIXTURES, "hstu-research", "fp32.safetensors")
     options = ("--heads", "2", "--max-sequence-length", "12", "--activation", "silu", "--normalization", "l2")
 
-    def pickled(self, change=None, fixture="research/fp32.safetensors"):
+    def pickled(self, change=None, fixture="hstu-research/fp32.safetensors"):
         state = state_of(fixture)
         if change:
             change(state)
@@ -155,7 +155,7 @@ class ResearchTest(Folder):
                 "output": {"normalization": {"kind": "l2", "eps": 1e-6}, "head": {"kind": "items", "eps": 1e-6}},
             },
         )
-        written, state = load_file(self.path("out", "model.safetensors")), state_of("research/fp32.safetensors")
+        written, state = load_file(self.path("out", "model.safetensors")), state_of("hstu-research/fp32.safetensors")
         state.pop("_attn_mask")
         self.assertEqual(written.keys(), state.keys())
         self.assertTrue(all(torch.equal(written[name], state[name]) for name in state))
@@ -166,10 +166,10 @@ class ResearchTest(Folder):
         self.assertTrue(self.agrees("out", self.single))
 
     def test_several_stages(self):
-        path = self.pickled(fixture="research-append/fp32.safetensors")
+        path = self.pickled(fixture="hstu-research-append/fp32.safetensors")
         options = ("--heads", "2", "--max-sequence-length", "24", "--gr-output-length", "10", "--activation", "silu", "--normalization", "l2")
         self.quietly(research.main, [path, "--out", self.path("out"), *options])
-        self.assertTrue(self.agrees("out", os.path.join(FIXTURES, "research-append", "fp64.safetensors")))
+        self.assertTrue(self.agrees("out", os.path.join(FIXTURES, "hstu-research-append", "fp64.safetensors")))
         self.assertIn("out.c.layer1.jagged: within", self.said)
 
     def test_a_wrong_constant_shows(self):
@@ -251,7 +251,7 @@ class ResearchTest(Folder):
 
     def test_a_pickle_that_runs_something_is_refused(self):
         path, left = self.path("evil.pt"), self.path("left-behind")
-        torch.save({"epoch": 1, "model_state_dict": state_of("research/fp32.safetensors"), "more": Touch(left)}, path)
+        torch.save({"epoch": 1, "model_state_dict": state_of("hstu-research/fp32.safetensors"), "more": Touch(left)}, path)
         self.refused("can run any program", research.main, [path, "--out", self.path("out"), *self.options])
         self.assertFalse(os.path.exists(left))
         with open(path, "wb") as file:
@@ -289,12 +289,12 @@ CONSTANTS = {
 
 @needs_torch
 class DlrmTest(Folder):
-    fixture = os.path.join(FIXTURES, "stu", "dlrm_hstu_fp32.safetensors")
+    fixture = os.path.join(FIXTURES, "hstu-stu", "dlrm_hstu_fp32.safetensors")
 
     def saved(self, half=False):
         from torch.distributed import checkpoint as distributed
 
-        state, home = state_of("stu/dlrm_hstu_fp32.safetensors"), self.path("saved")
+        state, home = state_of("hstu-stu/dlrm_hstu_fp32.safetensors"), self.path("saved")
         sparse = {name: tensor for name, tensor in state.items() if "embedding_collection" in name}
         dense = {name: tensor for name, tensor in state.items() if name not in sparse}
         if half:
@@ -337,10 +337,10 @@ class DlrmTest(Folder):
         self.each_wrong(self.fixture, changes)
 
     def test_the_trained_time_clamp(self):
-        trained = load_file(os.path.join(FIXTURES, "stu", "dlrm_hstu_clamp_rows_fp32.safetensors"))
+        trained = load_file(os.path.join(FIXTURES, "hstu-stu", "dlrm_hstu_clamp_rows_fp32.safetensors"))
         inputs = {name: tensor for name, tensor in load_file(self.fixture).items() if name.startswith("in.")}
         save_file({**inputs, **{name: tensor for name, tensor in trained.items() if name.startswith("out.")}}, self.path("trained.safetensors"))
-        state = state_of("stu/dlrm_hstu_fp32.safetensors")
+        state = state_of("hstu-stu/dlrm_hstu_fp32.safetensors")
         save_file(state, self.path("state.safetensors"))
         self.convert(self.path("state.safetensors"), {**CONSTANTS, "time_clamp": "rows"})
         self.assertTrue(self.agrees("out", self.path("trained.safetensors")))
@@ -353,7 +353,7 @@ class DlrmTest(Folder):
         self.assertEqual({dtype for name, dtype in types.items() if "embedding_collection" not in name}, {torch.float32})
 
     def test_what_is_missing_or_contradicts_is_refused(self):
-        save_file(state_of("stu/dlrm_hstu_fp32.safetensors"), self.path("state.safetensors"))
+        save_file(state_of("hstu-stu/dlrm_hstu_fp32.safetensors"), self.path("state.safetensors"))
         run = lambda **changes: self.convert(self.path("state.safetensors"), {**CONSTANTS, **changes})  # noqa: E731
         without = {name: value for name, value in CONSTANTS.items() if name != "attention_divisor"}
         self.refused("missing attention_divisor", self.convert, self.path("state.safetensors"), without)
@@ -376,7 +376,7 @@ class DlrmTest(Folder):
         cases = {"plain": (0, 0), "ctx": (3, 0), "window": (0, 4), "groupnorm": (2, 0)}
         for case, (contextual, window) in cases.items():
             with self.subTest(case):
-                fixture = f"stu/stu_{case}_fp32.safetensors"
+                fixture = f"hstu-stu/stu_{case}_fp32.safetensors"
                 state = {"_hstu_transducer._stu_module." + name: tensor for name, tensor in state_of(fixture).items()}
                 most = int(load_file(os.path.join(FIXTURES, fixture))["in.max_seq_len"])
                 constants = {**CONSTANTS, "group_norm": case == "groupnorm", "attention_divisor": most}

@@ -17,7 +17,7 @@ import unittest
 WEIGHTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 REPOSITORY = os.path.dirname(WEIGHTS)
 FIXTURE = os.path.join(REPOSITORY, "crates", "server", "tests", "fixtures", "hstu-semantic-ids")
-RESEARCH = os.path.join(REPOSITORY, "fixtures", "hstu", "research")
+RESEARCH = os.path.join(REPOSITORY, "fixtures", "hstu-research")
 FOLDERS = [os.path.join(WEIGHTS, "hstu"), os.path.join(WEIGHTS, "convert")]
 
 
