@@ -22,7 +22,6 @@ A ranking is the same sum along the candidate's path. Under `allowed_set` there 
 """
 
 import argparse
-import json
 
 import torch
 from directory import read, read_lines, write_lines
