@@ -17,8 +17,8 @@ done. """
 
 import argparse
 import json
-import math
 import os
+import sys
 import time
 
 import torch
@@ -29,6 +29,9 @@ from evaluate import metrics, slates
 from losses import item_loss, token_loss
 from model import Hstu
 from sequences import Spelling, batches, padded
+
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import training as common  # noqa: E402
 
 # Up to this many items, a softmax over all of them costs less than it gives.
 MANY_ITEMS = 20_000
@@ -107,9 +110,8 @@ class Training:
         self.options, self.path = options, options.out.rstrip("/") + ".training.pt"
         self.lines, catalog = (read_lines(os.path.join(options.data, name)) for name in ("train.jsonl", "catalog.jsonl"))
         self.lines = [line for line in self.lines if len(line["items"]) > 1]
-        validation, wanted = read_lines(os.path.join(options.data, "validation.jsonl")), options.validate_users
-        step = max(1.0, len(validation) / wanted)
-        self.validation = [validation[int(number * step)] for number in range(min(wanted, len(validation)))]
+        validation = read_lines(os.path.join(options.data, "validation.jsonl"))
+        self.validation = common.even(validation, options.validate_users)
         self.catalog, codes = with_semantic_ids(catalog, options.semantic_ids) if options.semantic_ids else (catalog, None)
         known = [action for line in self.lines + validation for action in line.get("actions", [])]
         torch.manual_seed(options.seed)
@@ -153,7 +155,7 @@ class Training:
 
     def rate(self, done):
         """Of `done` in 0 to 1: a short warm-up, then half a cosine down to a twentieth."""
-        return self.options.lr * min(1.0, done / 0.02 + 0.02) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+        return self.options.lr * min(1.0, done / 0.02 + 0.02) * common.cosine(done, 0.05)
 
     def run_epoch(self):
         """One pass; the mean loss of its steps."""
@@ -163,13 +165,8 @@ class Training:
         plan, total = batches(self.lines, self.spelling, self.options.batch_rows, hidden, seed), 0.0
         self.model.train()
         for step, batch in enumerate(plan):
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate((self.epoch + step / len(plan)) / self.options.epochs)
             loss = self.loss(batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
+            common.take_step(self.model, self.optimizer, self.rate((self.epoch + step / len(plan)) / self.options.epochs), loss)
             total += loss.item()
         self.epoch += 1
         return total / len(plan)

@@ -38,6 +38,34 @@ class Trie:
             self.items[leaf].append(item)
 
 
+def children_of(trie, level, node, score, logits, normalization="full_vocab"):
+    """Every beam's children in the trie and their scores, [users, beams, most children]; FORBIDDEN where there is none.
+
+    `node`, `score`: of the beams, [users, beams]; `logits`: of the next token of each, [users, beams, vocabulary]."""
+    children = trie.children[level][node]
+    exists = (children >= 0) & (score > FORBIDDEN / 2)[..., None]
+    chosen = logits.gather(2, trie.token[level][children.clamp(0)])
+    if normalization == "allowed_set":
+        step = chosen.masked_fill(~exists, FORBIDDEN).log_softmax(-1)
+    else:
+        step = chosen - logits.logsumexp(-1, keepdim=True)
+    return children, (score[..., None] + step).masked_fill(~exists, FORBIDDEN)
+
+
+def forbid(trie, histories, children, total):
+    """Takes the leaves away whose items all stand in the history."""
+    for user, history in enumerate(histories):
+        seen = set(history)
+        gone = [leaf for leaf in {trie.leaf[item] for item in seen} if seen.issuperset(trie.items[leaf])]
+        total[user][torch.isin(children[user], torch.tensor(gone))] = FORBIDDEN
+
+
+def keep(children, total, beam_width):
+    """The best children of all beams: the beams they come from, their nodes and scores, each [users, beams]."""
+    score, best = total.flatten(1).topk(min(beam_width, total[0].numel()), 1)
+    return best // total.shape[2], children.flatten(1).gather(1, best).clamp(0), score
+
+
 @torch.no_grad()
 def search(model, trie, prefix, paths, histories, beam_width=50, normalization="full_vocab", exclude_history=False):
     """Leaves [users, beams] and their scores, best first. `prefix`: token ids before a history; `paths`: token ids of each item.
@@ -61,31 +89,27 @@ def search(model, trie, prefix, paths, histories, beam_width=50, normalization="
     node, score, visible = torch.zeros(users, 1, dtype=torch.long), torch.zeros(users, 1), real[:, None]
     for level in range(trie.levels):
         logits = model.lm_head(hidden)
-        children = trie.children[level][node]
-        exists = (children >= 0) & (score > FORBIDDEN / 2)[..., None]
-        chosen = logits.gather(2, trie.token[level][children.clamp(0)])
-        if normalization == "allowed_set":
-            step = chosen.masked_fill(~exists, FORBIDDEN).log_softmax(-1)
-        else:
-            step = chosen - logits.logsumexp(-1, keepdim=True)
-        total = (score[..., None] + step).masked_fill(~exists, FORBIDDEN)
+        children, total = children_of(trie, level, node, score, logits, normalization)
         if exclude_history and level == trie.levels - 1:
-            for user, history in enumerate(histories):
-                seen = set(history)
-                gone = [leaf for leaf in {trie.leaf[item] for item in seen} if seen.issuperset(trie.items[leaf])]
-                total[user][torch.isin(children[user], torch.tensor(gone))] = FORBIDDEN
-        beams = min(beam_width, total[0].numel())
-        score, best = total.flatten(1).topk(beams, 1)
-        parent, node = best // total.shape[2], children.flatten(1).gather(1, best).clamp(0)
+            forbid(trie, histories, children, total)
+        parent, node, score = keep(children, total, beam_width)
         if level < trie.levels - 1:
+            beams = node.shape[1]
             own = torch.eye(beams, dtype=torch.bool)[None].expand(users, -1, -1)
             visible = torch.cat([visible.gather(1, parent[..., None].expand(-1, -1, visible.shape[2])), own], 2)
             hidden = run(trie.token[level][node], visible, (width - padding + level)[:, None].expand(users, beams))
     return node, score
 
 
-def recall(model, trie, prefix, paths, users, beam_width=50, normalization="full_vocab", exclude_history=False, max_items=50, cut=10, batch_tokens=6000):
-    """Recall and NDCG at `cut` over users [(history, target)], items as numbers. Items that share a semantic ID stand in catalog order."""
+def slate(trie, leaves, scores, excluded=(), cut=10):
+    """The first items of the leaves that a user's beams ended in. Items that share a semantic ID stand in catalog order."""
+    found = [item for leaf, score in zip(leaves, scores) if score > FORBIDDEN / 2 for item in trie.items[leaf] if item not in excluded]
+    return found[:cut]
+
+
+def recall(model, trie, prefix, paths, users, beam_width=50, normalization="full_vocab", exclude_history=False, max_items=50, cut=10,
+           batch_tokens=6000, by=search):  # fmt: skip
+    """Recall and NDCG at `cut` over users [(history, target)], items as numbers. `by`: the search of another kind of model."""
     was_training = model.training
     model.eval()
     users = sorted(users, key=lambda user: len(user[0]))
@@ -94,12 +118,11 @@ def recall(model, trie, prefix, paths, users, beam_width=50, normalization="full
         tokens = len(prefix) + trie.levels * min(max_items, len(users[at][0])) + (trie.levels - 1) * beam_width
         batch = users[at : at + max(8, batch_tokens // tokens)]
         at += len(batch)
-        leaves, scores = search(model, trie, prefix, paths, [history[-max_items:] for history, _ in batch], beam_width, normalization, exclude_history)
-        for row, ok, (history, target) in zip(leaves.tolist(), (scores > FORBIDDEN / 2).tolist(), batch):
-            excluded = set(history) if exclude_history else ()
-            slate = [item for leaf, exists in zip(row[: 2 * cut], ok) if exists for item in trie.items[leaf] if item not in excluded][:cut]
-            if target in slate:
+        leaves, scores = by(model, trie, prefix, paths, [history[-max_items:] for history, _ in batch], beam_width, normalization, exclude_history)
+        for row, score, (history, target) in zip(leaves.tolist(), scores.tolist(), batch):
+            found = slate(trie, row[: 2 * cut], score, set(history) if exclude_history else (), cut)
+            if target in found:
                 hits += 1
-                gain += 1 / float(torch.log2(torch.tensor(slate.index(target) + 2.0)))
+                gain += 1 / float(torch.log2(torch.tensor(found.index(target) + 2.0)))
     model.train(was_training)
     return hits / len(users), gain / len(users)

@@ -27,10 +27,9 @@ moving average of the weights. While the rate is constant, a run may be stopped 
 
 import argparse
 import json
-import math
 import os
 import random
-import shutil
+import sys
 import time
 
 import numpy
@@ -42,6 +41,9 @@ import build_index
 import soft_targets
 from item_model import REACH, ItemModel
 from tokens import Writer, build_tokenizer, check_convention, read_lines
+
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import training  # noqa: E402
 
 
 def arguments():
@@ -76,12 +78,6 @@ def arguments():
     training("--validate-every", type=int, default=3, help="epochs (default %(default)s)")
     training("--validation-users", type=int, default=4000, help="evenly spaced over the file (default %(default)s)")
     return parser.parse_args()
-
-
-def even(values, count):
-    """`count` values, evenly spaced over all of them: files are often ordered."""
-    count = min(count, len(values))
-    return [values[number * len(values) // count] for number in range(count)]
 
 
 def add_dropout(model, rate):
@@ -238,8 +234,7 @@ def main():
     args = arguments()
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
+    training.seeded(args.seed, args.threads)
     with open(os.path.join(args.data, "convention.json"), encoding="utf-8") as file:
         convention = json.load(file)
     check_convention(convention)
@@ -251,7 +246,7 @@ def main():
     if len(paths[0]) != convention["levels"]:
         raise SystemExit("this trainer writes items without begin and end tokens")
     users = [user for user in read_lines(os.path.join(args.data, "train.jsonl")) if user["items"]]
-    asked = even(read_lines(os.path.join(args.data, "validation.jsonl")), args.validation_users)
+    asked = training.even(read_lines(os.path.join(args.data, "validation.jsonl")), args.validation_users)
     validation = [([number[item] for item in user["history"]], number[user["target"]]) for user in asked]
     asked = {user["user_id"] for user in asked}
     unseen = {at for at, user in enumerate(users) if user["user_id"] in asked}
@@ -286,15 +281,7 @@ def main():
     add_dropout(model, args.dropout)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {len(sequences):,} sequences", flush=True)
     parameters, averaged = list(model.parameters()), list(average.parameters())
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": args.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=args.lr,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+    optimizer = training.adamw(model, args.lr, args.weight_decay, (0.9, 0.98), fused=True)
     loss_of = Loss(model, paths, writer.prefix, teacher, unseen, len(users))
 
     os.makedirs(args.out, exist_ok=True)
@@ -317,14 +304,8 @@ def main():
         clock, cpu, soft = time.time(), time.process_time(), 0
         for at, numbers in enumerate(batches):
             left = (args.epochs - epoch - at / len(batches)) / max(1, args.decay_epochs)
-            rate = args.lr * min(1.0, (step + 1) / args.warmup, left)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             loss, levels = loss_of(numbers, sequences)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
+            training.take_step(model, optimizer, args.lr * min(1.0, (step + 1) / args.warmup, left), loss)
             step += 1
             with torch.no_grad():
                 torch._foreach_lerp_(averaged, parameters, 1 - min(args.average, step / (step + 10)))
@@ -345,10 +326,8 @@ def main():
         print(f"epoch {epoch}/{args.epochs} done, {spent / 60:.1f} CPU min so far", flush=True)
         if epoch % args.validate_every == 0 and epoch < args.epochs:
             report("full_vocab")
-    average.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
-    for name in ("catalog.jsonl", "convention.json"):
-        shutil.copyfile(os.path.join(args.data, name), os.path.join(args.out, name))
+    files = {name: os.path.join(args.data, name) for name in ("catalog.jsonl", "convention.json")}
+    training.save(args.out, average, tokenizer, files)
     print(f"saved to {args.out} after {spent / 60:.1f} CPU min of training", flush=True)
     for normalization in ("full_vocab", "allowed_set"):
         for exclude in (False, True):

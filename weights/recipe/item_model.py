@@ -26,7 +26,6 @@ Memory: three dense [items, items] matrices of float32 (1.8 GB for 12,000 items)
 """
 
 import argparse
-import json
 import os
 import time
 

@@ -39,17 +39,8 @@ def sid_tokens(convention, sid):
     return [pattern.format(code) for pattern, code in zip(convention["level_token_patterns"], sid)]
 
 
-def build_tokenizer(convention, catalog):
-    """WordLevel base of special tokens, then one added, non-special token per code, level by level in code order.
-
-    WordLevel needs no training and no text corpus: the vocabulary *is* the codebooks. Anything else in a prompt becomes <unk>.
-    """
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<pad>", "<unk>", "<|endoftext|>"] + re.findall(r"<\|[^|]+\|>", convention["prompt_prefix"])
-    special += [token_text(convention[field]) for field in ("item_begin_token", "item_end_token") if convention[field]]
-    special = list(dict.fromkeys(special))
+def code_tokens(convention, catalog):
+    """The tokens of all codes, level by level in code order."""
     codes = []
     used = [set(level) for level in zip(*(sid_tokens(convention, item["sid"]) for item in catalog))]
     for level, (pattern, count) in enumerate(zip(convention["level_token_patterns"], convention["level_code_counts"])):
@@ -57,11 +48,29 @@ def build_tokenizer(convention, catalog):
         if unknown := used[level] - set(tokens):
             raise SystemExit(f"level {level}: the catalog uses {sorted(unknown)[:3]}, outside {pattern} x {count}")
         codes += tokens if convention["codes_with_tokens"] == "all" else [t for t in tokens if t in used[level]]
+    return codes
+
+
+def word_level(special, codes):
+    """A tokenizer with a WordLevel base of special tokens, and one added, non-special token per code.
+
+    WordLevel needs no training and no text corpus: the vocabulary *is* the codebooks. Anything else in a prompt becomes <unk>."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.WordLevel({token: number for number, token in enumerate(special)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in codes])
+    return tokenizer
+
+
+def build_tokenizer(convention, catalog):
+    """The tokenizer of a decoder: special tokens, then the codes."""
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<unk>", "<|endoftext|>"] + re.findall(r"<\|[^|]+\|>", convention["prompt_prefix"])
+    special += [token_text(convention[field]) for field in ("item_begin_token", "item_end_token") if convention[field]]
+    tokenizer = word_level(list(dict.fromkeys(special)), code_tokens(convention, catalog))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="<|endoftext|>")
 
     for field in ("item_begin_token", "item_end_token", "generation_begin"):

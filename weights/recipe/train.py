@@ -37,10 +37,12 @@ import json
 import math
 import os
 import random
-import shutil
-import time
+import sys
 
 from tokens import Writer, build_tokenizer, check_convention, read_lines
+
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import training  # noqa: E402
 
 
 def arguments():
@@ -75,24 +77,6 @@ def arguments():
     return parser.parse_args()
 
 
-def batches(sequences, batch_tokens, rng):
-    """Batches of similar length, in random order: little padding, and no bias from the sorting beyond a batch."""
-    order = list(range(len(sequences)))
-    rng.shuffle(order)
-    made = []
-    for start in range(0, len(order), 4096):
-        pool = sorted(order[start : start + 4096], key=lambda n: len(sequences[n][0]))
-        batch = []
-        for number in pool:
-            if batch and (len(batch) + 1) * len(sequences[number][0]) > batch_tokens:
-                made.append(batch)
-                batch = []
-            batch.append(number)
-        made.append(batch)
-    rng.shuffle(made)
-    return made
-
-
 # ---------------------------------------------------------------------------------------------------- training
 
 
@@ -101,8 +85,7 @@ def main():
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
+    rng = training.seeded(args.seed, args.threads)
     torch.use_deterministic_algorithms(args.device == "cpu")
 
     with open(args.convention, encoding="utf-8") as file:
@@ -144,12 +127,7 @@ def main():
     tokens = sum(len(ids) for ids, _ in train)
     print(f"{parameters:,} parameters, {len(tokenizer)} tokens; {len(users):,} users, {tokens:,} tokens, longest window {longest}", flush=True)
 
-    # Norms and other vectors are not decayed.
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}], lr=args.lr, betas=(0.9, 0.95)
-    )
+    optimizer = training.adamw(model, args.lr, args.weight_decay, (0.9, 0.95))
 
     def losses(batch):
         """Per-token losses of a batch and the level each belongs to. Causal attention needs no mask for padding on the right:
@@ -167,51 +145,32 @@ def main():
         model.eval()
         total, count = torch.zeros(convention["levels"]), torch.zeros(convention["levels"])
         with torch.no_grad():
-            for batch in batches(validation, args.batch_tokens, random.Random(0)):
+            for batch in training.by_length([len(ids) for ids, _ in validation], args.batch_tokens, random.Random(0)):
                 loss, level = losses([validation[n] for n in batch])
                 total.index_add_(0, level.cpu(), loss.cpu())
                 count.index_add_(0, level.cpu(), torch.ones(len(loss)))
         model.train()
         return (total / count).tolist()
 
-    rng = random.Random(args.seed)
     plan = []
     for _ in range(math.ceil(args.epochs)):
-        plan += batches(train, args.batch_tokens, rng)
+        plan += training.by_length([len(ids) for ids, _ in train], args.batch_tokens, rng)
     plan = plan[: int(len(plan) * args.epochs / math.ceil(args.epochs))]
 
-    def rate(done):
-        return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
-
-    start, recent = time.time(), []
+    progress = training.Progress(50)
     model.train()
     for step, batch in enumerate(plan):
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (step + 1) / args.warmup) * rate(step / len(plan))
-        loss, _ = losses([train[n] for n in batch])
-        loss = loss.mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        recent.append(loss.item())
-        if (step + 1) % 50 == 0:
-            left = (time.time() - start) / (step + 1) * (len(plan) - step - 1)
-            print(f"step {step + 1}/{len(plan)}  loss {sum(recent) / len(recent):.4f}  ETA {left / 60:.1f} min", flush=True)
-            recent = []
+        loss = losses([train[n] for n in batch])[0].mean()
+        warm = min(1.0, (step + 1) / args.warmup)
+        training.take_step(model, optimizer, args.lr * warm * training.cosine(step / len(plan), 0.1), loss)
+        progress.tell(loss.item(), (step + 1) / len(plan))
         if (step + 1) % 500 == 0:
             print("  held-out loss per level:", "  ".join(f"{x:.4f}" for x in validate()), flush=True)
-    minutes = (time.time() - start) / 60
-    final = validate()
+    minutes, final = progress.seconds() / 60, validate()
     print(f"trained in {minutes:.1f} min; held-out loss per level:", "  ".join(f"{x:.4f}" for x in final), flush=True)
 
-    os.makedirs(args.out, exist_ok=True)
-    model.to("cpu", getattr(torch, args.save_dtype)).save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
-    for source, name in ((args.catalog, "catalog.jsonl"), (args.convention, "convention.json")):
-        target = os.path.join(args.out, name)
-        if not (os.path.exists(target) and os.path.samefile(source, target)):
-            shutil.copyfile(source, target)
+    files = {"catalog.jsonl": args.catalog, "convention.json": args.convention}
+    training.save(args.out, model.to("cpu", getattr(torch, args.save_dtype)), tokenizer, files)
     print(f"saved to {args.out}", flush=True)
 
 

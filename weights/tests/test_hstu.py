@@ -203,8 +203,6 @@ class ModelTest(Folder):
             self.assertLess(np.abs(model.items().detach().numpy() - other.items()).max(), 1e-12)
 
     def test_equals_the_published_code(self):
-        if not os.path.exists(RESEARCH):
-            self.skipTest(f"no {RESEARCH}")
         stored = load_file(os.path.join(RESEARCH, "fp64.safetensors"))
         with open(os.path.join(RESEARCH, "config.json"), encoding="utf-8") as file:
             sizes = json.load(file)

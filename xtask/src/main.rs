@@ -28,6 +28,13 @@ enum Chore {
         /// Only the Python tests, on the release binary as it was last built.
         #[arg(long)]
         python: bool,
+        /// Only the Python tests, with torch and all else that any of them needs, in a virtual environment of several
+        /// gigabytes; on the release binary as it was last built.
+        #[arg(long, conflicts_with = "python")]
+        python_all: bool,
+        /// Where these packages cannot be installed, say so and fail nothing.
+        #[arg(long, requires = "python_all")]
+        or_skip: bool,
     },
     /// Simulate millions of requests against the scheduler and the cache; or with --swaps, swap checkpoints and
     /// catalogs of a real server under load.
@@ -82,7 +89,8 @@ enum Chore {
 
 fn main() -> Result<()> {
     match Chore::parse() {
-        Chore::Test { python } => test(python),
+        Chore::Test { python_all: true, or_skip, .. } => python::test_all(&binary(), or_skip),
+        Chore::Test { python, .. } => test(python),
         Chore::Soak { swaps: Some(swaps), .. } => {
             let server = [
                 "test",
@@ -131,9 +139,13 @@ fn test(only_python: bool) -> Result<()> {
         let seed = std::env::var("PROPTEST_RNG_SEED").unwrap_or_else(|_| "1".into());
         run(cargo(&["test", "--release", "--workspace"]).env("PROPTEST_RNG_SEED", seed))?;
     }
-    let beamline = root().join("target/release/beamline");
-    python::test(&beamline)?;
-    tidy::check_commands(&beamline)
+    python::test(&binary())?;
+    tidy::check_commands(&binary())
+}
+
+/// The binary that the tests of clients start.
+fn binary() -> PathBuf {
+    root().join("target/release/beamline")
 }
 
 fn fuzz(options: &[String]) -> Result<()> {

@@ -11,6 +11,7 @@ mod disk_tier;
 mod doors;
 mod encoder_decoder;
 mod errors;
+mod examples;
 mod first_hour;
 mod fuzz;
 mod harness;
