@@ -52,7 +52,7 @@ def read_sequences(path, offset):
             try:
                 items = [str(int(item) + offset) for item in items] if offset else [str(item) for item in items]
             except ValueError:
-                raise SystemExit(f"{path}:{number}: --item-offset needs whole numbers as items")
+                raise SystemExit(f"{path}:{number}: --item-offset needs whole numbers as items") from None
             users.append((str(user), items))
     return users
 

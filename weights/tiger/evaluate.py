@@ -19,9 +19,10 @@ import torch
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "recipe"), os.path.join(HERE, "..")]
+import training  # noqa: E402
+
 import beam  # noqa: E402
 import layout  # noqa: E402
-import training  # noqa: E402
 from search import search  # noqa: E402
 from tokens import read_lines, sid_tokens  # noqa: E402
 

@@ -25,9 +25,10 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "recipe"), os.path.join(HERE, "..")]
+import training  # noqa: E402
+
 import layout  # noqa: E402
 import prepare  # noqa: E402
-import training  # noqa: E402
 from tokens import code_tokens, read_lines, sid_tokens  # noqa: E402
 
 
@@ -82,6 +83,7 @@ def made_model(args, tokenizer):
 
 def train(args, model, pairs, paths, rng):
     import torch
+
     from search import encoder_input
 
     optimizer, progress = training.adamw(model, args.lr, args.weight_decay, (0.9, 0.98)), training.Progress(50)
