@@ -40,7 +40,7 @@ REHEARSED_BENCH = ["--shape", "tiny", "--items", "300", "--repetitions", "2", "-
 # What is checked before anything is timed.
 CHECKS = {"correctness": "cuda", "correctness, HSTU": "cuda_hstu", "correctness, requests of HSTU": "cuda_hstu_requests"}
 REHEARSAL = "a rehearsal: a stand-in took the place of driver and GPU, and no time here means anything"
-LIBRARIES = ["libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10", "libnvrtc.so.13"]
+LIBRARIES = ["libcublas.so.13", "libcublasLt.so.13"]
 
 
 def library_folders():
