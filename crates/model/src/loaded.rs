@@ -13,8 +13,6 @@ use std::sync::Arc;
 
 use beamline_catalog::Catalog;
 use beamline_compute::cpu::Cpu;
-use beamline_compute::cpu::kv_format::KvFormat;
-use beamline_compute::cpu::linear::WeightFormat;
 use beamline_compute::cpu::pages::PageShape;
 use beamline_compute::cuda::device::Device;
 use beamline_kv_cache::ReuseClass;
@@ -32,6 +30,10 @@ use crate::families::hstu::config::HstuConfig;
 use crate::families::t5::config::T5Config;
 use crate::reference::verify::Verified;
 use crate::step::ContextShape;
+
+pub use beamline_compute::cpu::kv_format::KvFormat;
+pub use beamline_compute::cpu::linear::WeightFormat;
+pub use beamline_compute::cpu::pages::PAGE_SIZE;
 
 /// The families. A checkpoint that names none of them is read as the last, which says what is known.
 const FAMILIES: [Registered; 3] =

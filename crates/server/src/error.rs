@@ -8,12 +8,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use beamline_model::convention::text::PromptError;
-use beamline_model::error::ModelError;
 use beamline_scheduler::{Refusal, Unserved};
-
-use crate::api::{ErrorBody, ErrorDetail};
-use crate::registry::state::StateError;
-use crate::runtime::LoadError;
 
 /// Most offending ids that a message names.
 const NAMED: usize = 100;
@@ -464,64 +459,9 @@ impl Error {
         }
     }
 
-    /// The JSON body for clients.
-    pub fn body(&self) -> ErrorBody {
-        ErrorBody {
-            error: ErrorDetail {
-                kind: self.class().kind.to_owned(),
-                message: self.to_string(),
-                param: self.param().map(str::to_owned),
-            },
-        }
-    }
-
     /// A model that is not served. Quotes the beginning of the client's text.
     pub fn model_not_found(reference: &str) -> Self {
         Self::ModelNotFound(reference.chars().take(64).collect())
-    }
-
-    /// A checkpoint that was refused. `redact` removes the paths of this machine from a text.
-    pub fn refused(error: &LoadError, redact: impl Fn(&str) -> String) -> Self {
-        let why = match error {
-            LoadError::Model { source, .. } => match source {
-                ModelError::Read { .. } => Refused::Unreadable,
-                ModelError::Tensors { .. } | ModelError::Changed { .. } | ModelError::Zeros(_) => {
-                    Refused::Damaged
-                }
-                ModelError::Config(_) | ModelError::Directory(_) => Refused::Unsupported,
-                ModelError::Mismatch(_) => Refused::Mismatch,
-                ModelError::NotFinite { .. } => Refused::NotFinite,
-                ModelError::Tokenizer(_) | ModelError::Convention(_) => Refused::Convention,
-                ModelError::Limit(_) => Refused::Limits,
-                ModelError::Internal(_) => return Self::internal(error),
-            },
-            LoadError::Panicked => Refused::Damaged,
-            LoadError::Layout { .. } => Refused::Unreadable,
-            LoadError::NoConvention(_) => Refused::Convention,
-            LoadError::Catalog { .. } | LoadError::NoCatalog { .. } | LoadError::Depth { .. } => {
-                Refused::Catalog
-            }
-            // These errors are temporary and not a fault of the model.
-            LoadError::Probe(error @ (Self::Overloaded | Self::Backlog { .. } | Self::Draining)) => {
-                return error.clone();
-            }
-            LoadError::Limits(_) => Refused::Limits,
-            LoadError::Device { .. } => Refused::Unsupported,
-            LoadError::Memory(_) => Refused::Memory,
-            LoadError::Probe(_) | LoadError::WrongAnswer(_) => Refused::Probe,
-            LoadError::NotThere(_) => Refused::Unreadable,
-            LoadError::Changed { .. } => Refused::Mismatch,
-            LoadError::Settings(_) | LoadError::Engine(_) | LoadError::State(_) | LoadError::Disk(_) => {
-                return Self::internal(error);
-            }
-        };
-        Self::Refused { why, message: redact(&error.to_string()) }
-    }
-
-    /// A change that could not be written. The cause is logged for the operator.
-    pub fn not_kept(cause: StateError) -> Self {
-        tracing::error!(%cause, "a change was refused: it could not be written to the state directory");
-        Self::NotKept
     }
 
     /// A bug or a failure of the machine. The cause is logged in full, and the client gets no

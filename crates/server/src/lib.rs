@@ -6,6 +6,7 @@
 //! | module | one idea |
 //! | --- | --- |
 //! | [`settings`] | flags, environment, config file and defaults, in this order |
+//! | [`budget`] | memory that all versions of a process may take together |
 //! | [`runtime`] | from files on disk to a running engine |
 //! | [`registry`] | several versions of several models, and how one replaces another |
 //! | [`api`] | requests and answers, as JSON |
@@ -25,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod budget;
 pub mod cli;
 pub mod error;
 pub mod http;

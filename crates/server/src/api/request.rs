@@ -277,16 +277,6 @@ pub enum Priority {
     Shadow,
 }
 
-impl From<Priority> for beamline_scheduler::Priority {
-    fn from(priority: Priority) -> Self {
-        match priority {
-            Priority::Interactive => Self::Interactive,
-            Priority::Batch => Self::Batch,
-            Priority::Shadow => Self::Shadow,
-        }
-    }
-}
-
 /// By default, serde takes an array for an object whose fields have no names. No client means that.
 macro_rules! objects_only {
     ($($name:ident),*) => {$(

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::error::Error;
 use beamline_catalog::{Catalog, SidPart};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -410,6 +411,18 @@ impl Health {
 pub struct ErrorBody {
     /// Details of the error.
     pub error: ErrorDetail,
+}
+
+impl From<&Error> for ErrorBody {
+    fn from(error: &Error) -> Self {
+        Self {
+            error: ErrorDetail {
+                kind: error.class().kind.to_owned(),
+                message: error.to_string(),
+                param: error.param().map(str::to_owned),
+            },
+        }
+    }
 }
 
 /// Details of an error.

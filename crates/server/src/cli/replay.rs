@@ -211,7 +211,7 @@ async fn compare(service: &Service, line: u64, text: Line) -> Outcome {
                 .map(|item| LoggedItem { item_id: item.item_id, score: item.score })
                 .collect(),
         },
-        Err(error) => Replayed::Error(error.body()),
+        Err(error) => Replayed::Error(ErrorBody::from(&error)),
     };
     let first_rank = match &replayed {
         Replayed::Items { replayed } if *replayed == items => return Outcome::Identical,

@@ -7,6 +7,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::api::ErrorBody;
 use crate::api::Timings;
 use crate::error::Error;
 
@@ -22,7 +23,7 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let class = self.class();
         let status = StatusCode::from_u16(class.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, Json(self.body())).into_response();
+        let mut response = (status, Json(ErrorBody::from(&self))).into_response();
         if let Some(seconds) = self.retry_after() {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

@@ -18,11 +18,11 @@ use beamline_catalog::{Catalog, CatalogError, CatalogLimits, ItemIndex, ItemReco
 use tracing::info;
 
 use super::name::Reference;
-use super::state::{RecordedCatalog, RecordedVersion, StateDirectory};
+use super::state::{RecordedCatalog, RecordedVersion, StateDirectory, not_kept};
 use super::{Id, Registry, lock};
 use crate::api::{CatalogInfo, CatalogList, CatalogPatch};
+use crate::budget::{OverBudget, Reservation};
 use crate::error::{Error, Refused};
-use crate::runtime::budget::{OverBudget, Reservation};
 use crate::runtime::{self, LoadError};
 use crate::service::{Served, Service};
 
@@ -158,7 +158,7 @@ impl Registry {
             Made::Kept(Snapshot { catalog, memory, .. }) => (catalog, Some(memory)),
             Made::New(catalog) => (catalog, None),
         };
-        let refuse = |error| Error::refused(&error, str::to_owned);
+        let refuse = |error: LoadError| error.for_client(str::to_owned);
         let uncounted = Arc::new(self.machine.budget.nothing());
         let trial = runtime::with_catalog(&service, catalog, uncounted).map_err(refuse)?;
         tokio::runtime::Handle::current().block_on(runtime::probe(&trial)).map_err(refuse)?;
@@ -217,7 +217,7 @@ impl Registry {
                 reserved = reserve();
             }
         }
-        reserved.map(Arc::new).map_err(|error| Error::refused(&LoadError::Memory(error), str::to_owned))
+        reserved.map(Arc::new).map_err(|error| LoadError::Memory(error).for_client(str::to_owned))
     }
 
     /// The list of kept catalogs once `snapshot` serves: the oldest beyond the limit are forgotten.
@@ -262,7 +262,7 @@ fn record(catalog: &Catalog, item: ItemIndex) -> ItemRecord {
 }
 
 fn store(state: &StateDirectory, catalog: &Catalog) -> Result<String, Error> {
-    state.put_catalog(catalog.items().map(|item| record(catalog, item))).map_err(Error::not_kept)
+    state.put_catalog(catalog.items().map(|item| record(catalog, item))).map_err(not_kept)
 }
 
 /// The record of a version with other catalogs.

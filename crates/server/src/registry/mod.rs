@@ -55,7 +55,7 @@ use catalogs::Kept;
 use name::{Reference, STABLE};
 use restore::{Built, Missing};
 use root::{ModelRoot, Wanted};
-use state::{RecordedVersion, Records, Source, StateDirectory};
+use state::{RecordedVersion, Records, Source, StateDirectory, not_kept};
 use table::Table;
 use totals::Totals;
 use turn::Turns;
@@ -173,7 +173,7 @@ impl Registry {
         let files = root.find(wanted)?;
         let refuse = |error: LoadError| {
             warn!(model = wanted.name, %error, "a checkpoint was refused");
-            Error::refused(&error, |text| root.redact(&files, text))
+            error.for_client(|text| root.redact(&files, text))
         };
         let opened = Opened::open(files.clone()).map_err(refuse)?;
         let table = self.table();
@@ -440,7 +440,7 @@ impl Registry {
         let mut records = state.as_ref().map(|state| state.records().clone()).unwrap_or_default();
         let (next, result) = make(&self.table(), &mut records)?;
         if let Some(state) = state {
-            state.write(records).map_err(Error::not_kept)?;
+            state.write(records).map_err(not_kept)?;
             self.update_missing(&next, state.records());
         }
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);

@@ -1,6 +1,6 @@
 //! A line of the request log.
 
-use beamline_compute::cpu::linear::WeightFormat;
+use beamline_model::loaded::WeightFormat;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 

@@ -1,8 +1,8 @@
 //! Where pages go that are evicted from the KV memory: host memory, a disk, both or nowhere.
 
-use beamline_compute::cpu::pages::PAGE_SIZE;
 use beamline_kv_cache::disk::{DiskTier, SlotLayout};
 use beamline_kv_cache::{HostMemory, HostPage, HostTier, MokaTier};
+use beamline_model::loaded::PAGE_SIZE;
 use tracing::{info, warn};
 
 use super::disk::{self, DiskError, Pool};

@@ -5,14 +5,13 @@
 //! convention.json ─────── Convention, or the item table ── Catalog ── ModelExecutor ── Engine ── probe
 //! ```
 //!
-//! [`budget`] holds what all versions of a process may take together; it is asked before weights and pages are allocated,
+//! [`budget`](crate::budget) holds what all versions of a process may take together; it is asked before weights and pages are allocated,
 //! and when a catalog has been built.
 //! All versions compute on one thread pool, so that several of them do not take more processors than one.
 //!
 //! Every phase is logged with its time. Nothing is served before all of them have passed, the last of which is a probe: a
 //! request for items that goes the way of every other.
 
-pub mod budget;
 pub mod disk;
 mod files;
 mod gpu;
@@ -21,9 +20,10 @@ pub mod layout;
 mod load_plan;
 mod physical;
 mod probe;
+mod refused;
 mod sizing;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -38,15 +38,16 @@ use beamline_model::convention::format::Format;
 use beamline_model::error::ModelError;
 use beamline_model::executor::ModelExecutor;
 use beamline_model::loaded::{self, Facts, LoadOptions, Loaded, TokenFacts};
+use beamline_model::reference::verify::Verified;
 use beamline_model::task::{Answer, Job};
 use beamline_scheduler::{Engine, EngineDied, EngineStats, StartError};
 use tracing::{info, warn};
 
+use crate::budget::{Budget, OverBudget, Reservation};
 use crate::error::Error;
 use crate::registry::state::StateError;
 use crate::service::{Family, HstuFamily, Lease, Served, Service, TokenModel, model_identity};
 use crate::settings::{ByteSize, DeviceChoice, EngineSettings, Settings, SettingsError};
-use budget::{Budget, OverBudget, Reservation};
 use disk::{DiskError, KvDisk, Pool};
 use load_plan::LoadPlan;
 
@@ -524,4 +525,14 @@ fn join(problems: &[LayoutProblem]) -> String {
 
 fn ms(start: Instant) -> u64 {
     u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Compares the model of a directory with its second implementation, on so many threads.
+///
+/// # Errors
+///
+/// When a file cannot be used.
+pub fn verify(checkpoint: &Path, threads: usize) -> Result<Verified, ModelError> {
+    let cpu = Cpu::new(threads).map(Arc::new)?;
+    loaded::open(checkpoint)?.verify(&cpu)
 }

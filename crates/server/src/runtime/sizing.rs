@@ -3,10 +3,10 @@
 //! Invariant: the largest request that the limits allow fits into the KV memory, or nothing starts.
 
 use beamline_catalog::{Catalog, Leaf};
-use beamline_compute::cpu::pages::PAGE_SIZE;
 use beamline_kv_cache::CacheConfig;
 use beamline_model::convention::Convention;
 use beamline_model::error::ModelError;
+use beamline_model::loaded::PAGE_SIZE;
 use beamline_scheduler::{Micros, SchedulerConfig};
 
 use super::{LoadError, LoadPlan, Scale};

@@ -240,3 +240,13 @@ fn ms(time: Duration) -> f64 {
 fn clip(text: &str) -> String {
     text.chars().take(64).collect()
 }
+
+impl From<api::Priority> for beamline_scheduler::Priority {
+    fn from(priority: api::Priority) -> Self {
+        match priority {
+            api::Priority::Interactive => Self::Interactive,
+            api::Priority::Batch => Self::Batch,
+            api::Priority::Shadow => Self::Shadow,
+        }
+    }
+}

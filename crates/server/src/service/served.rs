@@ -5,16 +5,16 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use beamline_catalog::Catalog;
-use beamline_compute::cpu::kv_format::KvFormat;
-use beamline_compute::cpu::linear::WeightFormat;
 use beamline_kv_cache::{Namespace, SessionKey};
 use beamline_model::families::hstu::inputs::Prepared;
+use beamline_model::loaded::KvFormat;
+use beamline_model::loaded::WeightFormat;
 use beamline_model::task::{Answer, Job, Task};
 use beamline_scheduler::{EngineHandle, Micros, Request, RequestId};
 
 use super::family::{Family, HstuFamily};
 use crate::api::{CatalogInfo, MemoryInfo, ModelInfo, ModelName, ModelState, Priority};
-use crate::runtime::budget::Reservation;
+use crate::budget::Reservation;
 use crate::settings::DeviceChoice;
 
 /// The tenant, user and urgency of a request.

@@ -5,8 +5,8 @@
 
 use std::path::PathBuf;
 
-use beamline_compute::cpu::kv_format::KvFormat;
-use beamline_compute::cpu::linear::WeightFormat;
+use beamline_model::loaded::KvFormat;
+use beamline_model::loaded::WeightFormat;
 use serde::Deserialize;
 
 use super::{ByteSize, DeviceChoice, ListenAddress};

@@ -19,8 +19,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use beamline_compute::cpu::kv_format::KvFormat;
-use beamline_compute::cpu::linear::WeightFormat;
+use beamline_model::loaded::KvFormat;
+use beamline_model::loaded::WeightFormat;
 use clap::Args;
 use serde::Deserialize;
 

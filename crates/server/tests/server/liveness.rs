@@ -203,8 +203,12 @@ mod stopped {
                     return;
                 }
             };
-            // Its last beat was before it stood still, so however slow this machine is, the limit has passed.
+            // With nothing to do, its last beat was before it stood still, so however slow this machine is, the limit has
+            // passed. In a request, the threads that compute the step at hand end it, and beat until then.
             std::thread::sleep(LIMIT + Duration::from_millis(1));
+            if busy {
+                server.wait_for("death after the step at hand", |server| server.get("/livez").status == 503);
+            }
             server.get("/livez").fails(503, "unhealthy");
             server.get("/readyz").fails(503, "unhealthy");
             drop(stopped);

@@ -76,7 +76,7 @@ impl Answerer {
         let failed = result.is_err();
         let outcome = match result {
             Ok(answer) => Outcome::Answer(self.value(&answer).context("cannot write an answer")?),
-            Err(error) => Outcome::Error(error.body()),
+            Err(error) => Outcome::Error(ErrorBody::from(&error)),
         };
         let mut line = serde_json::to_vec(&OutputLine { line: number, id: id.as_ref(), outcome })
             .context("cannot write an answer")?;

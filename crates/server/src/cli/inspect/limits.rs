@@ -1,7 +1,7 @@
 //! `beamline inspect --limits`: the server's limits, and the flags that change them.
 
 use beamline_catalog::CatalogLimits;
-use beamline_compute::cpu::pages::PAGE_SIZE;
+use beamline_model::loaded::PAGE_SIZE;
 
 use crate::cli::output;
 use crate::service::{MAX_CANDIDATES, MICRO_BATCH};

@@ -20,19 +20,17 @@ mod weights;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
 use beamline_catalog::{Catalog, CatalogLimits, SymbolTable};
-use beamline_compute::cpu::Cpu;
-use beamline_compute::cpu::kv_format::KvFormat;
-use beamline_model::error::ModelError;
 use beamline_model::families::hstu::symbols::HstuSymbols;
+use beamline_model::loaded::KvFormat;
 use beamline_model::loaded::{self, Facts};
 
 use super::output;
 use crate::registry::Registry;
+use crate::runtime;
 use crate::runtime::{Files, LoadError, layout, sid_form};
 use crate::settings::{
     AdminLayer, ByteSize, EngineLayer, Flags, HttpLayer, LimitsLayer, LogLayer, ModelLayer, Settings,
@@ -163,8 +161,7 @@ fn family(
 
 /// Compares the model with its second implementation.
 fn verify(files: &Files, settings: &Settings, findings: &mut Findings) {
-    let cpu = Cpu::new(settings.engine.threads).map(Arc::new).map_err(ModelError::from);
-    let verified = cpu.and_then(|cpu| loaded::open(&files.checkpoint)?.verify(&cpu));
+    let verified = runtime::verify(&files.checkpoint, settings.engine.threads);
     match verified {
         Ok(verified) if verified.agrees() => findings.line("verified", verified),
         Ok(verified) => findings.problem(format!("{verified}: please report this as a bug")),

@@ -1,9 +1,9 @@
 //! The findings that only models with tokens have: sizes, and the convention.
 
-use beamline_compute::cpu::kv_format::KvFormat;
-use beamline_compute::cpu::pages::PAGE_SIZE;
 use beamline_model::convention::Convention;
 use beamline_model::convention::format::Format;
+use beamline_model::loaded::KvFormat;
+use beamline_model::loaded::PAGE_SIZE;
 use beamline_model::loaded::{Facts, Summary, TokenFacts};
 
 use super::{Findings, within};

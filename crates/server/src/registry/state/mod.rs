@@ -21,3 +21,11 @@ mod record;
 
 pub use directory::{StateDirectory, StateError};
 pub use record::{RecordedCatalog, RecordedModel, RecordedVersion, Records, Source};
+
+use crate::error::Error;
+
+/// A change that could not be written. The cause is logged for the operator.
+pub(super) fn not_kept(cause: StateError) -> Error {
+    tracing::error!(%cause, "a change was refused: it could not be written to the state directory");
+    Error::NotKept
+}
