@@ -11,6 +11,7 @@
 //! sieve      which items cannot be among the best, told from a smaller copy
 //! ranking    final states of candidates -> predictions by task
 //! step       how an executor fills and runs a batch
+//! verify     the engine beside the reference in candle-nn
 //! mlp        what the ranking variants have around the layers
 //! ```
 //!
@@ -55,6 +56,7 @@ pub mod retrieval;
 mod sieve;
 pub mod stack;
 mod step;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -82,6 +84,8 @@ use crate::checkpoint::tensors::Tensors;
 use crate::error::ModelError;
 use crate::rows::{BeamRows, CandidateRows, ContextPart};
 use crate::step::ContextShape;
+
+pub use self::verify::{engine_outputs, verify};
 
 const TOKEN_HEAD: &str = "_token_head.weight";
 /// A buffer of research checkpoints that the configuration implies.
