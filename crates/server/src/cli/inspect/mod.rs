@@ -31,7 +31,7 @@ use beamline_compute::cpu::kv_format::KvFormat;
 use beamline_model::checkpoint::Checkpoint;
 use beamline_model::error::ModelError;
 use beamline_model::families::hstu::config::HstuConfig;
-use beamline_model::families::tokens;
+use beamline_model::families::{self, tokens};
 
 use super::output;
 use crate::registry::Registry;
@@ -172,11 +172,11 @@ fn family(
 
 /// Compares the model with its second implementation.
 fn verify(files: &Files, settings: &Settings, findings: &mut Findings) {
-    if layout::is_hstu(&files.checkpoint) {
-        return findings.problem("--verify: there is no second implementation of HSTU models yet");
-    }
     let cpu = Cpu::new(settings.engine.threads).map(Arc::new).map_err(ModelError::from);
-    let verified = cpu.and_then(|cpu| tokens::open(&files.checkpoint)?.verify(&cpu));
+    let verified = cpu.and_then(|cpu| match layout::is_hstu(&files.checkpoint) {
+        true => families::hstu::verify(&Checkpoint::open_as(&files.checkpoint)?, &cpu),
+        false => tokens::open(&files.checkpoint)?.verify(&cpu),
+    });
     match verified {
         Ok(verified) if verified.agrees() => findings.line("verified", verified),
         Ok(verified) => findings.problem(format!("{verified}: please report this as a bug")),
