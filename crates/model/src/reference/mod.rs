@@ -1,9 +1,11 @@
-//! Every family that reads tokens a second time, as a plain candle-nn module: a second opinion.
+//! Every family a second time, as a plain candle-nn module: a second opinion.
 //!
 //! ```text
-//! decoder   Qwen3, Qwen2, Llama
-//! t5        encoder-decoders
-//! verify    the engine beside its reference on random prompts
+//! decoder       Qwen3, Qwen2, Llama
+//! t5            encoder-decoders
+//! hstu          HSTU in its three variants
+//! verify        the engine beside its reference on random prompts
+//! verify_hstu   the same for HSTU, on random requests
 //! ```
 //!
 //! Place in the flow: tests and `beamline inspect --verify` ask it; nothing that serves does. One request at a time, no
@@ -13,8 +15,10 @@
 //! tensors is shared.
 
 mod decoder;
+mod hstu;
 mod t5;
 pub mod verify;
+pub mod verify_hstu;
 
 use std::collections::HashMap;
 
@@ -25,9 +29,10 @@ use crate::checkpoint::tensors::Tensors;
 use crate::error::ModelError;
 
 pub use decoder::DecoderReference;
+pub use hstu::{HstuLayers, HstuReference};
 pub use t5::T5Reference;
 
-/// A model that says what follows a context.
+/// A model of tokens that says what follows a context.
 pub trait Reference {
     /// Logits of the token after a context, `[vocab_size]`, padding rows included. The context of an encoder-decoder is as
     /// that of a request: the tokens of the encoder, then one that the decoder starts with.

@@ -1,7 +1,7 @@
 //! The engine beside its reference: the same random prompts through both.
 //!
-//! The engine computes in single precision, the reference in double. What differs by more than rounding is a fault in one
-//! of them, or a machine that computes wrongly.
+//! The engine computes in single precision, the reference in double. What differs by more than
+//! rounding is a fault in one of them, or a machine that computes wrongly.
 
 use std::fmt;
 use std::sync::Arc;
@@ -61,33 +61,80 @@ pub fn verify_tokens<C: Referenced>(
 /// What came of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Verified {
-    /// Prompts compared.
-    pub prompts: usize,
-    /// Largest difference of two logits.
+    /// Requests compared.
+    pub requests: usize,
+    /// Largest difference of two outputs.
     pub largest_difference: f64,
-    /// Largest logit, by its size.
-    pub largest_logit: f64,
+    /// Largest output, by its size.
+    pub largest_output: f64,
+    /// Differences up to this part of the largest output, or of one, are rounding.
+    pub tolerance: f64,
 }
 
 impl Verified {
+    /// A comparison of nothing yet.
+    pub(crate) fn new(tolerance: f64) -> Self {
+        Self { requests: 0, largest_difference: 0.0, largest_output: 0.0, tolerance }
+    }
+
     /// Whether the two differ by rounding only.
     pub fn agrees(&self) -> bool {
-        self.largest_difference <= TOLERANCE * self.largest_logit.max(1.0)
+        self.largest_difference <= self.tolerance * self.largest_output.max(1.0)
+    }
+
+    /// Adds the outputs of a request.
+    ///
+    /// # Errors
+    ///
+    /// When there are not as many of both.
+    pub(crate) fn add(&mut self, found: &[f32], expected: &[f64]) -> Result<(), ModelError> {
+        if found.len() != expected.len() {
+            let message = format!("{} outputs, the reference has {}", found.len(), expected.len());
+            return Err(ModelError::Internal(message));
+        }
+        self.requests += 1;
+        for (&found, expected) in found.iter().zip(expected) {
+            let difference = (f64::from(found) - expected).abs();
+            // What is no number differs by as much as there is.
+            let difference = if difference.is_nan() { f64::INFINITY } else { difference };
+            self.largest_difference = self.largest_difference.max(difference);
+            self.largest_output = self.largest_output.max(expected.abs());
+        }
+        Ok(())
     }
 }
 
 impl fmt::Display for Verified {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { prompts, largest_difference, largest_logit } = self;
+        let Self { requests, largest_difference, largest_output, .. } = self;
         write!(
             out,
-            "{prompts} random prompts through a second implementation in double precision: logits up to {largest_logit:.1} \
-             differ by at most {largest_difference:.1e}"
+            "{requests} random requests through a second implementation in double precision: outputs up to \
+             {largest_output:.1} differ by at most {largest_difference:.1e}"
         )
     }
 }
 
-/// Compares the two on random prompts over a vocabulary. `start_token` ends every prompt, if there is one.
+/// Random numbers, the same in every run: xorshift64 (Marsaglia 2003).
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    /// Dice of a fixed seed.
+    pub(crate) fn new() -> Self {
+        Self(0x9E37_79B9_7F4A_7C15)
+    }
+
+    /// A number below `count`; 0 if that is 0.
+    pub(crate) fn below(&mut self, count: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % count.max(1) as u64) as usize
+    }
+}
+
+/// Compares the two on random prompts over a vocabulary. `start_token` ends every prompt, if there
+/// is one.
 ///
 /// # Errors
 ///
@@ -98,32 +145,12 @@ pub fn verify(
     vocab_size: usize,
     start_token: Option<u32>,
 ) -> Result<Verified, ModelError> {
-    let mut verified = Verified { prompts: PROMPTS, largest_difference: 0.0, largest_logit: 0.0 };
-    let mut dice = 0x9E37_79B9_7F4A_7C15_u64;
+    let (mut verified, mut dice) = (Verified::new(TOLERANCE), Dice::new());
     for prompt in 0..PROMPTS {
         let length = 1 + prompt * (LONGEST - 1) / (PROMPTS - 1);
-        let mut tokens: Vec<u32> = (0..length)
-            .map(|_| {
-                // xorshift64 (Marsaglia 2003).
-                dice ^= dice << 13;
-                dice ^= dice >> 7;
-                dice ^= dice << 17;
-                (dice % vocab_size.max(1) as u64) as u32
-            })
-            .collect();
+        let mut tokens: Vec<u32> = (0..length).map(|_| dice.below(vocab_size) as u32).collect();
         tokens.extend(start_token);
-        let (found, expected) = (engine(&tokens)?, reference.logits(&tokens)?);
-        if found.len() != expected.len() {
-            let message = format!("{} logits, the reference has {}", found.len(), expected.len());
-            return Err(ModelError::Internal(message));
-        }
-        for (found, expected) in found.into_iter().zip(expected) {
-            let difference = (f64::from(found) - expected).abs();
-            // What is no number differs by as much as there is.
-            let difference = if difference.is_nan() { f64::INFINITY } else { difference };
-            verified.largest_difference = verified.largest_difference.max(difference);
-            verified.largest_logit = verified.largest_logit.max(expected.abs());
-        }
+        verified.add(&engine(&tokens)?, &reference.logits(&tokens)?)?;
     }
     Ok(verified)
 }

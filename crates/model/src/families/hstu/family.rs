@@ -69,8 +69,8 @@ impl FamilyConfig for HstuConfig {
         Ok((Box::new(executor), bytes))
     }
 
-    fn verify(_checkpoint: &Checkpoint<Self>, _cpu: &Arc<Cpu>) -> Result<Verified, ModelError> {
-        Err(ModelError::Config("there is no second implementation of HSTU models yet".into()))
+    fn verify(checkpoint: &Checkpoint<Self>, cpu: &Arc<Cpu>) -> Result<Verified, ModelError> {
+        super::verify::verify(checkpoint, cpu)
     }
 
     /// `beams` is also the most items of an answer.

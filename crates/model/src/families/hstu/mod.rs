@@ -12,6 +12,7 @@
 //! ranking    final states of candidates -> predictions by task
 //! step       how an executor fills and runs a batch
 //! family     facts, memory and loading, for the rest of the system
+//! verify     the engine beside the reference in candle-nn
 //! mlp        what the ranking variants have around the layers
 //! ```
 //!
@@ -59,6 +60,7 @@ mod sieve;
 pub mod stack;
 mod step;
 pub mod symbols;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -86,6 +88,8 @@ use crate::checkpoint::tensors::Tensors;
 use crate::error::ModelError;
 use crate::rows::{BeamRows, CandidateRows, ContextPart};
 use crate::step::ContextShape;
+
+pub use self::verify::{engine_outputs, verify};
 
 const TOKEN_HEAD: &str = "_token_head.weight";
 /// A buffer of research checkpoints that the configuration implies.
