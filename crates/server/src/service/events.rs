@@ -155,14 +155,18 @@ pub(super) fn input(
     if let Some(action) = family.config.generated_action() {
         events.actions.extend(given.prefix.iter().map(|_| action));
     }
+    let contextual = user_features(family, given)?;
+    let request = Request { events, contextual, query_time, candidates: Candidates::default() };
+    Ok(Input { request, seen, unknown, dropped })
+}
+
+/// Values of the features of a user, in the order of the model's names.
+fn user_features(family: &HstuFamily, given: &Given<'_>) -> Result<Vec<Vec<u32>>, Error> {
     let names = family.config.user_features();
     if let Some(name) = given.features.keys().find(|name| !names.contains(&name.as_str())) {
         return Err(invalid("features", format!("has {:?}, which this model does not read", clip(name))));
     }
-    let contextual =
-        names.iter().map(|name| given.features.get(*name).cloned().unwrap_or_default()).collect();
-    let request = Request { events, contextual, query_time, candidates: Candidates::default() };
-    Ok(Input { request, seen, unknown, dropped })
+    Ok(names.iter().map(|name| given.features.get(*name).cloned().unwrap_or_default()).collect())
 }
 
 /// Parses an action, which must be a number that the model knows.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use beamline_catalog::Catalog;
 use beamline_model::decode::Hypothesis;
 use beamline_model::families::hstu::retrieval::Scored;
 use beamline_model::task::{Answer, Retrieve, Task};
@@ -78,13 +79,7 @@ impl Service {
         let Some(Answer::Items(items)) = &done.answer else {
             return Err(Error::internal("a retrieval without items"));
         };
-        let trie = catalog.trie();
-        let hypothesis = |found: &Scored| {
-            let leaf = trie.leaf(trie.walk(&[found.item])?)?;
-            Some(Hypothesis { leaf, score: f64::from(found.score) })
-        };
-        let found: Vec<Hypothesis> = items.iter().filter_map(hypothesis).collect();
-        answer.items = slate::items(catalog, &filter, &found, asked.num_items);
+        answer.items = slate::items(catalog, &filter, &leaves_of(catalog, items), asked.num_items);
         answer.items_returned = answer.items.len() as u64;
         if answer.items.len() < asked.num_items {
             answer.reason = Some(api::Reason::FewerItemsThanRequested);
@@ -93,4 +88,14 @@ impl Service {
         answer.timings_ms = timings(&done.timings);
         Ok(answer)
     }
+}
+
+/// Rows of the item table as leaves of the catalog.
+fn leaves_of(catalog: &Catalog, items: &[Scored]) -> Vec<Hypothesis> {
+    let trie = catalog.trie();
+    let hypothesis = |found: &Scored| {
+        let leaf = trie.leaf(trie.walk(&[found.item])?)?;
+        Some(Hypothesis { leaf, score: f64::from(found.score) })
+    };
+    items.iter().filter_map(hypothesis).collect()
 }
