@@ -138,7 +138,7 @@ mod tests {
     fn the_tables_name_places_that_exist() {
         let mut offences = Vec::new();
         check_tables(&Tree::of_names(&["README.md"]), &mut offences);
-        assert!(offences.iter().any(|offence| offence.advice.contains("crates/model/src/cpu ")));
+        assert!(offences.iter().any(|offence| offence.advice.contains("crates/compute/src/cpu ")));
         offences.clear();
         check_tables(&Tree::open(&crate::root()).unwrap(), &mut offences);
         assert_eq!(offences, []);
