@@ -59,7 +59,7 @@ pub use probe::probe;
 /// Why there is nothing to serve.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// No checkpoint was named.
+    /// The settings cannot be used: no checkpoint is named, for example.
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// The checkpoint cannot be served.
