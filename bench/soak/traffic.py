@@ -23,7 +23,7 @@ MIX = {
 HASTY, GOING, SLOW = 0.05, 0.04, 0.02
 # Clients that go: after half of the head, half of the body, or while the answer is made.
 GO = ["head", "body", "answer", "answer", "answer"]
-# One arrival in so many brings others at the same moment.
+# One arrival in BURST_EVERY is BURST arrivals at the same moment.
 BURST_EVERY, BURST = 200, 24
 LATE = (504, "deadline_exceeded")
 

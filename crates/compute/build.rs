@@ -5,7 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Architectures with code of their own. Newer ones compile the newest intermediate code when the kernels are loaded.
+/// Architectures with code of their own. Newer ones compile the newest intermediate code when the
+/// kernels are loaded.
 const ARCHITECTURES: [u32; 2] = [80, 90];
 
 fn main() {

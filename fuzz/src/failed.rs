@@ -1,7 +1,7 @@
 //! Inputs that failed: where they are kept until somebody has looked at them.
 //!
-//! A panic is caught and its input kept. A stack that overflows, or memory that the system refuses, ends the process at
-//! once: so the input that is being run lies in a file of its own, which is left behind then.
+//! A panic is caught and its input kept. A stack that overflows, or memory that the system refuses, ends
+//! the process at once. So the current input lies in a file of its own, which is then left behind.
 
 use std::fs::File;
 use std::io;
@@ -21,7 +21,8 @@ fn folder(target: &str) -> PathBuf {
     corpus::root().join("target/fuzz").join(target)
 }
 
-/// Inputs on which a target has failed, with their files: those of `cargo xtask fuzz` and those of cargo-fuzz.
+/// Inputs on which a target has failed, with their files: those of `cargo xtask fuzz` and those of
+/// cargo-fuzz.
 ///
 /// # Errors
 ///

@@ -1,7 +1,8 @@
-//! The driver that needs stable Rust only: mutates, runs, keeps what has a new outcome, and stops at the first failure.
+//! The driver that needs stable Rust only: mutates, runs, keeps what has a new outcome, and stops at the
+//! first failure.
 //!
-//! A failing input lies under `target/fuzz`, where `cargo test` finds it too. Put it into `fuzz/corpus/TARGET`, so that it is tried
-//! from now on.
+//! A failing input lies under `target/fuzz`, where `cargo test` finds it too. Put it into
+//! `fuzz/corpus/TARGET`, so that it is tried from now on.
 //!
 //! Invariant: whatever ends the process, the input that was being run is in a file.
 
@@ -181,7 +182,8 @@ fn greediest(target: &Target, inputs: &[Vec<u8>]) -> Result<Vec<u8>> {
     inputs.iter().max_by_key(|input| cost(input)).cloned().context("no input")
 }
 
-/// An outcome without its digits and without what it quotes: a message about another number or name is no other outcome.
+/// An outcome without its digits and without what it quotes: a message about another number or name is
+/// the same outcome.
 fn without_details(outcome: &str) -> String {
     let mut quote = None;
     let mut kept = String::new();

@@ -1,5 +1,5 @@
-//! The parsers, each behind one function. What a target returns tells inputs apart: one with a new outcome is worth
-//! keeping. Messages of errors do, numbers in them left out.
+//! The parsers, each behind one function. The result of a target distinguishes inputs: one with a new
+//! outcome is worth keeping. Messages of errors count as outcomes, without the numbers in them.
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -25,7 +25,7 @@ pub enum Shape {
     JsonLines,
     /// A safetensors file: the length of a JSON header, the header, data.
     Safetensors,
-    /// Anything else.
+    /// Bytes of any other shape.
     Bytes,
 }
 
@@ -40,7 +40,7 @@ pub struct Target {
     pub run: fn(&[u8]) -> String,
 }
 
-/// All targets.
+/// All targets, each with its name.
 pub const TARGETS: [Target; 10] = [
     Target { name: "request", shape: Shape::Json, run: request },
     Target { name: "admin", shape: Shape::Json, run: admin },

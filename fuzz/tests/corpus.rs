@@ -1,5 +1,5 @@
-//! Every input of the corpus, once: those that failed in the past among them, and those that a driver has found and nobody has
-//! looked at yet.
+//! Every input of the corpus, once. Among them are those that failed in the past, and those that a
+//! driver has found and nobody has looked at yet.
 
 use std::time::Instant;
 

@@ -24,7 +24,7 @@ class Run:
 class Engine:
     def __init__(self, binary):
         self.binary = binary
-        # Settings of whoever runs this must not matter.
+        # The settings of the person who runs this must not matter.
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("BEAMLINE")}
 
     def run(self, *arguments):

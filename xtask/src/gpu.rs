@@ -1,10 +1,12 @@
-//! Packs what checks and times the CUDA engine on a machine that has a GPU and no toolkit: test and bench binaries, the
-//! fixtures, the baselines, and a script that runs them, correctness first.
+//! Packs what checks and times the CUDA engine on a machine that has a GPU and no toolkit: test and
+//! bench binaries, the fixtures, the baselines, and a script that runs them, correctness first.
 //!
-//! Building needs nvcc, not a GPU. The bundle needs a driver, the CUDA 13 libraries and python3, and for the baselines PyTorch.
+//! Building needs nvcc, not a GPU. The bundle needs a driver, the CUDA 13 libraries and python3, and for
+//! the baselines PyTorch.
 //!
-//! `--rehearse` then runs the script here, with a stand-in in the place of driver, CUDA libraries and GPU
-//! (`crates/compute/kernels/emulation/driver`): whatever fails to start, run or fit together fails here first. It measures nothing.
+//! `--rehearse` then runs the script here, with a stand-in in the place of driver, CUDA libraries and
+//! GPU (`crates/compute/kernels/emulation/driver`). Anything that fails to start, run or fit together
+//! fails here first. It measures nothing.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -32,7 +34,8 @@ pub(crate) struct Args {
     /// Where the bundle goes; what is there is replaced.
     #[arg(long, default_value = "target/gpu-bundle")]
     out: PathBuf,
-    /// Then go through the bundle's script here, on a stand-in for driver and GPU. Needs a C++20 compiler, no GPU; measures nothing.
+    /// Then go through the bundle's script here, on a stand-in for driver and GPU. Needs a C++20
+    /// compiler, no GPU; measures nothing.
     #[arg(long)]
     rehearse: bool,
     /// Order in which the stand-in does what nothing orders.

@@ -1,6 +1,7 @@
 //! `cargo xtask hit-rate`: how much of what real users ask for is cached, by memory.
 //!
-//! `crates/simulation` replays the logs and prints JSON; here it becomes `bench/results/hit-rate.*`, for people.
+//! `crates/simulation` replays the logs and prints JSON. Here it becomes `bench/results/hit-rate.*`, for
+//! people.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -16,8 +17,8 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// Flags of `cargo xtask hit-rate`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Directory with ml-100k/ml-100k.inter (RecBole's file of MovieLens 100K), beauty/sequences.txt (a user and items a
-    /// line), or both. What is not there is skipped.
+    /// Directory with ml-100k/ml-100k.inter (RecBole's file of MovieLens 100K), beauty/sequences.txt (a
+    /// user and items a line), or both. What is not there is skipped.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// Name of the results: NAME.json, NAME.md and NAME.svg.

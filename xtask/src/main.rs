@@ -28,16 +28,16 @@ enum Chore {
         /// Only the Python tests, on the release binary as it was last built.
         #[arg(long)]
         python: bool,
-        /// Only the Python tests, with torch and all else that any of them needs, in a virtual environment of several
-        /// gigabytes; on the release binary as it was last built.
+        /// Only the Python tests, with torch and all else that any of them needs, in a virtual
+        /// environment of several gigabytes; on the release binary as it was last built.
         #[arg(long, conflicts_with = "python")]
         python_all: bool,
         /// Where these packages cannot be installed, say so and fail nothing.
         #[arg(long, requires = "python_all")]
         or_skip: bool,
     },
-    /// Simulate millions of requests against the scheduler and the cache; or with --swaps, swap checkpoints and
-    /// catalogs of a real server under load.
+    /// Simulate millions of requests against the scheduler and the cache; or with --swaps, swap
+    /// checkpoints and catalogs of a real server under load.
     Soak {
         /// Requests to simulate.
         #[arg(long, default_value_t = 5_000_000)]
@@ -134,8 +134,8 @@ fn main() -> Result<()> {
 
 fn test(only_python: bool) -> Result<()> {
     if !only_python {
-        // One invocation and one profile, so that nothing is built twice. One seed, so that a change is judged by itself and not
-        // by chance; PROPTEST_RNG_SEED names another.
+        // One invocation and one profile, so that nothing is built twice. One seed, so that a change is
+        // judged by itself and not by chance; PROPTEST_RNG_SEED names another.
         let seed = std::env::var("PROPTEST_RNG_SEED").unwrap_or_else(|_| "1".into());
         run(cargo(&["test", "--release", "--workspace"]).env("PROPTEST_RNG_SEED", seed))?;
     }
@@ -171,8 +171,8 @@ fn history_cuts() -> Result<()> {
     run(Command::new(example).args(checkpoint).current_dir(root()).stdout(file))
 }
 
-/// Builds some targets as the tests build them: for one package alone, cargo would take other features and build the
-/// large dependencies once more.
+/// Builds some targets as the tests build them. For one package alone, cargo would take other features
+/// and build the large dependencies once more.
 fn build(targets: &[&str]) -> Result<()> {
     run(cargo(&["build", "--release", "--workspace"]).args(targets))
 }

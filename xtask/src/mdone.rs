@@ -1,19 +1,21 @@
-//! The queue that requests are held against: M/D/1, Poisson arrivals at one server that takes the same time for each and
-//! serves them in the order of their arrival.
+//! The reference queue for requests: M/D/1, Poisson arrivals at one server that takes the same time for
+//! each and serves them in the order of their arrival.
 //!
-//! A server that takes `s` for a request that is alone, batches nothing and adds nothing, is this queue. So its
-//! percentiles are what a scheduler loses or wins against, whatever the machine.
+//! A server that takes `s` for a request that is alone, batches nothing and adds nothing, is this queue.
+//! So a scheduler wins or loses against its percentiles, whatever the machine.
 //!
-//! All figures are exact up to rounding. The number of requests in the system is that of the chain embedded at
-//! departures; its probabilities follow from what crosses from "at most n" to "more than n" and back, and the time a
-//! request waits follows from those (Crommelin 1932; Franx 2001 in the form that is used here). Only positive terms are
-//! added, so nothing cancels, however high the load.
+//! All figures are exact up to rounding. The number of requests in the system is that of the chain
+//! embedded at departures. Its probabilities follow from the crossings between "at most n" and "more
+//! than n" in both directions. The time that a request waits follows from those (Crommelin 1932; Franx
+//! 2001 in the form that is used here). Only positive terms are added, so nothing cancels, however high
+//! the load.
 //!
 //! Times are in any unit, rates per that unit.
 
 /// Terms of a Poisson distribution of a mean below 1 that are smaller than this are left out.
 const NEGLIGIBLE: f64 = 1e-18;
-/// Most requests in the system that are looked at. Only loads within a millionth of 1 have a percentile beyond.
+/// Most requests in the system that are looked at. Only loads within a millionth of 1 have a percentile
+/// beyond.
 const MOST_WAITING: usize = 1 << 22;
 /// Halvings of an interval: all digits of a float.
 const HALVINGS: usize = 60;
@@ -26,15 +28,15 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// A queue whose requests take `service` each and come `rate` per unit of time. `None` if it has no steady state,
-    /// or the numbers mean nothing.
+    /// A queue whose requests take `service` each and come `rate` per unit of time. `None` if it has no
+    /// steady state, or the numbers mean nothing.
     pub(crate) fn new(service: f64, rate: f64) -> Option<Self> {
         let load = service * rate;
         (service > 0.0 && rate >= 0.0 && load < 1.0).then_some(Self { service, load })
     }
 
-    /// The time from arrival to answer that this share of the requests does not exceed. `None` if the load is too close
-    /// to 1.
+    /// The time from arrival to answer that this share of the requests does not exceed. `None` if the
+    /// load is too close to 1.
     pub(crate) fn sojourn(self, share: f64) -> Option<f64> {
         let mut most = 16;
         let waiting = loop {
@@ -66,13 +68,15 @@ impl Queue {
     /// The share of requests that wait no longer than `wait` services. `waiting` must reach up to `wait`.
     fn waits_within(self, wait: f64, waiting: &[f64]) -> f64 {
         let whole = wait.floor() as usize;
-        // Whoever comes while the service at hand has this much left before the wait would be too long.
+        // Mean number of requests that arrive while the current service has this much left before the
+        // wait would be too long.
         let mean = self.load * (1.0 - (wait - wait.floor()));
         let terms = poisson(mean);
         terms.iter().zip(waiting[..=whole].iter().rev()).map(|(term, waiting)| term * waiting).sum()
     }
 
-    /// Element `n`: the probability that at most `n` requests wait, that in service not counted. Up to `most`.
+    /// Element `n`: the probability that at most `n` requests wait, the one in service not counted. Up
+    /// to `most`.
     fn waiting_at_most(self, most: usize) -> Vec<f64> {
         let arrivals = poisson(self.load);
         let none = arrivals[0];
@@ -84,8 +88,8 @@ impl Queue {
         // Probabilities of 0, 1, ... requests in the system.
         let mut states = vec![1.0 - self.load];
         for n in 0..=most {
-            // From the empty system `n + 1` arrivals lead above `n`; from `i` requests, `n + 2 - i`. Down leads a
-            // service without arrivals.
+            // From the empty system, `n + 1` arrivals lead above `n`; from `i` requests, `n + 2 - i`. A
+            // service without arrivals leads down.
             let first = (n + 2).saturating_sub(40).max(1);
             let from_others: f64 = (first..=n).map(|i| states[i] * at_least(n + 2 - i)).sum();
             states.push((states[0] * at_least(n + 1) + from_others) / none);
@@ -101,7 +105,8 @@ impl Queue {
     }
 }
 
-/// The highest rate at which this share of the requests is answered within `objective`. 0 if one alone takes longer.
+/// The highest rate at which this share of the requests is answered within `objective`. 0 if one alone
+/// takes longer.
 pub(crate) fn highest_rate(service: f64, share: f64, objective: f64) -> f64 {
     if service <= 0.0 || service > objective {
         return 0.0;
@@ -197,7 +202,8 @@ mod tests {
         for service in [2.0, 20.0, 60.0] {
             let rate = highest_rate(service, 0.99, 100.0);
             let p99 = Queue::new(service, rate).and_then(|queue| queue.sojourn(0.99)).unwrap();
-            // Where the objective lies between two whole services, the share jumps nowhere: W has one atom, at 0.
+            // Where the objective lies between two whole services, the share jumps nowhere: the wait has
+            // one atom, at 0.
             assert!((p99 - 100.0).abs() < 1e-6, "{service}: {rate}, {p99}");
         }
         assert_eq!(highest_rate(101.0, 0.99, 100.0), 0.0);

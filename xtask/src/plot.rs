@@ -167,7 +167,8 @@ impl Range {
         }
     }
 
-    /// Round numbers. Logarithmic: 1, 2 and 5 times powers of ten; powers alone where those would be too many.
+    /// Round numbers. Logarithmic: 1, 2 and 5 times powers of ten; powers alone where those would be too
+    /// many.
     fn ticks(self) -> Vec<f64> {
         let Self { scale, low, high } = self;
         if scale == Scale::Linear {

@@ -1,8 +1,8 @@
-//! The Python tests: the tools' own, the evaluation package's, and those of foreign clients against the server. Before
-//! them, ruff reads all Python files.
+//! The Python tests: the tools' own, the evaluation package's, and those of foreign clients against the
+//! server. Before them, ruff reads all Python files.
 //!
-//! What they import lives in a virtual environment under `target/`. Where it cannot be made (no network, no pip), the
-//! tests run on the system's Python, and each one that lacks a package is skipped and says so.
+//! Their packages lie in a virtual environment under `target/`. Where it cannot be made (no network, no
+//! pip), the tests run on the system's Python, and each one that lacks a package is skipped and says so.
 //!
 //! What trains or converts models needs torch, which is large. Its tests have an environment of their own.
 
@@ -53,7 +53,8 @@ fn lint() -> Result<()> {
     run(Command::new(ruff).args(["check", "--quiet", "--no-cache"]).current_dir(root()))
 }
 
-/// Runs every Python test with every package, so that none is skipped but for data that is not there.
+/// Runs every Python test with every package, so that none is skipped, except where its data is not
+/// there.
 ///
 /// `or_skip`: where the packages cannot be had, this is said and nothing fails.
 pub(crate) fn test_all(beamline: &Path, or_skip: bool) -> Result<()> {

@@ -38,7 +38,8 @@ pub(crate) struct Args {
     /// Cost curves in the format of crates/simulation/curves.json, instead of those.
     #[arg(long, value_name = "FILE")]
     curves: Option<PathBuf>,
-    /// Instead: print the cost curve of a machine, out of a results file of `cargo xtask bench --sections beams,contexts`.
+    /// Instead: print the cost curve of a machine, out of a results file of
+    /// `cargo xtask bench --sections beams,contexts`.
     #[arg(long, value_name = "FILE")]
     fit: Option<PathBuf>,
     /// Which workload of that file.

@@ -64,8 +64,9 @@ __device__ __forceinline__ uint32_t rank_of(const Filter &filter, uint32_t i) {
     return rank;
 }
 
-// Whether the interval [begin, end) of leaves, not empty, holds an allowed leaf. Constant time but for lists, which cost
-// two binary searches.
+// Whether the interval [begin, end) of leaves, not empty, holds an allowed leaf. Constant time, plus
+// binary searches of the filter's list: one where it holds allowed leaves, up to two where it holds
+// removals.
 __device__ __forceinline__ bool allows_any(const Filter &filter, uint32_t begin, uint32_t end) {
     if (filter.kind == FILTER_LIST) {
         const uint32_t at = entries_below(filter.list, filter.list_length, begin);

@@ -57,7 +57,7 @@ pub struct ContextRows<'a> {
 /// Rows of a batch that extend the beams of one request.
 #[derive(Clone, Copy, Debug)]
 pub struct BranchRows<'a> {
-    /// Who asks.
+    /// Slot of the request; only compared with the others of the batch.
     pub owner: u32,
     /// Token of each beam.
     pub tokens: &'a [u32],
@@ -67,9 +67,9 @@ pub struct BranchRows<'a> {
     pub ancestors: usize,
     /// `ancestors` branch rows for each row.
     pub lineage: &'a [u32],
-    /// Context pages.
+    /// Context pages from position 0 on.
     pub context_pages: &'a [PageId],
-    /// Branch pages.
+    /// Pages of the branch rows.
     pub branch_pages: &'a [PageId],
 }
 
@@ -93,7 +93,7 @@ impl Batch {
         self.uses.clear_part();
     }
 
-    /// Rows.
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         self.tokens.len()
     }

@@ -1,7 +1,7 @@
 //! Everything that knows a processor: kernels, the contents of pages, and the rows of a step.
 //!
-//! Place in the flow: below `model`, whose families call these operations in the order of their architecture. All
-//! `unsafe` code of the project that computes is in this crate.
+//! Place in the flow: below `model`, whose families call these operations in the order of their
+//! architecture. All `unsafe` code of the project that computes is in this crate.
 //!
 //! ```text
 //! cpu        ── linear, attention, pages, ..      kernels for every instruction set, and a pool of threads
@@ -10,8 +10,8 @@
 //! page_uses  ── who reads and writes which pages in a step, one rule for both
 //! ```
 //!
-//! Invariants: a row of a result depends on the inputs of that row alone, bit for bit on the CPU, whatever shares the
-//! call; a step writes a page for one request only.
+//! Invariants: a row of a result depends on the inputs of that row alone, bit for bit on the CPU,
+//! whatever shares the call. A step writes a page for one request only.
 //!
 //! What this crate must not know: checkpoints, families, catalogs, searches, requests.
 

@@ -1,4 +1,5 @@
-//! The CUDA kernels, compiled by the host's C++ compiler and run on the CPU: what each `kernels/emulation/test_*.cpp` promises.
+//! The CUDA kernels, compiled by the host's C++ compiler and run on the CPU: what each
+//! `kernels/emulation/test_*.cpp` promises.
 //!
 //! No GPU and no CUDA toolkit is needed; without a C++20 compiler the test says so and does nothing.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]

@@ -1,8 +1,8 @@
 //! HSTU on the published shapes: attention, the products beside it, a whole forward pass, and retrieval.
 //!
-//! The elements of a throughput are floating-point operations that the shape needs, a multiply-add counted as two, so
-//! rates of attention and of products can be set against each other. Attention counts the keys that a causal row sees;
-//! what is computed beyond them in the page of the diagonal is not counted.
+//! The elements of a throughput are floating-point operations that the shape needs, a multiply-add
+//! counted as two. So rates of attention and of products can be compared. Attention counts the keys that
+//! a causal row sees; further keys in the page of the diagonal are computed and not counted.
 #![allow(missing_docs, reason = "criterion's macro makes public items")]
 #![allow(clippy::expect_used, reason = "a measurement for people to run")]
 

@@ -1,7 +1,8 @@
-//! A T5 of the size of TIGER (Rajput et al. 2023): whole requests, from encoder tokens to the best semantic IDs.
+//! A T5 of the size of TIGER (Rajput et al. 2023): whole requests, from encoder tokens to the best
+//! semantic IDs.
 //!
-//! 4 and 4 layers, width 128, 6 heads of 64, feed-forward width 1024, 1025 tokens; a history of 20 items of 4 tokens and the end
-//! token, 32 beams, 4 generated tokens, on made-up weights and 12,000 items.
+//! 4 and 4 layers, width 128, 6 heads of 64, feed-forward width 1024, 1025 tokens; a history of 20 items
+//! of 4 tokens and the end token, 32 beams, 4 generated tokens, on made-up weights and 12,000 items.
 #![allow(missing_docs, reason = "criterion's macro makes public items")]
 #![allow(clippy::expect_used, reason = "a measurement for people to run")]
 

@@ -1,16 +1,19 @@
 //! Exact beam search over the semantic IDs of a catalog.
 //!
-//! Place in the flow: the executor computes logits; a [`Search`] turns them into the beams of the next step, and at
-//! the end into leaves of the trie. It knows nothing of how logits come about, so it runs on tables as well.
+//! Place in the flow: the executor computes logits; a [`Search`] turns them into the beams of the next
+//! step, and at the end into leaves of the trie. It is independent of how logits come about, so it runs
+//! on tables as well.
 //!
-//! A *path* is what is generated: the steps of the convention ([`Step`]), each either a level of the SID or a token
-//! that is always the same (an end token, say). After a prefix exactly those tokens are allowed that lead to a leaf
-//! the filter allows; the filter therefore never costs a place in the beam. Every beam is expanded by all its allowed
-//! tokens, then the best `width` candidates of all beams survive, the same number after every step or one for each.
+//! A *path* is what is generated: the steps of the convention ([`Step`]). Each is a level of the SID, or
+//! a token that is always the same, such as an end token. After a prefix, exactly those tokens are
+//! allowed that lead to a leaf the filter allows; the filter therefore never costs a place in the beam.
+//! Every beam is expanded by all its allowed tokens. Then the best `width` candidates of all beams
+//! survive: the same number after every step, or one for each.
 //!
-//! The score of a path is the sum over its tokens of the log-probability under the declared [`Normalization`], in
-//! double precision. Higher scores come first; equal scores are ordered by the smaller token path, which is the order
-//! of nodes within a level because symbols of the trie are token ids.
+//! The score of a path is the sum over its tokens of the log-probability under the declared
+//! [`Normalization`], in double precision. Higher scores come first; equal scores are ordered by the
+//! smaller token path, which is the order of nodes within a level because symbols of the trie are token
+//! ids.
 
 use std::cmp::Ordering;
 use std::ops::Range;
@@ -35,8 +38,8 @@ pub enum Step {
 /// What the probability of a token is relative to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Normalization {
-    /// Softmax over every row of the output matrix, padding rows included: what Hugging Face with a logits processor
-    /// and vLLM compute.
+    /// Softmax over every row of the output matrix, padding rows included. Hugging Face with a logits
+    /// processor and vLLM compute the same.
     FullVocab,
     /// Softmax over the allowed tokens only.
     AllowedSet,
@@ -49,15 +52,15 @@ pub struct SearchRequest {
     pub catalog: Arc<Catalog>,
     /// Which of them are allowed.
     pub filter: Filter,
-    /// Where the search begins: the root, or the node of a forced SID prefix, whose tokens are then part of the
-    /// context and not of the score.
+    /// Where the search begins: the root, or the node of a forced SID prefix. The tokens of the prefix
+    /// are part of the context and not of the score.
     pub start: Node,
     /// What is generated from there on.
     pub steps: Arc<[Step]>,
     /// How tokens are scored.
     pub normalization: Normalization,
-    /// For [`Normalization::AllowedSet`]: the leaves that count as allowed, where those searched are only some of
-    /// them. Given candidates are scored so, and none by which others are given.
+    /// For [`Normalization::AllowedSet`]: the leaves that count as allowed, where the search covers only
+    /// some of them. Given candidates are scored this way; none of them affects another's score.
     pub normalize_over: Option<Box<Filter>>,
     /// How many beams survive each step, where that differs; see [`Search::new`].
     pub widths: Option<Arc<[usize]>>,
@@ -82,7 +85,7 @@ pub struct Search {
     offered: usize,
 }
 
-/// One hypothesis.
+/// One hypothesis of a search.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Beam {
     /// What it has spelled of a SID.
@@ -96,7 +99,7 @@ pub struct Beam {
 /// A finished path.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Hypothesis {
-    /// The SID.
+    /// Leaf of the SID.
     pub leaf: Leaf,
     /// Sum of log-probabilities over all generated tokens.
     pub score: f64,
@@ -150,7 +153,7 @@ impl Search {
         self.offered > 0
     }
 
-    /// Steps done.
+    /// Number of steps done.
     pub fn steps_done(&self) -> usize {
         self.step
     }
@@ -165,7 +168,8 @@ impl Search {
         self.request.widths.as_ref().map_or(self.width, |widths| self.width.min(widths[step]))
     }
 
-    /// Branch rows of the steps before the one that takes the beams of a step further: as many as there may have been.
+    /// Branch rows of the steps before the one that takes the beams of a step further: the most that
+    /// there may have been.
     pub fn rows_before(&self, step: usize) -> usize {
         match &self.request.widths {
             None => step * self.width,
@@ -173,8 +177,8 @@ impl Search {
         }
     }
 
-    /// For each beam, the rows of its ancestors in the branch steps so far, oldest first; a row of step `s` is
-    /// numbered by its place in the beam of that step.
+    /// For each beam, the rows of its ancestors in the branch steps so far, oldest first. A row of step
+    /// `s` is numbered by its place in the beam of that step.
     pub fn lineage(&self, beam: usize) -> &[u32] {
         let ancestors = self.step.saturating_sub(1);
         &self.lineage[beam * ancestors..][..ancestors]
@@ -185,8 +189,8 @@ impl Search {
         self.step == self.request.steps.len() || self.beams.is_empty()
     }
 
-    /// Calls `want` with every token whose logit [`Search::offer_normalized`] will look at for these beams; some of them
-    /// more than once.
+    /// Calls `want` with every token whose logit [`Search::offer_normalized`] will look at for these
+    /// beams. A token may come more than once.
     pub fn wanted(&self, beams: Range<usize>, mut want: impl FnMut(u32)) {
         match self.request.steps[self.step] {
             Step::Fixed(token) | Step::Given(token) => want(token),
@@ -199,8 +203,8 @@ impl Search {
         }
     }
 
-    /// Adds the continuations of one beam, given the logits that predict its next token, `[vocab_size]`. Every beam is
-    /// offered once per step; the order does not matter.
+    /// Adds the continuations of one beam, given the logits that predict its next token, `[vocab_size]`.
+    /// Every beam is offered once per step, in any order.
     ///
     /// # Errors
     ///
@@ -217,8 +221,8 @@ impl Search {
         self.offer_normalized(beam, |token| logits[token as usize], full)
     }
 
-    /// As [`Search::offer`], given the logits that were [`wanted`](Search::wanted) and, for `full_vocab` only, the
-    /// log-sum-exp of all logits.
+    /// As [`Search::offer`], given the logits of the [`wanted`](Search::wanted) tokens and, for
+    /// `full_vocab` only, the log-sum-exp of all logits.
     ///
     /// # Errors
     ///
@@ -232,7 +236,7 @@ impl Search {
         let Beam { node, score, .. } = self.beams[beam];
         let trie = self.request.catalog.trie();
         let filter = &self.request.filter;
-        // Allowed and searched are the same but for given candidates.
+        // Allowed and searched leaves are the same, except when candidates are given.
         let (allowed, searched) = match &self.request.normalize_over {
             Some(over) if full.is_none() => (&**over, Some(filter)),
             _ => (filter, None),
@@ -272,9 +276,10 @@ impl Search {
         Ok(())
     }
 
-    /// How many of the beams, from the best on, are worth offering, given those that were offered: no continuation of
-    /// the others can survive. A log-probability is never above zero, in floating-point numbers neither: the
-    /// normaliser is the largest logit plus the logarithm of a sum that is at least one.
+    /// How many of the beams, from the best on, are worth offering, given those offered so far: no
+    /// continuation of the others can survive. A log-probability is never above zero, not even in
+    /// floating point. The normaliser is the largest logit plus the logarithm of a sum that is at least
+    /// one.
     pub fn worthwhile(&mut self) -> usize {
         let width = self.width_at(self.step);
         if self.candidates.len() < width {
@@ -324,7 +329,8 @@ impl Search {
     }
 }
 
-/// Steps that generate a SID from `node_level` on: what is left of the convention's steps after a forced prefix.
+/// Steps that generate a SID from `node_level` on: the rest of the convention's steps after a forced
+/// prefix.
 pub fn steps_from(steps: &[Step], node_level: usize) -> Option<Range<usize>> {
     if node_level == 0 {
         return Some(0..steps.len());

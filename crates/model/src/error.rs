@@ -18,7 +18,7 @@ const NAMED: usize = 8;
 pub enum ModelError {
     /// A file is missing or unreadable.
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
@@ -41,11 +41,12 @@ pub enum ModelError {
         /// How that was noticed.
         reason: String,
     },
-    /// The tensors do not fit the configuration. Holds every tensor that is wrong; the message names the first few.
+    /// The tensors do not fit the configuration. Holds every wrong tensor; the message names the first
+    /// few.
     Mismatch(Vec<String>),
     /// A weight is NaN or infinite.
     NotFinite {
-        /// Tensor.
+        /// Name of the tensor.
         name: String,
         /// How many values.
         count: usize,

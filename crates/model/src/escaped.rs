@@ -1,8 +1,8 @@
 //! Text that others wrote, made safe to print.
 //!
-//! Names of tensors, types and fields come from the checkpoint. Printed as they are, a line break forges a line of the log and
-//! an escape sequence moves the cursor of a terminal. So control characters, and characters that change the order of what
-//! follows them, are written as `\u{..}`.
+//! Names of tensors, types and fields come from the checkpoint. Printed unchanged, a line break forges a
+//! line of the log and an escape sequence moves the cursor of a terminal. So control characters are
+//! written as `\u{..}`, as are characters that change the order of what follows them.
 
 use std::fmt::{self, Display, Write};
 

@@ -1,6 +1,7 @@
 //! Checkpoints, model families and the forward pass over paged KV.
 //!
-//! Place in the flow: between the scheduler, which decides what runs in a step, and the processor, which runs it.
+//! Place in the flow: between the scheduler, which decides what runs in a step, and the processor, which
+//! runs it.
 //!
 //! ```text
 //! checkpoint ── config, tensors, digest          what the author brought, checked
@@ -16,11 +17,11 @@
 //! reference  ── the families once more in candle-nn, for tests and `inspect --verify`
 //! ```
 //!
-//! Invariants: the answer to a request is a function of checkpoint, catalog snapshot and request, bit for bit on the
-//! CPU; nothing is used of a checkpoint before all of it was checked.
+//! Invariants: the answer to a request is a function of checkpoint, catalog snapshot and request, bit
+//! for bit on the CPU. Nothing in a checkpoint is used before all of it was checked.
 //!
-//! What this crate must not know: queues, deadlines, clocks, HTTP, users. What knows a processor, or is unsafe, lies in
-//! `compute`.
+//! What this crate must not know: queues, deadlines, clocks, HTTP, users. Code that depends on a
+//! processor, or is unsafe, lies in `compute`.
 
 #![forbid(unsafe_code)]
 

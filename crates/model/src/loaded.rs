@@ -1,7 +1,7 @@
 //! A checkpoint of any family, opened: the only face that the rest of the system sees.
 //!
-//! Place in the flow: the runtime opens a directory here, asks what it takes, and gets an executor. It learns what the model
-//! reads ([`Facts`]), and never which family it holds.
+//! Place in the flow: the runtime opens a directory here, asks for its sizes, and gets an executor. It
+//! learns what the model reads ([`Facts`]), and never which family it holds.
 //!
 //! A family is a type of configuration that implements [`FamilyConfig`], and one entry of [`FAMILIES`].
 //!
@@ -95,8 +95,8 @@ impl Facts {
     }
 }
 
-/// What is special to a model that reads a history with an encoder. Its context is the tokens of the history, then one
-/// start token of the decoder.
+/// Facts of a model that reads a history with an encoder. Its context is the tokens of the history, then
+/// one start token of the decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecoderFacts {
     /// Token that config.json names for the start of the decoder.
@@ -106,7 +106,7 @@ pub struct DecoderFacts {
 /// Bytes that a model takes where it runs, at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bytes {
-    /// A page.
+    /// Bytes of one page.
     pub page: usize,
     /// The weights, where the model runs.
     pub weights: usize,
@@ -132,9 +132,9 @@ pub struct LoadOptions {
 pub struct DeviceLimits {
     /// Positions that can be computed.
     pub positions: usize,
-    /// Tokens generated.
+    /// Most tokens generated for a request.
     pub steps: usize,
-    /// Widest beam.
+    /// Width of the widest beam.
     pub beams: usize,
 }
 
@@ -211,7 +211,7 @@ pub trait FamilyConfig: Described + fmt::Debug + Send + Sync + 'static {
 pub trait Loaded: fmt::Debug + Send + Sync {
     /// What the rest of the system needs to know.
     fn facts(&self) -> Facts;
-    /// The weights.
+    /// Tensors of the weight files.
     fn tensors(&self) -> &Tensors;
     /// What its author should know.
     fn notes(&self) -> &[Note];
@@ -336,7 +336,7 @@ pub struct Summary {
     pub page_bytes: usize,
 }
 
-/// A family.
+/// The functions of one family.
 struct Registered {
     reads: fn(&Value) -> bool,
     open: fn(&Path) -> Result<Box<dyn Loaded>, ModelError>,

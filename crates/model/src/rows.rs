@@ -1,6 +1,7 @@
 //! What of a request goes into a step, in the words of every family.
 //!
-//! Place in the flow: an executor names the rows of a plan with these; a family lays them out for its kernels.
+//! Place in the flow: an executor names the rows of a plan with these; a family lays them out for its
+//! kernels.
 
 use std::ops::Range;
 
@@ -48,12 +49,12 @@ pub struct BeamRows<'a> {
     pub lineage: &'a [u32],
     /// All context pages.
     pub context_pages: &'a [PageId],
-    /// Branch pages.
+    /// Pages of the branch rows.
     pub branch_pages: &'a [PageId],
 }
 
 impl<'a> BeamRows<'a> {
-    /// The same, behind a context of so many positions.
+    /// The same rows, behind a context of this number of positions.
     pub fn at(self, context_len: usize) -> BranchRows<'a> {
         let Self { owner, tokens, ancestors, lineage, context_pages, branch_pages } = self;
         BranchRows { owner, tokens, context_len, ancestors, lineage, context_pages, branch_pages }

@@ -53,7 +53,7 @@ pub struct Plan {
 /// Consecutive context rows of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
-    /// Whose rows.
+    /// Slot of the request.
     pub slot: Slot,
     /// Positions to compute, never empty.
     pub positions: Range<usize>,
@@ -73,15 +73,16 @@ pub struct Chunk {
 /// Beams of one request, each a row: all of them, or the next part of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BranchStep {
-    /// Whose beams.
+    /// Slot of the request.
     pub slot: Slot,
     /// How many of the rows that are left to compute, at least 1. A model that cannot cut beams
     /// computes all of them.
     pub rows: usize,
     /// All context pages of the request; a range of [`Plan::pages`].
     pub context_pages: Range<usize>,
-    /// Pages that hold the branch rows of this request, those of a step behind those that the steps
-    /// before it may have had by their widths, for as long as the request lives; a range of [`Plan::pages`]. Never shared, never published.
+    /// Pages that hold the branch rows of this request, for as long as the request lives; a range of
+    /// [`Plan::pages`]. Rows of a step lie behind the most rows that earlier steps may have had by their
+    /// widths. Never shared, never published.
     pub branch_pages: Range<usize>,
 }
 
@@ -94,7 +95,7 @@ impl Plan {
         self.pages.clear();
     }
 
-    /// Whether there is nothing to do. Nothing is moved but for a step that computes.
+    /// Whether there is nothing to do. Pages move only with a step that computes.
     pub fn is_empty(&self) -> bool {
         self.chunks.is_empty() && self.branches.is_empty()
     }
@@ -117,7 +118,7 @@ pub enum Progress<Answer> {
     },
     /// The beams were expanded by one step; this many rows are alive and want a branch step.
     Expanded {
-        /// Beams alive.
+        /// Number of beams alive.
         rows: usize,
     },
     /// The request is answered.

@@ -1,6 +1,7 @@
 //! What a request wants of a model, and what it gets: the same words for every family.
 //!
-//! Place in the flow: the service makes a [`Job`] of a request, the scheduler carries it unread, an executor does it.
+//! Place in the flow: the service makes a [`Job`] of a request, the scheduler carries it unread, an
+//! executor does it.
 //!
 //! ```text
 //! warm       the context, and nothing more
@@ -9,7 +10,8 @@
 //! score      the candidates that the request brings         -> Answer::Predictions
 //! ```
 //!
-//! A model has one [`Head`], which says which of these it does. A task that it cannot do fails the request alone.
+//! A model has one [`Head`], which decides the tasks it can do. A task that it cannot do fails only its
+//! own request.
 
 use std::sync::Arc;
 
@@ -59,7 +61,7 @@ pub enum Context {
 }
 
 impl Context {
-    /// Positions.
+    /// Number of positions.
     pub fn len(&self) -> usize {
         match self {
             Self::Tokens(tokens) => tokens.len(),
@@ -110,7 +112,7 @@ impl Context {
 pub enum Task {
     /// Its context computed, and nothing more.
     Warm,
-    /// Semantic IDs.
+    /// The best semantic IDs under a beam search.
     Search(Arc<SearchRequest>),
     /// The best items. One step, one beam.
     Retrieve(Arc<Retrieve>),
@@ -151,7 +153,7 @@ impl Head {
 /// Which items are wanted.
 #[derive(Clone, Debug)]
 pub struct Retrieve {
-    /// How many.
+    /// Number of items to return.
     pub count: usize,
     /// The items: semantic IDs of one level, whose symbol is a row of the item table.
     pub catalog: Arc<Catalog>,
@@ -170,7 +172,7 @@ impl Retrieve {
 /// What a finished request yields.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    /// Semantic IDs.
+    /// Semantic IDs that were found.
     Found(Found),
     /// The best items, best first.
     Items(Vec<Scored>),

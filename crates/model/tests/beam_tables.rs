@@ -1,5 +1,5 @@
-//! The beam search alone, on given logits: ties within and at the cut, filters, tail tokens, large logits. The folder is
-//! that of `BEAMLINE_CONFORMANCE`.
+//! The beam search alone, on given logits: ties within and at the cut, filters, tail tokens, large
+//! logits. The folder is that of `BEAMLINE_CONFORMANCE`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod common;

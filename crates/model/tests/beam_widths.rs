@@ -36,9 +36,10 @@ impl SymbolTable for Ids {
     }
 }
 
-/// Paths that begin like one that is allowed, best first, `widths[i]` of them after step `i`; every path of `paths` is
-/// allowed. `logits` are those after a path. Equal scores are ordered by the path. Also says how near to each other two scores
-/// came that go back to different beams: rounding may change their order.
+/// Paths that begin like one that is allowed, best first, `widths[i]` of them after step `i`; every path
+/// of `paths` is allowed. `logits` are those after a path. Equal scores are ordered by the path. Also
+/// returns the least distance of two scores that go back to different beams: rounding may change their
+/// order.
 fn naive(
     paths: &BTreeSet<Vec<u32>>,
     widths: &[usize],

@@ -1,5 +1,5 @@
-//! config.json is read strictly: what is wrong, misspelt or said twice is refused by name, and what is absent takes the
-//! defaults of transformers.
+//! config.json is read strictly: a field that is wrong, misspelt or given twice is refused by name, and
+//! an absent one takes the default of transformers.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 use beamline_model::checkpoint::config::{Architecture, Config};

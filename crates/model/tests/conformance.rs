@@ -1,5 +1,5 @@
-//! Decoders of semantic IDs: prompts, hidden states, logits and beams against Hugging Face in double precision, with keys and
-//! values in every format. The folder is that of `BEAMLINE_CONFORMANCE`.
+//! Decoders of semantic IDs: prompts, hidden states, logits and beams against Hugging Face in double
+//! precision, with keys and values in every format. The folder is that of `BEAMLINE_CONFORMANCE`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod common;

@@ -1,5 +1,6 @@
-//! The CUDA path: the forward pass, the search and the executor, against Hugging Face in double precision and
-//! against itself. The device is the CPU unless the feature `cuda` is on and `BEAMLINE_GPU` names a graphics processor.
+//! The CUDA path: the forward pass, the search and the executor, against Hugging Face in double
+//! precision and against itself. The device is the CPU unless the feature `cuda` is on and
+//! `BEAMLINE_GPU` names a graphics processor.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod common;
@@ -26,10 +27,10 @@ use common::{CASES, Loaded, Queued, cases, ids, numbers, run, run_together, runn
 use emulated::{device, on_gpu};
 use serde_json::Value;
 
-/// Scores are sums of three and more log-probabilities, from logits of up to 15, each rounded to one part in 256 in every layer: by so much
-/// a single one may be off,
+/// Most that a single score may be off. Scores are sums of three and more log-probabilities, from logits
+/// of up to 15, each rounded to one part in 256 in every layer.
 const SCORES: f64 = 0.5;
-/// and by so much their root mean square.
+/// Most that the root mean square of the scores may be off.
 const MEAN: f64 = 0.1;
 /// Paths of a beam of 50 that are the same.
 const OVERLAP: f64 = 0.95;
@@ -108,8 +109,8 @@ fn beams_are_those_of_hugging_face_to_the_tolerance_of_bf16() {
     }
 }
 
-/// Whether products round the same whatever shares them. Those of a graphics processor do not: cuBLAS chooses by the number of
-/// rows. Those of the emulation do, and of the stand-in for a driver.
+/// Whether products round the same whatever shares them. Those of a graphics processor do not: cuBLAS
+/// chooses by the number of rows. Those of the emulation do, as do those of the stand-in for a driver.
 fn is_exact(device: &dyn Device) -> bool {
     !on_gpu() || device.name().contains("no GPU")
 }
@@ -266,7 +267,8 @@ fn a_context_that_was_moved_away_and_back_changes_no_bit() {
     }
 }
 
-/// A cache whose pages are to leave, their contents, which may still be on their way to the device, and the transfers.
+/// A cache whose pages are to leave, with the pages of the device, the transfers of the executor, the words
+/// of the pages, and what is to be moved. Contents of the pages may still be on their way to the device.
 fn leaving_pages(device: &Arc<dyn Device>) -> (DevicePages, PageTransfers, KvCache, Vec<u32>, Vec<Transfer>) {
     let pages = DevicePages::new(device, 3, 2, [16, 32], running::PAGES).unwrap();
     let mut transfers = PageTransfers::new(device, &pages);

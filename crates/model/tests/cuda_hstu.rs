@@ -1,6 +1,6 @@
-//! HSTU on the CUDA path: final states and whole requests of all variants, against the CPU in single precision, which is the reference's
-//! (tests/hstu_conformance.rs), and against itself. The device is the CPU unless the feature `cuda` is on and `BEAMLINE_GPU` names a
-//! graphics processor.
+//! HSTU on the CUDA path: final states and whole requests of all variants, against the CPU in single
+//! precision and against itself. The CPU is compared with the reference in tests/hstu_conformance.rs.
+//! The device is the CPU unless the feature `cuda` is on and `BEAMLINE_GPU` names a graphics processor.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 #![allow(clippy::print_stdout, reason = "figures are what docs/CUDA.md quotes")]
 
@@ -139,10 +139,11 @@ impl Errors {
     }
 }
 
-/// Every weight and every input of a product is rounded to bf16, each by 2^-9 of itself at most and half of that as a root mean square. Products
-/// of few terms, as in these models, average little of it away. A layer has two products, between them a norm that takes off the
-/// mean, and there are two or three layers: some 3 * sqrt(4 roundings) * 2^-10 for one value in the middle, and more where a norm meets a row of
-/// small variance.
+/// Every weight and every input of a product is rounded to bf16, each by 2^-9 of itself at most and half
+/// of that as a root mean square. Products of few terms, as in these models, average little of it away.
+/// A layer has two products, between them a norm that subtracts the mean, and there are two or three
+/// layers. That is some 3 * sqrt(4 roundings) * 2^-10 for one value in the middle, and more where a norm
+/// meets a row of small variance.
 const MEAN: f64 = 0.02;
 /// The largest of some thousand values is four to six times their root mean square.
 const LARGEST: f64 = 0.12;
@@ -247,8 +248,8 @@ fn the_layers_of_the_production_variant_are_the_reference_to_the_tolerance_of_bf
     }
 }
 
-/// Models with what the fixtures have not: NVIDIA's variant, no residual, normed parts, windows with full tails, heads of several widths, odd
-/// ones, keys and values of different widths, actions.
+/// Models with settings that the fixtures lack: NVIDIA's variant, no residual, normed parts, windows
+/// with full tails, heads of several widths, odd ones, keys and values of different widths, actions.
 fn made() -> Vec<(&'static str, Value)> {
     let sizes = |key, value| ResearchSizes {
         items: 50,
@@ -282,7 +283,7 @@ fn made() -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// A request for a made model, of about so many events.
+/// A request for a made model, of about this number of events.
 fn request(config: &Value, events: usize, seed: u64) -> Request {
     let number = |index: usize, most: u32| {
         let x = made::numbers(index + 1, seed)[index];

@@ -1,5 +1,6 @@
-//! Whole requests of HSTU models on the CUDA path: retrieval, ranking and decoding through the executor, against the CPU's executor in single
-//! precision and against themselves in company. The device is as in tests/cuda.rs.
+//! Whole requests of HSTU models on the CUDA path: retrieval, ranking and decoding through the executor.
+//! They are compared with the CPU's executor in single precision, and with themselves in company. The
+//! device is as in tests/cuda.rs.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 #[path = "common/emulated.rs"]
@@ -39,7 +40,8 @@ use serde_json::{Value, json};
 /// The item whose row is so large that no state behind it is finite.
 const BROKEN: u32 = 49;
 
-/// Inner products of vectors of unit length whose directions are off by one or two parts in a hundred (tests/cuda_hstu.rs).
+/// Inner products of vectors of unit length whose directions are off by one or two parts in a hundred
+/// (tests/cuda_hstu.rs).
 const ITEM_SCORES: f64 = 0.04;
 /// Probabilities; regressions relative to their size.
 const PREDICTIONS: f64 = 0.04;
@@ -313,12 +315,13 @@ fn answers_are_the_cpus_to_the_tolerance_of_bf16_and_the_same_in_company() {
             "{name}: {kept} of {all} are the same, off by {mean:.4} (root mean square), at most {largest:.4}, the CPU in bf16 {rounded:.4}"
         );
         assert!(f64::from(kept) >= OVERLAP * all as f64, "{name}: {kept} of {all} are the same");
-        // Networks of made weights may enlarge what is rounded: then it is the CPU in bf16 that says by how much.
+        // Networks of made weights may enlarge rounding errors. Then the CPU in bf16 says by how much.
         assert!(
             largest < tolerance.max(2.0 * rounded),
             "{name}: off by {largest}, the CPU in bf16 by {rounded}"
         );
-        // In company, in chunks: the same bits, but for a graphics processor, whose products round by the number of rows.
+        // In company, in chunks: the same bits, except on a graphics processor, whose products round by
+        // the number of rows.
         let queued = || asked.iter().map(Asked::queued).collect();
         if both.config.context_shape() == ContextShape::Whole {
             let cut = run_together(&mut both.device, queued(), 13);
@@ -386,7 +389,7 @@ fn a_request_whose_states_are_not_finite_fails_alone() {
         for asked in [&asked[0], &asked[1]] {
             alone.push(run_together(&mut both.device, vec![asked.queued()], 1000).remove(0).unwrap());
         }
-        // Between the two, the same as the second but for one item.
+        // Between the two stands a request that equals the second in all items except one.
         let mut broken = asked[1].clone();
         let mut request = request(&json, 6, 20, 4);
         match json["hstu_variant"] == "research" {

@@ -1,5 +1,5 @@
-//! A forced SID prefix is part of the context: the search below it finds what the whole search finds there, and the
-//! scores differ by the log-probability of the prefix.
+//! A forced SID prefix is part of the context: the search below it finds the same items as the whole
+//! search finds there. The scores differ by the log-probability of the prefix.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod common;

@@ -1,5 +1,6 @@
-//! What the reference code of HSTU computes, layer by layer: the research variant in double precision, the production
-//! variant in single precision. The folder is that of `BEAMLINE_CONFORMANCE`; all sizes come from the fixture's files.
+//! What the reference code of HSTU computes, layer by layer: the research variant in double precision,
+//! the production variant in single precision. The folder is that of `BEAMLINE_CONFORMANCE`; all sizes
+//! come from the fixture's files.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 #[path = "common/hstu.rs"]

@@ -1,6 +1,6 @@
-//! HSTU: an answer is a function of checkpoint and request, bit for bit: whatever shares the step, however the context
-//! is cut, whatever of it was cached by an earlier request, with any number of threads and any instruction set, in every
-//! format of weights and in every format of keys and values.
+//! HSTU: an answer is a function of checkpoint and request, bit for bit. Nothing else changes it: what
+//! shares the step, how the context is cut, which part an earlier request cached, the number of threads,
+//! the instruction set. It holds in every format of weights and in every format of keys and values.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 #[path = "common/hstu.rs"]
@@ -208,8 +208,8 @@ proptest! {
         }
     }
 
-    /// A second request takes over every whole page whose words are the same and which the reuse class lets go: nothing is
-    /// stale, and the answer is that of a cold start.
+    /// A second request takes over every whole page whose words are the same, as far as the reuse class
+    /// allows. Nothing is stale, and the answer is that of a cold start.
     #[test]
     fn what_words_and_class_allow_is_the_same_bit_for_bit(
         kind in prop::sample::select(vec![RESEARCH, TOKENS, RANKING[0], WINDOWED]),

@@ -1,4 +1,5 @@
-//! What has no fixture, against the equations in double precision: NVIDIA's variant, and the token head with its branches.
+//! Cases without a fixture, against the equations in double precision: NVIDIA's variant, and the token
+//! head with its branches.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 #[path = "common/hstu.rs"]

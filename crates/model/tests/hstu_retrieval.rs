@@ -1,4 +1,5 @@
-//! The best items are those of a full sort: whatever the filter, the number asked for, the users of the call, ties.
+//! The best items are those of a full sort: whatever the filter, the number asked for, the users of the
+//! call, ties.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 use beamline_compute::cpu::Cpu;
@@ -74,7 +75,8 @@ proptest! {
                 }
             }
         }
-        // Fewer, filtered, one user at a time, with every instruction set: a part of the same list, the same bits.
+        // Fewer, filtered, one user at a time, with every instruction set: a part of the same list, the
+        // same bits.
         let asked: Vec<TopItems<'_>> =
             (0..users).map(|user| TopItems { count: counts[user], allowed: &some }).collect();
         let some_of_all = found(table.top(&cpu, &vectors, &asked));

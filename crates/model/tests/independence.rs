@@ -1,6 +1,6 @@
-//! An answer is a function of checkpoint, catalog and request: bit for bit, whatever shares the batch, however the
-//! context is cut, whatever was cached, with any number of threads and any instruction set, in every
-//! format of weights and in every format of keys and values.
+//! An answer is a function of checkpoint, catalog and request, bit for bit. Nothing else changes it:
+//! what shares the batch, how the context is cut, what was cached, the number of threads, the
+//! instruction set. It holds in every format of weights and in every format of keys and values.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod common;
@@ -34,7 +34,8 @@ fn job(loaded: &Loaded, items: &[usize], exclude: usize, allowed_set: bool) -> J
     loaded.job(loaded.prompt(&history), &all[..exclude.min(all.len() - 1)], normalization)
 }
 
-/// Runs many jobs together; `schedule` says how many context rows each takes in each step and whether it sits out.
+/// Runs many jobs together; `schedule` says how many context rows each takes in each step and whether it
+/// sits out.
 fn run_together(
     executor: &mut Executor<CpuBackend<Decoder>>,
     jobs: &[(Job, usize)],

@@ -1,5 +1,6 @@
-//! The forward pass over pages against the plainest possible one, in double precision, on random checkpoints: every
-//! combination of family, biases, norms, head shapes and tied heads, at contexts that end anywhere in a page.
+//! The forward pass over pages against the plainest possible one, in double precision, on random
+//! checkpoints: every combination of family, biases, norms, head shapes and tied heads, at contexts that
+//! end anywhere in a page.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod common;
@@ -20,8 +21,8 @@ use beamline_model::families::decoder::{Decoder, Workspace, page_shape};
 use proptest::prelude::*;
 use serde_json::json;
 
-/// How close what is computed from keys and values in bfloat16 comes, as a share of what it is: every value, and the root
-/// mean square. They keep 8 bits. The worst of 1,500 random models were 0.073 and 0.015.
+/// How close results from keys and values in bfloat16 must come, relative to the result: every value,
+/// and the root mean square. They keep 8 bits. The worst of 1,500 random models were 0.073 and 0.015.
 const BF16: f64 = 0.15;
 const BF16_MEAN: f64 = 0.03;
 
@@ -145,8 +146,8 @@ fn add(x: &mut [f64], y: &[f64]) {
     }
 }
 
-/// Every value within the tolerance in single precision. Rounded keys and values move single values far in a model whose
-/// weights are random, so there the mean error is bounded as well.
+/// Every value within the tolerance in single precision. Rounded keys and values move single values far
+/// in a model whose weights are random, so there the mean error is bounded as well.
 fn close(found: &[f32], expected: &[f64], kv: KvFormat) -> Result<(), TestCaseError> {
     prop_assert_eq!(found.len(), expected.len());
     let tolerance = if kv == KvFormat::F32 { 2e-4 } else { BF16 };

@@ -534,7 +534,8 @@ fn codes_that_are_found_in_another_way_are_tokenised_with_their_text() {
     assert!(whole.composes() && told(&whole).is_empty());
     check_all_histories(&whole);
     assert_eq!(whole.tokens_per_item(), 2);
-    // Two codes that were added later with the default of a library, under a normalizer that marks the beginnings of texts.
+    // Two codes that were added later with the default of a library, under a normalizer that marks the
+    // beginnings of texts.
     let later = bind(json!({}), &two_levels(), |json| {
         json["model"]["vocab"] = json!({"<unk>": 0});
         json["normalizer"] = json!({"type": "Prepend", "prepend": "_"});
@@ -695,7 +696,8 @@ fn every_preset_binds_and_composes() {
 }
 
 proptest! {
-    /// Whatever the bytes, opening a checkpoint answers; it never panics, hangs or takes the machine's memory.
+    /// Opening a checkpoint answers, whatever the bytes; it never panics, hangs or takes the machine's
+    /// memory.
     #[test]
     fn damage_anywhere_is_survived(at in 0usize..4000, xor in 1u8..=255, cut in 0usize..6000) {
         let made = made();

@@ -1,5 +1,6 @@
-//! Encoder-decoders of semantic IDs: buckets, encoder output, hidden states, logits and beams against Hugging Face in double
-//! precision, with keys and values in every format. The folder is that of `BEAMLINE_CONFORMANCE`.
+//! Encoder-decoders of semantic IDs: buckets, encoder output, hidden states, logits and beams against
+//! Hugging Face in double precision, with keys and values in every format. The folder is that of
+//! `BEAMLINE_CONFORMANCE`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod common;

@@ -1,6 +1,7 @@
-//! An answer of an encoder-decoder is a function of checkpoint, catalog and request: bit for bit, whatever shares the batch, however
-//! the beams are cut, whether the context was cached, with any number of threads and any instruction set, in every format of
-//! weights and of keys and values. And what is wrong with one request is its own affair.
+//! An answer of an encoder-decoder is a function of checkpoint, catalog and request, bit for bit.
+//! Nothing else changes it: what shares the batch, how the beams are cut, whether the context was
+//! cached, the number of threads, the instruction set. It holds in every format of weights and of keys
+//! and values. A wrong request fails alone.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod common;
@@ -157,7 +158,8 @@ fn with_a_token_that_overflows(directory: &std::path::Path, token: usize) -> T5C
         values.iter_mut().enumerate().for_each(|(index, value)| change(index, value));
         tensors.insert(name.to_owned(), Tensor::from_vec(values, shape, &Device::Cpu).unwrap());
     };
-    // The first norm multiplies the first column by more than there is room for. Only this token has any there.
+    // The first norm multiplies the first column beyond the range of numbers. Only this token has a
+    // value there.
     let width = 32;
     change("shared.weight", &|index, value| {
         if index % width == 0 {

@@ -1,5 +1,6 @@
-//! Decoders with settings that a loader may not know: their logits are computed, or the checkpoint is refused by the name
-//! of a setting; nothing else is ever computed. The folder is that of `BEAMLINE_CONFORMANCE`.
+//! Decoders with settings that a loader may not know: their logits are computed, or the checkpoint is
+//! refused by the name of a setting; nothing else is ever computed. The folder is that of
+//! `BEAMLINE_CONFORMANCE`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod common;

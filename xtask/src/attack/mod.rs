@@ -1,4 +1,5 @@
-//! `cargo xtask attack`: hostile clients, files and signals against a server of its own, and what others lose by them.
+//! `cargo xtask attack`: hostile clients, files and signals against a server of its own, and what others
+//! lose by them.
 //!
 //! | module | one idea |
 //! | --- | --- |
@@ -9,8 +10,8 @@
 //! | [`outcome`] | what was tried, what happened, what is wrong with that |
 //! | [`list`] | the attacks, one file each |
 //!
-//! Invariants: nothing but loopback addresses is ever contacted; every attack is bounded in time and count; every server
-//! that is started is stopped.
+//! Invariants: only loopback addresses are ever contacted; every attack is bounded in time and count;
+//! every server that is started is stopped.
 
 mod arena;
 mod bystanders;

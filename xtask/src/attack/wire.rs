@@ -9,7 +9,7 @@ use anyhow::Result;
 /// Longest time in which a connection must be taken.
 const CONNECTING: Duration = Duration::from_secs(5);
 
-/// A connection.
+/// Opens a connection, within [`CONNECTING`].
 pub(super) fn connect(address: SocketAddr) -> Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, CONNECTING)?;
     stream.set_nodelay(true)?;
@@ -74,7 +74,7 @@ pub(super) fn status(answer: &str) -> u16 {
     answer.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok()).unwrap_or(0)
 }
 
-/// Hangs up.
+/// Closes the connection in both directions.
 pub(super) fn hang_up(stream: TcpStream) {
     let _ = stream.shutdown(Shutdown::Both);
 }

@@ -1,6 +1,7 @@
 //! Time against the size of the catalog: section `catalogs`.
 //!
-//! Catalogs are random SIDs over the workload's codes, so that large ones have items that share an SID, as real ones do.
+//! Catalogs are random SIDs over the workload's codes, so that large ones have items that share an SID,
+//! as real ones do.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};

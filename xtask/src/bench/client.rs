@@ -1,7 +1,7 @@
 //! A client of the server: one connection that is kept open, and what an answer told.
 //!
-//! It shares the cores with the server, so it does as little as it can while a request is on its way; answers are read
-//! into numbers afterwards.
+//! It shares the cores with the server, so it does as little as it can while a request is on its way;
+//! answers are read into numbers afterwards.
 
 use std::time::{Duration, Instant};
 

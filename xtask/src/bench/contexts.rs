@@ -1,7 +1,7 @@
 //! Time against the length of the context, cold and again: section `contexts`.
 //!
-//! The second request has the same context, so that all whole pages but the last are found; it shows what a visit costs
-//! that adds next to nothing.
+//! The second request has the same context, so that all whole pages but the last are found; it shows
+//! what a visit costs that adds next to nothing.
 
 use anyhow::Result;
 

@@ -1,8 +1,10 @@
-//! `cargo xtask disk-tier`: what a disk of KV pages is worth after kill -9, and whether an answer is ever wrong.
+//! `cargo xtask disk-tier`: what a disk of KV pages is worth after kill -9, and whether an answer is
+//! ever wrong.
 //!
-//! Many users visit a server of little memory twice. It is killed with -9 in the midst of that and started again, and all
-//! of them return. Then bytes of the files are flipped, and some return once more. Every answer is compared, item by item
-//! and bit by bit of the scores, with that of a server on which nothing of the user is cached.
+//! Many users visit a server of little memory twice. It is killed with -9 during those visits and
+//! started again, and all of them return. Then bytes of the files are flipped, and some return once
+//! more. Every answer is compared with that of a server on which nothing of the user is cached: item by
+//! item, and scores bit by bit.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,16 +24,16 @@ use crate::root;
 
 /// Beams, and items of an answer.
 const BEAMS: usize = 10;
-/// Of so many users, one returns after the damage.
+/// One user in this number returns after the damage.
 const AFTER_DAMAGE: usize = 5;
-/// Of so many blocks of the files, one is damaged.
+/// One block in this number of the files is damaged.
 const DAMAGED_BLOCKS: usize = 50;
 const BLOCK: usize = 4096;
 
 /// Flags of `cargo xtask disk-tier`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Users.
+    /// Number of users.
     #[arg(long, default_value_t = 10_000)]
     users: usize,
     /// Size of the disk tier.
@@ -168,8 +170,8 @@ struct Measured<'a> {
 }
 
 impl Measured<'_> {
-    /// Sends the requests, and compares what comes back with the answers of the reference, where each has a tenant of its
-    /// own.
+    /// Sends the requests, and compares the answers with those of the reference, where each has a tenant
+    /// of its own.
     fn visit(&mut self, server: &Server, bodies: &[Value], name: &str) -> Result<Visits> {
         let visits = send(server, bodies, self.args.connections)?;
         let cold: Vec<Value> = bodies

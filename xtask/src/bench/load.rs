@@ -1,7 +1,7 @@
 //! Two ways to send requests: a fixed number at a time, or at the times of a Poisson process.
 //!
-//! In the open loop a request's latency is counted from the time it was due, whether or not a connection was free then,
-//! so that waiting is never hidden (no coordinated omission).
+//! In the open loop a request's latency is counted from the time it was due, whether or not a connection
+//! was free then, so that waiting is never hidden (no coordinated omission).
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,7 +45,7 @@ impl Exchanges {
             .collect()
     }
 
-    /// The slates.
+    /// Slates of the requests that succeeded.
     pub(super) fn slates(&self) -> impl Iterator<Item = &Slate> {
         self.all.iter().filter_map(|exchange| exchange.slate.as_ref().ok())
     }

@@ -1,10 +1,12 @@
 //! `cargo xtask bench`: a server of its own, measured over HTTP on workloads S and M.
 //!
-//! Flow: [`workload`] has the checkpoints and prompts made; each section starts a server ([`server`]), sends requests
-//! ([`load`]) and gives [`record::Record`]s; [`peers`] measures other engines on the same prompts; [`report`] and
-//! [`plot`] write what was found. Sections do not know of files, and the report does not know how to measure.
+//! Flow: [`workload`] has the checkpoints and prompts made; each section starts a server ([`server`]),
+//! sends requests ([`load`]) and gives [`record::Record`]s; [`peers`] measures other engines on the same
+//! prompts; [`report`] and [`plot`] write what was found. Sections do not know of files, and the report
+//! does not know how to measure.
 //!
-//! The client shares the machine with the server, as the peers' callers do; nothing else should run meanwhile.
+//! The client shares the machine with the server, as the peers' callers do; nothing else should run
+//! meanwhile.
 
 mod catalogs;
 mod client;
@@ -74,8 +76,9 @@ pub(crate) struct Args {
     /// Measure the other engines on the same prompts, in the same run.
     #[arg(long)]
     peers: bool,
-    /// Only peers whose names contain one of these: ctranslate2-int8, ctranslate2-float32, openvino-genai-f32,
-    /// openvino-genai-int8, hf-bfloat16, vllm-bfloat16, vllm-float32, and hf-float32, which is slow and runs only when named.
+    /// Only peers whose names contain one of these: ctranslate2-int8, ctranslate2-float32,
+    /// openvino-genai-f32, openvino-genai-int8, hf-bfloat16, vllm-bfloat16, vllm-float32, and
+    /// hf-float32, which is slow and runs only when named.
     #[arg(long, value_delimiter = ',')]
     only_peers: Vec<String>,
     /// Longest time that one peer may take, in seconds.
@@ -120,7 +123,7 @@ pub(crate) struct Args {
     /// Add this run to those already in the results, instead of starting over.
     #[arg(long)]
     add: bool,
-    /// Instead of sections: load for so many seconds, watching memory and latency.
+    /// Instead of sections: load for this number of seconds, watching memory and latency.
     #[arg(long, value_name = "SECONDS")]
     soak: Option<u64>,
     /// Arrivals a second of --soak.
@@ -319,8 +322,8 @@ impl Bench<'_> {
     }
 }
 
-/// This command, as it could be typed again. Of paths only the last part is kept: where things lie is nobody else's
-/// business.
+/// This command, as it could be typed again. Of paths only the last part is kept, because where files
+/// lie is private.
 fn command_line() -> String {
     let word = |word: String| match word.strip_prefix('/').and_then(|path| path.rsplit('/').next()) {
         Some(name) => format!(".../{name}"),

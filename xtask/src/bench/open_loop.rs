@@ -1,8 +1,8 @@
 //! Poisson arrivals, whatever the server does: section `open-loop`.
 //!
-//! First the time of a request that is alone, back to back. Then arrivals at fixed shares of what that median makes
-//! room for, and a search for the highest rate with a P99 under [`TARGET_MS`]. [`super::usable`] compares both with a
-//! queue of that median.
+//! First the time of a request that is alone, back to back. Then arrivals at fixed shares of the rate
+//! that this median allows, and a search for the highest rate with a P99 under [`TARGET_MS`].
+//! [`super::usable`] compares both with a queue of that median.
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
 //! Time against how full the page pool is: section `pages`.
 //!
-//! The pool is made small and filled with contexts of strangers; past full, every new context pushes old ones out.
+//! The pool is made small and filled with contexts of strangers; past full, every new context pushes old
+//! ones out.
 
 use anyhow::Result;
 

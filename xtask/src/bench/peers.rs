@@ -1,7 +1,8 @@
-//! Other engines on the same checkpoint and the same prompts, each by its script, in turn, with the same threads.
+//! Other engines on the same checkpoint and the same prompts, each by its script, in turn, with the same
+//! threads.
 //!
-//! An engine that is not installed is left out, loudly. Hugging Face searches the same trie; CTranslate2, OpenVINO and vLLM
-//! search without one, which is less work.
+//! An engine that is not installed is left out, loudly. Hugging Face searches the same trie;
+//! CTranslate2, OpenVINO and vLLM search without one, which is less work.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -151,8 +152,8 @@ impl Peers {
 }
 
 impl Peers {
-    /// Runs a command until it ends or its time is over. What it prints goes through files, and it gets a process group of
-    /// its own: engines leave helpers behind that would hold a pipe open.
+    /// Runs a command until it ends or its time is over. Its output goes through files, and it gets a
+    /// process group of its own: engines leave helpers behind that would hold a pipe open.
     fn watch(&self, command: &mut Command, work: &Path) -> Result<(Option<ExitStatus>, String, String)> {
         let (stdout, stderr) = (work.join("peer.out"), work.join("peer.err"));
         command.stdout(File::create(&stdout)?).stderr(File::create(&stderr)?).process_group(0);
@@ -172,7 +173,8 @@ impl Peers {
 }
 
 impl Peer {
-    /// Runs only when asked for by name: much slower than its sibling, and in nobody's way to being the fastest.
+    /// Whether it runs only when asked for by name: much slower than its sibling, so it cannot be the
+    /// fastest peer.
     fn is_optional(self) -> bool {
         matches!(self, Self::HuggingFace { dtype: "float32" })
     }

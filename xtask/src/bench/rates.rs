@@ -1,4 +1,4 @@
-//! Many requests at once, so many on their way at any time: section `concurrency`.
+//! Many requests at once, a constant number on their way at any time: section `concurrency`.
 
 use std::time::Duration;
 

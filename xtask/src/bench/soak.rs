@@ -1,8 +1,9 @@
 //! A long time under load: `cargo xtask bench --soak SECONDS`.
 //!
-//! Arrivals are Poisson; half of the visits are of users who come back, half of strangers. Every request must be answered
-//! or refused with a typed error, memory must not grow, and the P99 of a minute must not creep. Memory is compared with
-//! what the server was given: weights and KV pages; the rest is the constant.
+//! Arrivals are Poisson; half of the visits are of users who come back, half of strangers. Every request
+//! must be answered or refused with a typed error, memory must not grow, and the P99 of a minute must
+//! not creep. Memory is compared with what the server was given: weights and KV pages. The rest is the
+//! constant.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
-//! How much of what a queue could do is usable: section `open-loop` beside an M/D/1 queue whose requests take the median of
-//! a request that is alone.
+//! How much of the capacity of a queue is usable: section `open-loop` beside an M/D/1 queue whose
+//! requests take the median of a request that is alone.
 //!
-//! `U` is the highest measured rate with P99 under the objective, over the highest rate of that queue. Above 1, computing
-//! requests together won more than the server's own ways cost.
+//! `U` is the highest measured rate with P99 under the objective, over the highest rate of that queue.
+//! Above 1, computing requests together won more than the server's overhead cost.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,8 +1,9 @@
-//! First and later visits of the same users, on the prompts that every engine gets: sections `visits` and `beams`.
+//! First and later visits of the same users, on the prompts that every engine gets: sections `visits`
+//! and `beams`.
 //!
-//! Cold means that no page of the context is cached: every pass has a tenant of its own, and contexts are never shared
-//! between tenants. Warm means that the same user's first visit was the last thing computed for that user. Both are
-//! checked against what the answers say was cached.
+//! Cold means that no page of the context is cached: every pass has a tenant of its own, and contexts
+//! are never shared between tenants. Warm means that the same user's first visit was the last thing
+//! computed for that user. Both are checked against the cached tokens that the answers report.
 
 use anyhow::{Result, ensure};
 

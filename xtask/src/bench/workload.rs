@@ -1,7 +1,7 @@
 //! The standard workloads: a checkpoint and prompts made by the scripts that every engine uses.
 //!
-//! `make_checkpoint.py` and `make_prompts.py` know nothing of beamline; the one file added is convention.json, which
-//! says how the checkpoint's tokens spell items.
+//! `make_checkpoint.py` and `make_prompts.py` know nothing of beamline. The one file added is
+//! convention.json, which says how the checkpoint's tokens spell items.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -57,7 +57,7 @@ pub(super) struct Workload {
     /// The prompts that every engine gets: two visits a user.
     pub(super) prompt_file: PathBuf,
     pub(super) prompts: Vec<Prompt>,
-    /// Catalog order.
+    /// Items in the order of the catalog.
     pub(super) items: Vec<String>,
 }
 
@@ -239,9 +239,9 @@ impl<'a> Population<'a> {
         (0..self.histories.len()).map(|user| self.body(user)).collect()
     }
 
-    /// Later visits, users in turn, each with new items. Where a history would be twice as long as at first, it goes
-    /// back to its beginning, whose context is cached, and on with other items: the work stays the same and every visit
-    /// is warm.
+    /// Later visits, users in turn, each with new items. A history that would be twice as long as at
+    /// first goes back to its beginning, whose context is cached, and continues with other items. So the
+    /// work stays the same and every visit is warm.
     pub(super) fn next_visits(&mut self, count: usize) -> Vec<Vec<u8>> {
         let mut bodies = Vec::with_capacity(count);
         let first = self.workload.shape.history;

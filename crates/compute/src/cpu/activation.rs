@@ -1,6 +1,7 @@
 //! Activations of feed-forward layers, each with a fixed order of operations.
 //!
-//! Invariant: a value depends on its input alone, bit for bit, whatever the instruction set. What is not a number stays none.
+//! Invariant: a value depends on its input alone, bit for bit, whatever the instruction set. NaN stays
+//! NaN.
 
 use crate::cpu::isa::{Isa, per_isa};
 use crate::cpu::vector::{exp, larger, sigmoid, silu};
@@ -8,7 +9,7 @@ use crate::cpu::vector::{exp, larger, sigmoid, silu};
 /// What stands between the two products of a feed-forward layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
-    /// `max(x, 0)`.
+    /// Rectifier, `max(x, 0)`.
     Relu,
     /// `x Phi(x)`, with the error function (Hendrycks and Gimpel 2016).
     Gelu,
@@ -68,7 +69,8 @@ fn relu(x: f32) -> f32 {
     larger(0.0, x)
 }
 
-/// `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`: the bracket over two is a sigmoid of twice the argument.
+/// `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`: the bracket over two is a sigmoid of twice the
+/// argument.
 #[inline(always)]
 fn gelu_tanh(x: f32) -> f32 {
     const TWICE_ROOT: f32 = 1.595_769;

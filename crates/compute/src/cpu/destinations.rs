@@ -1,7 +1,7 @@
 //! Where the keys and values of a step's rows go, and that no place is written twice.
 //!
-//! Place in the flow: a batch notes where each row goes, and has it checked before a forward pass; threads that write pages
-//! ([`page_writes`](super::page_writes)) rest on it.
+//! Place in the flow: a batch notes where each row goes, and has it checked before a forward pass. The
+//! threads that write pages ([`page_writes`](super::page_writes)) rely on that check.
 //!
 //! What must not be here: who may write which page.
 
@@ -11,7 +11,8 @@ use super::pages::{Destination, PAGE_SIZE};
 
 /// Where the rows of a step go.
 ///
-/// Invariant: when it is said to be distinct, no place is there twice. All writing without asking each other rests on it.
+/// Invariant: when `is_distinct` is set, no place is there twice. Threads rely on it to write without
+/// asking each other.
 #[derive(Debug, Default)]
 pub struct Destinations {
     list: Vec<Destination>,
@@ -47,7 +48,8 @@ impl Destinations {
         self.is_distinct
     }
 
-    /// Checks that no place is there twice, and no page both as a context page and as a branch page, which lie differently.
+    /// Checks that no place is there twice, and no page both as a context page and as a branch page:
+    /// their layouts differ.
     ///
     /// # Errors
     ///

@@ -1,10 +1,11 @@
 //! Fused multiply-adds for processors without them.
 //!
-//! `f32::mul_add` rounds once. Where no instruction does that, it is a call of the C library for every value, which the
-//! compiler cannot vectorise. The products of a row and a row of weights, where nearly all time goes, are computed in double
-//! precision instead, with the same bits: the product of two single-precision numbers is exact there, and the sum, rounded to
-//! double and then to single precision, is wrong only if the first rounding hits the middle between two numbers, or if the result is
-//! below the normal range. Either is seen in the bits; such rows are computed again by [`multiply_add`].
+//! `f32::mul_add` rounds once. Without an instruction for it, every value costs a call of the C library,
+//! which the compiler cannot vectorise. Nearly all time goes into the products of a row and a row of
+//! weights. They are computed in double precision instead, with the same bits. The product of two
+//! single-precision numbers is exact there. The sum, rounded to double and then to single precision, is
+//! wrong only if the first rounding hits the middle between two numbers, or if the result is below the
+//! normal range. Either shows in the bits; such rows are computed again by [`multiply_add`].
 
 /// Whether the compiler may use the instruction everywhere.
 const IN_HARDWARE: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
@@ -44,8 +45,8 @@ fn round_twice<const W: usize>(x: f32, weights: &[f32; W], sums: &[f32; W]) -> O
     (doubt == 0).then_some(rounded)
 }
 
-/// `a * b + c`, rounded once: the sum is rounded to odd in double precision, after which a second rounding does no harm
-/// (Boldo and Melquiond 2008).
+/// `a * b + c`, rounded once: the sum is rounded to odd in double precision, after which a second
+/// rounding is harmless (Boldo and Melquiond 2008).
 #[inline(always)]
 fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
@@ -64,7 +65,7 @@ fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
 mod tests {
     use super::*;
 
-    /// Pseudo-random bits.
+    /// Endless pseudo-random bits.
     fn bits() -> impl Iterator<Item = u32> {
         let mut state = 88_172_645_463_325_252_u64;
         std::iter::repeat_with(move || {
@@ -96,7 +97,8 @@ mod tests {
         let mut next = || bits.next().unwrap();
         for _ in 0..300_000 {
             let (a, b) = (f32::from_bits(next()), f32::from_bits(next()));
-            // Any numbers; sums that nearly cancel; and short numbers, whose sums often lie in the middle between two.
+            // Any numbers; sums that nearly cancel; and short numbers, whose sums often lie in the
+            // middle between two.
             check(a, b, f32::from_bits(next()));
             check(a, b, f32::from_bits(((a * b).to_bits() ^ 0x8000_0000).wrapping_add(next() % 64)));
             let short = |bits: u32, places: i32| (bits >> 20) as f32 * 2f32.powi(bits as i32 % 40 - places);

@@ -2,21 +2,21 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How keys and values are kept in pages. Queries, products with keys, weights of values and their sums are in single precision
-/// in both.
+/// How keys and values are kept in pages. In both formats, queries, products with keys, weights of
+/// values and their sums are in single precision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvFormat {
     /// Single precision, as they were computed.
     #[default]
     F32,
-    /// Rounded to bfloat16, half the memory. A row is attended to as it was rounded from the step on that computes it, so
-    /// it makes no difference whether it came from the cache.
+    /// Rounded to bfloat16, half the memory. The step that computes a row already attends to its rounded
+    /// form, so it makes no difference whether the row came from the cache.
     Bf16,
 }
 
 impl KvFormat {
-    /// All formats.
+    /// All formats, the exact one first.
     pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
 
     /// The name in settings and answers.

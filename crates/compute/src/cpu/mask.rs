@@ -1,8 +1,8 @@
 //! Who sees whom in HSTU: one predicate for every variant.
 //!
-//! A sequence is `contextual | history | targets`. Contextual and history rows are *context* here, at positions from 0
-//! on; targets, which see the context and themselves, are *branch* rows and have no position of their own. Each row has an
-//! *id* by which distances are measured:
+//! A sequence is `contextual | history | targets`. Contextual and history rows are *context* here, at
+//! positions from 0 on. Targets are *branch* rows: they see the context and themselves, and have no
+//! position of their own. Each row has an *id* by which distances are measured:
 //!
 //! ```text
 //! C = contextual rows in the mask, W = window (0: none), F = rows at the end that see past the window
@@ -32,7 +32,7 @@ pub struct Mask {
 pub enum Viewer {
     /// A context row.
     Context {
-        /// Its position.
+        /// Position of the row.
         position: usize,
     },
     /// A branch row: a target.
@@ -45,7 +45,8 @@ impl Mask {
         self.contextual == 0 && self.window == 0
     }
 
-    /// Whether what a row sees depends on how long the context is, so that its keys and values serve no longer context.
+    /// Whether what a row sees depends on the length of the context. Its keys and values then do not
+    /// serve a longer context.
     pub fn depends_on_length(self) -> bool {
         self.contextual > 0 || (self.window > 0 && self.full_tail > 0)
     }

@@ -1,7 +1,8 @@
 //! Large zeroed memory, taken from the system at once and in large pages where it has them.
 //!
-//! Half a gigabyte of KV pages in system pages of 4 KiB is 131,072 page faults at start-up and a translation miss at every
-//! other access; in pages of 2 MiB it is 256. Asking is a hint: a system without them gives small ones.
+//! Half a gigabyte of KV pages in system pages of 4 KiB is 131,072 page faults at start-up and a
+//! translation miss at every other access; in pages of 2 MiB it is 256. The request is a hint: a system
+//! without large pages gives small ones.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -12,7 +13,7 @@ use memmap2::MmapMut;
 /// Distance at which memory is touched; no system page is smaller.
 const TOUCH: usize = 4096;
 
-/// Zeroed values.
+/// Zeroed values in large pages.
 #[derive(Debug)]
 pub(crate) struct Memory<T> {
     /// None when there are no values: a mapping cannot be empty.

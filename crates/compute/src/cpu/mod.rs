@@ -3,8 +3,8 @@
 //! Place in the flow: `families` call these operations in the order of their architecture; nothing here knows
 //! what a layer is, what a beam is, or who asks.
 //!
-//! Invariants: a row of any result depends on that row's inputs alone, bit for bit, whatever the number of rows
-//! in the call, the number of threads, or the instruction set.
+//! Invariants: a row of any result depends on that row's inputs alone, bit for bit. The number of rows
+//! in the call, the number of threads and the instruction set make no difference.
 
 pub mod activation;
 pub mod attention;
@@ -134,9 +134,9 @@ impl Cpu {
         }
     }
 
-    /// As [`Cpu::run`], with all threads kept awake until `work` returns: for a step, which is hundreds of short parallel
-    /// parts. A thread that falls asleep between two of them is woken by the system, which takes longer than many parts do,
-    /// on a virtual machine above all.
+    /// As [`Cpu::run`], with all threads kept awake until `work` returns. It is for a step, which is
+    /// hundreds of short parallel parts. Between two parts a sleeping thread would have to be woken by
+    /// the system, which takes longer than many parts do, above all on a virtual machine.
     pub fn run_awake<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         let Some(pool) = &self.pool else { return work() };
         let done = AtomicBool::new(false);

@@ -1,8 +1,9 @@
 //! Moving the contents of pages to host memory and back: what the host tier needs of the page store.
 //!
-//! The contents are the bytes of the page as they lie in memory, layer by layer and head by head, keys before values. They
-//! are moved, never converted, so a page that comes back is the same bit for bit. They mean nothing outside the store
-//! that they came from: another model, number format or layout is another store with a tier of its own.
+//! The contents are the bytes of the page as they lie in memory, layer by layer and head by head, keys
+//! before values. They are moved, never converted, so a page that comes back is the same bit for bit.
+//! They have a meaning only in the store that they came from: another model, number format or layout is
+//! another store with a tier of its own.
 
 use beamline_kv_cache::{PageContents, PageId, TransferError};
 

@@ -1,10 +1,11 @@
 //! Writing the keys and values of a step's rows into pages, by several threads at once.
 //!
-//! Place in the flow: whoever projects a group of rows writes their keys and values right away, while they lie in its own
-//! core's cache. Reading them from another core's takes longer than writing them does.
+//! Place in the flow: the thread that projects a group of rows writes their keys and values right away,
+//! while they lie in its own core's cache. Reading them from another core's takes longer than writing
+//! them does.
 //!
-//! Keys of context pages are stored across: a row's key goes to a column. So consecutive positions of a page are turned
-//! around together, a square at a time.
+//! Keys of context pages are stored transposed: a row's key goes to a column. So consecutive positions
+//! of a page are transposed together, a square at a time.
 //!
 //! What must not be here: who may write which page.
 
@@ -23,7 +24,7 @@ use super::{Bf16, Cpu};
 /// New rows of a layer, with their keys and values among other columns.
 #[derive(Clone, Copy, Debug)]
 pub struct NewRows<'a> {
-    /// `[rows, width]`.
+    /// Projected rows, `[rows, width]`.
     pub rows: &'a [f32],
     /// Width of a row.
     pub width: usize,
@@ -33,14 +34,14 @@ pub struct NewRows<'a> {
     pub values: usize,
 }
 
-/// The right to write some rows of a layer, once. As it cannot be copied, and its parts are of different rows, no place is
-/// written by two threads.
+/// The right to write some rows of a layer, once. It cannot be copied, and its parts are of different
+/// rows. So no place is written by two threads.
 pub struct PageWrites<'a> {
     heads: Arc<[HeadWriter<'a>]>,
     destinations: &'a [Destination],
 }
 
-/// The same, cut into parts of so many rows.
+/// The same right, cut into parts of this number of rows.
 pub struct PageWritesInParts<'a>(PageWrites<'a>, usize);
 
 /// One head of the layer, in either format.
@@ -136,7 +137,8 @@ fn run(destinations: &[Destination]) -> usize {
     destinations.iter().enumerate().take_while(continues).count()
 }
 
-/// Writes rows to consecutive places from `destination` on; their keys and values are in columns from `keys` and `values` on.
+/// Writes rows to consecutive places from `destination` on. Their keys and values are in columns from
+/// `keys` and `values` on.
 ///
 /// # Safety
 ///
@@ -175,8 +177,8 @@ unsafe fn write_run<T: Stored>(
     }
 }
 
-/// Writes `rows` rows of `columns` values, `width` apart, to as many columns of a matrix from `first_column` on, its rows
-/// beginning with `first_row`.
+/// Writes `rows` rows of `columns` values, `width` apart, transposed into a matrix: one column per row
+/// from `first_column` on, one row per value from `first_row` on.
 ///
 /// # Safety
 ///

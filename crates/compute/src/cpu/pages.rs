@@ -1,7 +1,7 @@
 //! The contents of KV pages: keys and values of every layer, addressed by page id.
 //!
-//! Which page holds what is decided elsewhere (`beamline-kv-cache` and the scheduler); this is only the memory.
-//! All of it is allocated at start-up.
+//! Which page holds what is decided elsewhere (`beamline-kv-cache` and the scheduler); this is only the
+//! memory. All of it is allocated at start-up.
 //!
 //! ```text
 //! one (layer, head):   page 0              page 1
@@ -10,8 +10,9 @@
 //! values  both         [32][value_width]   value_width = value_dim rounded up to 16, padding stays zero
 //! ```
 //!
-//! Keys and values are equally wide in a decoder; in HSTU they need not be. Their numbers are in single precision, or rounded to
-//! bfloat16 as they are written (`KvFormat`), the same in all pages of a store.
+//! Keys and values are equally wide in a decoder; in HSTU they need not be. Their numbers are in single
+//! precision, or rounded to bfloat16 as they are written (`KvFormat`); all pages of a store have the
+//! same format.
 
 use beamline_kv_cache::PageId;
 use bytemuck::{cast_slice, cast_slice_mut};
@@ -37,7 +38,7 @@ pub(crate) const VALUE_BLOCK: usize = 16;
 pub struct PageShape {
     /// How numbers are kept.
     pub format: KvFormat,
-    /// Layers.
+    /// Number of layers.
     pub layers: usize,
     /// Key-value heads of a layer.
     pub heads: usize,
@@ -66,7 +67,7 @@ pub struct PageStore {
     layers: Layers,
 }
 
-/// `[layer][head]`.
+/// Pages of every `[layer][head]`, in one format.
 #[derive(Debug)]
 enum Layers {
     F32(Vec<Vec<HeadPages<f32>>>),
@@ -101,14 +102,14 @@ pub enum Destination {
     Cached,
     /// A context position.
     Context {
-        /// Page.
+        /// Page of the context.
         page: PageId,
         /// Position within it.
         offset: usize,
     },
     /// A branch row.
     Branch {
-        /// Page.
+        /// Page of the branch rows.
         page: PageId,
         /// Row within it.
         offset: usize,
@@ -129,7 +130,7 @@ impl PageStore {
         Ok(Self { shape, pages, layers })
     }
 
-    /// Pages.
+    /// Number of pages.
     pub fn pages(&self) -> usize {
         self.pages
     }
@@ -176,8 +177,8 @@ impl PageStore {
         }
     }
 
-    /// The parts of a page, in the order of its contents: keys and values of the first head in the first layer, of the
-    /// second, ..
+    /// The parts of a page, in the order of its contents: keys and values of the first head in the first
+    /// layer, of the second, ..
     pub fn for_each_part(&self, page: PageId, each: impl FnMut(&[u8])) {
         match &self.layers {
             Layers::F32(layers) => parts(layers, page).for_each(each),

@@ -3,9 +3,10 @@
 //! Place in the flow: everything in this backend that runs on several threads runs through [`Cpu::each`] or
 //! [`Cpu::each_part`].
 //!
-//! A step is hundreds of short loops one after the other, so two things matter: the threads take the next task when they
-//! have done one, so that none waits long at the end; and whoever waits stays awake, because being woken by the system
-//! takes longer than many of these loops do, on a virtual machine above all. The threads are those of a rayon pool.
+//! A step is hundreds of short loops one after the other, so two things matter. Threads take the next
+//! task when they have done one, so that none waits long at the end. A waiting thread stays awake,
+//! because being woken by the system takes longer than many of these loops do, above all on a virtual
+//! machine. The threads are those of a rayon pool.
 //!
 //! Invariant: every index below the count is given to exactly one call of the task.
 
@@ -31,7 +32,7 @@ struct Done<'a>(&'a AtomicUsize, usize);
 
 impl Drop for Done<'_> {
     fn drop(&mut self) {
-        // What the tasks have written is seen by whoever sees them done.
+        // A thread that sees the tasks done also sees what they have written.
         self.0.fetch_add(self.1, Ordering::Release);
     }
 }
@@ -97,9 +98,10 @@ impl Cpu {
     }
 }
 
-/// Runs `task` on groups of rows of [`rows_of_group`], each group on one thread; or, where there is one, on all rows, and threads
-/// share each product of it. The one group uses `scratch`, the others that of their thread: a thread that waits for others may be
-/// given something else to do meanwhile, which must not find its scratch in use.
+/// Runs `task` on groups of rows of [`rows_of_group`], each group on one thread. A single group is all
+/// rows, and threads share each product of it. The single group uses `scratch`, several use that of
+/// their thread. A thread that waits for others may run another loop meanwhile, which must not find its
+/// scratch in use.
 pub fn each_group<S: Split, C: 'static>(
     cpu: &Cpu,
     groups: S,
@@ -122,10 +124,10 @@ pub fn each_group<S: Split, C: 'static>(
 
 /// Something cut into parts that different threads may have at the same time.
 pub trait Split: Sync {
-    /// A part.
+    /// One part, to be used by one thread.
     type Part;
 
-    /// How many.
+    /// The number of parts.
     fn parts(&self) -> usize;
 
     /// A part by its number.
@@ -147,8 +149,8 @@ pub struct Write<'a, T> {
     _borrow: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: a part is an exclusive borrow of values no other part has, so sharing this among threads is sending the values to
-// them.
+// SAFETY: a part is an exclusive borrow of values no other part has, so sharing this among threads is
+// sending the values to them.
 unsafe impl<T: Send> Sync for Write<'_, T> {}
 
 /// Cuts a slice into parts of `size` values, to be read.
@@ -185,8 +187,8 @@ impl<'a, T: Send> Split for Write<'a, T> {
     unsafe fn part(&self, index: usize) -> &'a mut [T] {
         let start = index * self.size;
         assert!(start < self.len, "part {index} exists");
-        // SAFETY: within the borrowed slice by the assertion and the minimum; exclusive, because parts do not overlap and by contract
-        // none is given twice.
+        // SAFETY: within the borrowed slice by the assertion and the minimum; exclusive, because parts
+        // do not overlap and by contract none is given twice.
         unsafe { std::slice::from_raw_parts_mut(self.values.add(start), self.size.min(self.len - start)) }
     }
 }
@@ -205,8 +207,9 @@ impl<A: Split, B: Split> Split for (A, B) {
     }
 }
 
-/// How many rows of a step go together for what looks at one row at a time: all of them, where threads had better share the
-/// weights; else groups as equal as possible, as many for each thread.
+/// Rows of a group, for work that looks at one row at a time. It is all rows of the step where threads
+/// had better share the weights. Otherwise groups are as equal as possible, with the same number for
+/// each thread.
 pub fn rows_of_group(rows: usize, threads: usize) -> usize {
     match rows / threads {
         share if share < LEAST_GROUP => rows.max(1),

@@ -1,4 +1,5 @@
-//! Rotary position embedding (Su et al. 2021) on half pairs: element `i` turns with element `i + head_dim / 2`.
+//! Rotary position embedding (Su et al. 2021) on half pairs: element `i` turns with element
+//! `i + head_dim / 2`.
 
 use super::isa::per_isa;
 use super::vector::{LANES, rms_scale};
@@ -12,8 +13,8 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// Tables for `positions` positions. `inverse_frequencies` has one entry per pair; `scale` multiplies both
-    /// cosine and sine (the attention factor of YaRN, otherwise 1).
+    /// Tables for `positions` positions. `inverse_frequencies` has one entry per pair. `scale`
+    /// multiplies both cosine and sine: it is the attention factor of YaRN, otherwise 1.
     pub fn new(inverse_frequencies: &[f64], scale: f64, positions: usize) -> Self {
         let half = inverse_frequencies.len();
         let mut table = Vec::with_capacity(positions * 2 * half);

@@ -1,7 +1,7 @@
 //! A number of a key or a value as it lies in a page: in single precision, or rounded to bfloat16.
 //!
-//! Rounding happens once, when a row is written; every reader widens, which is exact. So what a row is attended to as does
-//! not depend on who reads it, or when.
+//! Rounding happens once, when a row is written; every reader widens, which is exact. So all readers
+//! attend to the same row, at any time.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -72,8 +72,8 @@ impl Stored for Bf16 {
     }
 }
 
-/// Bits of the nearest bfloat16 in the upper half of a word, ties to even; the lower half is zero. What is not a number stays
-/// none.
+/// Bits of the nearest bfloat16 in the upper half of a word, ties to even; the lower half is zero. NaN
+/// stays NaN.
 #[inline(always)]
 pub(crate) fn nearest(x: f32) -> u32 {
     let bits = x.to_bits();
@@ -98,7 +98,8 @@ fn round_all_body<const R: usize>(from: &[f32], to: &mut [Bf16]) {
 mod tests {
     use super::*;
 
-    /// The nearer of the two neighbours, by distances in double precision; the one with an even last bit in the middle.
+    /// The nearer of the two neighbours, by distances in double precision; in the middle, the one with
+    /// an even last bit.
     fn naive(x: f32) -> u16 {
         let below = (x.to_bits() >> 16) as u16;
         let of = |upper: u16| f64::from(f32::from_bits(u32::from(upper) << 16));

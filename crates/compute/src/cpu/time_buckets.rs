@@ -1,14 +1,16 @@
-//! Buckets of time differences: the logarithmic ones of the HSTU research family, and the square-root ones of the
-//! production family.
+//! Buckets of time differences: the logarithmic ones of the HSTU research family, and the square-root
+//! ones of the production family.
 //!
-//! The logarithmic bucket is `clamp(trunc(ln(max(|d|, 1)) / 0.301), 0, 128)` in single precision. Two implementations
-//! of the single-precision logarithm disagree by one bucket at isolated differences, so the reference's own steps are
-//! written down here as a table of thresholds: the bucket is the number of thresholds that are not above `|d|`.
+//! The logarithmic bucket is `clamp(trunc(ln(max(|d|, 1)) / 0.301), 0, 128)` in single precision. Two
+//! implementations of the single-precision logarithm disagree by one bucket at isolated differences, so
+//! the reference's own steps are written down here as a table of thresholds: the bucket is the number of
+//! thresholds that are not above `|d|`.
 //!
-//! The fast form reads the exponent and the two highest mantissa bits of `|d|` as a float. They name a *cell*, a
-//! quarter of an octave: its ends are at most a factor of 1.25 apart, thresholds are a factor of 1.35 apart, so a
-//! cell holds at most one threshold above its lower end. One comparison decides. (A threshold is the smallest
-//! integer of its bucket, so comparing after rounding to single precision decides the same.)
+//! The fast form reads the exponent and the two highest mantissa bits of `|d|` as a float. They name a
+//! *cell*, a quarter of an octave: its ends are at most a factor of 1.25 apart, thresholds are a factor
+//! of 1.35 apart, so a cell holds at most one threshold above its lower end. One comparison decides. (A
+//! threshold is the smallest integer of its bucket, so comparing after rounding to single precision
+//! decides the same.)
 //!
 //! What must not be here: weights of a bias, times of a request.
 
@@ -18,8 +20,9 @@ pub const TIME_BUCKETS: usize = 129;
 /// The divisor in the bucket function that [`THRESHOLDS`] belong to.
 pub const TIME_DIVISOR: f64 = 0.301;
 
-/// `THRESHOLDS[b - 1]` is the smallest difference in bucket `b` or above. The first 79 are those of the reference
-/// (PyTorch on the CPU); the others, beyond any difference in seconds, are from a correctly rounded logarithm.
+/// `THRESHOLDS[b - 1]` is the smallest difference in bucket `b` or above. The first 79 are those of the
+/// reference (PyTorch on the CPU); the others, beyond any difference in seconds, are from a correctly
+/// rounded logarithm.
 pub const THRESHOLDS: [i64; TIME_BUCKETS - 1] = [
     2,
     2,
@@ -174,7 +177,8 @@ pub struct TimeWeights {
 }
 
 impl TimeWeights {
-    /// From the weights of the buckets from 0 on. Buckets that have none take the last: a smaller table is a lower clamp.
+    /// From the weights of the buckets from 0 on. Buckets beyond the weights take the last: a smaller
+    /// table is a lower clamp.
     pub fn new(weights: &[f32]) -> Self {
         let weight = |bucket: usize| weights[bucket.min(weights.len() - 1)];
         let mut all =
@@ -192,7 +196,8 @@ impl TimeWeights {
         all
     }
 
-    /// As a kernel elsewhere reads them: thresholds, weights, buckets, one behind the other (`TimeTable` in `kernels/`).
+    /// The bytes that kernels elsewhere read: thresholds, weights, buckets, one behind the other
+    /// (`TimeTable` in `kernels/`).
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes: Vec<u8> = bytemuck::cast_slice(&self.thresholds).to_vec();
         bytes.extend_from_slice(bytemuck::cast_slice(&self.weights));

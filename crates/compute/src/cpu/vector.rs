@@ -8,9 +8,9 @@ pub const LANES: usize = 16;
 
 /// e^x for x <= 88, to about one unit in the last place; 0 below -87.
 ///
-/// Range reduction by ln 2 and the Taylor polynomial of degree 7, whose remainder on the reduced range
-/// (|r| <= ln 2 / 2) is 5e-9 relative. Own code instead of the platform's, because it vectorises and gives the
-/// same bits on every machine.
+/// Range reduction by ln 2 and the Taylor polynomial of degree 7. Its remainder on the reduced range
+/// (|r| <= ln 2 / 2) is 5e-9 relative. This code replaces the platform's, because it vectorises and
+/// gives the same bits on every machine.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
@@ -34,7 +34,8 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { p * scale }
 }
 
-/// The larger of two numbers. Unlike `f32::max` it is one instruction; a NaN may be lost, so look for it elsewhere.
+/// The larger of two numbers. Unlike `f32::max` it is one instruction; a NaN may be lost, so look for it
+/// elsewhere.
 #[inline(always)]
 pub fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
@@ -132,8 +133,9 @@ fn log_sum_exp_body<const R: usize>(row: &[f32], out: &mut f64) {
     *out = f64::from(max) + sum.ln() + f64::from(poison);
 }
 
-/// `1 / y` for y in [1, 2], to one unit in the last place: the best quadratic (relative error 1/99), then two steps of
-/// Newton. A division is one slow instruction; these are six that overlap with others, and the same bits everywhere.
+/// `1 / y` for y in [1, 2], to one unit in the last place: the best quadratic (relative error 1/99),
+/// then two steps of Newton. A division is one slow instruction; these are six that overlap with others,
+/// and the same bits everywhere.
 #[inline(always)]
 fn reciprocal_of_one_to_two(y: f32) -> f32 {
     let r = (32.0f32 / 99.0).mul_add(y, -144.0 / 99.0).mul_add(y, 210.0 / 99.0);
@@ -141,10 +143,11 @@ fn reciprocal_of_one_to_two(y: f32) -> f32 {
     (-y).mul_add(r, 1.0).mul_add(r, r)
 }
 
-/// e^x for x <= 0, to about one unit in the last place; for x < -86.5 as for -86.5. Fewer instructions than [`exp`], as
-/// attention without softmax computes one for every pair of a query and a key: no result is below the normal range, so
-/// the power of two is added to the exponent. The polynomial of degree 6 has the least relative error on the reduced
-/// range (2e-9), given that it is 1 at 0.
+/// e^x for x <= 0, to about one unit in the last place; for x < -86.5 as for -86.5. It takes fewer
+/// instructions than [`exp`], because attention without softmax computes one for every pair of a query
+/// and a key. No result is below the normal range, so the power of two is added to the exponent. The
+/// polynomial of degree 6 has the least relative error on the reduced range (2e-9), given that it is 1
+/// at 0.
 #[inline(always)]
 fn exp_of_negative(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
@@ -185,8 +188,8 @@ pub fn silu(x: f32) -> f32 {
     x * sigmoid(x)
 }
 
-/// Mean and `1 / sqrt(variance + eps)` of a row, with the biased variance. The mean is taken off before squares are
-/// summed, so a row far from zero loses nothing.
+/// Mean and `1 / sqrt(variance + eps)` of a row, with the biased variance. The mean is subtracted before
+/// squares are summed, so a row far from zero loses nothing.
 #[inline(always)]
 pub(crate) fn moments(x: &[f32], eps: f32) -> (f32, f32) {
     let count = x.len() as f32;
@@ -215,8 +218,8 @@ pub(crate) fn moments(x: &[f32], eps: f32) -> (f32, f32) {
 }
 
 per_isa! {
-    /// Layer norm of one row (Ba et al. 2016): `out = (x - mean) / sqrt(variance + eps)`, then `* weight + bias` if there
-    /// are any.
+    /// Layer norm of one row (Ba et al. 2016): `out = (x - mean) / sqrt(variance + eps)`, then
+    /// `* weight + bias` if there are any.
     pub fn layer_norm(x: &[f32], affine: Option<(&[f32], &[f32])>, eps: f32, out: &mut [f32]) = layer_norm_body
 }
 

@@ -1,16 +1,18 @@
 //! What is asked of a device: memory, copies, kernels by name, and matrix products.
 //!
-//! Place in the flow: everything above this file is plain data and order of work, and knows addresses but no hardware. A
-//! graphics processor is one implementation (`gpu`); the tests have another, which runs the same kernel
-//! sources on the CPU, thread for thread, so that all of this is tested where there is no graphics processor.
+//! Place in the flow: everything above this file is plain data and order of work, and knows addresses
+//! but no hardware. A graphics processor is one implementation (`gpu`). The tests have another, which
+//! runs the same kernel sources on the CPU, thread for thread. So all of this is tested without a
+//! graphics processor.
 //!
-//! There are two queues of work: computing, which is everything that names no queue, and transfers, which are copies between the device and
-//! memory of the host that [`Device::pin`] gave. Each does its work in the order in which it is asked for; between the two only
-//! [`Device::order`] orders anything.
+//! There are two queues of work: computing and transfers. Computing is everything that names no queue.
+//! Transfers are copies between the device and memory of the host that [`Device::pin`] gave. Each queue
+//! does its work in the order of the calls. Between the two, only [`Device::order`] orders anything.
 //!
-//! Invariants: nothing but [`Device::download`], [`Device::wait`] and [`Device::keep_pace`] waits for work. Memory is released after the computing
-//! that was asked for before; that no transfer uses it is for its owner to see to. Once work has failed, in either queue, everything that
-//! waits for work or asks whether it is over fails.
+//! Invariants: only [`Device::download`], [`Device::wait`] and [`Device::keep_pace`] wait for work.
+//! Memory is released after all computing that was launched before; its owner sees to it that no
+//! transfer uses it. Once work has failed, in either queue, every call fails that waits for work or asks
+//! whether it is over.
 
 use std::fmt;
 use std::sync::Arc;
@@ -64,7 +66,7 @@ impl From<f32> for Argument {
 /// How many threads run a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch {
-    /// Blocks.
+    /// Blocks in each of three dimensions.
     pub grid: [u32; 3],
     /// Threads of a block.
     pub block: u32,
@@ -81,16 +83,17 @@ pub enum Written {
     F32,
 }
 
-/// `out[rows, outputs] = x[rows, inputs] * weight[outputs, inputs]^T`, bf16 in, accumulated in single precision.
+/// `out[rows, outputs] = x[rows, inputs] * weight[outputs, inputs]^T`, bf16 in, accumulated in single
+/// precision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Product {
     /// bf16 `[rows, inputs]`.
     pub x: u64,
     /// bf16 `[outputs, inputs]`.
     pub weight: u64,
-    /// `[rows, outputs]`.
+    /// Result `[rows, outputs]`, in the format of `written`.
     pub out: u64,
-    /// Rows.
+    /// Rows of `x` and `out`.
     pub rows: usize,
     /// Width of a row of `x`.
     pub inputs: usize,
@@ -112,7 +115,7 @@ pub enum Queue {
 /// A point in a queue: the end of everything that was asked of it before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
-    /// The queue.
+    /// Queue of the work.
     pub queue: Queue,
     /// Grows within a queue.
     pub number: u64,
@@ -134,17 +137,18 @@ pub struct HostCopy {
     pub device: u64,
     /// Address on the host.
     pub host: u64,
-    /// How much.
+    /// Bytes to copy.
     pub bytes: usize,
 }
 
 /// A device with its memory.
 pub trait Device: fmt::Debug + Send + Sync {
-    /// Memory of so many bytes, more than none; its contents are undefined. At least 256-byte aligned.
+    /// Memory of this number of bytes, more than none; its contents are undefined. At least 256-byte
+    /// aligned.
     ///
     /// # Errors
     ///
-    /// When there is not so much.
+    /// When the device has less memory.
     fn allocate(&self, bytes: usize) -> Result<u64, DeviceError>;
 
     /// Gives memory back that was had from [`Device::allocate`].
@@ -185,8 +189,8 @@ pub trait Device: fmt::Debug + Send + Sync {
     ///
     /// # Safety
     ///
-    /// The memory on both sides is that large, and stays until the copies are over. Nothing that no order puts before or
-    /// after them writes what they read, or touches what they write.
+    /// The memory on both sides is that large, and stays until the copies are over. All other work that
+    /// writes what they read, or touches what they write, is ordered before or after them.
     unsafe fn start_copies(&self, direction: Direction, copies: &[HostCopy]) -> Result<(), DeviceError>;
 
     /// The end of what was asked of a queue until now.
@@ -217,9 +221,9 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// When the device failed in it.
     fn wait(&self) -> Result<(), DeviceError>;
 
-    /// Waits for the computing that was asked for before the last call of this; returns the end of what was asked for before this one.
-    /// Called after every step, it keeps one step on its way while the next is planned, and no more; and the time of a
-    /// step, as whoever asks for it sees it, is that of the step before.
+    /// Waits for the computing that was launched before the last call of this; returns the end of what
+    /// was launched before this one. Called after every step, it keeps exactly one step on its way while
+    /// the next is planned. The caller measures the time of the step before.
     ///
     /// # Errors
     ///
@@ -241,8 +245,8 @@ pub trait Device: fmt::Debug + Send + Sync {
     ///
     /// # Safety
     ///
-    /// The kernel takes exactly these arguments, and its addresses lead to memory of this device that holds what it reads and
-    /// takes what it writes.
+    /// The kernel takes exactly these arguments. Its addresses lead to memory of this device that holds
+    /// what it reads and takes what it writes.
     unsafe fn launch(
         &self,
         kernel: &'static str,
@@ -277,11 +281,11 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Memory of so many bytes, all zero.
+    /// Memory of this number of bytes, all zero.
     ///
     /// # Errors
     ///
-    /// When there is not so much.
+    /// When the device has less memory.
     pub fn zeroed(device: &Arc<dyn Device>, bytes: usize) -> Result<Self, DeviceError> {
         // No device gives out nothing.
         let bytes = bytes.max(16);
@@ -295,7 +299,7 @@ impl Memory {
     ///
     /// # Errors
     ///
-    /// When there is not so much, or the device fails.
+    /// When the device has less memory, or fails.
     pub fn of<T: bytemuck::NoUninit>(device: &Arc<dyn Device>, values: &[T]) -> Result<Self, DeviceError> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let memory = Self::zeroed(device, bytes.len())?;
@@ -334,20 +338,20 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// So much to begin with.
+    /// Memory of this number of bytes to begin with.
     ///
     /// # Errors
     ///
-    /// When there is not so much.
+    /// When the device has less memory.
     pub fn new(device: &Arc<dyn Device>, bytes: usize) -> Result<Self, DeviceError> {
         Ok(Self { memory: Memory::zeroed(device, bytes)? })
     }
 
-    /// At least so many bytes. What they hold is undefined.
+    /// At least this number of bytes. Their contents are undefined.
     ///
     /// # Errors
     ///
-    /// When there is not so much.
+    /// When the device has less memory.
     pub fn at_least(&mut self, bytes: usize) -> Result<u64, DeviceError> {
         if self.memory.bytes < bytes {
             let device = Arc::clone(&self.memory.device);

@@ -1,9 +1,11 @@
-//! An NVIDIA graphics processor: its context, two streams, and cuBLAS, through the bindings of `cudarc`, which load the driver
-//! and cuBLAS when a processor is opened.
+//! An NVIDIA graphics processor: its context, two streams, and cuBLAS, through the bindings of `cudarc`.
+//! They load the driver and cuBLAS when a processor is opened.
 //!
-//! Invariants: computing is one stream, so it is done in order, and memory is allocated and released in that order; transfers are another. No event
-//! per allocation: cudarc's tracking is off, and whoever uses both streams orders them. Memory that is given back stays with
-//! the process. Engines of several models may share it, each on its own thread: their work goes through the same two streams, in any order.
+//! Invariants: computing is one stream, so it is done in order, and memory is allocated and released in
+//! that order. Transfers are another stream. There is no event per allocation: cudarc's tracking is off,
+//! and code that uses both streams orders them. Memory that is given back stays with the process.
+//! Engines of several models may share it, each on its own thread: their work goes through the same two
+//! streams, in any order.
 //!
 //! candle's own device is not used: its kernels take minutes to build, and no step launches one of them.
 
@@ -49,7 +51,8 @@ pub struct Gpu {
 #[derive(Clone, Debug)]
 struct Function {
     function: CudaFunction,
-    /// Dynamic shared memory that it was given permission for. Beyond 48 KiB, less what the kernel declares, it needs one.
+    /// Dynamic shared memory that the kernel has permission for. It needs one beyond 48 KiB, less what
+    /// the kernel declares.
     shared: u32,
 }
 
@@ -95,7 +98,8 @@ impl Gpu {
         let opening = format!("opening GPU {ordinal}");
         libraries_are_present(&opening)?;
         let context = CudaContext::new(ordinal).map_err(said(&opening))?;
-        // SAFETY: memory is allocated and released in the order of computing; whoever copies beside it orders the two.
+        // SAFETY: memory is allocated and released in the order of computing; code that copies beside it
+        // orders the two.
         unsafe { context.disable_event_tracking() };
         let compute = GpuQueue::new(&context).map_err(said(&opening))?;
         let transfer = GpuQueue::new(&context).map_err(said(&opening))?;
@@ -128,9 +132,10 @@ impl Gpu {
         Ok(Arc::new(gpu))
     }
 
-    /// A workspace of its own, so that cuBLAS allocates nothing in a step: after the stream was set, which takes it away. It is
-    /// never given back. And sums in single precision throughout: by default parts of a product of few rows may
-    /// be rounded to bf16 before they are added up.
+    /// A workspace of its own, so that cuBLAS allocates nothing in a step. It is set after the stream,
+    /// because setting a stream takes it away, and it is never given back. Sums are in single precision
+    /// throughout: by default, parts of a product of few rows may be rounded to bf16 before they are
+    /// added up.
     fn configure_cublas(&self) -> Result<(), DeviceError> {
         let address = self.allocate(CUBLAS_WORKSPACE)?;
         let handle = *self.blas.handle();
@@ -185,7 +190,8 @@ unsafe impl Send for Pool {}
 unsafe impl Sync for Pool {}
 
 impl Pool {
-    /// The pool of a device. Memory that is given back stays in it: by default the driver returns it to the system at every wait.
+    /// The pool of a device. Memory that is given back stays in it: by default the driver returns it to
+    /// the system at every wait.
     fn of(device: sys::CUdevice) -> Result<Self, result::DriverError> {
         let mut threshold = u64::MAX;
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
@@ -227,7 +233,8 @@ impl Device for Gpu {
 
     fn release(&self, address: u64, _bytes: usize) {
         if self.bind().is_ok() {
-            // SAFETY: it was had from `allocate`, and is given back once. What fails here is told by what comes next.
+            // SAFETY: it came from `allocate`, and is given back once. Later calls report what fails
+            // here.
             let _ = unsafe { result::free_async(address, self.compute.stream().cu_stream()) };
         }
     }
@@ -269,8 +276,8 @@ impl Device for Gpu {
         self.bind()?;
         let stream = self.transfer.stream().cu_stream();
         for &HostCopy { device, host, bytes } in copies {
-            // SAFETY: the caller says that the memory is that large on both sides, and stays. It is named by addresses
-            // only, as slices of it would be read and written behind their backs.
+            // SAFETY: the caller says that the memory is that large on both sides, and stays. It is
+            // named by addresses only, as slices of it would be read and written behind their backs.
             let started = unsafe {
                 match direction {
                     Direction::ToHost => {
@@ -342,7 +349,8 @@ impl Device for Gpu {
         };
         let mut addresses: Vec<*mut c_void> = arguments.iter().map(address).collect();
         let [x, y, z] = launch.grid;
-        // SAFETY: the caller says that arguments and memory are what the kernel takes; the driver copies the arguments before it returns.
+        // SAFETY: the caller says that arguments and memory are what the kernel takes; the driver copies
+        // the arguments before it returns.
         unsafe {
             result::launch_kernel(
                 function.cu_function(),

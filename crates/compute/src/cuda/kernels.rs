@@ -1,10 +1,11 @@
 //! The kernels of `kernels/` by name: their arguments, and how many threads run them.
 //!
-//! Place in the flow: the only callers of [`Device::launch`]. What a kernel does, and the layout of what it reads and writes,
-//! is said where it is written; here is what the host must know to start it.
+//! Place in the flow: the only callers of [`Device::launch`]. A kernel's source says what it does and
+//! how its data is laid out; here is what the host must know to start it.
 //!
-//! Safety of all of them: addresses come from buffers that the forward pass and the executor make as large as the layout of the step
-//! says, descriptors are those of that layout, and work of a step is done in order.
+//! Safety of all of them: addresses come from buffers that the forward pass and the executor make as
+//! large as the layout of the step says, descriptors are those of that layout, and work of a step is
+//! done in order.
 
 #![allow(
     missing_docs,
@@ -36,7 +37,8 @@ const LOG_SUM_EXP_CHUNK: usize = 8192;
 const BRANCH_ROWS: usize = 128;
 /// Candidates up to which one block does the whole expansion.
 const EXPAND_SMALL: usize = 2048;
-/// Candidates from which on it is worth narrowing the cut on all blocks, should many have about the same score.
+/// Candidates from which on it pays to narrow the cut on all blocks, in case many have about the same
+/// score.
 const MANY_CANDIDATES: usize = 1 << 20;
 /// Blocks of an expansion per multiprocessor.
 const EXPAND_BLOCKS: u32 = 3;
@@ -418,12 +420,12 @@ pub struct LogSumExp {
     pub arrived: u64,
 }
 
-/// Bytes of partial results for so many rows.
+/// Bytes of partial results for this number of rows.
 pub fn log_sum_exp_partial_bytes(rows: usize, columns: usize) -> usize {
     8 * rows * columns.div_ceil(LOG_SUM_EXP_CHUNK)
 }
 
-/// Normalises.
+/// Log-sum-exp of each row of logits.
 pub fn log_sum_exp(device: &dyn Device, l: &LogSumExp) -> Result<(), DeviceError> {
     let arguments = [
         l.logits.into(),
@@ -444,7 +446,7 @@ pub fn log_sum_exp(device: &dyn Device, l: &LogSumExp) -> Result<(), DeviceError
 /// How large the expansions of a step are, which says how many threads run them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ExpandSizes {
-    /// Searches.
+    /// Number of searches.
     pub searches: usize,
     /// Width of the widest beam.
     pub width: usize,
@@ -492,7 +494,7 @@ pub fn fill_normal(
     deviation: f32,
 ) -> Result<(), DeviceError> {
     let arguments = [to.into(), (values as u64).into(), seed.into(), deviation.into()];
-    // SAFETY: the caller's memory holds so many values.
+    // SAFETY: the caller's memory holds this number of values.
     unsafe { run(device, "fill_normal", [blocks(values, 1024).min(1 << 20), 1], THREADS, 0, &arguments) }
 }
 

@@ -1,7 +1,8 @@
-//! The rows of one step of a decoder as its kernels take them: plain arrays, made on the host, copied in one piece.
+//! The rows of one step of a decoder as its kernels take them: plain arrays, made on the host, copied in
+//! one piece.
 //!
-//! Place in the flow: the executor turns a plan into this; [`Upload`](super::upload::Upload) packs the arrays; the kernels of
-//! `kernels/` read them.
+//! Place in the flow: the executor turns a plan into this; [`Upload`](super::upload::Upload) packs the
+//! arrays; the kernels of `kernels/` read them.
 //!
 //! ```text
 //! rows           as in every family
@@ -9,8 +10,8 @@
 //! branch items   consecutive beams of one request, and a part of its context
 //! ```
 //!
-//! How a context is split into parts follows from the request alone, so that a result does not depend on what shares
-//! the step.
+//! The request alone decides how its context is split into parts, so a result does not depend on what
+//! shares the step.
 //!
 //! What this must not know: devices, addresses.
 
@@ -25,8 +26,8 @@ use crate::cpu::pages::PAGE_SIZE;
 
 /// Keys of a context that a block looks at, at least.
 const SPLIT_KEYS: usize = 256;
-/// Blocks that a request's branch step should have: two for each multiprocessor of a large device. Not of the device at hand:
-/// the split is part of what is computed.
+/// Blocks that a request's branch step should have: two for each multiprocessor of a large device. The
+/// device at hand does not matter, because the split is part of what is computed.
 const BLOCKS_PER_REQUEST: usize = 264;
 
 /// Rows of a chunk that a block takes.
@@ -35,7 +36,7 @@ const BLOCKS_PER_REQUEST: usize = 264;
 pub struct PrefillTile {
     /// First row of the step.
     pub first_row: u32,
-    /// Rows.
+    /// Number of rows.
     pub rows: u32,
     /// Position of the first row.
     pub first_position: u32,
@@ -49,7 +50,7 @@ pub struct PrefillTile {
 pub struct BranchItem {
     /// First row of the step.
     pub first_row: u32,
-    /// Rows.
+    /// Number of rows.
     pub rows: u32,
     /// Where the context's pages begin in the page table.
     pub pages: u32,
@@ -64,7 +65,7 @@ pub struct BranchItem {
 /// Rows of one step, cut into tiles.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Layout {
-    /// Rows.
+    /// Rows of the step.
     pub rows: Rows,
     /// Tiles of context rows.
     pub prefill: Tiles<PrefillTile>,
@@ -122,7 +123,8 @@ impl Layout {
     }
 }
 
-/// Parts of a context that are looked at side by side, none of them empty, whole pages but for the end.
+/// Parts of a context that are looked at side by side. None is empty, and each is whole pages, except at
+/// the end.
 fn parts(shape: Shape, width: usize, context_len: usize) -> Vec<Range<usize>> {
     let blocks = width.div_ceil(shape.rows()) * shape.kv_heads;
     let splits = BLOCKS_PER_REQUEST.div_ceil(blocks.max(1)).min(context_len.div_ceil(SPLIT_KEYS)).max(1);

@@ -1,7 +1,7 @@
 //! An NVIDIA graphics processor: memory, pages, transfers, and kernels by name.
 //!
-//! Place in the flow: families on a GPU ask for kernels and products in one stream of work; pages go to host memory and
-//! come back in a second one.
+//! Place in the flow: families on a GPU ask for kernels and products in one stream of work. Pages go to
+//! host memory and come back in a second one.
 //!
 //! ```text
 //! device     what is asked of a device                 a trait
@@ -17,8 +17,8 @@
 //! kernels    names, arguments and launch sizes of the kernels in `kernels/`
 //! ```
 //!
-//! Everything but `gpu` is compiled and tested without CUDA: the tests run the same kernel sources on the CPU. `gpu` runs
-//! there on a stand-in for the driver, in a rehearsal (docs/CUDA.md).
+//! Everything except `gpu` is compiled and tested without CUDA: the tests run the same kernel sources on
+//! the CPU. `gpu` runs on a stand-in for the driver there, in a rehearsal (docs/CUDA.md).
 
 pub mod device;
 #[cfg(feature = "cuda")]

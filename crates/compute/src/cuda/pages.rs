@@ -7,8 +7,9 @@
 //!
 //! Both are equally wide in a decoder; in HSTU they need not be.
 //!
-//! Context pages and branch pages look alike here. Which page holds what is decided elsewhere; this is only the memory, all of
-//! it allocated at start-up. In host memory a page is its parts one after the other: keys and values of the first layer, of the second, ..
+//! Context pages and branch pages have the same layout here. Which page holds what is decided elsewhere;
+//! this is only the memory, all of it allocated at start-up. In host memory a page is its parts one
+//! after the other: keys and values of the first layer, of the second, ..
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -60,12 +61,12 @@ impl DevicePages {
         Ok(Self { memory, layers, pages, part_bytes: Self::part_bytes(kv_heads, widths) })
     }
 
-    /// Pages.
+    /// Number of pages.
     pub fn pages(&self) -> usize {
         self.pages
     }
 
-    /// Layers.
+    /// Number of layers.
     pub fn layers(&self) -> usize {
         self.layers
     }

@@ -1,12 +1,14 @@
 //! Page-locked memory for pages that left the device.
 //!
-//! Page-locked, because only such memory is copied beside the computing and at the full rate of the bus; whole host pages,
-//! because passing each through a smaller page-locked piece would cost the engine's thread a copy of its own per page. Locking is slow, so it is done
-//! for many pages at a time, when the first page of a slab is wanted, and a slab is kept for as long as any of its pages: the memory that the tier
-//! once held stays locked, and a step in which a slab is made takes longer by the time that takes.
+//! Page-locked, because only such memory is copied beside the computing and at the full rate of the bus.
+//! Whole host pages, because passing each through a smaller page-locked piece would cost the engine's
+//! thread a copy of its own per page. Locking is slow, so it is done for many pages at a time, when the
+//! first page of a slab is wanted. A slab is kept for as long as any of its pages. So the memory that
+//! the tier once held stays locked, and a step that makes a slab takes longer by that time.
 //!
-//! Invariant: a place is given out again as soon as it is dropped, copies on their way or not. That is sound because all
-//! copies go through one queue, in order, and what arrived is read by the host only while the place is held.
+//! Invariant: a place is given out again as soon as it is dropped, copies on their way or not. That is
+//! sound because all copies go through one queue, in order, and the host reads what arrived only while
+//! the place is held.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -37,7 +39,7 @@ pub struct PinnedPage {
 }
 
 impl PinnedPages {
-    /// None yet.
+    /// A pool without slabs.
     pub fn new(device: &Arc<dyn Device>, page_bytes: usize) -> Arc<Self> {
         Arc::new(Self { device: Arc::clone(device), page_bytes, slabs: Mutex::default() })
     }

@@ -1,7 +1,9 @@
-//! The rows of one step that both families have in common: where their keys and values go, whose they are, what is wanted of them.
+//! The rows of one step as both families have them: where their keys and values go, whose they are,
+//! which are wanted.
 //!
-//! Place in the flow: a family's layout adds rows here and cuts them into what its own kernels take; the kernels read these arrays.
-//! The CPU's counterpart is [`Batch`](crate::batch::Batch), with the same words.
+//! Place in the flow: a family's layout adds rows here and cuts them into what its own kernels take; the
+//! kernels read these arrays. The CPU's counterpart is [`Batch`](crate::batch::Batch), with the same
+//! words.
 //!
 //! ```text
 //! rows    context rows of all chunks | branch rows of all branch steps, as many as each beam is wide
@@ -10,7 +12,8 @@
 //!
 //! Tokens, places and lineages of beams are filled in on the device, where the beams are.
 //!
-//! Invariant: every page that a step writes is written by one request and read by no other request of that step.
+//! Invariant: every page that a step writes is written by one request and read by no other request of
+//! that step.
 //!
 //! What this must not know: devices, addresses, attention.
 
@@ -30,7 +33,7 @@ pub struct MergeRow {
     pub row: u32,
     /// Its partial result of the first part.
     pub partial_first: u32,
-    /// Parts.
+    /// Number of parts.
     pub splits: u32,
     /// From the partial result of one part to that of the next.
     pub partial_stride: u32,
@@ -64,9 +67,10 @@ pub struct Rows {
     pub tokens: Vec<u32>,
     /// Position of each row; 0 for branch rows.
     pub positions: Vec<u32>,
-    /// Where each row's key and value are stored, page times 32 plus offset; -1 for nowhere, and for rows of beams.
+    /// Where each row's key and value are stored, page times 32 plus offset; -1 for nowhere, and for
+    /// rows of beams.
     pub places: Vec<i32>,
-    /// Page tables.
+    /// Page tables of all requests.
     pub pages: Vec<u32>,
     /// One for each branch row.
     pub merge: Vec<MergeRow>,
@@ -85,9 +89,9 @@ pub struct Rows {
 /// A branch step of one request.
 #[derive(Clone, Copy, Debug)]
 pub struct BranchChunk<'a> {
-    /// Who asks.
+    /// Slot of the request; only compared with the others of the step.
     pub owner: u32,
-    /// Rows.
+    /// Rows reserved: the width of the beam.
     pub width: usize,
     /// Ancestors of a row, itself included.
     pub ancestors: usize,
@@ -119,11 +123,11 @@ pub struct RowArrays {
     pub positions: u64,
     /// Where keys and values of rows are stored.
     pub places: u64,
-    /// Page tables.
+    /// Page tables of all requests.
     pub pages: u64,
     /// What branch rows are merged from.
     pub merge: u64,
-    /// Wanted rows.
+    /// Rows whose final state is wanted.
     pub wanted: u64,
     /// How rows of beams are filled in.
     pub requests: u64,
@@ -179,7 +183,8 @@ impl Rows {
         Placed { first_row, pages, partial_first: 0 }
     }
 
-    /// Adds branch rows that look at their context in so many parts. The final states of all are wanted.
+    /// Adds branch rows that look at their context in this number of parts. The final states of all are
+    /// wanted.
     pub fn push_branch(&mut self, rows: &BranchChunk<'_>, parts: usize) -> Placed {
         let (first_row, partial_first, first_lineage) = (self.count(), self.partial_rows, self.lineage_len);
         let pages = self.push_pages(&rows.context_pages[..rows.context_len.div_ceil(PAGE_SIZE)]);

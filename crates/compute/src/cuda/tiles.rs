@@ -1,7 +1,7 @@
 //! Rows that a block of threads takes together, by the kernel that takes them.
 //!
-//! Place in the flow: the layouts of both families cut their rows into tiles; each kernel of attention comes in two kinds, for tiles of
-//! many queries and of few.
+//! Place in the flow: the layouts of both families cut their rows into tiles. Each kernel of attention
+//! comes in two kinds, for tiles of many queries and of few.
 //!
 //! Invariant: which of the two kinds a row goes to changes no bit of its result.
 
@@ -10,7 +10,7 @@
 pub struct Shape {
     /// Query heads per key-value head.
     pub group: usize,
-    /// Key-value heads.
+    /// Number of key-value heads.
     pub kv_heads: usize,
     /// Queries, rows times group, of a tile or item.
     pub queries: usize,
@@ -45,7 +45,7 @@ impl Shape {
 pub struct Tiles<T> {
     /// Of many queries.
     pub many: Vec<T>,
-    /// Of few.
+    /// Of few queries.
     pub few: Vec<T>,
 }
 
@@ -62,7 +62,7 @@ impl<T> Tiles<T> {
         self.few.clear();
     }
 
-    /// Adds a tile of so many rows.
+    /// Adds a tile of this number of rows.
     pub fn push(&mut self, shape: Shape, rows: u32, tile: T) {
         if shape.is_few(rows) { self.few.push(tile) } else { self.many.push(tile) }
     }

@@ -1,7 +1,8 @@
 //! Pages on their way between device and host memory, beside the computing.
 //!
-//! Place in the flow: the executor hands over the transfers of a plan, lays its rows out, and says which pages the step writes and reads; this
-//! asks the device's second queue for the copies and orders the two queues where they meet. The host waits for nothing.
+//! Place in the flow: the executor hands over the transfers of a plan, lays its rows out, and says which
+//! pages the step writes and reads. This code asks the device's second queue for the copies and orders
+//! the two queues where they meet. The host waits for nothing.
 //!
 //! ```text
 //! transfer   | out: page 7, page 9 | back: layer 0 of pages 4, 5 | layer 1 | layer 2 | ..
@@ -13,7 +14,7 @@
 //! - A copy begins after the last step that used its page, and after no later one.
 //! - A page is written by a step only when copies out of it, or into it, are over.
 //! - A layer's attention waits for that layer of the pages it reads, and for nothing else that is on its way.
-//! - What left is believed only when its copy is known to have succeeded: until then, and ever after if it failed, the host page is empty.
+//! - A host page stays empty until its copy has succeeded. If the copy fails, it stays empty.
 //!
 //! What this must not know: layouts, models.
 
@@ -55,7 +56,7 @@ struct Returning {
 }
 
 impl PageTransfers {
-    /// Nothing on its way yet, for so many pages of so many bytes.
+    /// Without any page on its way, for the number and size of `pages`.
     pub fn new(device: &Arc<dyn Device>, pages: &DevicePages) -> Self {
         Self {
             device: Arc::clone(device),
@@ -197,8 +198,9 @@ impl PageTransfers {
         for layer in 0..pages.layers() {
             let parts = DevicePages::parts_of(layer);
             let copies: Vec<HostCopy> = all.iter().flat_map(|page| &page[parts.clone()]).copied().collect();
-            // SAFETY: the host pages are held until the copies are over; a page of the device is as large as theirs, and is read and
-            // written in no step before `before_writes` and `arrivals` have ordered it.
+            // SAFETY: the host pages are held until the copies are over. A page of the device is as
+            // large as theirs, and no step reads or writes it before `before_writes` and `arrivals` have
+            // ordered it.
             unsafe { self.device.start_copies(Direction::ToDevice, &copies) }?;
             layers.push(self.device.mark(Queue::Transfer)?);
         }

@@ -1,7 +1,7 @@
 //! Arrays of a step, packed into one piece of memory and copied at once.
 //!
-//! Place in the flow: an executor pushes the arrays of its layout and sends them; what a push returns, added to the address that
-//! sending returns, is where the array lies on the device.
+//! Place in the flow: an executor pushes the arrays of its layout and sends them. The result of a push,
+//! added to the address that sending returns, is the array's address on the device.
 
 use super::device::{Device, DeviceError, Scratch};
 
@@ -28,12 +28,12 @@ impl Upload {
         start as u64
     }
 
-    /// Copies all of it into `memory`, and behind it an array of `count` values that hold addresses of this very memory. Returns
-    /// where all begins, and where that array lies.
+    /// Copies all of it into `memory`, and behind it an array of `count` values that hold addresses of
+    /// this very memory. Returns the addresses of the beginning and of that array.
     ///
     /// # Errors
     ///
-    /// When there is not so much memory, or what makes the last array fails.
+    /// When the device has less memory, or `last` fails.
     pub fn send<T: bytemuck::NoUninit, E: From<DeviceError>>(
         &mut self,
         device: &dyn Device,

@@ -1,4 +1,5 @@
-//! Softmax attention on the heads of S: whole contexts, and beams that look at one, with keys and values in each format.
+//! Softmax attention on the heads of S: whole contexts, and beams that look at one, with keys and values
+//! in each format.
 
 use beamline_compute::cpu::Cpu;
 use beamline_compute::cpu::attention::{Block, Heads, Sees, Tables, attend};

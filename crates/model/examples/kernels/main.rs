@@ -1,9 +1,9 @@
 //! How near the kernels of the CPU come to what its instructions can do: `cargo xtask kernels`.
 //!
-//! Each case is timed on one thread and on all, with every instruction set that has a kernel of its own for it. Its rate
-//! stands beside that of a plain loop of the same instruction, on registers alone, in the same run: so a slow kernel shows
-//! on any machine. The best of many runs counts, and long runs on one thread are timed by its own clock, so that whatever else
-//! runs on the machine matters little there.
+//! Each case is timed on one thread and on all, with every instruction set that has a kernel of its own
+//! for it. Its rate stands beside that of a plain loop of the same instruction, on registers alone, in
+//! the same run: so a slow kernel shows on any machine. The best of many runs counts. Long runs on one
+//! thread are timed by its own clock, so that other work on the machine matters little there.
 //!
 //! To add a family of kernels, write a file with its `cases` and list it in [`all_cases`].
 

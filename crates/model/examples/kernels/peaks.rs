@@ -25,7 +25,8 @@ pub(crate) struct Peaks {
     known: Vec<(Instruction, Option<f64>)>,
 }
 
-/// Rounds of a loop: some hundred thousand instructions, so that a run is shorter than a turn of the scheduler.
+/// Rounds of a loop: some hundred thousand instructions, so that a run is shorter than a turn of the
+/// scheduler.
 const ROUNDS: usize = 20_000;
 
 impl Peaks {

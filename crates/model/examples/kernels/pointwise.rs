@@ -1,5 +1,5 @@
-//! Pointwise attention on the published shapes of HSTU: whole histories, and candidates that look at one, with keys
-//! and values in each format.
+//! Pointwise attention on the published shapes of HSTU: whole histories, and candidates that look at
+//! one, with keys and values in each format.
 
 use beamline_compute::cpu::Cpu;
 use beamline_compute::cpu::attention::{Block, Sees, Tables};

@@ -1,7 +1,7 @@
 //! Products of rows and weights, in every format, on the layers of two decoders.
 //!
-//! S is 256 wide and M 768, as in the benchmarks of whole servers. Prefills have as many rows as their contexts, branch steps as
-//! many as beams; one row is what retrieval and the last step of a greedy search ask for.
+//! S is 256 wide and M 768, as in the benchmarks of whole servers. Prefills have as many rows as their
+//! contexts, branch steps as many as beams. Retrieval and the last step of a greedy search have one row.
 
 use beamline_compute::cpu::Cpu;
 use beamline_compute::cpu::linear::{Linear, Output, Rows, Scores, WeightFormat};

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::case::Case;
 
-/// One measurement.
+/// One measurement of a kernel.
 #[derive(Serialize)]
 pub(crate) struct Figure {
     family: &'static str,
@@ -36,7 +36,7 @@ impl Figure {
             rate,
             plain_loop,
             share: plain_loop.map(|peak| rate / peak),
-            // Whoever shares the machine takes cores from a measurement on all of them.
+            // Other programs on the machine take cores from a measurement on all of them.
             demand: if threads == 1 { case.demand } else { None },
         }
     }

@@ -1,4 +1,5 @@
-//! What the files of a decoder hold: names, buffers that are derived, and an output matrix that may be the embedding.
+//! What the files of a decoder hold: names, derived buffers, and an output matrix that may be the
+//! embedding.
 
 use super::config::Config;
 use super::described::{Described, Expected};
@@ -74,8 +75,8 @@ fn unwrap(prefix: &str) -> &'static str {
     }
 }
 
-/// A head that is stored beside the flag that says it is the embedding must be the embedding: libraries differ in which
-/// of the two they take.
+/// An output matrix must equal the embedding where the file stores it although `tie_word_embeddings` is
+/// set: libraries differ in which of the two they take.
 fn check_head(tensors: &Tensors) -> Result<(), ModelError> {
     if !tensors.entries().contains_key(HEAD) || tensors.are_equal(HEAD, EMBEDDING)? {
         return Ok(());

@@ -12,11 +12,12 @@ pub trait Described: Sized {
     ///
     /// # Errors
     ///
-    /// When a field is missing, contradictory or unknown, or asks for what is not implemented; the message names all.
+    /// When a field is missing, contradictory or unknown, or asks for something that is not implemented.
+    /// The message names every such field.
     fn read(json: &str, notes: &mut Vec<Note>) -> Result<Self, ModelError>;
 
-    /// Layers. Each has at least a tensor of its own, so more of them than tensors are a mistake that is found before
-    /// their names are made.
+    /// Number of layers. Each has at least one tensor of its own. So a number above that of the tensors
+    /// is a mistake, found before any name is made.
     fn layers(&self) -> usize;
 
     /// Gives tensors the names that this build knows them by.

@@ -1,4 +1,5 @@
-//! The identity of a checkpoint: sha256 over the sorted lines `name sha256(content)` of its files, in hexadecimal.
+//! The identity of a checkpoint: sha256 over the sorted lines `name sha256(content)` of its files, in
+//! hexadecimal.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -1,7 +1,7 @@
 //! Files of a checkpoint, opened and read without trusting them.
 //!
-//! Invariants: only regular files are opened, so that a pipe or a device cannot hang a load; no more bytes are read than
-//! the limit of a file's kind, whatever its size says.
+//! Invariants: only regular files are opened, so that a pipe or a device cannot hang a load. Of each
+//! file, at most the limit of its kind is read, whatever its size says.
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -1,7 +1,7 @@
 //! JSON that says nothing twice.
 //!
-//! A parser that lets the last of two equal keys win ignores the first in silence, and parsers differ in which one that is. So an
-//! object that names a key twice is refused.
+//! A parser that lets the last of two equal keys win ignores the first in silence, and parsers differ in
+//! which one wins. So an object that names a key twice is refused.
 
 use std::fmt;
 

@@ -8,11 +8,11 @@
 //! generation_config.json        never read: its sampling fields have no meaning for beam search
 //! ```
 //!
-//! Place in the flow: opened once at load, before anything is allocated. What a family builds from it is checked
-//! tensor by tensor first, so a checkpoint that does not fit is refused as a whole.
+//! Place in the flow: opened once at load, before anything is allocated. A family checks it tensor by
+//! tensor before it builds anything, so a checkpoint that does not fit is refused as a whole.
 //!
-//! The digest over these files is the identity of the checkpoint: it is reported in every answer and keys every
-//! cached page.
+//! The digest over these files is the identity of the checkpoint: every answer reports it, and it keys
+//! every cached page.
 
 pub mod config;
 mod decoder;
@@ -36,13 +36,13 @@ use tensors::Tensors;
 use crate::error::ModelError;
 use crate::families::decoder::expected_tensors;
 
-/// All that was found in a checkpoint's directory: what could be read of it, what is wrong with it, and what is
-/// noteworthy. `serve` needs that nothing is wrong; `inspect` prints all.
+/// All that was found in a checkpoint's directory: what could be read, what is wrong, and what is
+/// noteworthy. `serve` needs a checkpoint without problems; `inspect` prints everything.
 #[derive(Debug)]
 pub struct Examined<C = Config> {
     /// The parsed config.json.
     pub config: Option<C>,
-    /// The weights.
+    /// Headers and digests of the weight files, if they could be read.
     pub tensors: Option<Tensors>,
     /// tokenizer.json as it was read, where there is one.
     pub tokenizer: Option<String>,
@@ -55,8 +55,8 @@ pub struct Examined<C = Config> {
     digests: FileDigests,
 }
 
-/// An opened checkpoint: parsed, checked for damage, not yet built. The type of its configuration is that of its
-/// family; a decoder's unless another is named.
+/// An opened checkpoint: parsed, checked for damage, not yet built. `C` is the configuration of its
+/// family; it defaults to a decoder's.
 #[derive(Debug)]
 pub struct Checkpoint<C = Config> {
     directory: PathBuf,
@@ -77,8 +77,8 @@ impl Checkpoint {
         Self::open_as(directory)
     }
 
-    /// A decoder of this config.json without weights: whoever runs it makes them up. For timing a shape whose checkpoint is not at
-    /// hand; what it computes means nothing.
+    /// A decoder of this config.json without weights: the model makes up random ones. It serves to time
+    /// a shape without a checkpoint at hand; its answers mean nothing.
     ///
     /// # Errors
     ///
@@ -108,7 +108,8 @@ impl<C: Described> Checkpoint<C> {
         examined
     }
 
-    /// Opens a directory whose config.json is of this family. Nothing large is read of one that has a problem.
+    /// Opens a directory whose config.json is of this family. A directory with a problem is refused
+    /// before anything large is read.
     ///
     /// # Errors
     ///
@@ -232,7 +233,7 @@ impl<C> Checkpoint<C> {
         &self.config
     }
 
-    /// The weights.
+    /// Tensors of the weight files.
     pub fn tensors(&self) -> &Tensors {
         &self.tensors
     }

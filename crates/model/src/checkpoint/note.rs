@@ -1,7 +1,7 @@
 //! What a checkpoint's author should know and what keeps nobody from serving it.
 //!
-//! Place in the flow: collected while a checkpoint is opened and a convention is bound. `serve` logs each as a warning, `inspect`
-//! prints them under the problems.
+//! Place in the flow: collected while a checkpoint is opened and a convention is bound. `serve` logs
+//! each as a warning; `inspect` prints them below the problems.
 
 use std::fmt::{self, Display, Write};
 
@@ -12,23 +12,23 @@ use crate::escaped::Escaping;
 pub enum Note {
     /// A field that is not known and that nobody reads.
     UnknownField {
-        /// The file.
+        /// File that holds the field.
         file: &'static str,
-        /// The field.
+        /// Path of the field.
         field: String,
     },
     /// A field whose value is read by nobody, or not as it may be meant.
     Field {
-        /// The file.
+        /// File that holds the field.
         file: &'static str,
-        /// The field.
+        /// Path of the field.
         field: String,
         /// What is done with it.
         what: String,
     },
     /// A file that lies in the directory and is not read.
     UnreadFile {
-        /// Its name.
+        /// Name of the file.
         name: String,
         /// What is read instead.
         what: String,

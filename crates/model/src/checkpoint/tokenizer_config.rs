@@ -1,7 +1,7 @@
 //! tokenizer_config.json: read only to tell where it says another thing than tokenizer.json.
 //!
-//! transformers reads both, and lets this file add tokens and switch begin tokens on. Here tokenizer.json counts alone, so what
-//! differs is told.
+//! transformers reads both, and lets this file add tokens and switch begin tokens on. Here
+//! tokenizer.json alone counts, so differences are reported.
 
 use std::path::Path;
 

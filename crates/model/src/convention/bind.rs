@@ -17,8 +17,8 @@ impl Convention {
     ///
     /// # Errors
     ///
-    /// When the tokenizer is damaged, lacks a token the format needs, gives one an id the format contradicts, or makes tokens of
-    /// a prompt that the model does not have.
+    /// When the tokenizer is damaged, lacks a token of the format or gives one an id that the format
+    /// contradicts. Also when it makes tokens of a prompt that the model does not have.
     pub fn bind_to(format: Format, tokenizer: &str, vocab_size: usize) -> Result<Self, ModelError> {
         let Parsed { tokenizer, added, unknown, longest } = Parsed::of(tokenizer)?;
         let size = tokenizer.get_vocab_size(true);
@@ -117,8 +117,8 @@ fn check_sizes(format: &Format, rows: usize, tokens: usize) -> Result<(), ModelE
 /// The id of a single token.
 fn marker_token(tokenizer: &Tokenizer, marker: &Marker, vocab_size: usize) -> Result<u32, ModelError> {
     let text = marker.text();
-    // A newline is stored under another name by byte-level tokenizers, so look at what it is tokenised to. What the
-    // tokenizer does not know becomes its unknown token, which does not read as the text.
+    // Byte-level tokenizers store a newline under another name, so compare what it is tokenised to.
+    // Unknown text becomes the unknown token, which does not read as the text.
     let id = tokenizer.token_to_id(text).or_else(|| {
         let encoding = tokenizer.encode_fast(text, false).ok()?;
         match encoding.get_ids() {

@@ -53,7 +53,7 @@ pub struct Format {
     /// After the codes of an item of the history.
     #[serde(default)]
     pub item_end_token: Option<Marker>,
-    /// Between items.
+    /// Text between two items.
     #[serde(default)]
     pub item_separator: String,
     /// Before the first item.
@@ -65,7 +65,7 @@ pub struct Format {
     /// The last token of the prompt; generation continues from there.
     #[serde(default)]
     pub generation_begin: Option<Marker>,
-    /// Whether the tokenizer's post-processor runs on the prompt (it adds a begin token to Llama prompts, say).
+    /// Whether the tokenizer's post-processor runs on the prompt. For Llama, it adds a begin token.
     #[serde(default)]
     pub add_special_tokens: bool,
     /// Generated before the first level; their probability counts.
@@ -92,7 +92,8 @@ pub struct Format {
     /// Of an encoder-decoder.
     #[serde(default)]
     pub decoder_start_token: Option<Marker>,
-    /// How the catalog beside it writes SIDs: `codes` or `tokens`. The catalog itself tells, so this is compared, not used.
+    /// How the catalog beside it writes SIDs: `codes` or `tokens`. The catalog itself decides; this is
+    /// only compared with it.
     #[serde(default)]
     pub catalog_sid_form: Option<String>,
     /// A note for people.
@@ -115,19 +116,19 @@ pub enum CodesWithTokens {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(untagged, deny_unknown_fields, expecting = "expected the text of a token, or {\"text\", \"id\"}")]
 pub enum Marker {
-    /// The text.
+    /// The token's text alone.
     Text(String),
     /// The text, and the id that the tokenizer must give it.
     Checked {
-        /// The text.
+        /// The token's text.
         text: String,
-        /// The id.
+        /// The token's id.
         id: u32,
     },
 }
 
 impl Marker {
-    /// The text.
+    /// The token's text.
     pub fn text(&self) -> &str {
         match self {
             Self::Text(text) | Self::Checked { text, .. } => text,
@@ -192,8 +193,8 @@ impl Format {
         self.lead_tokens.len() + self.levels + self.tail_tokens.len()
     }
 
-    /// Compares `catalog_sid_form` with a SID of the catalog; a catalog is in one form as a whole. Both are served alike, so it
-    /// is worth a note only: perhaps another catalog was meant.
+    /// Compares `catalog_sid_form` with a SID of the catalog; a catalog is in one form as a whole. Both
+    /// forms are served alike, so a difference is only worth a note: perhaps another catalog was meant.
     pub fn compare_catalog(&self, sid: &[SidPart]) -> Option<Note> {
         let declared = self.catalog_sid_form.as_deref()?;
         let found = match sid.first()? {

@@ -1,10 +1,11 @@
 //! Conventions: from items to tokens and back.
 //!
-//! Place in the flow: the server turns a history into a prompt here, and the catalog resolves SIDs to tokens here. A
-//! [`Convention`] is a [`Format`] bound to the tokenizer of a checkpoint: every token it needs was looked up, none is
-//! ever computed from a formula.
+//! Place in the flow: the server turns a history into a prompt here, and the catalog resolves SIDs to
+//! tokens here. A [`Convention`] is a [`Format`] bound to the tokenizer of a checkpoint. Every token it
+//! needs was looked up in that tokenizer; none is ever computed from a formula.
 //!
-//! Invariant: the ids of a prompt are the tokenisation of the one rendered string, and every id is a row of the embedding.
+//! Invariant: the ids of a prompt are the tokenisation of the one rendered string, and every id is a row
+//! of the embedding.
 //!
 //! ```text
 //! format     convention.json as written
@@ -81,7 +82,8 @@ impl Level {
         (!digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())).then_some(digits)
     }
 
-    /// Whether a token holds the text that codes of this level begin with, or end with where they begin with a number.
+    /// Whether a token holds the text that codes of this level begin with. Where codes begin with a
+    /// number, it is the text that they end with.
     fn is_within(&self, token: &str) -> bool {
         let mark = if self.prefix.is_empty() { &self.suffix } else { &self.prefix };
         token.contains(mark.as_str())
@@ -93,7 +95,8 @@ impl Convention {
     ///
     /// # Errors
     ///
-    /// When the tokenizer is damaged, lacks a token the format needs, or gives one an id the format contradicts.
+    /// When the tokenizer is damaged, lacks a token of the format, or gives one an id that the format
+    /// contradicts.
     pub fn bind(format: Format, checkpoint: &Path, vocab_size: usize) -> Result<Self, ModelError> {
         let json = file::read_text(&checkpoint.join("tokenizer.json"), file::MAX_TOKENIZER_BYTES)?;
         Self::bind_to(format, &json, vocab_size)
@@ -118,7 +121,8 @@ impl Convention {
     ///
     /// # Errors
     ///
-    /// When the convention is of the other kind of model, or config.json names another token, or none is named.
+    /// When the convention is of the other kind of model, config.json names another token, or neither
+    /// names one.
     pub fn start_token(&self, model: &TokenFacts) -> Result<Option<u32>, ModelError> {
         let (kind, name) = (&self.format.model, &model.architecture);
         let Some(decoder) = model.decoder else {
@@ -152,8 +156,8 @@ impl Convention {
         self.tokens_per_item
     }
 
-    /// The prompt of a history, oldest item first, each item given by the tokens of its SID (its symbols in the
-    /// catalog).
+    /// The prompt of a history, oldest item first. Each item is given by the tokens of its SID, which
+    /// are its symbols in the catalog.
     ///
     /// # Errors
     ///

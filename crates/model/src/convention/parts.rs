@@ -1,9 +1,10 @@
 //! Prompts put together from parts that were tokenised once.
 //!
-//! The ids of a prompt are the tokenisation of its one text. Where every code is a token of its own in every surrounding,
-//! they are also the tokens of the text around items and those of the items, one after the other, which costs nothing. Whether
-//! that holds is checked for the whole table, because tokens that were added at different times can be found in different
-//! ways; where it does not, every prompt is tokenised as a whole.
+//! The ids of a prompt are the tokenisation of its one text. Often every code is one token in every
+//! surrounding. Then the ids are also the tokens of the text around items and those of the items, one
+//! after the other, which costs nothing. This is checked for the whole table, because tokens that were
+//! added at different times can be found in different ways. Where it does not hold, every prompt is
+//! tokenised as a whole.
 //!
 //! The check, with all codes of all levels:
 //!

@@ -12,7 +12,7 @@ pub enum PromptError {
         bytes: usize,
         /// Tokens that a context may have.
         limit: usize,
-        /// Bytes that so many tokens can hold.
+        /// Bytes that this number of tokens can hold.
         most: usize,
     },
     /// It holds a token that the model does not have.
@@ -20,7 +20,7 @@ pub enum PromptError {
     BeyondVocabulary {
         /// The token's text.
         text: String,
-        /// Its id.
+        /// The token's id.
         id: u32,
         /// Rows of the embedding.
         rows: usize,
@@ -53,7 +53,8 @@ impl Convention {
         if self.is_only_unknown(&tokens)? { Err(PromptError::OnlyUnknown) } else { Ok(tokens) }
     }
 
-    /// Whether some tokens are those of words that nobody knows, but for what the tokenizer puts around every text.
+    /// Whether all tokens are those of unknown words, except the tokens that the tokenizer puts around
+    /// every text.
     fn is_only_unknown(&self, tokens: &[u32]) -> Result<bool, PromptError> {
         let Some(unknown) = self.unknown.filter(|unknown| tokens.contains(unknown)) else { return Ok(false) };
         let around = self.tokenize("").map_err(|_| PromptError::Failed)?.len();
@@ -61,8 +62,9 @@ impl Convention {
         Ok(known <= around)
     }
 
-    /// Bytes that no text of so many tokens exceeds, but for texts of blanks and of words that nobody knows. Normalizers may
-    /// shorten what is written in another form, so twice the longest token is taken for each, and a few bytes for blanks.
+    /// Upper bound on the bytes of a text of this number of tokens. Texts of blanks and of unknown words
+    /// may exceed it. Normalizers may shorten what is written in another form, so each token counts
+    /// twice the longest one, and a few bytes for blanks.
     fn bytes_of(&self, tokens: usize) -> usize {
         const BLANKS: usize = 8;
         tokens.saturating_mul(self.longest.saturating_mul(2).saturating_add(BLANKS))

@@ -71,8 +71,8 @@ fn matching(token: &Value) -> Option<(String, Matching)> {
     Some((token["content"].as_str()?.to_owned(), matching))
 }
 
-/// Normalizers run one after the other, so what each adds multiplies: a few of them can turn a short prompt into more
-/// than the machine's memory.
+/// Normalizers run one after the other, so their growth multiplies: a few of them can turn a short
+/// prompt into more than the machine's memory.
 fn check_growth(normalizer: &Value) -> Result<(), String> {
     let growth = growth(normalizer);
     match growth > MAX_GROWTH {
@@ -91,7 +91,8 @@ fn growth(normalizer: &Value) -> f64 {
         "Sequence" => normalizer["normalizers"].as_array().into_iter().flatten().map(growth).product(),
         "Replace" => match normalizer["pattern"]["String"].as_str().map(str::len) {
             Some(length) if length > 0 => (content("content") / length as f64).max(1.0),
-            // An empty pattern, or an expression that may match nothing, is found in front of every character.
+            // An empty pattern, or an expression that may match nothing, is found in front of every
+            // character.
             _ => 1.0 + content("content"),
         },
         // In front of the text once; a text of one character is the worst of them.

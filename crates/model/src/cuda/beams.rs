@@ -1,10 +1,11 @@
 //! A beam search whose state lies in device memory: what `kernels/expand.cu` reads and writes.
 //!
-//! Place in the flow: made when a context ends, taken a step further after each forward pass, read back when it is over. The
-//! semantics are those of [`Search`](crate::decode::Search); only scores are sums in single precision.
+//! Place in the flow: made when a context ends, taken one step further after each forward pass, read
+//! back when it is over. The semantics are those of [`Search`](crate::decode::Search), except that
+//! scores are sums in single precision.
 //!
-//! Invariant: the host knows how many steps were asked for and how many beams there can be at most, never how many
-//! there are, until [`DeviceSearch::found`].
+//! Invariant: the host knows how many steps were launched and the most beams there can be. It learns how
+//! many beams there are only from [`DeviceSearch::found`].
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,8 +20,8 @@ use super::catalog::{DeviceFilter, DeviceTrie, FilterAddresses};
 use crate::decode::{Hypothesis, Normalization, SearchRequest, Step};
 use crate::error::ModelError;
 
-/// Candidates that are kept for the last selection, beyond twice the width of the beam: those of the bin that holds the last
-/// survivor.
+/// Candidates that are kept for the last selection, beyond twice the width of the beam. They fill the
+/// bin of the last survivor.
 const SPARE_CANDIDATES: usize = 2048;
 /// Most beams of a search.
 pub const MOST_BEAMS: usize = 8192;
@@ -223,7 +224,7 @@ impl DeviceSearch {
         })
     }
 
-    /// Its width.
+    /// Width of the beam.
     pub fn width(&self) -> usize {
         self.width
     }
@@ -330,7 +331,8 @@ impl DeviceSearch {
         done
     }
 
-    /// Takes searches one step further, all of which have the same logits and normalisers: for measuring the step alone.
+    /// Takes searches one step further, all with the same logits and normalisers. It serves to measure
+    /// the step alone.
     ///
     /// # Errors
     ///

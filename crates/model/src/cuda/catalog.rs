@@ -1,7 +1,7 @@
 //! A catalog's trie and a request's filter in device memory.
 //!
-//! Place in the flow: the trie is copied once per catalog snapshot, the filter once per request; `expand.cu` reads both. The
-//! arrays are those of the catalog crate as they are.
+//! Place in the flow: the trie is copied once per catalog snapshot, the filter once per request;
+//! `expand.cu` reads both. The arrays are those of the catalog crate, unchanged.
 //!
 //! What this must not know: beams, models.
 
@@ -74,7 +74,7 @@ impl DeviceTrie {
 }
 
 impl DeviceLevel {
-    /// Children that so many nodes have at most.
+    /// Most children that this number of nodes can have.
     pub fn most_children(&self, nodes: usize) -> usize {
         self.nodes.min(nodes.saturating_mul(self.widest))
     }

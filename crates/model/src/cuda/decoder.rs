@@ -1,8 +1,8 @@
 //! Qwen3, Qwen2 and Llama decoders in device memory: weights in bf16, and the forward pass as a list of work.
 //!
-//! The equations are those of [`families::decoder`](crate::families::decoder). Products are cuBLAS's, bf16 in and accumulated in single precision;
-//! queries, keys and values are one product, and so are gate and up. The residual stream is kept in single precision, so
-//! that it is rounded in no layer.
+//! The equations are those of [`families::decoder`](crate::families::decoder). Products are cuBLAS's,
+//! bf16 in and accumulated in single precision. Queries, keys and values are one product, and so are
+//! gate and up. The residual stream is kept in single precision, so no layer rounds it.
 //!
 //! In the last layer only the wanted rows go past their keys and values.
 //!
@@ -133,13 +133,13 @@ impl Layer {
 }
 
 impl DeviceDecoder {
-    /// Checks every tensor of the checkpoint and copies the weights, with rotary tables for `positions` positions. Where the checkpoint has
-    /// no weights, they are made up.
+    /// Checks every tensor of the checkpoint and copies the weights, with rotary tables for `positions`
+    /// positions. A checkpoint without weights gets random ones.
     ///
     /// # Errors
     ///
-    /// When tensors are missing, unknown, of the wrong shape or type, hold values that are not finite, or do not fit; or when the
-    /// configuration has what the kernels have not.
+    /// When tensors are missing, unknown, of the wrong shape or type, hold values that are not finite,
+    /// or do not fit; or when the configuration asks for what the kernels lack.
     pub fn load(
         device: &Arc<dyn Device>,
         checkpoint: &Checkpoint,
@@ -258,12 +258,12 @@ impl DeviceDecoder {
         Ok(Memory::of(device, Rotary::new(&frequencies, scale, positions).table())?)
     }
 
-    /// The device.
+    /// Device that holds the weights.
     pub fn device(&self) -> &Arc<dyn Device> {
         &self.device
     }
 
-    /// The configuration.
+    /// Configuration of the checkpoint.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -278,7 +278,7 @@ impl DeviceDecoder {
         self.positions
     }
 
-    /// What of it shapes a layout.
+    /// The constants of this model that shape a layout.
     pub fn shape(&self) -> Shape {
         Shape {
             group: self.config.heads / self.config.kv_heads,
@@ -303,8 +303,9 @@ impl DeviceDecoder {
         layers + head + self.embedding.bytes() + self.final_norm.bytes() + self.rotary.bytes()
     }
 
-    /// Runs a step: fills in branch rows, writes keys and values of all rows. Returns where the final states of the wanted rows
-    /// lie, bf16 `[wanted, hidden_size]`, normed. `arrivals` is nothing, or for each layer what its attention must wait for.
+    /// Runs a step: fills in branch rows, writes keys and values of all rows. Returns the address of the
+    /// final states of the wanted rows: bf16 `[wanted, hidden_size]`, normed. `arrivals` is empty, or
+    /// names for each layer what its attention must wait for.
     ///
     /// # Errors
     ///

@@ -1,8 +1,9 @@
 //! Models on an NVIDIA graphics processor, over `beamline_compute::cuda`.
 //!
-//! Place in the flow: each is a [`DeviceFamily`](crate::executor::cuda::DeviceFamily), which the executor runs as it runs the
-//! CPU's. Weights, pages, beams and trie lie in device memory; a step is a list of kernels and matrix products in one
-//! stream. Only the beams of requests that finish, and final states of candidates to be scored, come back.
+//! Place in the flow: each is a [`DeviceFamily`](crate::executor::cuda::DeviceFamily), which the
+//! executor runs as it runs the CPU's. Weights, pages, beams and trie lie in device memory; a step is a
+//! list of kernels and matrix products in one stream. Only the beams of finished requests, and final
+//! states of candidates to be scored, come back.
 //!
 //! ```text
 //! catalog    trie and filters in device memory

@@ -1,8 +1,9 @@
 //! The searches of a step on the device: from final states to beams, for every family that decodes.
 //!
-//! Place in the flow: an executor takes the searches that go a step further out of their slots, in the order of their rows among the
-//! wanted ones, and has them expanded here after its forward pass. Logits are computed a bounded number of rows at a time; what is kept
-//! of them is what the beams can continue by, and what normalises it.
+//! Place in the flow: an executor takes the searches that advance out of their slots, in the order of
+//! their rows among the wanted ones, and has them expanded here after its forward pass. Logits are
+//! computed for a bounded number of rows at a time. The tokens that beams can continue by are kept, with
+//! the normaliser.
 //!
 //! What this must not know: layers, pages, plans.
 
@@ -111,7 +112,8 @@ impl Searches {
         DeviceSearch::new(&self.device, request, trie, width)
     }
 
-    /// Takes searches a step further. `logits` computes those of some of the wanted rows, single precision `[rows, vocab]`.
+    /// Takes searches one step further. `logits` computes those of some of the wanted rows, single
+    /// precision `[rows, vocab]`.
     ///
     /// # Errors
     ///

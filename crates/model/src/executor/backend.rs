@@ -1,8 +1,8 @@
 //! What an executor asks of a family on a processor: rows in, results out.
 //!
-//! Place in the flow: the [`Executor`](super::Executor) walks a plan and pushes its rows here; [`Backend::compute`] runs
-//! them in one pass. There are two: [`CpuBackend`](super::cpu::CpuBackend) and
-//! [`DeviceBackend`](super::cuda::DeviceBackend), each over any family.
+//! Place in the flow: the [`Executor`](super::Executor) walks a plan and pushes its rows here;
+//! [`Backend::compute`] runs them in one pass. There are two, each over any family:
+//! [`CpuBackend`](super::cpu::CpuBackend) and [`DeviceBackend`](super::cuda::DeviceBackend).
 //!
 //! Invariant: results come in the order in which what they belong to was pushed.
 //!

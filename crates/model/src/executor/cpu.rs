@@ -118,7 +118,8 @@ pub trait CpuFamily: fmt::Debug + Send + Sync + 'static {
     /// Logits of some final states, of the tokens that `scores` wants. `rows` is scratch.
     fn score(&self, cpu: &Cpu, states: &[f32], rows: &mut Rows, scores: &mut Scores);
 
-    /// The best items for final states `[asked, width]`, which it may overwrite. Nothing for a model without items.
+    /// The best items for final states `[asked, width]`, which it may overwrite. Empty for a model
+    /// without items.
     fn retrieve(
         &self,
         _cpu: &Cpu,
@@ -128,7 +129,8 @@ pub trait CpuFamily: fmt::Debug + Send + Sync + 'static {
         Vec::new()
     }
 
-    /// Predictions `[candidates, names]` from the final states of candidates. Nothing for a model without them.
+    /// Predictions `[candidates, names]` from the final states of candidates. `None` for a model without
+    /// them.
     fn predict(
         &self,
         _cpu: &Cpu,
@@ -238,7 +240,8 @@ impl<F: CpuFamily> CpuBackend<F> {
         }
     }
 
-    /// Runs the beams of the step, in waves, with all other rows in the first one. `first` is called after that one.
+    /// Runs the beams of the step in waves. All other rows go with the first wave. `first` is called
+    /// after that wave.
     fn run_waves(
         &mut self,
         plan: &Plan,

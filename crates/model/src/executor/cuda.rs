@@ -1,16 +1,17 @@
-//! A family on a graphics processor: rows of a step, searches in device memory, pages that move beside the computing.
+//! A family on a graphics processor: rows of a step, searches in device memory, pages that move beside
+//! the computing.
 //!
-//! Place in the flow: a [`Backend`] over any [`DeviceFamily`]. A step is asked for without waiting for it: the host plans
-//! the next step while the device runs this one. Only where a request finishes are its beams read back, which waits for
-//! the step. Steps that score or retrieve are waited for, too.
+//! Place in the flow: a [`Backend`] over any [`DeviceFamily`]. A step is launched without waiting: the
+//! host plans the next step while the device runs this one. Beams are read back only where a request
+//! finishes, which waits for the step. The host also waits for steps that score or retrieve.
 //!
-//! Because nothing is waited for, the host does not know how many beams are alive: a branch step has as many rows as the
-//! beam is wide, and [`Progress::Expanded`](crate::step::Progress::Expanded) tells how many there can be at most. So
-//! beams are not computed in parts.
+//! Without waiting, the host does not know how many beams are alive. So a branch step has as many rows
+//! as the beam is wide, and [`Progress::Expanded`](crate::step::Progress::Expanded) gives the most there
+//! can be. Therefore beams are not computed in parts.
 //!
-//! Retrieval is a [search](crate::cuda::beams) over a catalog of one level: its kernels find the exact best of any number
-//! of candidates under the request's filter. Exact is with respect to items and user in bf16. Scores of as many users as
-//! fit into a bounded memory are computed at a time.
+//! Retrieval is a [search](crate::cuda::beams) over a catalog of one level: its kernels find the exact
+//! best of any number of candidates under the request's filter. Exact is with respect to items and user
+//! in bf16. A bounded memory limits how many users are scored at a time.
 //!
 //! What this must not know: what a family computes.
 
@@ -55,7 +56,7 @@ pub trait DeviceFamily: fmt::Debug + Send + Sync + 'static {
     /// Device memory of a step, reused from step to step.
     type Memory: fmt::Debug + Send;
 
-    /// The device.
+    /// Device that the family runs on.
     fn device(&self) -> &Arc<dyn Device>;
 
     /// Device memory for steps.
@@ -132,8 +133,8 @@ pub trait DeviceFamily: fmt::Debug + Send + Sync + 'static {
     /// The page that is.
     fn finish_rows(step: &mut Self::Step, pages: usize) -> Result<(), String>;
 
-    /// Runs a step. Returns where the final states of the wanted rows lie. `arrivals` is nothing, or for each layer what
-    /// its attention must wait for.
+    /// Runs a step. Returns the address of the final states of the wanted rows. `arrivals` is empty, or
+    /// names for each layer what its attention must wait for.
     ///
     /// # Errors
     ///
@@ -167,8 +168,8 @@ pub trait DeviceFamily: fmt::Debug + Send + Sync + 'static {
         out: u64,
     ) -> Result<(), DeviceError>;
 
-    /// Predictions `[candidates, names]` from final states `[candidates, width]` in single precision. Nothing for a model
-    /// without them.
+    /// Predictions `[candidates, names]` from final states `[candidates, width]` in single precision.
+    /// `None` for a model without them.
     fn predict(&self, _states: &[f32], _context: &Context, _candidates: Range<usize>) -> Option<Vec<f32>> {
         None
     }
@@ -309,7 +310,8 @@ impl<F: DeviceFamily> DeviceBackend<F> {
         Ok(answers)
     }
 
-    /// Reads the final states of all wanted rows, if candidates are scored: nothing else is wanted of such a model.
+    /// Reads the final states of all wanted rows if candidates are scored. For other models they stay on
+    /// the device.
     fn read(&self, states: u64) -> Result<Vec<f32>, StepError> {
         let scores = self.owed.iter().any(|owed| matches!(owed, Owed::Predictions { .. }));
         let rows = if scores { F::rows(&self.step).wanted.len() } else { 0 };

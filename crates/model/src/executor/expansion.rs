@@ -1,14 +1,16 @@
 //! The searches of a step: what of the logits they want, what they make of them.
 //!
-//! Place in the flow: an executor takes the searches that go a step further out of their slots, lays out the rows of
-//! their beams, runs the model, and lets them look at the logits here. All of them go on at once, on all threads.
+//! Place in the flow: an executor takes the searches that advance out of their slots, lays out the rows
+//! of their beams, runs the model, and lets them look at the logits here. All searches advance at once,
+//! on all threads.
 //!
-//! A large first branch step goes in waves, the best beams first: a continuation never scores above its beam, so once
-//! the best ones have filled the beam, those that are worse need not be computed ([`Search::worthwhile`]). After the
-//! first branch step little can be left out: the scores lie closer together.
+//! A large first branch step goes in waves, the best beams first. A continuation never scores above its
+//! beam. So once the best beams have filled the next one, the worse need not be computed
+//! ([`Search::worthwhile`]). After the first branch step little can be left out: the scores lie closer
+//! together.
 //!
-//! A plan may ask for a part of the beams only. Then the search keeps what it was offered, and goes on in the next step
-//! with the beams behind. The answer is the same, however the beams are cut.
+//! A plan may ask for a part of the beams only. Then the search keeps what it was offered, and continues
+//! in the next step with the beams behind. The answer is the same, however the beams are cut.
 //!
 //! What this must not know: how a model computes states or logits.
 
@@ -26,14 +28,15 @@ use crate::decode::{Normalization, Search};
 use crate::step::{BranchStep, Progress, StepError};
 use crate::task::Found;
 
-/// Values kept of a head product: bounds its memory. At least [`SCORED_ROWS`] rows are scored together all the same.
+/// Values kept of a head product; this bounds its memory. At least [`SCORED_ROWS`] rows are scored
+/// together even so.
 const SCORED_VALUES: usize = 4 << 20;
 /// Fewest rows that are scored together.
 const SCORED_ROWS: usize = 64;
-/// Beams of the first branch steps in a step, per thread, from which on they go in waves: fewer are computed in little
-/// more time than half of them.
+/// Beams of the first branch steps in a step, per thread, from which on they go in waves. Half of fewer
+/// beams would take little less time than all of them.
 const WAVES_FROM: usize = 256;
-/// Fewest beams of a search in a wave, but for the last.
+/// Fewest beams of a search in a wave, except the last.
 const SMALLEST_WAVE: usize = 8;
 
 /// A search that takes a step, taken out of its slot so that all of them can go on at once.
@@ -59,8 +62,8 @@ impl Expansion {
         Self { search, branch: None, beams: 0..end, end, first_row: 0, failed: None }
     }
 
-    /// Beams of the search of a branch step that were not offered yet, as many as the step asks for, in one wave. `index` is
-    /// the place of the branch step in the plan.
+    /// Beams of the search of a branch step that were not offered yet, as many as the step asks for, in
+    /// one wave. `index` is the place of the branch step in the plan.
     ///
     /// # Errors
     ///
@@ -204,8 +207,8 @@ impl Expansions {
         }
     }
 
-    /// Scores final states `[rows, width]` of this wave, a bounded number at a time, and offers them to their searches.
-    /// `score` computes the logits that are wanted of some rows.
+    /// Scores final states `[rows, width]` of this wave, a bounded number at a time, and offers them to
+    /// their searches. `score` computes the wanted logits of some rows.
     pub(super) fn offer(
         &mut self,
         cpu: &Cpu,
@@ -216,7 +219,8 @@ impl Expansions {
         let (isa, rows) = (cpu.isa(), states.len() / width);
         let mut start = 0;
         while start < rows {
-            // What is wanted of the first rows says how many fit; more rows may want more, which then is a little over.
+            // The tokens wanted by the first rows say how many rows fit. More rows may want more tokens,
+            // which exceeds the bound a little.
             let mut range = start..rows.min(start + SCORED_ROWS);
             self.want(&range);
             range.end = rows.min(start + (SCORED_VALUES / self.scores.width().max(1)).max(SCORED_ROWS));

@@ -1,6 +1,6 @@
-//! Candidates that are scored some at a time: in micro-batches, and those in parts, if the plan says so (M-FALCON, Zhai
-//! et al. 2024, appendix H). Micro-batches take the place of beams: the first expansion computes nothing, and each
-//! branch step takes the next candidates.
+//! Candidates that are scored a few at a time: in micro-batches, and those in parts if the plan says so
+//! (M-FALCON, Zhai et al. 2024, appendix H). Micro-batches take the place of beams: the first expansion
+//! computes nothing, and each branch step takes the next candidates.
 
 use std::ops::Range;
 
@@ -28,7 +28,8 @@ impl MicroBatches {
         self.at_a_time = width.max(1);
     }
 
-    /// What the first expansion, which computes nothing, has done for a request of so many candidates.
+    /// Progress of a request with this number of candidates after its first expansion, which computes
+    /// nothing.
     pub(super) fn prefilled(&self, candidates: usize) -> Progress<Answer> {
         match candidates.min(self.at_a_time) {
             0 => Progress::Failed("no candidates".into()),

@@ -1,7 +1,7 @@
 //! Carries out plans: one [`StepModel`] for every family, on every processor.
 //!
-//! Place in the flow: the engine thread owns it. A step is one ragged pass over all context and branch rows of the plan,
-//! and what is made of their final states: logits for the searches, items, predictions.
+//! Place in the flow: the engine thread owns it. A step is one ragged pass over all context and branch
+//! rows of the plan. Their final states become logits for the searches, items, or predictions.
 //!
 //! ```text
 //! mod            Executor: requests in flight, rows of a plan, outcomes
@@ -13,8 +13,8 @@
 //! slots          the requests in flight
 //! ```
 //!
-//! Invariant: what happens to one request in a step is independent of the others in it; a request whose results are not
-//! finite, or whose task the model does not do, fails alone.
+//! Invariant: the result of one request in a step is independent of the others in it. A request fails
+//! alone when its results are not finite, or when the model cannot do its task.
 
 pub mod backend;
 pub mod cpu;

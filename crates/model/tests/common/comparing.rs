@@ -17,8 +17,8 @@ use super::{ids, job_of, numbers, run, strings, tokens_of};
 pub const HIDDEN: f64 = 5e-5;
 pub const LOGITS: f64 = 2e-4;
 pub const SCORES: f64 = 2e-4;
-/// Tolerances with keys and values in bfloat16, which keep 8 bits. Found on the repository's fixtures, where at most four fifths of
-/// each is used.
+/// Tolerances with keys and values in bfloat16, which keep 8 bits. They come from the repository's
+/// fixtures, where at most four fifths of each is used.
 pub const BF16_HIDDEN: f64 = 0.05;
 pub const BF16_LOGITS: f64 = 0.25;
 pub const BF16_SCORES: f64 = 0.15;
@@ -75,8 +75,8 @@ fn compare(
     }
     let widest = expected.scores.last().map_or(tolerance, |score| within(*score));
     let clear = |name: &str| record[name].as_f64().is_none_or(|gap| gap > 2.0 * widest);
-    // Rows that are equal are rounded equally here, so ties at the cut are decided by the tie rule too. The gaps beside one are not
-    // on record, and bfloat16 may close them.
+    // Rows that are equal are rounded equally here, so the tie rule decides ties at the cut too. The
+    // gaps beside a tie are not on record, and bfloat16 may close them.
     let tied = tolerance >= BF16_SCORES && record["tie_at_cut"] == true;
     if clear("smallest_cut_gap") && !tied {
         let (mut a, mut b) = (found.paths.clone(), expected.paths.clone());

@@ -1,8 +1,10 @@
-//! A device that is the CPU: the sources of the CUDA kernels, compiled by a C++ compiler and run thread for thread, and
-//! matrix products in plain loops. So everything of the CUDA path but the hardware and cuBLAS is tested here.
+//! A device that is the CPU: the sources of the CUDA kernels, compiled by a C++ compiler and run thread
+//! for thread, and matrix products in plain loops. So the whole CUDA path is tested here, except the
+//! hardware and cuBLAS.
 //!
-//! Memory is filled with NaN when it is given out, and what is read beyond its end is for a sanitizer to find. Computing is done when it is asked for;
-//! transfers as late as their order allows, so that whoever does not wait for one computes with NaN or another page.
+//! Memory is filled with NaN when it is given out; a sanitizer finds reads beyond its end. Computing is
+//! done at once when it is launched. Transfers are done as late as their order allows, so that code that
+//! does not wait for one computes with NaN or another page.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test uses its own part")]
 
 use std::alloc::{Layout, alloc, dealloc};
@@ -107,8 +109,8 @@ impl Emulated {
         self.transfers().fails = true;
     }
 
-    /// The number of the last mark of computing that copies, asked for from now on, come after. Here that is so in any case, as
-    /// computing is over when it was asked for; on a graphics processor it is not.
+    /// The number of the last mark of computing that copies launched from now on come after. Here that
+    /// always holds, because computing is over when it was launched. A graphics processor needs the order.
     pub fn transfers_come_after(&self) -> u64 {
         self.transfers().after
     }
@@ -132,7 +134,7 @@ impl Transfers {
                 Direction::ToHost => (device, host),
                 Direction::ToDevice => (host, device),
             };
-            // SAFETY: whoever asked for the copy vouches for both sides.
+            // SAFETY: the caller that started the copy vouches for both sides.
             unsafe { std::ptr::copy_nonoverlapping(from, to, copy.bytes) };
             self.waiting.pop_front();
         }
@@ -140,7 +142,8 @@ impl Transfers {
     }
 }
 
-/// The device of the tests: the CPU, unless the feature `cuda` is on and `BEAMLINE_GPU` names a graphics processor.
+/// The device of the tests: the CPU, unless the feature `cuda` is on and `BEAMLINE_GPU` names a graphics
+/// processor.
 pub fn device() -> Option<Arc<dyn Device>> {
     #[cfg(feature = "cuda")]
     if let Ok(ordinal) = std::env::var("BEAMLINE_GPU") {
@@ -149,7 +152,8 @@ pub fn device() -> Option<Arc<dyn Device>> {
     Emulated::open()
 }
 
-/// Whether there is a graphics processor: its products round by the number of rows, those of the emulation do not.
+/// Whether there is a graphics processor. Its products round by the number of rows; those of the
+/// emulation do not.
 pub fn on_gpu() -> bool {
     std::env::var_os("BEAMLINE_GPU").is_some()
 }

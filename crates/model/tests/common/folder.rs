@@ -1,8 +1,8 @@
 //! Where fixtures lie, which cases there are, and how close a case must come.
 //!
-//! Conformance tests take their folder from `BEAMLINE_CONFORMANCE`, so that anyone can run them on other fixtures of the
-//! same format; by default it is the repository's. What the folder lacks, and families that are not served, are skipped
-//! loudly.
+//! Conformance tests take their folder from `BEAMLINE_CONFORMANCE`, so that anyone can run them on other
+//! fixtures of the same format; by default it is the repository's. Cases that the folder lacks, and
+//! families that are not served, are skipped loudly.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test uses its own part")]
 
 use std::path::{Path, PathBuf};
@@ -95,8 +95,8 @@ pub fn architecture(case: &Path) -> String {
     read_json(&case.join("config.json"))["architectures"][0].as_str().unwrap_or_default().to_owned()
 }
 
-/// How far single precision may be from double: what suits a model of a few layers, and ten times what the fixture's own
-/// single precision was off by, where that is more.
+/// How far single precision may be from double: a value that suits a model of a few layers, or ten times
+/// the error of the fixture's own single precision, whichever is more.
 pub fn tolerance(least: f64, measured: &Value) -> f64 {
     least.max(10.0 * measured.as_f64().unwrap_or(0.0))
 }

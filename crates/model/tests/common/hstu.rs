@@ -1,4 +1,5 @@
-//! What the tests of HSTU share: checkpoints of any configuration, and the smallest possible way to run a request.
+//! What the tests of HSTU share: checkpoints of any configuration, and the smallest possible way to run
+//! a request.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test uses its own part")]
 #![allow(clippy::approx_constant, reason = "the reference has 2 * 3.14")]
 
@@ -165,7 +166,7 @@ pub fn token_head(sizes: &ResearchSizes, combine: &str, tied: bool) -> Value {
     config
 }
 
-/// NVIDIA's variant.
+/// Configuration of NVIDIA's variant.
 pub fn nvidia(layout: &str, affine: bool, prediction: &str, residual: bool) -> Value {
     let tasks = if prediction == "sigmoid" { json!(["click", "like", "share"]) } else { json!(["rating"]) };
     json!({

@@ -1,4 +1,5 @@
-//! What the tests read from fixtures of HSTU: configurations, requests and layers, all sizes from the files themselves.
+//! What the tests read from fixtures of HSTU: configurations, requests and layers, all sizes from the
+//! files themselves.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test uses its own part")]
 #![allow(clippy::approx_constant, reason = "the reference has 2 * 3.14")]
 
@@ -53,7 +54,8 @@ pub fn stu_layers(case: &str, file: &HashMap<String, Tensor>) -> (StackConfig, O
     layers_of(&fixture_json("stu/config.json"), case, file)
 }
 
-/// The layers of a case: constants, tensors with the prefix [`STU_LAYERS`], and whether its last rows are targets.
+/// The layers of a case: constants, tensors with the prefix [`STU_LAYERS`], and whether its last rows
+/// are targets.
 pub fn layers_of(config: &Value, case: &str, file: &HashMap<String, Tensor>) -> (StackConfig, Opened, bool) {
     let (base, constants) = (&config["base"], &config["cases"][case]);
     let of = |name: &str| base[name].as_u64().unwrap() as usize;

@@ -1,6 +1,6 @@
-//! HSTU by its equations, in double precision, one row after the other over a whole sequence: no pages, no blocks, no
-//! tiles. It reads constants from the JSON and tensors by name, so that it shares nothing with what it is compared to but
-//! the table of time buckets.
+//! HSTU by its equations, in double precision, one row after the other over a whole sequence: no pages,
+//! no blocks, no tiles. It reads constants from the JSON and tensors by name. With the code under test
+//! it shares only the table of time buckets.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test uses its own part")]
 
 use beamline_compute::cpu::time_buckets::bucket;
@@ -64,8 +64,8 @@ impl Naive<'_> {
         self.config["stack"][name].as_u64().unwrap() as usize
     }
 
-    /// All layers of a variant without affine input of its own; `sees(row, column)`, `times[row + 1]` is the time of
-    /// the prediction of a row.
+    /// All layers of a variant without affine input of its own. `sees(row, column)` says which rows a
+    /// row sees; `times[row + 1]` is the time of the prediction of a row.
     pub fn layers(
         &self,
         mut x: Vec<Row>,

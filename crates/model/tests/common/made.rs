@@ -40,7 +40,7 @@ pub fn write(directory: &Path, config: &serde_json::Value, seed: u64) -> BTreeMa
     tensors
 }
 
-/// Writes model.safetensors.
+/// Writes the tensors to model.safetensors.
 pub fn write_tensors(
     directory: &Path,
     tensors: &BTreeMap<String, Vec<f32>>,

@@ -105,7 +105,7 @@ impl Loaded {
     }
 }
 
-/// A search over a whole catalog but for some items.
+/// A search over a whole catalog, except some items.
 pub fn job_of(
     catalog: &Arc<Catalog>,
     steps: &Arc<[Step]>,

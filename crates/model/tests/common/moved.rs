@@ -17,8 +17,8 @@ fn job(loaded: &Loaded, first: usize, items: usize) -> Job {
     loaded.job(loaded.prompt(&history), &[], Normalization::FullVocab)
 }
 
-/// What is found for a context that was never seen, and for one of which most was moved away and back. `executor` makes one of so many pages,
-/// of `page_bytes` bytes each.
+/// Results for a context that was never seen, and for one that was mostly moved away and back.
+/// `executor` makes one with a number of pages, of `page_bytes` bytes each.
 pub fn cold_and_brought_back<M: StepModel<Payload = Job, Answer = Answer>>(
     loaded: &Loaded,
     page_bytes: usize,

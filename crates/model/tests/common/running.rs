@@ -1,4 +1,5 @@
-//! The smallest possible driver of a step model: plans as the scheduler writes them, for requests that run together.
+//! The smallest possible driver of a step model: plans as the scheduler writes them, for requests that
+//! run together.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test uses its own part")]
 
 use std::time::{Duration, Instant};
@@ -144,7 +145,7 @@ pub fn wait_for_arrival(transfers: &[Transfer]) {
     }
 }
 
-/// Runs a request over context pages that are given, the first positions computed already, after some transfers.
+/// Runs a request over given context pages, the first positions computed already, after some transfers.
 fn run_over<M: StepModel>(
     executor: &mut M,
     queued: Queued<M::Payload>,
@@ -175,8 +176,9 @@ fn run_over<M: StepModel>(
     found
 }
 
-/// What the second of three requests gets whose context was computed for the first, moved to host memory while the third took the pages, and
-/// brought back. `words` are what the first two contexts are known by, one for each position. The executor has twice [`PAGES`] pages.
+/// The answer to the second of three requests. Its context was computed for the first, moved to host
+/// memory while the third took the pages, and brought back. `words` identify the first two contexts, one
+/// for each position. The executor has twice [`PAGES`] pages.
 pub fn brought_back<M: StepModel>(
     executor: &mut M,
     page_bytes: usize,

@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use super::{Running, folder, job_of};
 
-/// So many rows that a context is never cut.
+/// A number of rows so large that a context is never cut.
 pub const WHOLE: usize = usize::MAX >> 1;
 
 /// Token ids of SID parts, by the patterns of a convention and the tokens of a tokenizer.
@@ -137,7 +137,8 @@ impl T5Case {
     }
 }
 
-/// Runs requests together, contexts whole and `beams` beams of each in a step. A context whose pages are given was cached.
+/// Runs requests together, contexts whole and `beams` beams of each in a step. A context whose pages are
+/// given was cached.
 pub fn run_all(
     executor: &mut Executor<CpuBackend<T5>>,
     requests: &[(Job, usize, Option<Vec<PageId>>)],

@@ -7,12 +7,13 @@
 //! DIR/<digits>.kv/pages       the slots
 //! ```
 //!
-//! A pool belongs to all that keys and values depend on besides tenant and history: the digest of the checkpoint, the
-//! format of its weights, the device, the page, and the build of the server. A version that is unloaded takes its pool
-//! with it, and a start deletes those of versions that are not loaded.
+//! A pool belongs to everything that keys and values depend on besides tenant and history: the digest of
+//! the checkpoint, the format of its weights, the device, the page, and the build of the server. A
+//! version that is unloaded takes its pool with it, and a start deletes the pools of versions that are
+//! not loaded.
 //!
-//! Invariants: one server has the directory; one version has a pool; nothing is written into a directory that is not this
-//! one's.
+//! Invariants: one server has the directory; one version has a pool; the server writes only into a
+//! directory that is its own.
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
@@ -51,7 +52,7 @@ pub enum DiskError {
     /// It holds something else.
     #[error("kv-disk {}: the directory holds {found:?} and no key of beamline's. Give a directory of its own", path.display())]
     NotOurs {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
         /// A file in it.
         found: String,
@@ -59,7 +60,7 @@ pub enum DiskError {
     /// It is too small.
     #[error("kv-disk {}: kv-disk-size is {}, but there is room for {}; give less", path.display(), ByteSize(*wanted), ByteSize(*room))]
     Full {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
         /// What may be taken.
         wanted: usize,
@@ -72,7 +73,7 @@ pub enum DiskError {
     /// The system refuses.
     #[error("kv-disk {}: cannot {action}: {source}", path.display())]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What was tried.
         action: &'static str,
@@ -182,7 +183,7 @@ impl KvDisk {
         entries.flatten().map(|entry| entry.path()).filter(|path| is_pool(path)).collect()
     }
 
-    /// Checks that one pool more fits, of which so many bytes are there already.
+    /// Checks that one more pool fits, of which this number of bytes is there already.
     fn check_room(&self, there: u64) -> Result<(), DiskError> {
         let stat = rustix::fs::statvfs(&self.path)
             .map_err(|error| on(&self.path, "ask how much room there is")(error.into()))?;
@@ -477,7 +478,7 @@ mod tests {
         assert_eq!(disk.pools(), [a.path()]);
         a.delete();
         assert!(disk.pools().is_empty() && disk.pool("a").is_ok());
-        // Whoever still has files open keeps the directory.
+        // A tier that still has files open keeps the directory.
         let tier = tier(&disk.pool("a").unwrap());
         drop(disk);
         assert!(matches!(KvDisk::open(&settings), Err(DiskError::InUse(_))));

@@ -1,4 +1,5 @@
-//! Which files make up what is served: the checkpoint's directory, and what lies beside it unless named otherwise.
+//! Which files make up what is served: the checkpoint's directory, and files beside it unless the
+//! settings name others.
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +21,7 @@ pub struct Files {
     pub checkpoint: PathBuf,
     /// A config.json in it whose weights are made up.
     pub random_weights: Option<PathBuf>,
-    /// The catalog.
+    /// Path of the catalog.
     pub catalog: Option<PathBuf>,
     /// A file or a preset.
     pub convention: Option<String>,
@@ -49,8 +50,9 @@ impl Files {
     pub fn format(&self) -> Result<Format, LoadError> {
         let beside = self.checkpoint.join("convention.json");
         let file = match &self.convention {
-            // A preset wins over a file of its name, so that what a client names is never looked for in the directory
-            // in which the server happens to run. What is no file and looks like a name is meant as one, too.
+            // A preset wins over a file of its name. So a client's name is never looked up in the
+            // directory in which the server happens to run. A name that is no file and looks like a
+            // preset's is meant as one, too.
             Some(name) if !name.contains(['/', '.']) => match Format::preset(name) {
                 Ok(format) => return Ok(format),
                 Err(source) if !Path::new(name).exists() => return Err(self.blame(source)),
@@ -80,8 +82,8 @@ impl Files {
         })
     }
 
-    /// Checks that the directory holds what a checkpoint must, and that there are a convention and a catalog. Random weights
-    /// need nothing but a config.json.
+    /// Checks that the directory holds what a checkpoint must, and that there are a convention and a
+    /// catalog. Random weights need only a config.json.
     ///
     /// # Errors
     ///

@@ -10,10 +10,10 @@ use super::sizing::LargestRequest;
 use super::{LoadError, LoadPlan, Machine, Scale};
 use crate::settings::{ByteSize, Settings};
 
-/// Least memory for pages on their way to the disk, and as much for those on their way from it. More where a largest
-/// request evicts more at once.
+/// Least memory for pages on their way to the disk, and the same again for those on their way from it.
+/// It is more where a largest request evicts more at once.
 const LEAST_BUFFER: usize = 16 << 20;
-/// The most.
+/// Most memory for each of the two.
 const MOST_BUFFER: usize = 1 << 30;
 
 /// Bytes of host memory for evicted pages; 0 for none. What cannot hold a single page is a mistake.
@@ -36,7 +36,8 @@ pub(super) fn bytes(
     }
 }
 
-/// Bytes of memory that pages on disk take; 0 without a disk. A disk that cannot hold a single page is a mistake.
+/// Bytes of memory that pages on disk take; 0 without a disk. A disk that cannot hold a single page is a
+/// mistake.
 pub(super) fn disk_bytes(
     settings: &Settings,
     machine: &Machine,

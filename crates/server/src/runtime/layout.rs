@@ -1,10 +1,10 @@
 //! What a folder must hold to be a checkpoint, and what people bring instead.
 //!
-//! Place in the flow: before any file is opened for good. `serve`, `inspect` and loading over HTTP ask the same
-//! question, so that they never disagree.
+//! Place in the flow: before any file is opened for good. `serve`, `inspect` and loading over HTTP ask
+//! the same question, so that they never disagree.
 //!
-//! Invariants: nothing but names, sizes and the first bytes of files is read; the work is bounded whatever lies in the
-//! folder. Every problem says what to do.
+//! Invariants: only names, sizes and the first bytes of files are read; the work is bounded whatever
+//! lies in the folder. Every problem says what to do.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -67,7 +67,7 @@ pub enum LayoutProblem {
         "config.json is missing: name a directory that save_pretrained wrote (config.json, model.safetensors, tokenizer.json)"
     )]
     NoConfig,
-    /// Another format.
+    /// Weights in GGUF, another format.
     #[error("{0} is a GGUF file, which is not read: bring the directory that save_pretrained wrote")]
     Gguf(String),
     /// Weights that run code when they are read.
@@ -90,7 +90,7 @@ pub enum LayoutProblem {
     /// A link to nothing.
     #[error("{file} is a link to {}, which does not exist: copy the file itself", target.display())]
     DeadLink {
-        /// The link.
+        /// Name of the link.
         file: String,
         /// Where it leads.
         target: PathBuf,
@@ -247,14 +247,14 @@ fn begin_of(path: &Path) -> Option<Vec<u8>> {
     Some(begin)
 }
 
-/// Whether the model reads tokens, and so needs a tokenizer and a convention. What cannot be read is taken for a decoder,
-/// as most are.
+/// Whether the model reads tokens, and so needs a tokenizer and a convention. An unreadable config.json
+/// is taken for that of a decoder, as most are.
 pub fn reads_tokens(directory: &Path) -> bool {
     !read_text(&directory.join(CONFIG), MAX_CONFIG_BYTES).is_ok_and(|text| loaded::reads_events(&text))
 }
 
-/// The names in a folder, sorted, so that messages do not depend on the file system. A name with control characters is left
-/// out: it could forge a line of the log.
+/// The names in a folder, sorted, so that messages do not depend on the file system. A name with control
+/// characters is left out: it could forge a line of the log.
 fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().take(MAX_ENTRIES).flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());

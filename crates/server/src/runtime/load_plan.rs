@@ -1,6 +1,7 @@
 //! How large everything of a model is made: told from its configuration, before anything large is read.
 //!
-//! Place in the flow: a checkpoint was opened; memory is asked for by what is planned here, and weights and pages are made by it.
+//! Place in the flow: after a checkpoint was opened. The plan decides how much memory to reserve and how
+//! weights and pages are made.
 //!
 //! Invariant: the memory of a plan is at least what the model takes.
 
@@ -24,7 +25,7 @@ pub(super) struct LoadPlan {
     pub(super) words_per_position: usize,
     pub(super) pairs_per_row: u64,
     pub(super) memory: Memory,
-    /// What of it is of this machine's memory.
+    /// The part of `memory` that is this machine's.
     pub(super) here: usize,
     /// Of a model that reads tokens.
     pub(super) format: Option<Format>,
@@ -105,7 +106,7 @@ fn largest_request(
             let context = config.max_context();
             Ok(match config.semantic_id_levels() {
                 Some(levels) => (LargestRequest { context, beams, steps: levels.len() }, levels.len()),
-                // Each micro-batch overwrites the one before: two steps say how much a request holds at a time.
+                // Each micro-batch overwrites the one before, so a request holds two steps at a time.
                 None => (
                     LargestRequest { context, beams: MICRO_BATCH, steps: 2 },
                     1 + MAX_CANDIDATES.div_ceil(MICRO_BATCH),

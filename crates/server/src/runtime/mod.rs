@@ -5,12 +5,12 @@
 //! convention.json ─────── Convention, or the item table ── Catalog ── ModelExecutor ── Engine ── probe
 //! ```
 //!
-//! [`budget`](crate::budget) holds what all versions of a process may take together; it is asked before weights and pages are allocated,
-//! and when a catalog has been built.
-//! All versions compute on one thread pool, so that several of them do not take more processors than one.
+//! [`budget`](crate::budget) holds what all versions of a process may take together. It is asked before
+//! weights and pages are allocated, and when a catalog has been built. All versions compute on one
+//! thread pool, so that several of them take no more processors than one.
 //!
-//! Every phase is logged with its time. Nothing is served before all of them have passed, the last of which is a probe: a
-//! request for items that goes the way of every other.
+//! Every phase is logged with its time. A model is served only after all of them have passed. The last
+//! is a probe: a request for items that goes the way of every other.
 
 pub mod disk;
 mod files;
@@ -59,13 +59,13 @@ pub use probe::probe;
 /// Why there is nothing to serve.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// No checkpoint was named.
+    /// The settings cannot be used: no checkpoint is named, for example.
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// The checkpoint cannot be served.
     #[error("checkpoint {}: {source}", path.display())]
     Model {
-        /// The directory.
+        /// Directory of the checkpoint.
         path: PathBuf,
         /// What is wrong.
         source: ModelError,
@@ -73,7 +73,7 @@ pub enum LoadError {
     /// The directory does not hold what a checkpoint must.
     #[error("checkpoint {}: {}", path.display(), join(problems))]
     Layout {
-        /// The directory.
+        /// Directory of the checkpoint.
         path: PathBuf,
         /// All that is wrong with it.
         problems: Vec<LayoutProblem>,
@@ -87,7 +87,7 @@ pub enum LoadError {
     /// The catalog cannot be served.
     #[error("catalog {}: {source}", path.display())]
     Catalog {
-        /// The file.
+        /// Path of the catalog.
         path: PathBuf,
         /// What is wrong.
         source: Box<CatalogError>,
@@ -98,7 +98,7 @@ pub enum LoadError {
         path.display(), match likely { Some(name) => format!("; is {name} the catalog?"), None => String::new() }
     )]
     NoCatalog {
-        /// The directory.
+        /// Directory of the checkpoint.
         path: PathBuf,
         /// A file in it that may be one.
         likely: Option<String>,
@@ -109,9 +109,9 @@ pub enum LoadError {
     /// The device cannot be used.
     #[error("device {device}: {why}")]
     Device {
-        /// Which.
+        /// Device that the settings name.
         device: DeviceChoice,
-        /// Why not.
+        /// Why it cannot be used.
         why: String,
     },
     /// The directory for contexts cannot be used.
@@ -163,7 +163,7 @@ pub enum LoadError {
 
 /// A running engine and the service over it.
 pub struct Runtime {
-    /// Answers requests.
+    /// The service that answers requests.
     pub service: Service,
     engine: Engine<Job, Answer>,
     /// Pages on disk.
@@ -181,7 +181,7 @@ pub struct Machine {
     pub cpu: Arc<Cpu>,
     /// The graphics processor, if that is where models run.
     pub gpu: Option<Arc<dyn Device>>,
-    /// Memory.
+    /// Memory that all versions share.
     pub budget: Arc<Budget>,
     /// Where contexts outlive the process, if anywhere.
     pub disk: Option<Arc<KvDisk>>,
@@ -213,15 +213,15 @@ pub struct Opened {
 /// How much of the machine a command may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scale {
-    /// Many requests.
+    /// Many requests at a time.
     Server,
     /// One request: no more KV memory than that needs, unless the settings say so.
     OneRequest,
 }
 
 impl Runtime {
-    /// Loads what the settings name, on threads of its own. Takes as long as reading the weights takes, so do not call
-    /// it on a thread that serves.
+    /// Loads what the settings name, on threads of its own. It takes as long as reading the weights, so
+    /// do not call it on a thread that serves.
     ///
     /// # Errors
     ///
@@ -241,8 +241,8 @@ impl Runtime {
         self.engine.drain(patience)
     }
 
-    /// Waits until nobody holds the model, ends the engine, and frees weights and pages, those on disk too. Requests that
-    /// began on it finish on it. Blocks. Returns what the engine has counted.
+    /// Waits until nobody holds the model, ends the engine, and frees weights and pages, those on disk
+    /// too. Requests that began on it finish on it. Blocks. Returns what the engine has counted.
     ///
     /// # Errors
     ///
@@ -253,7 +253,7 @@ impl Runtime {
         drop(service);
         // Nothing is ever sent: this is over when the last lease is gone.
         let _ = leases.recv();
-        // Whoever waited had a lease, so what is left was given up by its client.
+        // Every waiting request holds a lease, so anything still queued was cancelled by its client.
         let ended = engine.drain(Duration::ZERO);
         pool.into_iter().for_each(Pool::delete);
         drop(memory);
@@ -324,8 +324,9 @@ impl Opened {
         let what = "the model's weights, KV pages and host memory";
         let reservation = machine.budget.reserve(what, plan.here)?;
 
-        // Tensors pass through memory on their way: at most three at a time are packed into one. The room of the pages holds
-        // them, because pages are taken after the weights; what is more is asked for.
+        // Tensors pass through memory on their way: at most three at a time are packed into one. The
+        // room of the pages holds them, because pages are taken after the weights. What exceeds that
+        // room is reserved.
         let passing = checkpoint.tensors().largest_bytes().saturating_mul(3).saturating_sub(memory.kv);
         let passing = machine.budget.reserve("the tensors that are being loaded", passing)?;
         let built = build(&files, &*checkpoint, &plan, settings, machine)?;
@@ -429,7 +430,8 @@ fn build(
     Ok(Built { family, catalog, catalog_memory, executor })
 }
 
-/// Binds the convention of a model that reads tokens to its tokenizer. Returns the token that a decoder starts with, too.
+/// Binds the convention of a model that reads tokens to its tokenizer. Returns the start token of an
+/// encoder-decoder, too.
 fn bind(
     files: &Files,
     checkpoint: &dyn Loaded,
@@ -491,7 +493,7 @@ pub fn sid_form(format: &Format, catalog: &Catalog) -> Option<Note> {
 ///
 /// # Errors
 ///
-/// When there is not so much left.
+/// When the budget has less left.
 pub fn reserve_catalog(budget: &Arc<Budget>, catalog: &Catalog) -> Result<Reservation, OverBudget> {
     budget.reserve("the catalog's items, names and trie", catalog.memory_bytes())
 }
@@ -527,7 +529,7 @@ fn ms(start: Instant) -> u64 {
     u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Compares the model of a directory with its second implementation, on so many threads.
+/// Compares the model of a directory with its second implementation, on this number of threads.
 ///
 /// # Errors
 ///

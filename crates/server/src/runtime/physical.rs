@@ -1,4 +1,5 @@
-//! How much memory there is: the machine's, or less if this process lives in a control group (a container) with a limit.
+//! How much memory there is: the machine's, or the limit of this process's control group (a container)
+//! if that is less.
 //!
 //! Place in the flow: asked once at start-up, when no `--model-memory` was given.
 //!
@@ -7,8 +8,8 @@
 use std::fs;
 use std::path::Path;
 
-/// The share of the memory that models may take unless told otherwise: three quarters. The rest is for what is not
-/// counted, see `docs/OPERATIONS.md`, and for the system.
+/// The share of the memory that models may take unless the settings say otherwise: three quarters. The
+/// rest is for the system and for what is not counted, see `docs/OPERATIONS.md`.
 const SHARE: (usize, usize) = (3, 4);
 
 /// Memory for all models when none is named; `None` where the system does not say what it has.
@@ -16,8 +17,8 @@ pub fn default_budget() -> Option<usize> {
     memory(Path::new("/")).map(|bytes| bytes / SHARE.1 * SHARE.0)
 }
 
-/// Bytes of memory, as the files under `root` tell: `proc/meminfo` and the control groups of this process and their
-/// parents, of both versions.
+/// Bytes of memory, from the files under `root`: `proc/meminfo` and the control groups of this process
+/// and their parents, of both versions.
 fn memory(root: &Path) -> Option<usize> {
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
     let limits = groups.lines().filter_map(|line| {

@@ -1,8 +1,8 @@
 //! The probe: requests that a model must answer before anybody else may ask it.
 //!
-//! They go the way of every other request, so what cannot work is found before clients do, and memory is warm. An answer
-//! passes when it has items, all of them in the catalog under the semantic ID that it gives, none twice, with finite
-//! scores from best to worst.
+//! They go the way of every other request. So a model that cannot work is found before clients find it,
+//! and memory is warm. An answer passes when it has items, all of them in the catalog under the semantic
+//! ID that it gives, none twice, with finite scores from best to worst.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
@@ -17,7 +17,7 @@ use crate::service::{Family, HstuFamily, Service};
 
 /// Items of the longest history that is tried, spread over the catalog.
 const HISTORY: usize = 8;
-/// Items wanted.
+/// Items that the probe asks for.
 const ITEMS: u64 = 10;
 
 /// Asks for items as clients would.

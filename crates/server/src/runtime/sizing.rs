@@ -13,8 +13,8 @@ use super::{LoadError, LoadPlan, Scale};
 use crate::service::PromptLayout;
 use crate::settings::{ByteSize, Settings};
 
-/// Fewest positions that a row may attend to in the time that the rest of it takes. Rows of small layers take longer than
-/// their multiplications say, so attention is a smaller part.
+/// Fewest positions that a row may attend to in the time that the rest of the row takes. Rows of small
+/// layers take longer than their multiplications say, so attention is a smaller part.
 const LEAST_PAIRS_PER_ROW: u64 = 512;
 
 /// KV memory when none is named.
@@ -129,8 +129,8 @@ pub(super) fn cache_config(
     words_per_position: usize,
     secret: Option<[u8; 32]>,
 ) -> Result<CacheConfig, LoadError> {
-    // A key that no client can know, so that nobody can look for collisions. Pages that outlive the process are filed by
-    // one that does, too.
+    // A key that no client can know, so that nobody can look for collisions. Pages that outlive the
+    // process are filed under a key that does, too.
     let mut hash_key = secret.unwrap_or_default();
     if secret.is_none() {
         getrandom::fill(&mut hash_key)

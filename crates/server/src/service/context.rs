@@ -44,7 +44,7 @@ pub(super) enum Input {
 }
 
 impl Input {
-    /// Rows.
+    /// Number of context rows.
     pub(super) fn len(&self) -> usize {
         match self {
             Self::Tokens(tokens, ..) => tokens.len(),
@@ -60,7 +60,7 @@ impl Input {
         }
     }
 
-    /// What of it another request may reuse.
+    /// The part that another request may reuse.
     pub(super) fn reuse(&self) -> ReuseClass {
         match self {
             Self::Tokens(_, reuse, _) | Self::Events(_, reuse, _) => *reuse,
@@ -223,7 +223,8 @@ fn prompt(
 
 /// Token ids that the client gave.
 fn given(served: &Served, tokens: &[u32]) -> Result<Vec<u32>, Error> {
-    // Before they are looked at: it is cheaper, and a client that is wrong in both ways learns the more useful.
+    // Length is checked before the tokens: it is cheaper, and a client that is wrong in both ways learns
+    // the more useful.
     if tokens.len() > served.context_limit {
         return Err(Error::ContextTooLong { len: tokens.len(), limit: served.context_limit });
     }

@@ -1,7 +1,7 @@
 //! What a model reads and writes: tokens, or events and item numbers.
 //!
-//! Invariant: a catalog of a model is read with [`Family::symbols`], so that what its leaves stand for is a row of that
-//! model: a path of token ids, or the row of an item.
+//! Invariant: a catalog of a model is read with [`Family::symbols`], so that its leaves stand for what
+//! that model reads: a path of token ids, or the row of an item.
 
 use std::sync::Arc;
 
@@ -75,7 +75,7 @@ impl HstuFamily {
 }
 
 impl Family {
-    /// Its name.
+    /// Name of the family.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Tokens(model) => model.facts.family,

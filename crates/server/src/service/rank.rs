@@ -1,11 +1,14 @@
 //! Predictions for given candidates.
 //!
 //! ```text
-//! HSTU that ranks      the history once, the candidates beside it a few hundred at a time: predictions by task
-//! semantic IDs         a search that may find the candidates only, wide enough to lose none: their exact log-probability
+//! HSTU that ranks      the history once, the candidates beside it a few hundred at a time:
+//!                      predictions by task
+//! semantic IDs         a search that may find the candidates only, wide enough to lose none:
+//!                      their exact log-probability
 //! ```
 //!
-//! Invariant: a candidate's predictions do not depend on the other candidates, nor on how many are computed at a time.
+//! Invariant: a candidate's predictions depend neither on the other candidates, nor on how many are
+//! computed at a time.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -28,7 +31,8 @@ use crate::error::Error;
 
 /// Most candidates of a request.
 pub const MAX_CANDIDATES: usize = 4096;
-/// Candidates that are computed at a time: enough for the matrix products, few enough that others get their turn.
+/// Candidates that are computed at a time: enough for the matrix products, few enough that others get
+/// their turn.
 pub const MICRO_BATCH: usize = 256;
 /// Name of what a model of semantic IDs predicts.
 const LOG_PROBABILITY: &str = "log_probability";
@@ -37,7 +41,7 @@ const LOG_PROBABILITY: &str = "log_probability";
 struct Ranked {
     /// Names of the predictions.
     names: Vec<String>,
-    /// `[candidates][names]`.
+    /// Predictions of the candidates, `[candidates][names]`.
     predictions: Vec<f64>,
     unknown_items: Vec<String>,
     dropped: usize,
@@ -237,7 +241,8 @@ fn candidates(served: &Served, request: &RankRequest, service: &Service) -> Resu
     Ok((known, unknown))
 }
 
-/// The candidates with their predictions: best first where there is a score to order by, else as they were given.
+/// The candidates with their predictions: best first where there is a score to order by, else in the
+/// given order.
 fn in_order(
     request: &RankRequest,
     known: &[(usize, ItemIndex)],

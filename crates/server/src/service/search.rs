@@ -1,4 +1,5 @@
-//! Recommending by beam search over semantic IDs: the same for decoders and for HSTU models with a token head.
+//! Recommending by beam search over semantic IDs: the same for decoders and for HSTU models with a token
+//! head.
 
 use std::sync::Arc;
 
@@ -120,8 +121,8 @@ pub(super) fn search_of(
 /// What of a beam the engine needs to know: the search, what was asked, and how many leaves it may find.
 type Beam<'a> = (SearchRequest, &'a Asked, usize);
 
-/// A width for each step, out of one for each level; no beam is wider than there are leaves. A token that is always the same
-/// continues each beam by one.
+/// A width for each step, out of one for each level; no beam is wider than there are leaves. A fixed
+/// token continues each beam by one.
 fn widths_of_steps(steps: &[Step], levels: &[usize], leaves: usize) -> Arc<[usize]> {
     let mut levels = levels.iter();
     let mut width = 1;

@@ -1,5 +1,5 @@
-//! One step of the search alone: the case that STATIC published, 2048 codes, 8 levels, 20 million items, two requests of 70
-//! beams; and the same with one prefix that holds half of the items.
+//! One step of the search alone: the case that STATIC published, 2048 codes, 8 levels, 20 million items,
+//! two requests of 70 beams; and the same with one prefix that holds half of the items.
 
 use std::sync::Arc;
 use std::time::Instant;

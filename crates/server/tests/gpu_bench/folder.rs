@@ -1,5 +1,5 @@
-//! A folder with everything but weights, for `beamline serve --random-weights FOLDER/config.json`: config, tokenizer, convention, and a catalog of
-//! random items.
+//! A folder with everything except weights, for `beamline serve --random-weights FOLDER/config.json`:
+//! config, tokenizer, convention, and a catalog of random items.
 
 use std::io::Write;
 use std::path::Path;

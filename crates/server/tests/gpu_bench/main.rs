@@ -1,14 +1,17 @@
-//! Times the CUDA engine on random weights of known shapes: what the issue of a model author, or of whoever buys hardware, turns on.
+//! Times the CUDA engine on random weights of known shapes: the figures that decide for model authors
+//! and for buyers of hardware.
 //!
 //! ```text
 //! gpu_bench measure --out results.json             everything, on GPU 0
 //! gpu_bench measure --sections points --quick      fewer points
-//! gpu_bench measure --folder FOLDER               nothing: writes all but weights, for beamline serve --random-weights
-//! cargo test --test gpu_bench                  a tiny shape on the emulated device: that the program works, no times
+//! gpu_bench measure --folder FOLDER                nothing: writes all except weights, for
+//!                                                  beamline serve --random-weights
+//! cargo test --test gpu_bench                      a tiny shape on the emulated device: no times,
+//!                                                  only that the program works
 //! ```
 //!
-//! One JSON object per line. Times are of the engine: from the moment that all requests of a batch are handed in until the last
-//! is answered, scheduling and search included, HTTP and tokenization not.
+//! One JSON object per line. Times are of the engine: from the moment that all requests of a batch are
+//! handed in until the last is answered, scheduling and search included, HTTP and tokenization not.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -45,7 +48,8 @@ struct Args {
     /// File for the results, one JSON object per line; also printed.
     #[arg(long)]
     out: Option<std::path::PathBuf>,
-    /// Measure nothing; write a folder with everything of this shape but weights, for `beamline serve --random-weights FOLDER/config.json`.
+    /// Measure nothing; write a folder with everything of this shape except weights, for
+    /// `beamline serve --random-weights FOLDER/config.json`.
     #[arg(long)]
     folder: Option<std::path::PathBuf>,
     /// What to measure: floor, points, reuse, host, beams, load, expansion, profile.
@@ -55,7 +59,8 @@ struct Args {
         default_value = "floor,points,reuse,host,profile,expansion,beams,load"
     )]
     sections: Vec<String>,
-    /// Shape of the model, whose weights are random: qwen3-0.6b, qwen3-1.7b, qwen3-8b, tiny, or a config.json.
+    /// Shape of the model, whose weights are random: qwen3-0.6b, qwen3-1.7b, qwen3-8b, tiny, or a
+    /// config.json.
     #[arg(long, alias = "random-weights", default_value = "qwen3-1.7b")]
     shape: String,
     /// Items of the catalog.

@@ -31,8 +31,8 @@ fn times(repetitions: usize, mut once: impl FnMut() -> f64) -> Vec<f64> {
     times
 }
 
-/// How long the context takes and each branch step, with its expansion; every step is waited for, so the sum is more
-/// than a request takes that is not.
+/// How long the context takes and each branch step, with its expansion. Every step is waited for, so the
+/// sum exceeds the time of a request without waits.
 fn phases(world: &World, repetitions: usize, mut once: impl FnMut() -> f64) -> (f64, Vec<f64>) {
     let mut all: Vec<(f64, Vec<f64>)> = (0..repetitions)
         .map(|_| {

@@ -1,4 +1,4 @@
-//! A device that says where the time goes: every kernel and product is waited for and timed, while it is asked to.
+//! A device that says where the time goes: on request, every kernel and product is waited for and timed.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -20,13 +20,14 @@ pub(crate) fn codes(config: &Config) -> u32 {
     if config.vocab_size < TEXT as usize { 16 } else { CODES }
 }
 
-/// A shape by name: Qwen3-0.6B, Qwen3-1.7B (OneRec-1.7B's), Qwen3-8B (OneRec-8B's), each with three levels of 8192 codes.
-/// Or that of any config.json, whose last tokens are taken for those of semantic IDs.
+/// A shape by name: Qwen3-0.6B, Qwen3-1.7B (OneRec-1.7B's), Qwen3-8B (OneRec-8B's), each with three
+/// levels of 8192 codes. Or that of any config.json, whose last tokens are taken for those of semantic
+/// IDs.
 pub(crate) fn config(name: &str) -> Config {
     Config::parse(&config_json(name)).unwrap()
 }
 
-/// Its config.json.
+/// Text of its config.json.
 pub(crate) fn config_json(name: &str) -> String {
     if std::path::Path::new(name).extension().is_some_and(|extension| extension == "json") {
         return std::fs::read_to_string(name).unwrap();

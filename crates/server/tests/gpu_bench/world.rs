@@ -83,7 +83,7 @@ impl World {
         Self::with_host(device, args, config, None, None)
     }
 
-    /// So many pages, or as many as fit, and perhaps a host tier of so many bytes.
+    /// With a number of pages, or as many as fit, and perhaps a host tier of a number of bytes.
     pub(crate) fn with_host(
         device: &Arc<dyn Device>,
         args: &Args,
@@ -171,7 +171,8 @@ impl World {
         }
     }
 
-    /// Hands requests in together and waits for the last; returns the milliseconds, and cached tokens of the first.
+    /// Hands requests in together and waits for the last. Returns the milliseconds, and the cached
+    /// tokens of the first.
     pub(crate) fn answer(&self, requests: Vec<Request<Job>>) -> (f64, usize) {
         let handle = self.engine.handle();
         let start = std::time::Instant::now();

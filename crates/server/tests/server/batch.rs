@@ -60,7 +60,8 @@ impl Job {
         self.read(output)
     }
 
-    /// Starts a run and ends it by a signal when it has got `lines` further. Says whether it was still running.
+    /// Starts a run and ends it by a signal when it has got `lines` further. Returns whether it was
+    /// still running.
     fn interrupt(&self, output: &str, flags: &[&str], lines: u64, signal: &str) -> bool {
         let flags = [flags, &["--checkpoint-ms", "0", "--in-flight", "4"]].concat();
         let before = self.line(output);

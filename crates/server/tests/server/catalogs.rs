@@ -1,5 +1,5 @@
-//! Catalogs that change under load: no request fails, every answer fits the catalog it names, and what was removed is gone
-//! from the next request on.
+//! Catalogs that change under load: no request fails, every answer fits the catalog it names, and what
+//! was removed is gone from the next request on.
 
 use serde_json::{Value, json};
 
@@ -19,7 +19,7 @@ fn lines() -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// The catalog without every so many items.
+/// The catalog without every fifth item, counted from `phase`.
 fn without(lines: &[String], phase: usize) -> String {
     let kept = lines.iter().enumerate().filter(|(index, _)| index % 5 != phase);
     kept.map(|(_, line)| format!("{line}\n")).collect()

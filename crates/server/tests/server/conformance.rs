@@ -1,7 +1,8 @@
 //! Every beam of the fixtures that read tokens, over HTTP, against Hugging Face in double precision.
 //!
-//! The folder is that of `BEAMLINE_CONFORMANCE`. The rule is that of the fixtures: scores within the tolerance everywhere; the set where the gap at the cut is clear,
-//! and the order where the gaps between ranks are clear.
+//! The folder is that of `BEAMLINE_CONFORMANCE`. The rule is that of the fixtures: scores within the
+//! tolerance everywhere, the same set where the gap at the cut is clear, and the same order where the
+//! gaps between ranks are clear.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

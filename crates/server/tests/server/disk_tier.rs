@@ -1,4 +1,5 @@
-//! Contexts that outlive the process: users who return after kill -9 find theirs, and nothing changes but the time.
+//! Contexts that outlive the process: users who return after kill -9 find theirs, and only the time
+//! changes.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -51,7 +52,8 @@ impl Users {
         Self { reference: Server::start(CASE, &TINY[2..]), histories, catalog, random, asked: 0 }
     }
 
-    /// All of them come with a few more items. Returns how many found a part of their context, and all cached tokens.
+    /// All of them come with a few more items. Returns how many found a part of their context, and all
+    /// cached tokens.
     fn come(&mut self, server: &Server) -> (usize, u64) {
         let (mut found, mut tokens) = (0, 0);
         for user in 0..self.histories.len() {

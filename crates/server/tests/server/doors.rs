@@ -1,4 +1,5 @@
-//! One definition per value at every door: ids, times, tags, cold starts, over HTTP, in batches and in catalogs.
+//! One definition per value at every door: ids, times, tags, cold starts, over HTTP, in batches and in
+//! catalogs.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Encoder-decoders over HTTP: what is special to a context that is found as a whole or not at all, and to a decoder that
-//! begins with a token of its own. Their beams are compared in `conformance`.
+//! Encoder-decoders over HTTP: what is special to a context that is found as a whole or not at all, and
+//! to a decoder that begins with a token of its own. Their beams are compared in `conformance`.
 
 use serde_json::{Value, json};
 

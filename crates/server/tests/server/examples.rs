@@ -73,7 +73,8 @@ fn with_answers(mut client: Command, answers: &[(u16, &str)]) -> (Duration, Outp
         scope.spawn(move || {
             for (status, header) in answers {
                 let (mut stream, _) = listener.accept().unwrap();
-                // The whole request, so that closing the connection does not reset it: its body ends with a brace.
+                // Read the whole request, so that closing the connection does not reset it: its body
+                // ends with a brace.
                 let (mut request, mut byte) = (Vec::new(), [0]);
                 while !request.ends_with(b"}") && stream.read(&mut byte).unwrap() > 0 {
                     request.push(byte[0]);

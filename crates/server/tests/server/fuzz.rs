@@ -1,4 +1,5 @@
-//! Damaged and random requests: whatever comes, an answer of the right shape, and a server that goes on serving.
+//! Damaged and random requests: each gets an answer of the right shape, from a server that goes on
+//! serving.
 
 use serde_json::{Value, json};
 

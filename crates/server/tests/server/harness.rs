@@ -16,7 +16,7 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
 
 pub(crate) fn beamline() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_beamline"));
-    // Settings of whoever runs the tests must not matter.
+    // The settings of the person who runs the tests must not matter.
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("BEAMLINE_")) {
         command.env_remove(name);
     }
@@ -96,7 +96,7 @@ impl Server {
         server
     }
 
-    /// A server that may open so many files.
+    /// A server that may open this number of files.
     pub(crate) fn start_with_open_files(checkpoint: &str, files: usize, flags: &[&str]) -> Self {
         Self::start_limited(checkpoint, &format!("ulimit -n {files}"), flags, Stdio::null())
     }

@@ -1,4 +1,4 @@
-//! Contexts that no longer fit into the KV memory come back from host memory, and nothing changes but the time.
+//! Contexts that no longer fit into the KV memory come back from host memory, and only the time changes.
 
 use serde_json::{Value, json};
 
@@ -64,7 +64,8 @@ fn evicted_contexts_come_back(with: &Server, without: &Server, more: &[&str]) {
                 *saved += cached(&answer);
             }
             if round > 0 {
-                // All of the last visit but its last, partly filled page; nothing of it can be left on the device.
+                // All pages of the last visit, except its last, partly filled one; none of them can be
+                // left on the device.
                 let before = 27 + (past.len() - 3) as u64 * 5;
                 let found = cached(&with.recommend(&request).ok());
                 assert!(found + 64 >= before, "{found} of {before} tokens of the last visit were found");

@@ -178,7 +178,8 @@ fn catalogs_that_arrive_share_the_room_of_one() {
     let media = "application/x-ndjson";
     let expect = "expect: 100-continue\r\n";
     let mut first = server.send_raw(&head("PUT", "/v1/models/shop/catalog", media, 900_000, expect), "");
-    // The server asks for the body when it has set the room aside. A second upload that came before would be the first.
+    // The server asks for the body when it has reserved the room. A second upload that came before would
+    // be the first.
     assert!(read_answer(&mut first).starts_with("http/1.1 100"));
     let second = || {
         let line = " ".repeat(600_000);

@@ -71,7 +71,7 @@ fn a_returning_user_gets_the_same_bits_from_cached_pages() {
     assert_eq!(warm["usage"]["context_tokens"], 51);
     let cold = server.recommend(&visit(17, "b")).ok();
     assert_eq!((&cold["usage"]["cached_tokens"], &cold["items"]), (&json!(0), &warm["items"]));
-    // What is warmed is found, whoever asks.
+    // A warmed context is found by any later request of its tenant.
     server
         .post(
             "/v1/warm",

@@ -1,5 +1,5 @@
-//! Whether `/livez` tells a long step from an engine that stands still: with a model of 300 million parameters whose steps
-//! take longer than the limit, and with an engine whose thread is stopped.
+//! Whether `/livez` distinguishes a long step from an engine that stands still. One model of 300 million
+//! parameters has steps that take longer than the limit; another engine has a stopped thread.
 
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
@@ -94,7 +94,8 @@ impl Drop for End<'_> {
     }
 }
 
-/// Asks `/livez` over and over while `work` works, and fails if it ever says no. Gives how often it was asked.
+/// Asks `/livez` over and over while `work` works, and fails if it ever says no. Returns how often it
+/// was asked.
 fn alive_while<T>(server: &Server, work: impl FnOnce() -> T) -> (T, usize) {
     let (over, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
     let done = thread::scope(|scope| {
@@ -128,8 +129,8 @@ fn a_large_model_is_alive_during_steps_that_take_longer_than_the_limit() {
     let checkpoint = ["--checkpoint", directory.path().to_str().unwrap()];
     let server = Server::spawn(&[&checkpoint[..], &flags.concat()].concat());
     server.wait_at_most(LOADING, "readiness", |server| server.get("/readyz").status == 200);
-    // Twice as long until one step takes twice the limit: so the test knows nothing of the machine's speed, and a layer is
-    // a small part of the limit on any.
+    // Twice as long until one step takes twice the limit. So the test is independent of the machine's
+    // speed, and a layer is a small part of the limit on any.
     let mut tokens = 32;
     loop {
         assert!(tokens <= LONGEST, "no step takes long enough");
@@ -203,8 +204,9 @@ mod stopped {
                     return;
                 }
             };
-            // With nothing to do, its last beat was before it stood still, so however slow this machine is, the limit has
-            // passed. In a request, the threads that compute the step at hand end it, and beat until then.
+            // Without work, its last beat was before it stood still. So the limit has passed, however
+            // slow this machine is. In a request, the threads that compute the current step end it, and
+            // beat until then.
             std::thread::sleep(LIMIT + Duration::from_millis(1));
             if busy {
                 server.wait_for("death after the step at hand", |server| server.get("/livez").status == 503);

@@ -1,4 +1,5 @@
-//! Checkpoints that cannot be served: a clear error and exit code 1, never a panic; and `inspect` finds the same.
+//! Checkpoints that cannot be served: a clear error and exit code 1, never a panic; and `inspect` finds
+//! the same.
 
 use std::path::{Path, PathBuf};
 

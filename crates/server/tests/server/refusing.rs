@@ -1,5 +1,5 @@
-//! Checkpoints that must not go live, and people who must not change anything: each is refused with a reason of its own,
-//! while traffic goes on.
+//! Checkpoints that must not go live, and people who must not change anything: each is refused with a
+//! reason of its own, while traffic goes on.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;

@@ -119,8 +119,8 @@ fn key(answer: &Value) -> (String, String) {
     (text(&answer["model"]["sha256"]), text(&answer["catalog_version"]))
 }
 
-/// Asks from several threads until `work` is done, and checks every answer. Returns how many there were, and what
-/// `work` returned.
+/// Asks from several threads until `work` is done, and checks every answer. Returns how many there were,
+/// and the result of `work`.
 pub(crate) fn under_load<T>(server: &Server, reference: &Reference, work: impl FnOnce() -> T) -> (usize, T) {
     let (over, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
     let bodies = bodies();

@@ -1,5 +1,5 @@
-//! Checkpoints that take each other's place under load: no request fails, every answer is that of the version it names, and
-//! the memory comes back.
+//! Checkpoints that take each other's place under load: no request fails, every answer is that of the
+//! version it names, and the memory comes back.
 
 use serde_json::{Value, json};
 
@@ -31,8 +31,8 @@ fn swap(server: &Server, directory: &str, before: &str) -> String {
 #[test]
 fn fifty_swaps_under_load() {
     let root = Root::new();
-    // The allocator keeps freed memory for a while, in case it is wanted again; without that, what is resident is what is
-    // in use.
+    // The allocator keeps freed memory for a while, in case it is wanted again. Without that, the
+    // resident memory is the memory in use.
     let server = root.serve_with(&KV_MEMORY, &[("MIMALLOC_PURGE_DELAY", "0")]);
     let mut reference = Reference::default();
     reference.learn(&server, "shop");

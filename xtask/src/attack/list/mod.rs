@@ -23,7 +23,7 @@ use anyhow::Result;
 use super::arena::Arena;
 use super::outcome::{Loss, Outcome};
 
-/// One attack.
+/// One attack of the list.
 pub(super) struct Attack {
     pub(super) name: &'static str,
     /// What it does, for people.

@@ -80,7 +80,7 @@ pub(super) fn heavy_request(checkpoint: &Path, tenant: &str) -> Result<String> {
     Ok(format!(r#"{{"tenant":"{tenant}","history":{history},"num_items":10,"beam_width":512}}"#))
 }
 
-/// A history of so many items of the catalog.
+/// A history of this number of items of the catalog.
 pub(super) fn history(checkpoint: &Path, items: usize) -> Result<Value> {
     let text = std::fs::read_to_string(checkpoint.join("catalog.jsonl"))?;
     let ids: Vec<Value> = text

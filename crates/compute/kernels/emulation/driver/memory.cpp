@@ -70,7 +70,7 @@ void at_fault(int signal, siginfo_t *info, void *context) {
     else std::_Exit(139);
 }
 
-// Pages for so many bytes, with an untouchable one behind them; where the bytes begin.
+// Pages for this number of bytes, with an untouchable one behind them; returns where the bytes begin.
 std::uint64_t take(std::size_t bytes, Piece &piece) {
     Memory &m = memory();
     const std::uint64_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;

@@ -50,7 +50,7 @@ std::uint64_t setting(const char *name, std::uint64_t otherwise);
 
 constexpr std::uint64_t ALIGNMENT = 256;
 
-// A place in device memory that cannot be touched before `arrive`. 0 if there is not so much.
+// A place in device memory that cannot be touched before `arrive`. 0 if the device has less memory.
 std::uint64_t promise(std::size_t bytes);
 // The memory is there, and is NaN.
 void arrive(std::uint64_t address);

@@ -28,7 +28,7 @@ std::uint64_t setting(const char *name, std::uint64_t otherwise) {
 
 namespace {
 
-// A real queue holds about so many operations before a call blocks.
+// A real queue holds about this number of operations before a call blocks.
 constexpr std::size_t QUEUE = 1000;
 
 struct Streams {

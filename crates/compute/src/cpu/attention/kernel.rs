@@ -170,7 +170,7 @@ fn see_page<T: Stored>(isa: Isa, head: Head<'_, T>, page: PageId, visible: Visib
 /// The ancestors of the rows of a block.
 #[derive(Clone, Copy)]
 struct Lineages<'a> {
-    /// Branch pages.
+    /// Pages of the branch rows.
     pages: &'a [PageId],
     /// `[row][ancestors]`, branch rows.
     rows: &'a [u32],

@@ -69,7 +69,7 @@ pub enum Sees {
 /// The arenas that blocks point into.
 #[derive(Clone, Copy, Debug)]
 pub struct Tables<'a> {
-    /// Page tables.
+    /// Page tables that blocks point into.
     pub pages: &'a [PageId],
     /// Branch rows of ancestors: row `r` lies in branch page `r / PAGE_SIZE` at `r % PAGE_SIZE`.
     pub lineage: &'a [u32],
@@ -78,7 +78,7 @@ pub struct Tables<'a> {
 /// How heads lie in a row of queries, keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
-    /// Query heads.
+    /// Number of query heads.
     pub query: usize,
     /// Key-value heads; each serves `query / key_value` query heads in order.
     pub key_value: usize,

@@ -20,9 +20,9 @@ use crate::cpu::vector::{LANES, exp_or_zero, fold_lanes, larger};
 pub(super) struct Softmax {
     /// `[query]`, the largest logit so far.
     maxima: Vec<f32>,
-    /// `[query]`.
+    /// Sum of the weights of each `[query]`.
     totals: Vec<[f32; LANES]>,
-    /// `[query][width]`.
+    /// Weighted sums of values, `[query][width]`.
     sums: Vec<f32>,
     /// Width of a value, padding included.
     width: usize,

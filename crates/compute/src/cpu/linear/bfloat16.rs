@@ -1,9 +1,10 @@
 //! Weights and activations in bfloat16, sums in single precision.
 //!
-//! The order of operations is that of the instruction `vdpbf16ps` (Intel's manual): for each pair of inputs, first the odd
-//! one, then the even one, each a fused multiply-add in single precision. A kernel that widens to single precision and
-//! does the same two multiply-adds gives the same bits, on any machine. (The instruction also flushes sums below 2^-126 to
-//! zero; inputs that small are flushed when they are packed, for both kernels.)
+//! The order of operations is that of the instruction `vdpbf16ps` (Intel's manual). For each pair of
+//! inputs, the odd one comes first, then the even one, each a fused multiply-add in single precision. A
+//! kernel that widens to single precision and does the same two multiply-adds gives the same bits, on
+//! any machine. (The instruction also flushes sums below 2^-126 to zero; inputs that small are flushed
+//! when they are packed, for both kernels.)
 //!
 //! ```text
 //! panel  [pair][PANEL]               two weights a word, the even input in the low half
@@ -36,8 +37,9 @@ pub(crate) enum Bf16Kernel {
 }
 
 impl Bf16Kernel {
-    /// The faster kernel of this machine, found by trying both, once. Some processors run `vdpbf16ps` at the full rate of
-    /// their multiply-adds; on others it is slower than widening (measured on Sapphire Rapids: about half as fast).
+    /// The faster kernel of this machine, found once by trying both. Some processors run `vdpbf16ps` at
+    /// the full rate of their multiply-adds. On others it is slower than widening (measured on Sapphire
+    /// Rapids: about half as fast).
     pub(crate) fn fastest(isa: Isa) -> Self {
         static FASTEST: OnceLock<Bf16Kernel> = OnceLock::new();
         if isa.level() < Level::Avx512Bf16 {
@@ -97,8 +99,8 @@ impl Panels {
     }
 }
 
-/// Bits of the nearest bfloat16 in the upper half of a word, ties to even; zero for what is below the normal range. What is
-/// not a number stays none.
+/// Bits of the nearest bfloat16 in the upper half of a word, ties to even. Numbers below the normal
+/// range become zero. NaN stays NaN.
 #[inline(always)]
 fn round(x: f32) -> u32 {
     let rounded = nearest(x);

@@ -2,24 +2,26 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How weights are kept in memory. Activations, keys and values, norms and scores are in single precision in all of them.
+/// How weights are kept in memory. In all formats, activations, keys and values, norms and scores are in
+/// single precision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WeightFormat {
     /// Single precision: what the checkpoint says, exactly.
     #[default]
     F32,
-    /// bfloat16, 2 bytes a weight; activations are rounded to bfloat16 before each product, sums are in single precision.
-    /// Weights stored as bfloat16 lose nothing.
+    /// bfloat16, 2 bytes a weight; activations are rounded to bfloat16 before each product, sums are in
+    /// single precision. Weights stored as bfloat16 lose nothing.
     Bf16,
-    /// 8-bit integers with a scale for each 32 inputs of an output, 1.125 bytes a weight; activations are quantised the
-    /// same way before each product (dynamic quantisation). The fastest, and the least exact.
+    /// 8-bit integers with a scale for each 32 inputs of an output, 1.125 bytes a weight. Activations
+    /// are quantised the same way before each product (dynamic quantisation). It is the fastest format
+    /// and the least exact.
     #[serde(rename = "q8_0")]
     Q8_0,
 }
 
 impl WeightFormat {
-    /// All formats.
+    /// All formats, the exact one first.
     pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Q8_0];
 
     /// Bytes of `weights` weights, at most: the last block of a row may not be full.

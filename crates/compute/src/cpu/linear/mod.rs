@@ -1,18 +1,20 @@
 //! Linear layers with their own weight formats.
 //!
-//! Place in the flow: a family packs each weight matrix once, at load, and multiplies rows by it in every step.
+//! Place in the flow: a family packs each weight matrix once, at load, and multiplies rows by it in
+//! every step.
 //!
 //! ```text
 //! rows       activations of a call, packed into tiles as the kernels read them
 //! weights    a matrix, packed into panels of 32 outputs: f32, bf16 or q8_0
-//! single, bfloat16, quantized    one folder per format: packing, and kernels tile x panel -> sums, one per instruction set
+//! single, bfloat16, quantized    one folder per format: packing, and kernels tile x panel -> sums,
+//!                                one per instruction set
 //! registers, prefetch            what kernels of an instruction set share
 //! sink       what becomes of the sums: stored, added, gated, or scored
 //! ```
 //!
-//! Invariant: in every format a row of the result depends on that row of the input and on the weights alone, bit for
-//! bit: not on the other rows of the call, the threads, or the instruction set. Each format fixes the order of its
-//! operations, and every kernel keeps to it.
+//! Invariant: in every format a row of the result depends on that row of the input and on the weights
+//! alone, bit for bit. The other rows of the call, the threads and the instruction set make no
+//! difference. Each format fixes the order of its operations, and every kernel keeps to it.
 //!
 //! What must not be here: what a layer is for.
 
@@ -50,7 +52,7 @@ use crate::error::ComputeError;
 /// Most rows of a register tile in any format.
 const MAX_HEIGHT: usize = 12;
 
-/// Calls `$run::<height>(arguments)`.
+/// Calls `$run::<height>(arguments)` with the height as a constant.
 #[cfg(target_arch = "x86_64")]
 macro_rules! for_height {
     ($height:expr, $run:ident, $($argument:expr),*) => {
@@ -76,7 +78,8 @@ use for_height;
 
 /// Under this many multiply-adds a product runs on the calling thread: waking another costs more.
 const PARALLEL_FROM: usize = 100_000;
-/// Input values that stay in a core's own cache while all panels pass by: rows are taken in groups of so many.
+/// Input values that stay in a core's own cache while all panels pass by. Rows are taken in groups of at
+/// most this many values.
 const CACHED_INPUT: usize = 128 << 10;
 /// Outputs of a gated layer in a panel; the other half of the panel holds their gates.
 const GATED: usize = PANEL / 2;
@@ -109,8 +112,8 @@ struct Source {
 }
 
 impl Linear {
-    /// Packs weights `[outputs, inputs]` that read the same input, one below the other, with a bias for all of
-    /// them or for none.
+    /// Packs weights `[outputs, inputs]` that read the same input, one below the other. Either all of
+    /// them have a bias or none.
     ///
     /// # Errors
     ///
@@ -129,8 +132,8 @@ impl Linear {
         Ok(Self::place(&sources, inputs, outputs, false, columns, format))
     }
 
-    /// Packs the two matrices `[outputs, inputs]` of a gated unit (SwiGLU, Shazeer 2020), so that each output and its
-    /// gate come from the same panel.
+    /// Packs the two matrices `[outputs, inputs]` of a gated unit (SwiGLU, Shazeer 2020), so that each
+    /// output and its gate come from the same panel.
     ///
     /// # Errors
     ///
@@ -199,8 +202,8 @@ impl Linear {
         self.weights.bytes() + 4 * self.bias.as_ref().map_or(0, Vec::len)
     }
 
-    /// Multiplies rows, packed for this layer's format, into `out` `[rows, outputs]`. A row of the result depends on
-    /// that input row alone.
+    /// Multiplies rows, packed for this layer's format, into `out` `[rows, outputs]`. A row of the
+    /// result depends on that input row alone.
     pub fn forward(&self, cpu: &Cpu, rows: &Rows, output: Output, out: &mut [f32]) {
         assert_eq!(out.len(), rows.count() * self.outputs, "as many output rows as input rows");
         let out = SharedMatrix::new(out, self.outputs);
@@ -213,8 +216,8 @@ impl Linear {
         self.multiply(cpu, rows, PanelSet::Range(0..self.panels()), sink);
     }
 
-    /// As [`Linear::forward`] with [`Output::Replace`], for some columns of the output, and with SiLU on those of them before
-    /// column `activated`. Columns beside them, up to the next panel, are computed as well.
+    /// As [`Linear::forward`] with [`Output::Replace`], for some columns of the output. Those before
+    /// column `activated` pass SiLU. Columns beside them, up to the next panel, are computed as well.
     pub fn forward_columns(
         &self,
         cpu: &Cpu,
@@ -260,7 +263,8 @@ impl Linear {
         }
         let task = |index: usize| {
             let (first, panel) = (index / count * group, panels.get(index % count));
-            // Threads take panels in turn. The next one comes from farther away than the first tile can wait for.
+            // Threads take panels in turn. The next one must be fetched from farther away than the first
+            // tile can wait for.
             let next = index % count + threads;
             let next = (next < count).then(|| panels.get(next));
             let tiles = first..rows.tiles().min(first + group);

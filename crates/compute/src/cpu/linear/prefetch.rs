@@ -11,7 +11,8 @@ pub(super) struct Prefetch<'a, T> {
 }
 
 impl<'a, T> Prefetch<'a, T> {
-    /// Cache lines that hold one value, or values that fill lines, spread over so many steps.
+    /// Cuts the values into parts, one for each of `steps` steps. A part is whole cache lines of values,
+    /// or whole values that fill lines.
     #[inline(always)]
     pub(super) fn evenly(values: &'a [T], steps: usize) -> Self {
         let size = values.len().div_ceil(steps.max(1)).next_multiple_of(Self::PER_LINE).max(Self::PER_LINE);

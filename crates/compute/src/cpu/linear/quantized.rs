@@ -1,20 +1,21 @@
 //! Weights and activations in 8-bit integers, with a scale for every block of 32 inputs.
 //!
-//! The scheme is ggml's `Q8_0` with the scale kept in single precision: a block of values is divided by (largest absolute
-//! value / 127) and rounded to the nearest integer, ties to even. A product of two blocks is exact in 32-bit
-//! integers; blocks are then added as `sum = fma(float(product), scale of x * scale of w, sum)`, from the first to the last. The
-//! integers make the order within a block irrelevant, so every kernel gives the same bits.
+//! The scheme is ggml's `Q8_0` with the scale kept in single precision. A block of values is divided by
+//! (largest absolute value / 127) and rounded to the nearest integer, ties to even. A product of two
+//! blocks is exact in 32-bit integers. Blocks are then added as
+//! `sum = fma(float(product), scale of x * scale of w, sum)`, from the first to the last. The integers
+//! make the order within a block irrelevant, so every kernel gives the same bits.
 //!
 //! ```text
 //! panel codes   [block][quad of inputs][PANEL][4]   weight + 128, unsigned: what `vpdpbusd` multiplies
 //!       scales  [block][PANEL]
-//! tile  words   [block][height][quad of inputs]     four signed activations a word: `Layout::Bytes`
-//!               [block][height][2][quad of inputs]  two of 16 bits a word, the even ones first: `Layout::Pairs`
-//!       factors [block][height]                     scale, and 128 times the sum of the block to take off again
+//! tile  words   [block][height][quad of inputs]     `Layout::Bytes`: four signed activations a word
+//!               [block][height][2][quad of inputs]  `Layout::Pairs`: two of 16 bits a word, even ones first
+//!       factors [block][height]                     scale, and 128 times the sum of the block to subtract
 //! ```
 //!
-//! Without dot products of bytes, codes and activations are multiplied as numbers of 16 bits: as many instructions as
-//! products of bytes take that must not overflow 16 bits, and no juggling with signs.
+//! Without dot products of bytes, codes and activations are multiplied as numbers of 16 bits. Products
+//! of bytes that must not overflow 16 bits take as many instructions, and need care with signs.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -59,14 +60,14 @@ impl Factor {
     }
 }
 
-/// Packed rows.
+/// Packed rows of activations.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tile<'a> {
     pub(super) words: &'a [u32],
     pub(super) factors: &'a [Factor],
 }
 
-/// Packed weights.
+/// Packed weights of one panel.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Panel<'a> {
     pub(super) codes: &'a [Codes],
@@ -161,7 +162,8 @@ pub fn error_of(x: &[f32]) -> f64 {
     squares.sqrt()
 }
 
-/// Products of a tile and a panel. `ahead` are codes that are needed soon: they are fetched on the way, where the kernel knows how.
+/// Products of a tile and a panel. `ahead` are codes that are needed soon. A kernel that can fetches
+/// them meanwhile.
 pub(super) fn multiply(
     isa: Isa,
     tile: Tile<'_>,

@@ -1,8 +1,9 @@
 //! Activations of one call, packed as the kernels of a weight format read them.
 //!
-//! Rows are cut into tiles of equal height (the last may be lower), at most as many rows as the registers allow, and laid
-//! out block of inputs by block of inputs, so that a kernel reads one contiguous stream whatever the width of the row. Packing also does what a format
-//! asks of activations: rounding, quantising. It may normalise on the way.
+//! Rows are cut into tiles of equal height, at most as many rows as the registers allow; the last may be
+//! lower. Tiles are laid out block of inputs by block of inputs, so that a kernel reads one contiguous
+//! stream whatever the width of the row. Packing also rounds or quantises activations, as the format
+//! asks. It may normalise on the way.
 
 use std::ops::Range;
 
@@ -100,7 +101,7 @@ impl Rows {
         }
     }
 
-    /// Rows.
+    /// Number of rows.
     pub fn count(&self) -> usize {
         self.count
     }
@@ -156,7 +157,8 @@ thread_local! {
 /// Rows of every tile but the last.
 fn height(count: usize, isa: Isa, format: WeightFormat) -> usize {
     let tallest = tallest(isa, format);
-    // There, three rows are as fast as six, row by row, and two are faster than four: so tiles are full. One row is slow.
+    // In this format, three rows take as long as six, row by row, and two are faster than four: so tiles
+    // are full. One row is slow.
     if isa.level() == Level::Avx2 && format == WeightFormat::F32 && count % tallest != 1 {
         return count.clamp(1, tallest);
     }

@@ -1,10 +1,11 @@
 //! The logits of a step that are wanted, and the normalisers of all its rows.
 //!
-//! Of a row's logits only some panels are kept: those with tokens that can follow. The others go into the normaliser,
-//! `ln(sum of e^logit)` over the whole vocabulary, and are forgotten: `[rows, vocabulary]` never exists.
+//! Of a row's logits only some panels are kept: those with tokens that can follow. The others only go
+//! into the normaliser, `ln(sum of e^logit)` over the whole vocabulary: `[rows, vocabulary]` never
+//! exists.
 //!
-//! Each panel of a row leaves its largest logit and the sum of exponentials relative to it; they are merged from the first to the
-//! last panel, whoever computed them.
+//! Each panel of a row leaves its largest logit and the sum of exponentials relative to it. They are
+//! merged from the first to the last panel, whichever thread computed them.
 
 use crate::cpu::isa::{Isa, per_isa};
 use crate::cpu::tile::{PANEL, SharedMatrix};
@@ -19,7 +20,7 @@ pub struct Scores {
     kept: Vec<u32>,
     /// Per panel, its place among the kept ones.
     place: Vec<Option<u32>>,
-    /// `[row][kept panel][PANEL]`.
+    /// Kept logits, `[row][kept panel][PANEL]`.
     logits: Vec<f32>,
     /// `[row][panel]`, the largest logit.
     maxima: Vec<f32>,
@@ -90,8 +91,8 @@ impl Scores {
         self.logits[(row * self.kept.len() + place as usize) * PANEL + column]
     }
 
-    /// `ln(sum of e^logit)` over all logits of a row, summed in double precision; not finite if any logit is not finite.
-    /// `None` unless normalisers were asked for.
+    /// `ln(sum of e^logit)` over all logits of a row, summed in double precision; not finite if any
+    /// logit is not finite. `None` unless normalisers were asked for.
     pub fn normalizer(&self, isa: Isa, row: usize) -> Option<f64> {
         let panels = self.place.len();
         self.normalized.then(|| {
@@ -122,7 +123,8 @@ pub(super) struct Target<'a> {
 }
 
 impl Target<'_> {
-    /// Takes the logits of one row and panel. The calls that share a target must be for different rows or panels.
+    /// Takes the logits of one row and panel. The calls that share a target must be for different rows
+    /// or panels.
     #[inline(always)]
     pub(super) fn store(&self, row: usize, panel: usize, sums: &[f32; PANEL]) {
         if let Some(place) = self.place[panel] {
@@ -148,7 +150,7 @@ impl Target<'_> {
     }
 }
 
-/// The largest logit, and the sum of exponentials relative to it; not a number if one of the sums is not finite.
+/// The largest logit, and the sum of exponentials relative to it; NaN if one of the sums is not finite.
 #[inline(always)]
 fn summarise(logits: &[f32; PANEL], sums: &[f32; PANEL]) -> (f32, f32) {
     let halves = logits.as_chunks::<LANES>().0;
@@ -158,7 +160,8 @@ fn summarise(logits: &[f32; PANEL], sums: &[f32; PANEL]) -> (f32, f32) {
             largest[lane] = larger(half[lane], largest[lane]);
         }
     }
-    // All lanes take part in each step, and all are used, so that the compiler makes it a shuffle and one instruction.
+    // All lanes take part in each step, and all are used, so that the compiler makes it a shuffle and
+    // one instruction.
     for distance in [8, 4, 2, 1] {
         let others: [f32; LANES] = std::array::from_fn(|lane| largest[lane ^ distance]);
         for lane in 0..LANES {

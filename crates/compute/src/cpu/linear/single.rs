@@ -1,10 +1,12 @@
 //! Weights in single precision.
 //!
-//! An output is one chain of fused multiply-adds from the first to the last input. This order is the format's contract.
+//! An output is one chain of fused multiply-adds from the first to the last input. This order is the
+//! format's contract.
 //!
 //! ```text
 //! panel  [input][PANEL]
-//! tile   [input / 4][height][4]   rows are copied four values at a time, which is cheap, and read as one stream
+//! tile   [input / 4][height][4]   rows are copied four values at a time, which is cheap,
+//!                                 and read as one stream
 //! ```
 //!
 //! Inputs are padded with zeros to a multiple of four.
@@ -26,7 +28,7 @@ const QUAD: usize = 4;
 /// A packed matrix.
 #[derive(Debug)]
 pub(super) struct Panels {
-    /// Inputs, padded.
+    /// Inputs of a row, padded.
     inputs: usize,
     values: Vec<f32>,
 }
@@ -82,8 +84,8 @@ pub(super) fn pack_tile(x: &[f32], inputs: usize, tile: &mut [f32], change: impl
     }
 }
 
-/// Products of a tile and a panel. `ahead` are weights that are needed soon: they are fetched on the way, where the kernel
-/// knows how.
+/// Products of a tile and a panel. `ahead` are weights that are needed soon. A kernel that can fetches
+/// them meanwhile.
 pub(super) fn multiply(isa: Isa, tile: &[f32], panel: &[f32], ahead: &[f32], sums: &mut [[f32; PANEL]]) {
     #[cfg(target_arch = "x86_64")]
     match isa.level() {

@@ -193,7 +193,8 @@ fn every_height_of_a_tile_gives_the_same_bits_with_every_instruction_set() {
     }
 }
 
-/// Blocks that are zero, below the normal range, near the largest number, and of one value that outweighs the others.
+/// Blocks that are zero, below the normal range, near the largest number, and of one value that
+/// outweighs the others.
 #[test]
 fn extreme_values_give_the_same_bits_with_every_instruction_set() {
     for scale in [0.0, 1e-44, 1e-39, 1e-30, 1e30, 3e38] {

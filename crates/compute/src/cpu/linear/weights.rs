@@ -32,7 +32,8 @@ pub(super) enum Weights {
 }
 
 impl Weights {
-    /// Packs rows of `inputs` weights, a whole number of panels of them; `None` is an output that does not exist.
+    /// Packs rows of `inputs` weights, a whole number of panels of them; `None` is an output that does
+    /// not exist.
     pub(super) fn pack(rows: &[Option<&[f32]>], inputs: usize, format: WeightFormat) -> Self {
         assert_eq!(rows.len() % PANEL, 0, "whole panels");
         match format {

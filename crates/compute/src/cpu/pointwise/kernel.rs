@@ -25,9 +25,9 @@ thread_local! {
 
 #[derive(Default)]
 struct Scratch {
-    /// `[head][row][key_dim]`, scaled.
+    /// Scaled queries, `[head][row][key_dim]`.
     queries: Vec<f32>,
-    /// `[head][row][value_width]`.
+    /// Weighted sums of values, `[head][row][value_width]`.
     sums: Vec<f32>,
     /// `[row][PAGE_SIZE]`, the bias of the page at hand.
     bias: Vec<[f32; PAGE_SIZE]>,

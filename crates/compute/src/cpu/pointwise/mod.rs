@@ -2,7 +2,8 @@
 //! tile by tile.
 //!
 //! ```text
-//! s = scale * <q, k> + position weight[distance] + time weight[bucket(time of the prediction - time of the key)]
+//! s = scale * <q, k> + position weight[distance]
+//!     + time weight[bucket(time of the prediction - time of the key)]
 //! out = (sum over visible keys of silu(s) * v) / divisor
 //! ```
 //!
@@ -48,7 +49,7 @@ use strips::{TALLEST_STRIP, strips_of};
 /// How heads lie in a row, and the constants of the attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
-    /// Heads.
+    /// Number of heads.
     pub heads: usize,
     /// Width of a query and of a key.
     pub key_dim: usize,
@@ -94,7 +95,7 @@ pub struct Call<'a> {
     pub mask: Mask,
     /// Relative bias; only with a causal mask.
     pub bias: Option<&'a RelativeBias>,
-    /// `[rows, row_width]`.
+    /// Rows of the step, `[rows, row_width]`.
     pub rows: &'a [f32],
     /// Whose rows they are.
     pub sequences: Sequences<'a>,

@@ -1,9 +1,10 @@
-//! The relative bias of T5's self-attention: a number for each head and distance, added to the logit (Raffel et al. 2020,
-//! section 2.1).
+//! The relative bias of T5's self-attention: a number for each head and distance, added to the logit
+//! (Raffel et al. 2020, section 2.1).
 //!
-//! Distances share buckets: half of them are single positions, the others grow with the logarithm up to the greatest
-//! distance. The arithmetic is that of transformers (`T5Attention._relative_position_bucket`), with the logarithm in single
-//! precision, because its rounding decides at the edges of buckets.
+//! Distances share buckets: half of them are single positions, the others grow with the logarithm up to
+//! the greatest distance. The arithmetic is that of transformers
+//! (`T5Attention._relative_position_bucket`), with the logarithm in single precision, because its
+//! rounding decides at the edges of buckets.
 //!
 //! Invariant: beyond [`Bias::reach`] all distances of a direction have the same bias.
 
@@ -41,8 +42,8 @@ pub enum Direction {
     Causal,
 }
 
-/// The bucket of a key that lies `offset` positions behind its query (before it, if negative), of `buckets` up to
-/// `max_distance`. Later keys of a causal stack, which nobody sees, are in bucket 0.
+/// The bucket of a key that lies `offset` positions behind its query (before it, if negative), of
+/// `buckets` up to `max_distance`. Later keys of a causal stack, which no query sees, are in bucket 0.
 pub fn bucket(offset: i64, direction: Direction, buckets: usize, max_distance: usize) -> usize {
     let (first, buckets, distance) = match direction {
         Direction::Both => {

@@ -5,11 +5,11 @@
 //! beam        position s: the start row, s - 1 ancestors and itself, in branch pages
 //! ```
 //!
-//! Place in the flow: between the products of a decoder block, after the rows of the step were written to pages. These are a few keys
-//! for each row, so they are taken one by one.
+//! Place in the flow: between the products of a decoder block, after the rows of the step were written
+//! to pages. Each row has only a few keys, so they are taken one by one.
 //!
-//! Invariant: a row is one chain of operations from position 0 to its own, whatever other rows are there. A key is seen as it lies in
-//! its page, so it makes no difference which step wrote it.
+//! Invariant: a row is one chain of operations from position 0 to its own, whatever other rows are
+//! there. Keys are read from their page, so it makes no difference which step wrote them.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -59,7 +59,8 @@ thread_local! {
     static KEY: RefCell<Vec<f32>> = RefCell::default();
 }
 
-/// Attends with all blocks, which cover the rows in order. `qkv` is `[rows, 3 heads * dim]`, `out` `[rows, heads * dim]`.
+/// Attends with all blocks, which cover the rows in order. `qkv` is `[rows, 3 heads * dim]`, `out`
+/// `[rows, heads * dim]`.
 pub fn attend(
     cpu: &Cpu,
     heads: Heads,

@@ -5,11 +5,14 @@
 //! out[query]        = sum of e^(logit - largest) v / sum of e^(logit - largest)
 //! ```
 //!
-//! Place in the flow: between the products of an encoder block. Keys and values live for one block only, so they are in no page.
+//! Place in the flow: between the products of an encoder block. Keys and values live for one block only,
+//! so they are in no page.
 //!
-//! Keys are turned around first, so that a product takes many of them at a time. Then tasks of some rows go over all heads.
+//! Keys are transposed first, so that a product takes many of them at a time. Then tasks of some rows go
+//! over all heads.
 //!
-//! Invariant: a row is one chain of operations in the order of its keys, whatever other rows or requests are there.
+//! Invariant: a row is one chain of operations in the order of its keys, whatever other rows or requests
+//! are there.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -22,7 +25,8 @@ use crate::cpu::parallel::{at_least, write};
 use crate::cpu::tile::{COLUMNS, Product, Strided, rows_at_once};
 use crate::cpu::vector::{LANES, exp_or_zero, fold_lanes, larger};
 
-/// Values behind the last row of queries, keys and values: products read whole vectors, and forget what lies behind a head.
+/// Values behind the last row of queries, keys and values: products read whole vectors, and drop what
+/// lies behind a head.
 pub const SLACK: usize = COLUMNS;
 
 /// Rows of a task: a few tiles.
@@ -38,7 +42,7 @@ pub struct Workspace {
 /// Reused by all tasks of a thread.
 #[derive(Default)]
 struct Scratch {
-    /// `[row][keys]`.
+    /// Logits, then weights, `[row][keys]`.
     logits: Vec<f32>,
     /// `[row][dim]`, as wide as whole vectors.
     sums: Vec<f32>,
@@ -77,8 +81,8 @@ struct Shared<'a> {
     qkv: &'a [f32],
 }
 
-/// Attends within every sequence. `qkv` is `[rows, 3 heads * dim]` with [`SLACK`] behind it, `out` `[rows, heads * dim]`; the
-/// sequences cover their rows in order.
+/// Attends within every sequence. `qkv` is `[rows, 3 heads * dim]` with [`SLACK`] behind it, `out`
+/// `[rows, heads * dim]`; the sequences cover their rows in order.
 pub fn attend(
     cpu: &Cpu,
     heads: Heads,
@@ -195,7 +199,8 @@ impl Task<'_> {
 }
 
 per_isa! {
-    /// Turns the first `keys` logits of each row of `columns` into weights, e^(logit - largest), and adds them up.
+    /// Turns the first `keys` logits of each row of `columns` into weights, e^(logit - largest), and
+    /// adds them up.
     fn weigh(logits: &mut [f32], columns: usize, keys: usize, totals: &mut [f32]) = weigh_body
 }
 

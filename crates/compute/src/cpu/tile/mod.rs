@@ -57,7 +57,7 @@ pub(crate) fn rows_at_once(isa: Isa) -> usize {
 /// Rows of values, `stride` apart.
 #[derive(Clone, Copy, Debug)]
 pub struct Strided<'a, T = f32> {
-    /// All values.
+    /// All values, row after row.
     pub values: &'a [T],
     /// From the first value of a row to that of the next.
     pub stride: usize,

@@ -8,10 +8,11 @@
 //! a chain of multiply-adds waits four cycles for each of its steps, so there must be at least
 //! eight chains.
 //!
-//! A bfloat16 is the upper half of a number in single precision, so widening puts a zero below it. One load fetches two
-//! registers' worth; one instruction each, an interleaving with zeros, widens them, and leaves them in another order: every
-//! second group of four columns in the first register, the others in the second. So the sums are brought into that order
-//! before the inner dimension passes by, and back afterwards, which costs nothing beside it.
+//! A bfloat16 is the upper half of a number in single precision, so widening puts a zero below it. One
+//! load fetches two registers' worth. One interleaving with zeros each widens them, and leaves them in
+//! another order: every second group of four columns in the first register, the others in the second. So
+//! the sums are brought into that order before the inner dimension passes by, and back afterwards, which
+//! costs almost nothing in comparison.
 
 use std::arch::x86_64::{
     __m256, __m512, _mm_loadu_si128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_fmadd_ps,
@@ -31,8 +32,8 @@ pub trait Kernels: Sized {
     ///
     /// # Safety
     ///
-    /// Rows, panel and sums reach as far as the product says, nobody else reads or writes the sums, and the machine has
-    /// AVX2 and FMA.
+    /// Rows, panel and sums reach as far as the product says, no other thread reads or writes the sums,
+    /// and the machine has AVX2 and FMA.
     unsafe fn avx2(product: &Product<'_, Self>, sums: *mut f32, stride: usize);
 
     /// The same with AVX-512.
@@ -65,8 +66,9 @@ macro_rules! kernels_of {
 kernels_of!(f32, avx2, avx512);
 kernels_of!(Bf16, avx2_bf16, avx512_bf16);
 
-/// Makes a module with the product for one instruction set and one kind of panel. `weights` reads registers of the panel in
-/// an order of its own; `enter` brings registers of sums into it, and `leave` back.
+/// Makes a module with the product for one instruction set and one kind of panel. `weights` reads
+/// registers of the panel in an order of its own; `enter` brings registers of sums into it, and `leave`
+/// back.
 ///
 /// Tiles of up to `$low` rows are four registers wide, others up to `$tallest` two; what is left of
 /// the columns is one or two wide.
@@ -137,7 +139,7 @@ macro_rules! kernels {
                 let mut column = 0;
                 while column < product.columns {
                     column += match (product.columns - column) / $lanes {
-                        // SAFETY: by contract; so many columns are left.
+                        // SAFETY: by contract; this number of columns is left.
                         4.. if H <= $low => unsafe { add_tile::<H, 4>(product, first, column, sums, stride) },
                         // SAFETY: as above.
                         2.. => unsafe { add_tile::<H, 2>(product, first, column, sums, stride) },
@@ -177,7 +179,7 @@ macro_rules! kernels {
                     (rows.values.as_ptr().add(first * rows.stride), panel.values.as_ptr().add(column))
                 };
                 for k in 0..inner {
-                    // SAFETY: by contract, so many columns are there.
+                    // SAFETY: by contract, this number of columns is there.
                     let weights: [$register; N] = unsafe { $weights::<N>(weights_at) };
                     weights_at = weights_at.wrapping_add(panel.stride);
                     for row in 0..H {
@@ -211,7 +213,7 @@ fn as_it_is<R, const N: usize>(registers: [R; N]) -> [R; N] {
 ///
 /// # Safety
 ///
-/// So many values can be read.
+/// `from` points to as many values as the registers hold.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 unsafe fn load_256<const N: usize>(from: *const f32) -> [__m256; N] {
@@ -227,7 +229,7 @@ unsafe fn load_256<const N: usize>(from: *const f32) -> [__m256; N] {
 ///
 /// # Safety
 ///
-/// So many values can be read.
+/// `from` points to as many values as the registers hold.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 unsafe fn widen_256<const N: usize>(from: *const Bf16) -> [__m256; N] {
@@ -264,7 +266,7 @@ fn interleave_256<const N: usize>(mut registers: [__m256; N]) -> [__m256; N] {
 ///
 /// # Safety
 ///
-/// So many values can be read.
+/// `from` points to as many values as the registers hold.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
 #[inline]
 unsafe fn load_512<const N: usize>(from: *const f32) -> [__m512; N] {
@@ -280,7 +282,7 @@ unsafe fn load_512<const N: usize>(from: *const f32) -> [__m512; N] {
 ///
 /// # Safety
 ///
-/// So many values can be read.
+/// `from` points to as many values as the registers hold.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
 #[inline]
 unsafe fn widen_512<const N: usize>(from: *const Bf16) -> [__m512; N] {

@@ -2,7 +2,8 @@
 //!
 //! Place in the flow: [`Gpu`](super::Gpu) has one for computing and one for transfers.
 //!
-//! Invariant: marks are numbered in the order of the stream, so what is over is a prefix of them; an event is used again only when it is over.
+//! Invariant: marks are numbered in the order of the stream, so the finished ones are a prefix of them.
+//! An event is used again only when it is over.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -53,7 +54,7 @@ impl GpuQueue {
         Ok(Self { stream: context.new_stream()?, marks: Mutex::default() })
     }
 
-    /// Its stream.
+    /// Stream of the queue.
     pub(super) fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
     }

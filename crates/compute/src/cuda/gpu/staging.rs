@@ -1,5 +1,6 @@
-//! Copies between the device and any memory of the host, in the order of the computing: through pieces of page-locked memory, used in turn, so that
-//! the host need not wait until what it handed over has arrived.
+//! Copies between the device and any memory of the host, in the order of the computing. They go through
+//! pieces of page-locked memory, used in turn, so that the host need not wait for the arrival of what it
+//! handed over.
 
 use std::sync::Arc;
 

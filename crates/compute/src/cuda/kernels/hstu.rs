@@ -15,11 +15,11 @@ use crate::cuda::tiles::Tiles;
 pub struct Item {
     /// First row of the step.
     pub first_row: u32,
-    /// Rows.
+    /// Number of rows.
     pub rows: u32,
     /// Where the context's pages begin in the page table.
     pub pages: u32,
-    /// First key.
+    /// First key that the rows see.
     pub key_begin: u32,
     /// End of the keys.
     pub key_end: u32,
@@ -177,7 +177,8 @@ pub enum Finish {
     LayerNorm(f32),
 }
 
-/// Final states to what is compared: bf16, and by how much a product with a vector of unit length can be at most.
+/// Turns final states into what is compared: bf16, and the most that a product with a vector of unit
+/// length can be.
 pub fn finish(
     device: &dyn Device,
     states: u64,
@@ -234,7 +235,7 @@ pub struct Split {
     pub silu: u32,
 }
 
-/// Splits.
+/// Splits the columns of `uvqk` into u, queries, keys and values.
 pub fn split(device: &dyn Device, heads: &Heads, s: &Split) -> Result<(), DeviceError> {
     let arguments = [
         s.uvqk.into(),
@@ -372,7 +373,8 @@ mod tests {
 
     #[test]
     fn shared_memory_is_what_the_kernels_say() {
-        // As kernels/README.md lists it, from assertions in pointwise_attention.cu: by key, then by value, of many and of few.
+        // As kernels/README.md lists it, from assertions in pointwise_attention.cu: by key, then by
+        // value, of many and of few.
         let listed = [
             [[20_288, 27_200], [24_384, 35_392], [32_576, 51_776], [29_728, 44_832]],
             [[28_480, 36_416], [32_576, 44_608], [40_768, 60_992], [35_872, 49_952]],

@@ -7,11 +7,11 @@ use super::fields::shown;
 /// What `architectures` names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
-    /// Qwen3ForCausalLM.
+    /// Qwen3, written `Qwen3ForCausalLM` in config.json.
     Qwen3,
-    /// Qwen2ForCausalLM.
+    /// Qwen2, written `Qwen2ForCausalLM` in config.json.
     Qwen2,
-    /// LlamaForCausalLM.
+    /// Llama, written `LlamaForCausalLM` in config.json.
     Llama,
 }
 

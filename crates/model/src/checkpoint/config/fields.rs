@@ -1,7 +1,7 @@
 //! Fields of a JSON object, each read with its exact type and range.
 //!
-//! A field that is there and is not what it must be never takes its default. All problems are collected, so that an
-//! author learns of all at once.
+//! A field that is present and wrong never takes its default. All problems are collected, so that an
+//! author sees all of them at once.
 
 use serde_json::{Map, Value};
 
@@ -65,7 +65,8 @@ impl<'a> Fields<'a> {
         size
     }
 
-    /// The same of a field that has no default. Any number stands for it when it is missing, because nothing comes of it.
+    /// The same for a field that has no default. A missing field is a problem and reads as 1, which
+    /// nothing uses.
     pub(crate) fn required_size(&mut self, name: &str, most: usize) -> usize {
         if !self.has(name) {
             self.problem(format!("{name} is missing"));

@@ -3,9 +3,11 @@
 //! The rule, the same for every field:
 //!
 //! 1. A field that the computation depends on is read strictly ([`super::fields`]).
-//! 2. A field that would change the computation of a related model is refused, unless its value says that it does not.
+//! 2. A field that would change the computation of a related model is refused, unless its value leaves
+//!    the computation as it is.
 //! 3. A field that libraries write and that changes no answer is skipped.
-//! 4. Any other field is refused where its name is nearly that of a field of the first kind, and else named in a warning.
+//! 4. Any other field is refused where its name is nearly that of a field of the first kind. Otherwise a
+//!    warning names it.
 
 use beamline_wording::suggest;
 use serde_json::{Map, Value, json};
@@ -236,7 +238,7 @@ pub(crate) struct Known {
     pub(crate) rope: &'static [&'static str],
 }
 
-/// A decoder.
+/// Fields of a decoder's config.json.
 pub(super) const DECODER: Known = Known { read: &READ, harmless: &[], aliases: &ALIASES, rope: &ROPE_FIELDS };
 
 /// Looks at every field that is not read. Gives what must be refused.

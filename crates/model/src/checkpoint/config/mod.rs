@@ -1,8 +1,9 @@
 //! config.json of a decoder: which architecture, which sizes.
 //!
-//! Every field that the computation depends on is read with its exact type and range, in nested blocks as well: one that is
-//! there and wrong is an error that names it, and never takes a default. A field that is absent takes the default of transformers
-//! for its architecture, and a note says so. What becomes of all other fields is in [`known`]. No key may be given twice.
+//! Every field that the computation depends on is read with its exact type and range, in nested blocks
+//! as well. A field that is present and wrong is an error that names it, and never takes a default. A
+//! field that is absent takes the default of transformers for its architecture, and a note says so.
+//! [`known`] decides about all other fields. No key may be given twice.
 //!
 //! ```text
 //! architecture  which one, and its defaults
@@ -33,17 +34,17 @@ pub(crate) const MAX_SIZE: usize = 1 << 24;
 /// A decoder of the Llama family tree.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Architecture.
+    /// Architecture that config.json names.
     pub architecture: Architecture,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width of the feed-forward layer.
     pub intermediate_size: usize,
-    /// Layers.
+    /// Number of layers.
     pub layers: usize,
-    /// Query heads.
+    /// Query heads of a layer.
     pub heads: usize,
-    /// Key-value heads.
+    /// Key-value heads of a layer; they divide the query heads.
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
@@ -53,7 +54,7 @@ pub struct Config {
     pub max_positions: usize,
     /// Epsilon of the norms.
     pub rms_norm_eps: f32,
-    /// Rotary embedding.
+    /// Rotary embedding of queries and keys.
     pub rope: Rope,
     /// Whether the output matrix is the embedding table.
     pub tied_head: bool,
@@ -83,7 +84,7 @@ pub enum RopeScaling {
     Default,
     /// All positions divided by a factor.
     Linear {
-        /// The factor.
+        /// Divisor of all positions.
         factor: f64,
     },
     /// Llama 3: low frequencies divided, high ones kept, smooth between.
@@ -99,7 +100,7 @@ pub enum RopeScaling {
     },
     /// YaRN (Peng et al. 2023).
     Yarn {
-        /// Context extension.
+        /// Factor by which the context is extended.
         factor: f64,
         /// Context length before scaling.
         original: f64,
@@ -119,8 +120,8 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// When a field is missing, contradictory, misspelt or out of range, or asks for something that is not implemented. The
-    /// message names all of them.
+    /// When a field is missing, contradictory, misspelt or out of range, or asks for something that is
+    /// not implemented. The message names every such field.
     pub fn parse(json: &str) -> Result<Self, ModelError> {
         Self::parse_with(json, &mut Vec::new())
     }
@@ -142,8 +143,9 @@ impl Config {
         }
     }
 
-    /// Positions that a row attends to with as many multiplications as the rest of it takes. Of a layer: weights over
-    /// twice the width of all query heads, for the scores and for the values.
+    /// Positions that a row attends to with as many multiplications as the rest of the row takes. For
+    /// one layer this is the number of weights over twice the width of all query heads: once for the
+    /// scores, once for the values.
     pub fn pairs_per_row(&self) -> u64 {
         let [hidden, inner, queries, keys] = [
             self.hidden_size,

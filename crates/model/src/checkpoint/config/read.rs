@@ -7,7 +7,8 @@ use super::fields::{Bounds, Fields};
 use super::{Config, MAX_SIZE, rope};
 use crate::checkpoint::note::Note;
 
-/// Most layers, heads and values of a head. The largest published models have 128 layers, 128 heads and 256 values.
+/// Upper limits for layers, heads and values of a head. The largest published models have 128 layers,
+/// 128 heads and 256 values.
 const MAX_LAYERS: usize = 4096;
 const MAX_HEADS: usize = 1 << 16;
 const MAX_HEAD_DIM: usize = 1 << 14;
@@ -142,8 +143,8 @@ fn check_activation(fields: &mut Fields<'_>) {
     }
 }
 
-/// Every layer must see the whole context. `layer_types` says it layer by layer; without it, a switch, a width and the first
-/// layer that slides do.
+/// Every layer must see the whole context. `layer_types` gives each layer's window. Without it, a
+/// switch, a width and the first sliding layer do.
 fn check_sliding(architecture: Architecture, fields: &mut Fields<'_>, layers: usize) {
     let switch = fields.flag("use_sliding_window");
     let window = fields.nullable_size("sliding_window", MAX_SIZE);

@@ -1,7 +1,8 @@
 //! Rotary embedding: what config.json says of it.
 //!
-//! Newer libraries write one block, `rope_parameters`; older ones write `rope_theta` and `rope_scaling`. Both are read. Where both are
-//! there, or a value is given in two places, they must say the same: libraries differ in which one they take.
+//! Newer libraries write one block, `rope_parameters`; older ones write `rope_theta` and `rope_scaling`.
+//! Both are read. Where both are present, or a value is given in two places, they must agree: libraries
+//! differ in which one they take.
 
 use beamline_wording::did_you_mean;
 use serde_json::{Map, Value};
@@ -41,11 +42,11 @@ const FINETUNED: &str = "finetuned";
 /// What the fields outside of the block say.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Outside {
-    /// `rope_theta`.
+    /// `rope_theta`: base of the frequencies.
     pub(super) theta: Option<f64>,
-    /// `original_max_position_embeddings`.
+    /// `original_max_position_embeddings`: context length before scaling.
     pub(super) original: Option<usize>,
-    /// `max_position_embeddings`.
+    /// `max_position_embeddings`: longest context of the model.
     pub(super) positions: usize,
 }
 

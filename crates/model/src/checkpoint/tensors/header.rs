@@ -1,7 +1,8 @@
 //! The header of a safetensors file: `u64 header length | JSON header | data`.
 //!
-//! Everything in it is checked before any tensor is touched: its length against the file, every shape multiplied without
-//! overflow, every range inside the data and as long as shape and type say, no gaps or overlaps, no name twice.
+//! Everything in it is checked before any tensor is touched: its length against the file, every shape
+//! multiplied without overflow, every range inside the data and as long as shape and type say. There are
+//! no gaps, no overlaps and no name twice.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -18,8 +19,8 @@ const MAX_HEADER_BYTES: u64 = 8 << 20;
 /// Most dimensions of a tensor.
 const MAX_RANK: usize = 8;
 
-/// A weight file that was opened. It stays open while it is loaded, so that one that takes its name meanwhile is not
-/// read instead.
+/// A weight file that was opened. It stays open while it is loaded, so that a new file under its name is
+/// not read instead.
 #[derive(Debug)]
 pub(super) struct Shard {
     pub(super) name: String,

@@ -28,7 +28,7 @@ use crate::error::ModelError;
 
 const SINGLE: &str = "model.safetensors";
 
-/// One row in so many that is all zeros is worth a note, but not a padding row or two.
+/// A note is due when one row in this number is all zeros. One or two padding rows are not worth it.
 const ZERO_SHARE: usize = 16;
 const LEAST_ZERO_ROWS: usize = 3;
 /// Values of the shortest row that is looked at.
@@ -59,7 +59,8 @@ pub struct Entry {
 }
 
 impl Tensors {
-    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names, and reads them from end to end.
+    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names, and reads
+    /// them from end to end.
     ///
     /// # Errors
     ///
@@ -196,7 +197,8 @@ impl Tensors {
         self.entries.values().map(|entry| entry.values().saturating_mul(4)).max().unwrap_or(0)
     }
 
-    /// Compares all tensors with the expected names and shapes. `optional` names may be present and are ignored.
+    /// Compares all tensors with the expected names and shapes. `optional` names may be present and are
+    /// ignored.
     ///
     /// # Errors
     ///
@@ -231,8 +233,8 @@ impl Tensors {
     ///
     /// # Errors
     ///
-    /// When there is no such tensor, its type is not a float, a value is NaN or infinite, or its bytes are not those that
-    /// the digest was made of.
+    /// When there is no such tensor, its type is not a float, a value is NaN or infinite, or its bytes
+    /// differ from those that were hashed for the digest.
     pub fn load(&self, name: &str) -> Result<Tensor, ModelError> {
         let (entry, shard, seen) = self.values(name)?;
         if !is_weight(entry.dtype) {
@@ -263,8 +265,8 @@ impl Tensors {
         Ok(Some(bytes.as_chunks::<8>().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect()))
     }
 
-    /// What is wrong with the values of tensors that are used: NaN, infinity, and zeros where `trained` says that a trained
-    /// model has others.
+    /// Finds what is wrong with the values of the tensors in use: NaN, infinity, and zeros where
+    /// `trained` says that a trained model has other values.
     pub(super) fn check_values(
         &self,
         used: &BTreeMap<String, Vec<usize>>,
@@ -283,8 +285,8 @@ impl Tensors {
         not_finite.chain((!zeros.is_empty()).then_some(ModelError::Zeros(zeros))).collect()
     }
 
-    /// Notes matrices of which a good part holds nothing but zeros, though `trained` says that a trained model has others
-    /// there. A matrix of zeros alone is an error of [`Self::check_values`].
+    /// Notes matrices of which a good part holds only zeros, though `trained` says that a trained model
+    /// has other values there. A matrix of zeros alone is an error of [`Self::check_values`].
     pub(super) fn note_zero_rows(
         &self,
         used: &BTreeMap<String, Vec<usize>>,
@@ -339,7 +341,8 @@ impl Entry {
         self.values().checked_div(width).unwrap_or(0)
     }
 
-    /// Its place in its file. What has one dimension, or rows of few values, has no rows to look at: zeros are common there.
+    /// Its place in its file. A tensor of one dimension, or of short rows, has no rows to look at: zeros
+    /// are common there.
     fn part(&self) -> Part {
         let width = self.shape.last().copied().unwrap_or(0);
         let has_rows = self.shape.len() > 1 && width >= LEAST_WIDTH;

@@ -1,8 +1,8 @@
 //! Values of tensors: read once for the digest, and again for the model.
 //!
-//! The first pass hashes every byte of a file, and every tensor on its own. When a tensor is loaded, its bytes are hashed
-//! again and compared. So what is computed with is what the digest names, however a file changes meanwhile, and no more
-//! than one tensor is in memory at a time.
+//! The first pass hashes every byte of a file, and every tensor on its own. When a tensor is loaded, its
+//! bytes are hashed again and compared. So the model computes with what the digest names, even if a file
+//! changes meanwhile, and at most one tensor is in memory at a time.
 //!
 //! Nothing is memory mapped: a file that is truncated under a map ends the process.
 
@@ -54,8 +54,8 @@ impl Buffer {
 }
 
 impl Shard {
-    /// Reads all of the file. Gives the sha256 of it and what was seen in each part of the data; the parts follow each
-    /// other.
+    /// Reads the whole file. Returns its sha256 and what was seen in each part of the data. The parts
+    /// follow each other without gaps.
     pub(super) fn read(
         &self,
         parts: &[Part],

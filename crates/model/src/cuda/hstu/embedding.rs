@@ -1,11 +1,12 @@
 //! From ids to rows of the residual stream, on the device or on the host.
 //!
-//! Place in the flow: before the layers. The research variant looks its rows up in tables on the device, where generated tokens are
-//! known and nowhere else. The ranking variants have small networks and many tables around their rows, all of which are known
-//! on the host: it makes the rows there, by the CPU's own code, and copies them.
+//! Place in the flow: before the layers. The research variant looks its rows up in tables on the device,
+//! because only the device knows generated tokens. The ranking variants have small networks and many
+//! tables around their rows, all known on the host. The host makes those rows with the CPU's own code
+//! and copies them.
 //!
-//! Tables are single precision in both cases, so rows are those of the CPU bit for bit (but for networks on the host, whose weights are
-//! bf16).
+//! Tables are single precision in both cases, so rows equal those of the CPU bit for bit. The exception
+//! is the networks on the host, whose weights are bf16.
 
 use std::ops::Range;
 use std::sync::Arc;

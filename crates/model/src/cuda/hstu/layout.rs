@@ -1,17 +1,18 @@
 //! The rows of one step of an HSTU model as its kernels take them.
 //!
-//! Place in the flow: as the decoder's [`Layout`](beamline_compute::cuda::layout::Layout); the CPU's counterpart is
-//! [`HstuBatch`](crate::families::hstu::batch::HstuBatch).
+//! Place in the flow: as the decoder's [`Layout`](beamline_compute::cuda::layout::Layout). The CPU's
+//! counterpart is [`HstuBatch`](crate::families::hstu::batch::HstuBatch).
 //!
 //! ```text
 //! rows    as in every family
-//! items   consecutive context rows of one chunk with all keys that they may see | consecutive branch rows of one request with a part
-//!         of its context
+//! items   consecutive context rows of one chunk with all keys that they may see | consecutive branch
+//!         rows of one request with a part of its context
 //! times   of the positions of each context, and of its query
 //! ```
 //!
-//! A branch row looks at its context in parts that begin at multiples of [`PART_KEYS`]: so what it computes does not depend on how many
-//! rows share its call, and candidates may be ranked a few at a time. A context row looks at all it sees at once.
+//! A branch row attends to its context in parts that begin at multiples of [`PART_KEYS`]. So its result
+//! does not depend on how many rows share its call, and candidates may be ranked a few at a time. A
+//! context row attends to all its keys at once.
 //!
 //! What this must not know: devices, addresses, embeddings.
 
@@ -29,7 +30,7 @@ const PART_KEYS: usize = 512;
 /// Rows of one step, cut into items.
 #[derive(Debug, Default)]
 pub struct HstuLayout {
-    /// Rows.
+    /// Rows of the step.
     pub rows: Rows,
     /// Items of all rows. [`HstuLayout::finish`] moves the results of branch rows behind those of all rows.
     pub items: Tiles<Item>,

@@ -11,7 +11,8 @@
 //! family     all of it as an executor sees it
 //! ```
 //!
-//! Weights are bf16, tables of embeddings and the residual stream single precision. What rounds is what goes into a product.
+//! Weights are bf16; embedding tables and the residual stream are single precision. Only the inputs of
+//! products are rounded.
 
 pub mod embedding;
 mod family;

@@ -1,7 +1,8 @@
 //! An HSTU model in device memory: rows in, final states through the layers, and what makes answers of them.
 //!
-//! Place in the flow: the executor pushes the rows of a plan into a [`Step`] and runs it. The words are those of
-//! [`families::hstu`](crate::families::hstu), whose host parts (checks, tables, ranking heads) are used as they are.
+//! Place in the flow: the executor pushes the rows of a plan into a [`Step`] and runs it. The words are
+//! those of [`families::hstu`](crate::families::hstu), whose host parts (checks, tables, ranking heads)
+//! are used unchanged.
 //!
 //! ```text
 //! retrieval   final state | finish | product with the items of a catalog      -> scores, single precision
@@ -98,8 +99,8 @@ impl DeviceHstu {
     ///
     /// # Errors
     ///
-    /// When tensors are missing, unknown, of the wrong shape or type, hold values that are not finite, or do not fit; or when the
-    /// configuration has what the kernels have not.
+    /// When tensors are missing, unknown, of the wrong shape or type, hold values that are not finite,
+    /// or do not fit; or when the configuration asks for what the kernels lack.
     pub fn load(
         device: &Arc<dyn Device>,
         checkpoint: &Checkpoint<HstuConfig>,
@@ -158,17 +159,17 @@ impl DeviceHstu {
         }
     }
 
-    /// The device.
+    /// Device that holds the weights.
     pub fn device(&self) -> &Arc<dyn Device> {
         &self.device
     }
 
-    /// The configuration.
+    /// Configuration of the checkpoint.
     pub fn config(&self) -> &HstuConfig {
         &self.config
     }
 
-    /// The layers.
+    /// Layers on the device.
     pub fn stack(&self) -> &DeviceStack {
         &self.stack
     }
@@ -217,7 +218,8 @@ impl DeviceHstu {
         Ok(())
     }
 
-    /// Adds candidates of a request whose context is in pages, or in the same step. Says whether the model ranks.
+    /// Adds candidates of a request whose context is in pages or in the same step. Returns whether the
+    /// model ranks.
     pub fn push_candidates(&self, step: &mut Step, request: &Prepared, rows: CandidateRows<'_>) -> bool {
         if !self.embedder.candidates(&self.cpu, request, rows.candidates.clone(), &mut step.embedded) {
             return false;
@@ -251,9 +253,10 @@ impl DeviceHstu {
         Ok(())
     }
 
-    /// Runs a step that is finished: fills in rows of beams, writes keys and values of all rows. `beams` says how rows of beams are filled
-    /// in, given the address of the page tables. Returns where the final states of the wanted rows lie, single precision
-    /// `[wanted, model_dim]`. `arrivals` is nothing, or for each layer what its attention must wait for.
+    /// Runs a finished step: fills in rows of beams, writes keys and values of all rows. `beams` says
+    /// how rows of beams are filled in, given the address of the page tables. Returns the address of the
+    /// final states of the wanted rows: single precision `[wanted, model_dim]`. `arrivals` is empty, or
+    /// names for each layer what its attention must wait for.
     ///
     /// # Errors
     ///
@@ -345,7 +348,8 @@ impl DeviceHstu {
         multiply(&*self.device, product)
     }
 
-    /// Predictions of candidates, `[candidates, names]`, from their final states. Nothing for a model that does not rank.
+    /// Predictions of candidates, `[candidates, names]`, from their final states. `None` for a model
+    /// that does not rank.
     pub fn predict(&self, states: &[f32], request: &Prepared, candidates: Range<usize>) -> Option<Vec<f32>> {
         let Head::Ranking(ranking) = &self.head else { return None };
         ranking.predict(&self.cpu, self.embedder.host()?, states, request, candidates)

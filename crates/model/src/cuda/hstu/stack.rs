@@ -1,7 +1,8 @@
 //! The layers of HSTU in device memory: weights in bf16, and the forward pass as a list of work.
 //!
-//! The equations are those of [`families::hstu::stack`](crate::families::hstu::stack). u, v, q and k are one product; the residual stream is
-//! kept in single precision, so that it is rounded in no layer, and so is what attention finds: the norm behind it takes off the mean.
+//! The equations are those of [`families::hstu::stack`](crate::families::hstu::stack). u, v, q and k are
+//! one product. The residual stream is kept in single precision, so no layer rounds it. So is the
+//! attention's output, because the norm behind it subtracts the mean.
 //!
 //! In the last layer only the wanted rows go past their keys and values.
 //!
@@ -45,7 +46,7 @@ struct Layer {
     output_bias: Option<Memory>,
 }
 
-/// Relative bias.
+/// Relative bias of a layer, by position and by time.
 #[derive(Debug)]
 struct Bias {
     /// By `positions - 1 - distance`.
@@ -63,7 +64,7 @@ pub struct StackArrays {
     pub items: [u64; 2],
     /// The same of the last layer.
     pub final_items: [u64; 2],
-    /// Times.
+    /// Times of the contexts.
     pub times: u64,
 }
 
@@ -184,12 +185,12 @@ impl DeviceStack {
         Ok(Self { device: Arc::clone(device), config: config.clone(), heads, layers })
     }
 
-    /// The constants.
+    /// Constants of the layers.
     pub fn config(&self) -> &StackConfig {
         &self.config
     }
 
-    /// What of it shapes a layout.
+    /// The constants of this stack that shape a layout.
     pub fn shape(&self) -> Shape {
         let [key, value] = self.heads.padded;
         Shape {
@@ -214,9 +215,10 @@ impl DeviceStack {
         self.layers.iter().map(|layer| layer.uvqk.bytes() + layer.output.bytes()).sum()
     }
 
-    /// Runs a step whose rows are in the residual stream at `hidden`, single precision `[rows, model_dim]`: writes keys and values of all
-    /// rows. Returns where the final states of the wanted rows lie, single precision `[wanted, model_dim]`. `arrivals` is nothing, or for each
-    /// layer what its attention must wait for.
+    /// Runs a step whose rows are in the residual stream at `hidden`, single precision
+    /// `[rows, model_dim]`: writes keys and values of all rows. Returns the address of the final states
+    /// of the wanted rows: single precision `[wanted, model_dim]`. `arrivals` is empty, or names for
+    /// each layer what its attention must wait for.
     ///
     /// # Errors
     ///

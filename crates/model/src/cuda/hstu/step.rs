@@ -1,6 +1,7 @@
 //! The rows of a step, and the device memory that it is computed in.
 //!
-//! Place in the flow: the executor fills a [`Step`] through the [model](super::model), which sends it in one piece and runs it.
+//! Place in the flow: the executor fills a [`Step`] through the [model](super::model), which sends it in
+//! one piece and runs it.
 
 use std::sync::Arc;
 
@@ -58,17 +59,18 @@ impl StepMemory {
         })
     }
 
-    /// Room for the residual stream: so many values in single precision.
+    /// Room for the residual stream: this number of values in single precision.
     ///
     /// # Errors
     ///
-    /// When there is not so much.
+    /// When the device has less memory.
     pub fn hidden(&mut self, values: usize) -> Result<u64, DeviceError> {
         self.hidden.at_least(4 * values)
     }
 
-    /// Copies the arrays of a step whose layout is finished. `beams` describes how rows of beams are filled in, given the address of the page
-    /// tables. Returns where the arrays lie, and where actions do.
+    /// Copies the arrays of a step whose layout is finished. `beams` describes how rows of beams are
+    /// filled in, given the address of the page tables. Returns the addresses of the arrays and of the
+    /// actions.
     ///
     /// # Errors
     ///

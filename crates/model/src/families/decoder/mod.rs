@@ -12,12 +12,12 @@
 //!
 //! In the last layer only the rows whose state is wanted go past their keys and values.
 //!
-//! Everything but attention looks at one row at a time. So a large step is cut into groups of rows (`each_group`), each of which
-//! goes from one attention to the next on one thread, while its activations are in that core's cache. A small step is
-//! cut the other way, through the weights.
+//! Everything except attention looks at one row at a time. So a large step is cut into groups of rows
+//! (`each_group`). Each group goes from one attention to the next on one thread, while its activations
+//! are in that core's cache. A small step is cut the other way, through the weights.
 //!
-//! Queries, keys and values of the first layer depend on the token alone, before they are turned to their position:
-//! they are looked up where the table of all tokens is small.
+//! Queries, keys and values of the first layer depend on the token alone, before they are turned to
+//! their position. They are looked up in the table of all tokens where that is small.
 
 mod family;
 mod step;
@@ -48,7 +48,7 @@ use crate::error::ModelError;
 pub struct Decoder {
     config: Config,
     heads: Heads,
-    /// `[vocab_size, hidden_size]`.
+    /// Embedding table, `[vocab_size, hidden_size]`.
     embedding: Vec<f32>,
     layers: Vec<Layer>,
     final_norm: Vec<f32>,
@@ -73,7 +73,8 @@ struct Layer {
 /// Activations of a step, reused from step to step.
 #[derive(Debug, Default)]
 pub struct Workspace {
-    /// The residual stream; after a forward pass only that of the wanted rows, `[wanted, hidden_size]`, not yet normed.
+    /// The residual stream. After a forward pass it holds only that of the wanted rows,
+    /// `[wanted, hidden_size]`, not yet normed.
     pub hidden: Vec<f32>,
     qkv: Vec<f32>,
     attended: Vec<f32>,
@@ -93,8 +94,8 @@ thread_local! {
 }
 
 impl Decoder {
-    /// Checks every tensor of the checkpoint and packs the weights, with rotary tables for `positions` positions. The
-    /// embedding stays in single precision in every format.
+    /// Checks every tensor of the checkpoint and packs the weights, with rotary tables for `positions`
+    /// positions. The embedding stays in single precision in every format.
     ///
     /// # Errors
     ///
@@ -120,7 +121,7 @@ impl Decoder {
         })
     }
 
-    /// The configuration.
+    /// Configuration of the checkpoint.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -145,8 +146,8 @@ impl Decoder {
     }
 
     /// Runs a batch: writes keys and values of its rows, leaves the final states of the wanted rows in
-    /// `workspace.hidden`. `observe` is given the residual stream after the embedding (0) and after each layer (1..),
-    /// for tests that look inside.
+    /// `workspace.hidden`. For tests that look inside, `observe` is given the residual stream after the
+    /// embedding (0) and after each layer (1..).
     pub fn forward(
         &self,
         cpu: &Cpu,
@@ -278,7 +279,8 @@ impl Decoder {
         layer.down.forward(cpu, rows, Output::Add, hidden);
     }
 
-    /// Scores the tokens that follow rows of [`Workspace::hidden`]. `scores` says which are wanted; `rows` is scratch.
+    /// Scores the tokens that follow rows of [`Workspace::hidden`]. `scores` says which tokens are
+    /// wanted; `rows` is scratch.
     pub fn score(&self, cpu: &Cpu, hidden: &[f32], rows: &mut Rows, scores: &mut Scores) {
         rows.pack_normed(cpu, hidden, &self.final_norm, self.config.rms_norm_eps, self.format());
         self.head.score(cpu, rows, scores);
@@ -294,7 +296,8 @@ impl Decoder {
         out
     }
 
-    /// Logits of rows of [`Workspace::hidden`], `[rows, vocab_size]`, padding rows of the vocabulary included.
+    /// Logits of rows of [`Workspace::hidden`], `[rows, vocab_size]`, padding rows of the vocabulary
+    /// included.
     pub fn logits(&self, cpu: &Cpu, hidden: &[f32], out: &mut Vec<f32>) {
         let mut rows = Rows::default();
         rows.pack_normed(cpu, hidden, &self.final_norm, self.config.rms_norm_eps, self.format());
@@ -331,8 +334,8 @@ const ROWS_PER_TASK: usize = 32;
 /// Most values of the table of the first layer's queries, keys and values (32 MiB).
 const FIRST_QKV_VALUES: usize = 8 << 20;
 
-/// Bytes of the table of the first layer's queries, keys and values, beside the weights of the checkpoint; 0 where it would be
-/// too large.
+/// Bytes of the table of the first layer's queries, keys and values, beside the weights of the
+/// checkpoint. It is 0 where the table would be too large.
 pub fn first_layer_table_bytes(config: &Config) -> usize {
     let width = (config.heads + 2 * config.kv_heads).saturating_mul(config.head_dim);
     let values = config.vocab_size.saturating_mul(width);

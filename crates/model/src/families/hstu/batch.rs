@@ -1,7 +1,8 @@
-//! Rows of one step of an HSTU model: already embedded, laid out as any family's, with the times of their contexts.
+//! Rows of one step of an HSTU model: already embedded, laid out as any family's, with the times of
+//! their contexts.
 //!
-//! Place in the flow: [`Hstu`](super::Hstu) embeds the rows of each request of a step into it, one request after the
-//! other; the [`Stack`](super::stack::Stack) runs it.
+//! Place in the flow: [`Hstu`](super::Hstu) embeds the rows of each request of a step into it, one
+//! request after the other; the [`Stack`](super::stack::Stack) runs it.
 //!
 //! Invariant: every row belongs to one sequence, and sequences never share times.
 
@@ -11,7 +12,8 @@ use beamline_compute::cpu::pointwise::{Sequence, Sequences};
 /// Rows of a step. All vectors are reused.
 #[derive(Debug, Default)]
 pub struct HstuBatch {
-    /// Blocks, page tables, destinations, and which rows are wanted. Its tokens are ids, for people to look at.
+    /// Blocks, page tables, destinations, and which rows are wanted. Its tokens are ids, which only
+    /// people read.
     pub layout: Batch,
     /// `[rows, model_dim]`, the rows before the first layer.
     pub embedded: Vec<f32>,
@@ -69,7 +71,7 @@ impl HstuBatch {
         self.sequences.push(Sequence { context_len: context.len, times });
     }
 
-    /// Rows.
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         self.layout.rows()
     }

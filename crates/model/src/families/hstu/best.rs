@@ -1,9 +1,10 @@
 //! The best items so far, for each user, found by several threads at once.
 //!
-//! Place in the flow: whoever scores blocks of items offers them here. Almost all of them are refused by one comparison, with the
-//! score of the worst item that is kept; only what passes that takes a lock.
+//! Place in the flow: the item table scores blocks of items and offers them here. One comparison, with
+//! the score of the worst kept item, refuses almost all of them; only an item that passes takes a lock.
 //!
-//! Invariant: what is kept at the end does not depend on the order of the offers. Better is the higher score, then the smaller item.
+//! Invariant: the items kept at the end do not depend on the order of the offers. Better is the higher
+//! score, then the smaller item.
 //!
 //! What must not be here: where scores come from.
 
@@ -24,7 +25,8 @@ pub(super) struct Best<'a> {
 
 struct User<'a> {
     asked: &'a TopItems<'a>,
-    /// The bits of what an item must score at least. It only rises, so an old value lets too much pass and nothing too little.
+    /// Bits of the least score that an item must have. It only rises, so an old value lets through too
+    /// many items and never too few.
     least: AtomicU32,
     kept: Mutex<BinaryHeap<Worst>>,
 }
@@ -48,7 +50,7 @@ impl Ord for Worst {
 }
 
 impl<'a> Best<'a> {
-    /// Nothing yet.
+    /// A set without items, for what each user asks.
     pub(super) fn new(asked: &'a [TopItems<'a>]) -> Self {
         let user = |asked: &'a TopItems<'a>| {
             let least = if asked.count == 0 { f32::INFINITY } else { f32::NEG_INFINITY };
@@ -76,8 +78,8 @@ impl<'a> Best<'a> {
         self.users[user].offer(item as u32, score);
     }
 
-    /// The score of the worst item that is kept for a user; negative infinity while fewer are kept than were asked for, infinity if
-    /// none were.
+    /// The score of the worst item that is kept for a user. It is negative infinity while fewer items
+    /// are kept than were asked for, and infinity if none were asked for.
     pub(super) fn worst(&self, user: usize) -> f32 {
         self.users[user].least()
     }

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! research   x[i] = (item, with its action) * scale + position[i];  zero where the item is padding
-//! dlrm       x[i] = (content MLP + additional MLP + action MLP, or a contextual slot) * scale + position[p] + time[b]
+//! dlrm       x[i] = (content MLP + additional MLP + action MLP, or a contextual slot) * scale
+//!                   + position[p] + time[b]
 //! nvidia     x[i] = (contextual | item | action) * scale + position[min(i, last)]
 //! ```
 //!
-//! Positions of `dlrm` count back from the end of the history, and its times from the query; so nothing of its context
-//! outlives a request.
+//! Positions of `dlrm` count back from the end of the history, and its times from the query. So its
+//! context serves one request only.
 //!
 //! What must not be here: layers, pages.
 
@@ -185,7 +186,8 @@ impl Embedder {
 /// Rows that are worth a task of their own.
 const ROWS_PER_TASK: usize = 16;
 
-/// Appends `count` rows, each filled in by `row`. Most of the time goes into waiting for the memory of a table: threads share it.
+/// Appends `count` rows; `row` fills in each. Most of the time is spent waiting for the memory of a
+/// table, so threads share the rows.
 fn each_row(
     cpu: &Cpu,
     count: usize,
@@ -289,7 +291,7 @@ pub(crate) struct Dlrm {
     content: Swish,
     additional: Swish,
     action: Swish,
-    /// `[action][dim]`.
+    /// Embeddings of the actions, `[action][dim]`.
     actions: Table,
     target_action: Vec<f32>,
     /// One per contextual slot.

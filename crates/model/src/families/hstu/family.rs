@@ -84,7 +84,7 @@ impl FamilyConfig for HstuConfig {
         Ok(Bytes { page, weights, beside })
     }
 
-    /// What of it is left to the host runs on `cpu`.
+    /// Loads the model on the device. Its host parts run on `cpu`.
     fn load_on_device(
         checkpoint: &Checkpoint<Self>,
         device: &Arc<dyn Device>,

@@ -1,20 +1,22 @@
 //! What one request brings to an HSTU model, checked, and the words that its context is addressed by.
 //!
-//! Place in the flow: whoever answers a request fills in a [`Request`] with row numbers of the model's tables;
-//! [`Hstu::prepare`](super::Hstu::prepare) checks all of it before any work is done and returns a [`Prepared`] one, which the
-//! layers' rows are made from.
+//! Place in the flow: the service fills in a [`Request`] with row numbers of the model's tables.
+//! [`Hstu::prepare`](super::Hstu::prepare) checks all of it before any work is done and returns a
+//! [`Prepared`] one. The rows of the layers are made from that.
 //!
 //! Rows of the context by variant:
 //!
 //! ```text
-//! research   one row per event; where it decodes semantic IDs, one per level of the event's item, all with its action and time
+//! research   one row per event; where it decodes semantic IDs, one per level of the event's item, all
+//!            with its action and time
 //! dlrm       contextual slots, a fixed number | one row per event, its action summed in
 //! nvidia     contextual values, as many as there are | item, action, item, action ..
 //! ```
 //!
-//! Invariants of a prepared request: every id is a row of its table; times do not run backwards among events; the words
-//! of a position hold everything that its keys and values depend on beside the words before it. Where row `i`
-//! is biased by the time of event `i + 1`, that time is in its words: a later event that changes it must not hit.
+//! Invariants of a prepared request: every id is a row of its table; times do not run backwards among
+//! events. The words of a position hold everything that its keys and values depend on, beside the words
+//! before it. Where row `i` is biased by the time of event `i + 1`, that time is in its words: a later
+//! event that changes it must not hit.
 
 use std::ops::Range;
 
@@ -34,11 +36,11 @@ pub struct Events {
     pub items: Vec<u32>,
     /// Ids of the additional features, `[feature][event]`.
     pub additional: Vec<Vec<u32>>,
-    /// Action of each event: a row of the action table, or for `dlrm` the bits of all actions. May be empty, and is ignored,
-    /// where the model has no input for actions.
+    /// Action of each event: a row of the action table, or for `dlrm` the bits of all actions. A model
+    /// without an input for actions ignores it, and it may then be empty.
     pub actions: Vec<u32>,
-    /// Time of each event, in the unit of training (seconds in all published models). May be empty where the model has no
-    /// input for times.
+    /// Time of each event, in the unit of training (seconds in all published models). May be empty where
+    /// the model has no input for times.
     pub times: Vec<i64>,
 }
 
@@ -54,9 +56,10 @@ pub struct Candidates {
 /// What one request brings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
-    /// The history.
+    /// History of the user.
     pub events: Events,
-    /// Values of each contextual feature, in the order of the configuration; fewer than its slots are allowed.
+    /// Values of each contextual feature, in the order of the configuration. A feature may have fewer
+    /// values than slots.
     pub contextual: Vec<Vec<u32>>,
     /// Time of the query: an input of the model where it knows times.
     pub query_time: i64,
@@ -92,9 +95,9 @@ pub enum InputError {
     /// Lists that belong together differ in length.
     #[error("{what}: {got} given, expected {expected}")]
     Count {
-        /// Which list.
+        /// Name of the list.
         what: String,
-        /// Its length.
+        /// Length of the list.
         got: usize,
         /// The length it should have.
         expected: usize,
@@ -102,11 +105,11 @@ pub enum InputError {
     /// An id is no row of its table.
     #[error("{what} {index}: id {id} of a table of {rows} rows")]
     UnknownId {
-        /// Feature.
+        /// Name of the feature.
         what: String,
         /// Which of the list.
         index: usize,
-        /// Id.
+        /// Id that was given.
         id: u32,
         /// Rows of the table.
         rows: usize,
@@ -114,9 +117,9 @@ pub enum InputError {
     /// An event is older than the one before it.
     #[error("event {index} at time {time} follows one at {previous}: times run backwards")]
     TimesRunBackwards {
-        /// Event.
+        /// Index of the event.
         index: usize,
-        /// Its time.
+        /// Time of the event.
         time: i64,
         /// Time of the one before.
         previous: i64,
@@ -127,7 +130,7 @@ pub enum InputError {
     /// A generated row lies beyond the model's positions.
     #[error("position {position} of a model of {most} positions")]
     TooDeep {
-        /// Position.
+        /// Position of the row.
         position: usize,
         /// How many there are.
         most: usize,
@@ -157,7 +160,7 @@ impl Prepared {
         self.context_len
     }
 
-    /// Candidates.
+    /// Number of candidates.
     pub fn candidates(&self) -> usize {
         self.request.candidates.items.len()
     }
@@ -312,7 +315,7 @@ impl HstuConfig {
         }
     }
 
-    /// Where the token stands that has so many ancestors, itself included.
+    /// Position of a token that has this number of ancestors, itself included.
     ///
     /// # Errors
     ///

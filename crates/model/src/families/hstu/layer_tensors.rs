@@ -1,6 +1,7 @@
 //! The tensors of a layer: what they are called in each variant, their shapes, and how they are read.
 //!
-//! Place in the flow: the layers on the CPU and those on a graphics processor are made from a [`LayerTensors`], each in its own format.
+//! Place in the flow: the layers on the CPU and those on a graphics processor are made from a
+//! [`LayerTensors`], each in its own format.
 
 use std::collections::BTreeMap;
 
@@ -147,15 +148,15 @@ pub(crate) struct LayerTensors {
     pub(crate) input_norm: Option<[Tensor; 2]>,
     /// u, v, q and k.
     pub(crate) uvqk: [Tensor; 4],
-    /// The same.
+    /// Biases of u, v, q and k.
     pub(crate) uvqk_bias: Option<[Tensor; 4]>,
     /// Weights of position differences, and of time buckets.
     pub(crate) relative_bias: Option<[Tensor; 2]>,
     /// Weight and bias.
     pub(crate) output_norm: Option<[Tensor; 2]>,
-    /// Output projection.
+    /// Weight of the output projection.
     pub(crate) output: Tensor,
-    /// Its bias.
+    /// Bias of the output projection.
     pub(crate) output_bias: Option<Tensor>,
 }
 

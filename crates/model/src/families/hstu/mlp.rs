@@ -183,7 +183,8 @@ fn activate(activation: Activation, x: f32) -> f32 {
     }
 }
 
-/// The error function by a series whose terms are all of one sign; 1 beyond 6, where single precision knows no difference.
+/// The error function by a series whose terms all have one sign. It is 1 beyond 6, where single
+/// precision shows no difference.
 fn erf(x: f64) -> f64 {
     if x.abs() > 6.0 {
         return x.signum();

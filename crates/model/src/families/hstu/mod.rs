@@ -16,17 +16,19 @@
 //! mlp        what the ranking variants have around the layers
 //! ```
 //!
-//! The way of a request: [`Hstu::prepare`] checks it; [`Hstu::push_context`] adds rows of its context to a step, all
-//! at once or a part at a time; [`Hstu::push_candidates`] or [`Hstu::push_tokens`] adds branch rows; [`Hstu::forward`] runs the
-//! step and leaves the wanted final states; what [`Hstu::task`] names makes answers of them.
+//! The way of a request: [`Hstu::prepare`] checks it. [`Hstu::push_context`] adds rows of its context to
+//! a step, all at once or a part at a time; [`Hstu::push_candidates`] or [`Hstu::push_tokens`] adds
+//! branch rows. [`Hstu::forward`] runs the step and leaves the wanted final states. [`Hstu::task`] names
+//! what makes answers of them.
 //!
 //! # Branch rows
 //!
-//! A *candidate* sees the whole context and itself, never another candidate, and has no position of its own. So candidates may be
-//! scored a few at a time, in any order: each prediction is the same bit for bit.
+//! A *candidate* sees the whole context and itself, never another candidate, and has no position of its
+//! own. So candidates may be scored a few at a time, in any order: each prediction is the same bit for
+//! bit.
 //!
-//! A *generated token* (token head) stands where the sequence would go on. With n context rows, the token generated at
-//! step d = 0, 1, .. of a beam is row n + d:
+//! A *generated token* (token head) stands where the sequence would go on. With n context rows, the
+//! token generated at step d = 0, 1, .. of a beam is row n + d:
 //!
 //! ```text
 //! input      (item[token], with the action `input.actions.generated`) * scale + position[n + d]
@@ -37,13 +39,13 @@
 //! logits     logit_scale * normalization(state) . head[token]
 //! ```
 //!
-//! This is what the full forward pass over `context | tokens` computes when the tokens carry the time of the query, which
-//! is how a training sequence looks at its target.
+//! The full forward pass over `context | tokens` computes the same when the tokens carry the time of the
+//! query, which is how a training sequence looks at its target.
 //!
 //! # Reuse
 //!
-//! [`Hstu::reuse`] follows from the constants, not from the name of the variant: whether positions count from the end,
-//! whether a mask depends on the length, whether a bias takes the time of the next event.
+//! [`Hstu::reuse`] follows from the constants, not from the name of the variant: whether positions count
+//! from the end, whether a mask depends on the length, whether a bias takes the time of the next event.
 
 pub mod batch;
 mod best;
@@ -132,8 +134,8 @@ pub fn expected_tensors(config: &HstuConfig) -> BTreeMap<String, Vec<usize>> {
     expected
 }
 
-/// Names of tensors that a checkpoint may have: buffers that say what the configuration says. Those of dlrm are compared
-/// with it where they are used.
+/// Names of tensors that a checkpoint may have: buffers that repeat the configuration. Those of dlrm are
+/// compared with it where they are used.
 pub fn optional_tensors(config: &HstuConfig) -> Vec<&'static str> {
     match config.variant.variant() {
         config::Variant::Research => vec![ATTENTION_MASK],
@@ -164,8 +166,8 @@ impl Hstu {
         Checkpoint::open_as(directory)
     }
 
-    /// Checks every tensor of the checkpoint and packs the weights. Embedding tables stay in single precision in every format;
-    /// the items to retrieve from are packed in it.
+    /// Checks every tensor of the checkpoint and packs the weights. Embedding tables stay in single
+    /// precision in every format; the items to retrieve from are packed in it.
     ///
     /// # Errors
     ///
@@ -207,12 +209,12 @@ impl Hstu {
         Ok(Self { config, embedder, stack, task })
     }
 
-    /// The configuration.
+    /// Configuration of the checkpoint.
     pub fn config(&self) -> &HstuConfig {
         &self.config
     }
 
-    /// The layers.
+    /// Layers of the model.
     pub fn stack(&self) -> &Stack {
         &self.stack
     }
@@ -338,7 +340,8 @@ impl Hstu {
         self.stack.forward(cpu, batch, pages, workspace, observe);
     }
 
-    /// Predictions of candidates, `[candidates, names]`, from their final states. Nothing for a model that does not rank.
+    /// Predictions of candidates, `[candidates, names]`, from their final states. `None` for a model
+    /// that does not rank.
     pub fn predict(
         &self,
         cpu: &Cpu,
@@ -382,7 +385,8 @@ impl HstuConfig {
         if backward { ReuseClass::WithinRequest } else { self.stack.reuse() }
     }
 
-    /// Whether a context may be computed in parts. Contextual rows see the rows after them, so theirs may not.
+    /// Whether a context may be computed in parts. Contextual rows see the rows after them, so theirs
+    /// may not.
     pub fn context_shape(&self) -> ContextShape {
         if self.stack.mask.contextual_len > 0 { ContextShape::Whole } else { ContextShape::Causal }
     }

@@ -1,11 +1,13 @@
 //! From the final states of candidates to predictions: the heads of the ranking variants.
 //!
 //! ```text
-//! dlrm     user = postprocessor(state);  item = MLP(the candidate's embeddings);  prediction = MLP(user * item)
+//! dlrm     user = postprocessor(state);  item = MLP(the candidate's embeddings)
+//!          prediction = MLP(user * item)
 //! nvidia   prediction = MLP(state / |state|)
 //! ```
 //!
-//! A prediction depends on the candidate's own state alone, so the number of candidates in a call changes nothing.
+//! A prediction depends on the candidate's own state alone, so the number of candidates in a call
+//! changes nothing.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -109,8 +111,8 @@ impl Ranking {
 }
 
 impl HstuConfig {
-    /// Names of the predictions of a candidate: its tasks, or `task.class` for the classes of a single one. None where the model does
-    /// not rank.
+    /// Names of the predictions of a candidate: its tasks, or `task.class` for the classes of a single
+    /// one. Empty where the model does not rank.
     pub fn prediction_names(&self) -> Vec<String> {
         match &self.variant {
             VariantConfig::Research(..) => Vec::new(),
@@ -327,8 +329,8 @@ impl DlrmRanking {
     }
 }
 
-/// Time of the day or week as a point on a circle. In single precision throughout, as trained: a time in seconds
-/// is rounded to a minute or two by it.
+/// Time of the day or week as a point on a circle. It is computed in single precision throughout, as
+/// trained, which rounds a time in seconds to a minute or two.
 fn time_features(time: i64, (period, units): (u32, u32), cycle: f32) -> [f32; 2] {
     let units = units as f32;
     let unit = (time as f32 / period as f32).floor().rem_euclid(units);

@@ -1,10 +1,11 @@
 //! From final states to what is asked of the research variant: the best items, or logits of tokens.
 //!
-//! Retrieval is exact: the inner product of the user's vector with every item's, each of unit length, and the best of those
-//! that a filter allows. The items are packed once, at load, into blocks; a block's scores are looked through as soon
-//! as they are there, so no more than a block of them exists per thread. Reading all items from memory is most of the work
-//! for one user, so where few are asked for, a [`Sieve`] first says which panels of items can matter. Ties go to the smaller item. "Exact" is with respect
-//! to the weight format: bf16 and q8_0 round the items and the user.
+//! Retrieval is exact: the inner product of the user's vector with every item's, each of unit length,
+//! and the best of those that a filter allows. The items are packed once, at load, into blocks. A
+//! block's scores are looked through as soon as they are there, so at most one block of them exists per
+//! thread. Reading all items from memory is most of the work for one user. So where few items are asked
+//! for, a [`Sieve`] first says which panels of items can matter. Ties go to the smaller item. "Exact" is
+//! with respect to the weight format: bf16 and q8_0 round the items and the user.
 //!
 //! What must not be here: how the states came about, what an item is called.
 
@@ -45,20 +46,21 @@ pub(super) fn normalize(cpu: &Cpu, normalization: Normalization, states: &mut [f
 pub struct Scored {
     /// Row of the item table: its id.
     pub item: u32,
-    /// Inner product.
+    /// Inner product with the user's vector.
     pub score: f32,
 }
 
 /// What one user asks for.
 #[derive(Clone, Copy)]
 pub struct TopItems<'a> {
-    /// How many.
+    /// Number of items to return.
     pub count: usize,
     /// Whether an item may be returned. Asked for few items only, and of those that would be.
     pub allowed: &'a (dyn Fn(u32) -> bool + Sync),
 }
 
-/// A user's vector, or its length, is not finite: nothing can be said of any item. Other users of the call are answered.
+/// A user's vector, or its length, is not finite, so no item can be scored. Other users of the call are
+/// answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the user's vector is not finite")]
 pub struct UserNotFinite;
@@ -75,8 +77,8 @@ pub struct ItemTable {
 }
 
 impl ItemTable {
-    /// Normalises and packs rows `[items, width]`, dividing each by its length or by `least` if that is more. Items before
-    /// `first` are never returned.
+    /// Normalises and packs rows `[items, width]`, dividing each by its length or by `least` if that is
+    /// more. Items before `first` are never returned.
     ///
     /// # Errors
     ///
@@ -216,7 +218,7 @@ impl Retrieval {
         normalize(cpu, self.normalization, states, self.items.width);
     }
 
-    /// The items.
+    /// Table of the items.
     pub fn items(&self) -> &ItemTable {
         &self.items
     }
@@ -231,7 +233,8 @@ pub struct TokenHead {
 }
 
 impl TokenHead {
-    /// Scores the tokens that follow final states `[rows, width]`. `scores` says which are wanted; `rows` is scratch.
+    /// Scores the tokens that follow final states `[rows, width]`. `scores` says which tokens are
+    /// wanted; `rows` is scratch.
     pub fn score(&self, cpu: &Cpu, states: &[f32], rows: &mut Rows, scores: &mut Scores) {
         self.pack(cpu, states, rows);
         self.head.score(cpu, rows, scores);

@@ -1,6 +1,7 @@
 //! Which items can be among the best for a user, told from a copy of the items in 8-bit integers.
 //!
-//! Place in the flow: [`ItemTable`](super::retrieval::ItemTable) computes exact scores only of the panels that pass here.
+//! Place in the flow: [`ItemTable`](super::retrieval::ItemTable) computes exact scores only of the
+//! panels that pass here.
 //!
 //! With u, i the vectors of a user and an item, and u', i' their quantised forms (Cauchy-Schwarz):
 //!
@@ -8,10 +9,11 @@
 //! |<u, i> - <u', i'>|  <=  |u| |i - i'|  +  |u - u'| |i'|
 //! ```
 //!
-//! The lengths on the right are known, so a product of the copy tells the exact score up to a margin, to which rounding in
-//! single precision is added. Of the allowed items, the `count` best of the copy score at least the worst of them less
-//! the margin; what cannot reach that, margin added, is not among the best. The copy is about a quarter of the table, and
-//! reading the table from memory is what takes the time.
+//! The lengths on the right are known, so a product of the copy gives the exact score up to a margin.
+//! Rounding in single precision is added to the margin. Of the allowed items, the `count` best of the
+//! copy score at least the worst of them less the margin. An item that cannot reach that, margin added,
+//! is not among the best. The copy is about a quarter of the table, and reading the table from memory is
+//! what takes the time.
 //!
 //! Invariant: no item of the exact answer is ever held back. So the answer does not depend on the sieve.
 
@@ -24,11 +26,12 @@ use super::best::{Best, CHUNK};
 use super::retrieval::{BLOCK, TopItems};
 use crate::error::ModelError;
 
-/// Panels of the table for each item asked for, from which on the sieve pays: some times as many items pass as are asked for, each
-/// in a panel of its own.
+/// Panels of the table for each item asked for, from which on the sieve pays. Several times as many
+/// items pass as are asked for, each in a panel of its own.
 const PANELS_PER_ITEM: usize = 8;
 
-/// Scores of the copy that are kept, at most (256 MiB). With more users than that, one pass over the table serves them all.
+/// Most scores of the copy that are kept (256 MiB). With more users than that, one pass over the table
+/// serves them all.
 const MOST_SCORES: usize = 64 << 20;
 
 /// A copy of the items.
@@ -62,12 +65,12 @@ impl Block {
     }
 }
 
-/// Euclidean length.
+/// Euclidean length of a vector.
 fn length(x: &[f32]) -> f64 {
     x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
 }
 
-/// What passed.
+/// Scores of the copy, and what passes of them.
 pub(super) struct Passed {
     /// Block by block `[users, items of the block]`: scores of the copy.
     scores: Vec<f32>,
@@ -110,8 +113,8 @@ impl Sieve {
         wanted.saturating_mul(PANELS_PER_ITEM) <= items / CHUNK && kept <= MOST_SCORES
     }
 
-    /// Lets pass what can be among the best for users `[users, width]`. `first` is the item that the table begins with. Nothing
-    /// is said if a user's vector is not finite.
+    /// Lets pass what can be among the best for users `[users, width]`. `first` is the item that the
+    /// table begins with. `None` if a user's vector is not finite.
     pub(super) fn pass(
         &self,
         cpu: &Cpu,
@@ -142,12 +145,14 @@ impl Sieve {
         Some(Passed { least: least.collect(), scores, users: count })
     }
 
-    /// `[block][user]`: most by which a score of the copy is wrong, rounding included. None if that is not finite.
+    /// `[block][user]`: most by which a score of the copy is wrong, rounding included. `None` if that is
+    /// not finite.
     fn margins(&self, users: &[f32]) -> Option<Vec<f32>> {
         let users: Vec<_> =
             users.chunks_exact(self.width).map(|u| (length(u), quantization_error(u))).collect();
-        // Each of both sums has a rounding error of at most (terms + a few) * 2^-24 times the sum of magnitudes, which is at most the
-        // product of the lengths; so has what is done with the margin. Twice that, to be safe.
+        // Each of both sums has a rounding error of at most (terms + a few) * 2^-24 times the sum of
+        // magnitudes, which is at most the product of the lengths. The arithmetic with the margin has
+        // the same. Twice that, to be safe.
         let rounding = (self.width + 16) as f64 * 2f64.powi(-22);
         let margin = |block: &Block, &(length, error): &(f64, f64)| {
             let (most, errors) = (block.length + block.error, length + error);

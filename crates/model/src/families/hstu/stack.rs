@@ -6,8 +6,8 @@
 //! x          = (x +) parts(u, a, norm(a)) Wo (+ bo)        parts: u * n, [u, a, u * n] or [u, n, u * n]
 //! ```
 //!
-//! In the last layer only the rows whose state is wanted have a u and a q, and go past their keys and values. So columns are
-//! put in the order u, q, v, k when a layer is loaded.
+//! In the last layer only the rows whose state is wanted have a u and a q; the others need keys and
+//! values alone. So columns are put in the order u, q, v, k when a layer is loaded.
 //!
 //! What must not be here: where the rows come from, what becomes of the final states.
 
@@ -102,7 +102,7 @@ impl Stack {
         Ok(Self { config: config.clone(), shape, mask: config.mask.into(), layers })
     }
 
-    /// The constants.
+    /// Constants of the layers.
     pub fn config(&self) -> &StackConfig {
         &self.config
     }
@@ -132,8 +132,8 @@ impl Stack {
     }
 
     /// Runs a batch: writes keys and values of its rows, leaves the final states of the wanted rows in
-    /// `workspace.hidden`. `observe` is given the residual stream before the layers (0) and after each (1..), for tests
-    /// that look inside.
+    /// `workspace.hidden`. For tests that look inside, `observe` is given the residual stream before the
+    /// layers (0) and after each (1..).
     pub fn forward(
         &self,
         cpu: &Cpu,
@@ -227,7 +227,8 @@ impl Stack {
         if last { config.values() + config.keys()..config.uvqk() } else { 0..config.uvqk() }
     }
 
-    /// From the residual stream to these columns of u, q, v and k. What the others hold afterwards is not to be read.
+    /// Projects the residual stream to these columns of u, q, v and k. The other columns must not be
+    /// read afterwards.
     fn project(
         &self,
         cpu: &Cpu,

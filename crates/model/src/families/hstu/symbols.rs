@@ -1,4 +1,5 @@
-//! What the semantic IDs of a catalog are to an HSTU model: rows of its item table, or codes that are its tokens.
+//! How an HSTU model reads the semantic IDs of a catalog: as rows of its item table, or as codes that
+//! are its tokens.
 //!
 //! Invariant: a symbol is a row or a token that the model has.
 

@@ -1,7 +1,8 @@
 //! The rows of one step of a T5, laid out for its forward pass.
 //!
-//! Place in the flow: the executor fills a batch from a plan; [`T5`](super::T5) runs it. A context has two kinds of rows: those of
-//! the encoder, and the row that the decoder starts with. Its pages hold both:
+//! Place in the flow: the executor fills a batch from a plan; [`T5`](super::T5) runs it. A context has
+//! two kinds of rows: those of the encoder, and the row that the decoder starts with. Its pages hold
+//! both:
 //!
 //! ```text
 //! position 0 .. n - 1   of encoder row i: key and value of the cross-attention of every decoder layer
@@ -9,8 +10,9 @@
 //! branch rows           of the beams: the same as of the start row
 //! ```
 //!
-//! Invariants: every page that a step writes is written by one request and read by no other request of that step
-//! ([`T5Batch::check_writes`]); the decoder's rows of a block are consecutive; contexts are whole.
+//! Invariants: every page that a step writes is written by one request and read by no other request of
+//! that step ([`T5Batch::check_writes`]); the decoder's rows of a block are consecutive; contexts are
+//! whole.
 
 use std::ops::Range;
 
@@ -56,7 +58,8 @@ pub struct WholeContext<'a> {
     pub owner: u32,
     /// Tokens of the encoder, at least one, and the one that the decoder starts with.
     pub tokens: &'a [u32],
-    /// Whether all positions lie in pages already: then only the start row is computed, and nothing is written.
+    /// Whether all positions lie in pages already: then only the start row is computed, and nothing is
+    /// written.
     pub cached: bool,
     /// Context pages from position 0 on.
     pub pages: &'a [PageId],
@@ -192,8 +195,8 @@ impl T5Batch {
         start..self.pages.len()
     }
 
-    /// Checks that no page is written by one request and touched by another in this step ([`PageUses::check`]), and no
-    /// place in it twice. A forward pass demands it.
+    /// Checks that no page is written by one request and touched by another in this step
+    /// ([`PageUses::check`]), and no place in it twice. A forward pass requires this check.
     ///
     /// # Errors
     ///

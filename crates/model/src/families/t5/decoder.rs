@@ -1,16 +1,19 @@
-//! The decoder: pre-norm blocks of self-attention, cross-attention to what was encoded, and a feed-forward layer.
+//! The decoder: pre-norm blocks of self-attention, cross-attention to the encoder's output, and a
+//! feed-forward layer.
 //!
 //! ```text
 //! x = embedding[token]
-//! every block:  q, k, v = norm(x) Wqkv;  x += attention(q, k, v of the start row, ancestors and itself; bias) Wo
+//! every block:  q, k, v = norm(x) Wqkv
+//!               x += attention(q, k, v of the start row, ancestors and itself; bias) Wo
 //!               q = norm(x) Wq;          x += attention(q, encoded Wk, encoded Wv) Wo
 //!               x += feed forward(norm(x))
 //! ```
 //!
-//! Place in the flow: after the encoder, on the start rows and beams of all requests of a step together. Keys and values of both
-//! attentions lie in pages ([`batch`](super::batch)).
+//! Place in the flow: after the encoder, on the start rows and beams of all requests of a step together.
+//! Keys and values of both attentions lie in pages ([`batch`](super::batch)).
 //!
-//! Invariant: everything but attention looks at one row at a time; attention reads the pages of the row's own request.
+//! Invariant: everything except attention looks at one row at a time; attention reads the pages of the
+//! row's own request.
 
 use std::cell::RefCell;
 
@@ -96,8 +99,8 @@ impl Decoder {
         self.heads.query * self.heads.dim
     }
 
-    /// Writes the cross-attention's keys and values of what was encoded, `[rows, d_model]`, for all blocks. `beat` is called
-    /// once per block.
+    /// Writes the cross-attention's keys and values of the encoder's output, `[rows, d_model]`, for all
+    /// blocks. `beat` is called once per block.
     pub(super) fn store_encoded(
         &self,
         cpu: &Cpu,
@@ -126,8 +129,8 @@ impl Decoder {
         }
     }
 
-    /// Runs the decoder's rows of a batch, embedded by `embed`, over pages in which what was encoded lies; leaves their
-    /// states in `workspace.hidden`. `beat` is called once per block.
+    /// Runs the decoder's rows of a batch, embedded by `embed`, over pages that hold the encoder's
+    /// output. Leaves their states in `workspace.hidden`. `beat` is called once per block.
     pub(super) fn decode(
         &self,
         cpu: &Cpu,
@@ -196,8 +199,8 @@ impl Decoder {
         writes.write(cpu, NewRows { rows: qkv, width: 3 * inner, keys: inner, values: 2 * inner });
     }
 
-    /// Queries of a block's cross-attention, to the columns of queries in `qkv`. [`attend`] divides by the root of a
-    /// head's width, which T5 does not, so they are multiplied by it.
+    /// Queries of a block's cross-attention, to the columns of queries in `qkv`. [`attend`] divides by
+    /// the root of a head's width and T5 does not, so they are multiplied by it.
     fn ask(&self, cpu: &Cpu, block: &Block, hidden: &[f32], qkv: &mut [f32], scratch: &mut GroupScratch) {
         let GroupScratch { layer, query } = scratch;
         let (inner, root) = (self.inner(), (self.heads.dim as f32).sqrt());

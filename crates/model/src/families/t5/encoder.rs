@@ -7,11 +7,11 @@
 //! encoded = norm(x)
 //! ```
 //!
-//! Place in the flow: a step encodes the contexts that are not cached, all together; what it finds becomes keys and values of the
-//! decoder's cross-attention, and is forgotten.
+//! Place in the flow: a step encodes the contexts that are not cached, all together. The output becomes
+//! keys and values of the decoder's cross-attention, and is then forgotten.
 //!
-//! Invariant: all rows of a request are there. Everything but attention looks at one row at a time, so the rows of different requests
-//! share products and nothing else.
+//! Invariant: all rows of a request are present. Everything except attention looks at one row at a time,
+//! so the rows of different requests share products and nothing else.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -83,8 +83,9 @@ impl Encoder {
         })
     }
 
-    /// Encodes the rows of some requests, embedded by `embed`, and leaves what it finds in `workspace.hidden`. Each of
-    /// `sequences` is the rows of one request. `beat` is called once per block.
+    /// Encodes the rows of some requests, embedded by `embed`, and leaves the output in
+    /// `workspace.hidden`. Each of `sequences` is the rows of one request. `beat` is called once per
+    /// block.
     pub(super) fn encode(
         &self,
         cpu: &Cpu,

@@ -1,4 +1,5 @@
-//! Family `t5`: encoder-decoders of semantic IDs (TIGER, LETTER, GRID), as `T5ForConditionalGeneration` (Raffel et al. 2020).
+//! Family `t5`: encoder-decoders of semantic IDs (TIGER, LETTER, GRID), as `T5ForConditionalGeneration`
+//! (Raffel et al. 2020).
 //!
 //! ```text
 //! config              config.json
@@ -11,8 +12,9 @@
 //! family              facts, memory and loading, for the rest of the system
 //! ```
 //!
-//! A context goes through the encoder as a whole; then a row of the decoder starts, and beams follow it. Norms are
-//! root-mean-square norms, attention does not divide by a root, and positions are known by relative biases alone.
+//! A context goes through the encoder as a whole; then a row of the decoder starts, and beams follow it.
+//! Norms are root-mean-square norms, attention does not divide by a root, and positions enter by
+//! relative biases alone.
 
 pub mod batch;
 pub mod config;
@@ -42,7 +44,7 @@ use crate::error::ModelError;
 #[derive(Debug)]
 pub struct T5 {
     config: T5Config,
-    /// `[vocab_size, d_model]`.
+    /// Embedding table, `[vocab_size, d_model]`.
     embedding: Vec<f32>,
     encoder: Encoder,
     decoder: Decoder,
@@ -72,8 +74,8 @@ impl Workspace {
 }
 
 impl T5 {
-    /// Checks every tensor of the checkpoint and packs the weights. Embedding, norms and biases stay in single precision in
-    /// every format.
+    /// Checks every tensor of the checkpoint and packs the weights. Embedding, norms and biases stay in
+    /// single precision in every format.
     ///
     /// # Errors
     ///
@@ -96,7 +98,7 @@ impl T5 {
         })
     }
 
-    /// The configuration.
+    /// Configuration of the checkpoint.
     pub fn config(&self) -> &T5Config {
         &self.config
     }
@@ -122,8 +124,9 @@ impl T5 {
         Ok(PageStore::new(self.config.page_shape(format), pages)?)
     }
 
-    /// Runs a batch, whose tokens are in the vocabulary and whose writes were checked: encodes contexts, writes keys and
-    /// values, leaves the states of the decoder's rows in `workspace`. `beat` is called at least once per block.
+    /// Runs a batch, whose tokens are in the vocabulary and whose writes were checked. Encodes contexts,
+    /// writes keys and values, and leaves the states of the decoder's rows in `workspace`. `beat` is
+    /// called at least once per block.
     pub fn forward(
         &self,
         cpu: &Cpu,
@@ -147,7 +150,8 @@ impl T5 {
         }
     }
 
-    /// Scores the tokens that follow rows of [`Workspace::hidden`]. `scores` says which are wanted; `rows` is scratch.
+    /// Scores the tokens that follow rows of [`Workspace::hidden`]. `scores` says which tokens are
+    /// wanted; `rows` is scratch.
     pub fn score(&self, cpu: &Cpu, hidden: &[f32], rows: &mut Rows, scores: &mut Scores) {
         rows.pack_normed(cpu, hidden, &self.head_norm, self.config.layer_norm_epsilon, self.format());
         self.head.score(cpu, rows, scores);
@@ -163,7 +167,8 @@ impl T5 {
         out
     }
 
-    /// Logits of rows of [`Workspace::hidden`], `[rows, vocab_size]`, padding rows of the vocabulary included.
+    /// Logits of rows of [`Workspace::hidden`], `[rows, vocab_size]`, padding rows of the vocabulary
+    /// included.
     pub fn logits(&self, cpu: &Cpu, hidden: &[f32], out: &mut Vec<f32>) {
         let mut rows = Rows::default();
         rows.pack_normed(cpu, hidden, &self.head_norm, self.config.layer_norm_epsilon, self.format());

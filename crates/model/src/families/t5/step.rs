@@ -1,7 +1,7 @@
 //! Rows of an encoder-decoder in a step on the CPU.
 //!
-//! The tokens of a context are those of the encoder and one more, the row that the decoder starts with; the context
-//! comes whole, in one chunk:
+//! The tokens of a context are those of the encoder and one more, the row that the decoder starts with;
+//! the context comes whole, in one chunk:
 //!
 //! ```text
 //! positions 0..n + 1, nothing cached     the encoder, keys and values of cross-attention, the start row

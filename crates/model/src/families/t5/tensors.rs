@@ -1,9 +1,10 @@
 //! What the files of a T5 hold: names as transformers saves them, and copies of the embedding.
 //!
-//! Place in the flow: the headers are compared with these names and shapes before anything is loaded; the memory that the
-//! weights will take is known from them alone.
+//! Place in the flow: the headers are compared with these names and shapes before anything is loaded.
+//! The memory that the weights will take follows from them alone.
 //!
-//! Invariant: a copy of the embedding is the embedding, or the checkpoint is refused: libraries differ in which one they take.
+//! Invariant: a checkpoint is refused where a copy of the embedding differs from it: libraries differ in
+//! which one they take.
 
 use std::collections::BTreeMap;
 
@@ -140,7 +141,8 @@ fn add_block(config: &T5Config, stack: Stack, block: usize, expected: &mut BTree
 /// Bytes of the weights once they are loaded: an upper bound, from the configuration alone.
 pub fn memory(config: &T5Config, format: WeightFormat) -> usize {
     let embedding = config.vocab_size.saturating_mul(config.d_model).saturating_mul(4);
-    // Matrices are packed in panels, and their inputs in blocks of as many at most; the last of each may be half empty.
+    // Matrices are packed in panels, and their inputs in blocks that are no larger. The last of each may
+    // be half empty.
     let packed = |shape: &[usize]| {
         let sides = shape.iter().map(|side| side.next_multiple_of(PANEL));
         let values = sides.fold(1_usize, usize::saturating_mul);

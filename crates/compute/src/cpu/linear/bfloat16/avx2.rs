@@ -1,7 +1,7 @@
 //! The kernel for AVX2: words are widened in registers, once for all rows of a tile.
 //!
-//! As in single precision, but words and what is made of them need registers too: so one or two rows meet a whole panel,
-//! and at most five rows meet half of it.
+//! As in single precision, except that packed words and their widened halves need registers too. So one
+//! or two rows meet a whole panel, and at most five rows meet half of it.
 
 use std::arch::x86_64::{
     __m256i, _mm256_and_si256, _mm256_castsi256_ps, _mm256_loadu_si256, _mm256_set1_epi32, _mm256_setzero_ps,

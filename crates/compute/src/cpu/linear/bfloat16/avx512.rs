@@ -9,7 +9,7 @@ use super::PANEL;
 use crate::cpu::linear::for_height;
 use crate::cpu::linear::registers::avx512::{store, zero};
 
-/// With `vdpbf16ps`.
+/// Products of a tile and a panel with `vdpbf16ps`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub(super) fn multiply_pairs(tile: &[u32], panel: &[u32], sums: &mut [[f32; PANEL]]) {
     for_height!(sums.len(), run_pairs, tile, panel, sums)

@@ -1,7 +1,8 @@
 //! The kernel for AVX2: products of numbers of 16 bits, and sums of two per lane.
 //!
-//! Even and odd codes are taken apart in registers, once for all rows. The sums of a block stay in registers; the
-//! floating-point sums, to which they are added once in 32 inputs, stay in the nearest cache.
+//! Even and odd codes are separated in registers, once for all rows. The sums of a block stay in
+//! registers. Once in 32 inputs they are added to the floating-point sums, which stay in the nearest
+//! cache.
 
 use std::arch::x86_64::{
     __m256i, _mm256_add_epi32, _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_fmadd_ps, _mm256_loadu_ps,

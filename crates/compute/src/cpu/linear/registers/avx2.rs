@@ -44,7 +44,8 @@ pub(in crate::cpu::linear) fn store<const C: usize, const FIRST: usize>(
 
 /// Adds the products of one input of each row and its weights.
 ///
-/// Of inputs and weights, the fewer stay in registers while the others come one by one: so they and the sums fit into 16.
+/// Of inputs and weights, the fewer stay in registers while the others come one by one: so they and the
+/// sums fit into 16.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 pub(in crate::cpu::linear) fn add_products<const H: usize, const C: usize>(

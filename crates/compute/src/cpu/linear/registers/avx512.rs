@@ -7,7 +7,7 @@ use crate::cpu::tile::PANEL;
 /// A row of a panel.
 pub(in crate::cpu::linear) type Pair = [__m512; 2];
 
-/// Zeros.
+/// Two registers of zeros.
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub(in crate::cpu::linear) fn zero() -> Pair {

@@ -1,8 +1,8 @@
 //! The kernel for AVX2, spelled out: left to itself, the compiler shuffles rows into registers and spills.
 //!
-//! There are 16 registers of 8 values, two multiply-adds begin in each cycle, and each takes four or five cycles: so ten or
-//! more sums must be in progress. Up to three rows meet a whole panel at once; more rows meet one half of it after the
-//! other, which leaves registers for six rows.
+//! There are 16 registers of 8 values. Two multiply-adds begin in each cycle, and each takes four or
+//! five cycles: so ten or more sums must be in progress. Up to three rows meet a whole panel at once.
+//! More rows meet one half of it after the other, which leaves registers for six rows.
 
 use std::arch::x86_64::_mm256_setzero_ps;
 

@@ -1,5 +1,5 @@
-//! The kernel for AVX-512, spelled out: left to itself, the compiler vectorises some heights along the rows, with gathers,
-//! thirty times slower.
+//! The kernel for AVX-512, with explicit instructions. On its own, the compiler vectorises some heights
+//! along the rows, with gathers, thirty times slower.
 
 use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_set1_ps};
 

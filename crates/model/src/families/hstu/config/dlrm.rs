@@ -9,7 +9,7 @@ use super::{ContextualConfig, Direction, PositionConfig, TableConfig};
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FeatureConfig {
-    /// Name.
+    /// Name of the feature.
     pub name: String,
     /// Table its ids are rows of.
     pub table: String,
@@ -21,7 +21,7 @@ pub struct FeatureConfig {
 pub struct DlrmInput {
     /// Width of every table, E.
     pub embedding_dim: usize,
-    /// Tables.
+    /// Embedding tables of all features.
     pub tables: Vec<TableConfig>,
     /// Features of events and candidates: the first is the item itself, the others are its additional ones.
     pub features: Vec<FeatureConfig>,
@@ -35,9 +35,9 @@ pub struct DlrmInput {
     pub hidden_dim: usize,
     /// Epsilon of the norms in the MLPs.
     pub norm_eps: f64,
-    /// Positions.
+    /// Position embedding of the events.
     pub position: PositionConfig,
-    /// Times.
+    /// Time embedding of the events.
     pub time: DlrmTime,
     /// Most events of a history.
     pub max_history: usize,
@@ -96,14 +96,14 @@ pub enum Postprocessor {
         /// Epsilon of the norm.
         eps: f64,
     },
-    /// Layer norm.
+    /// Layer norm with weights.
     LayerNorm {
-        /// Epsilon.
+        /// Epsilon of the norm.
         eps: f64,
     },
     /// Division by the length.
     L2 {
-        /// Least divisor.
+        /// Least length to divide by.
         eps: f64,
     },
 }
@@ -114,7 +114,7 @@ pub enum Postprocessor {
 pub struct ItemTower {
     /// Names of the features it reads, in order.
     pub features: Vec<String>,
-    /// Inner width.
+    /// Inner width of its MLP.
     pub hidden_dim: usize,
     /// Epsilon of its norms.
     pub norm_eps: f64,
@@ -124,9 +124,9 @@ pub struct ItemTower {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskConfig {
-    /// Name.
+    /// Name of the task.
     pub name: String,
-    /// Kind.
+    /// Kind of the task.
     pub kind: TaskKind,
 }
 

@@ -1,20 +1,20 @@
 //! config.json of family `hstu`: every constant of the forward pass, spelled out.
 //!
-//! Three incompatible models are called HSTU. Which one a checkpoint is cannot be told from its shapes, and a wrong
-//! constant (the divisor of the attention, a clamp, which activations pass SiLU) gives plausible, wrong answers. So
-//! nothing has a default: a field that is absent is an error that names it, and so is a field that is not known, is given twice, or
-//! holds a number that no trained model has.
+//! Three incompatible models are called HSTU. Shapes do not tell which one a checkpoint is, and a wrong
+//! constant gives plausible, wrong answers (the divisor of the attention, a clamp, which activations
+//! pass SiLU). So nothing has a default. A field that is absent is an error that names it. So is a field
+//! that is unknown, is given twice, or holds a number that no trained model has.
 //!
 //! ```text
 //! model_type     "hstu"
-//! hstu_variant   "research" | "dlrm" | "nvidia": what the tensors are called, and which input and output there are
+//! hstu_variant   "research" | "dlrm" | "nvidia": names of the tensors, kind of input and output
 //! stack          the layers: the same fields in all variants
-//! input          what becomes of events, actions, times, contextual features and candidates before the layers
-//! output         what becomes of the final states: retrieval, token logits or ranking predictions
+//! input          events, actions, times, contextual features and candidates before the layers
+//! output         final states after the layers: retrieval, token logits or ranking predictions
 //! ```
 //!
-//! Scales may be numbers or say how they follow from a width (`"sqrt_model_dim"`, `"inverse_sqrt_key_dim"`), so that no
-//! digits are lost in a decimal.
+//! Scales may be numbers, or say how they follow from a width (`"sqrt_model_dim"`,
+//! `"inverse_sqrt_key_dim"`), so that a decimal loses no digits.
 
 mod checks;
 mod dlrm;
@@ -46,7 +46,7 @@ pub use self::stack::{
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HstuConfig {
-    /// The layers.
+    /// Constants of the layers.
     pub stack: StackConfig,
     /// Variant, with its input and output.
     pub variant: VariantConfig,
@@ -86,11 +86,11 @@ pub enum Variant {
     Nvidia,
 }
 
-/// A factor.
+/// A constant factor: a number, or derived from a width.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(untagged, expecting = "expected a number, \"sqrt_model_dim\" or \"inverse_sqrt_key_dim\"")]
 pub enum Scale {
-    /// This number.
+    /// This number itself.
     Number(f64),
     /// From a width.
     Named(NamedScale),
@@ -120,7 +120,7 @@ pub enum Direction {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PositionConfig {
-    /// Which way.
+    /// Which way positions count.
     pub direction: Direction,
     /// Rows of the table.
     pub rows: usize,
@@ -134,15 +134,15 @@ pub struct PositionConfig {
 pub enum Normalization {
     /// Division by the length, or by `eps` if that is more.
     L2 {
-        /// Least divisor.
+        /// Least length to divide by.
         eps: f64,
     },
     /// Layer norm without weights.
     LayerNorm {
-        /// Epsilon.
+        /// Epsilon of the norm.
         eps: f64,
     },
-    /// Nothing.
+    /// The state stays as it is.
     None {},
 }
 
@@ -152,7 +152,7 @@ pub enum Normalization {
 pub struct TableConfig {
     /// Name in the embedding collection.
     pub name: String,
-    /// Rows.
+    /// Rows of the table.
     pub rows: usize,
     /// What becomes of ids beyond the rows.
     pub unknown_ids: UnknownIds,
@@ -172,7 +172,7 @@ pub enum UnknownIds {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ContextualConfig {
-    /// Name.
+    /// Name of the feature.
     pub name: String,
     /// Table its ids are rows of.
     pub table: String,
@@ -263,7 +263,7 @@ impl HstuConfig {
 }
 
 impl Scale {
-    /// The number.
+    /// The factor as a number.
     pub fn value(self, stack: &StackConfig) -> f32 {
         match self {
             Self::Number(number) => number as f32,

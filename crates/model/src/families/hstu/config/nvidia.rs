@@ -19,7 +19,7 @@ pub struct NvidiaInput {
     pub action_table: Option<String>,
     /// Features of the user; a value that is absent takes no row.
     pub contextual: Vec<ContextualConfig>,
-    /// Positions.
+    /// Position embedding of the rows.
     pub position: PositionConfig,
     /// MLPs between the tables and the layers: not implemented, null.
     #[serde(deserialize_with = "nullable")]
@@ -42,7 +42,7 @@ pub struct NvidiaOutput {
     pub head: Vec<usize>,
     /// Whether they have biases.
     pub head_bias: bool,
-    /// Between them.
+    /// Activation between the prediction layers.
     pub activation: Activation,
     /// What the outputs are.
     pub prediction: Prediction,
@@ -54,7 +54,7 @@ pub struct NvidiaOutput {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
-    /// `max(x, 0)`.
+    /// Rectifier, `max(x, 0)`.
     Relu,
     /// `x * Phi(x)`, exact.
     Gelu,

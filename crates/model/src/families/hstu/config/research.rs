@@ -17,7 +17,7 @@ pub struct ResearchInput {
     pub padding_id: Option<u32>,
     /// Most events of a history.
     pub max_sequence_length: usize,
-    /// Positions.
+    /// Position embedding of the events.
     pub position: PositionConfig,
     /// How the action of an event enters, or null if it does not.
     #[serde(deserialize_with = "nullable")]
@@ -42,7 +42,7 @@ pub struct ResearchActions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Combine {
-    /// Their sum.
+    /// Their sum, element by element.
     Add,
     /// One after the other.
     Concat,
@@ -75,7 +75,8 @@ pub enum ResearchHead {
         tied: bool,
         /// Factor of every logit: one over the temperature of training.
         logit_scale: f64,
-        /// What the levels of a semantic ID are written as, first level first. An event of the history is as many rows.
+        /// How the levels of a semantic ID are written, first level first. An event of the history takes
+        /// one row per level.
         semantic_id_levels: Vec<SemanticIdLevel>,
     },
 }
@@ -86,7 +87,7 @@ pub enum ResearchHead {
 pub struct SemanticIdLevel {
     /// Token of code 0.
     pub first_token: u32,
-    /// Codes.
+    /// Number of codes of the level.
     pub codes: u32,
 }
 

@@ -13,9 +13,9 @@ use super::{Scale, Variant};
 pub struct StackConfig {
     /// Width of the residual stream, D.
     pub model_dim: usize,
-    /// Layers.
+    /// Number of layers.
     pub layers: usize,
-    /// Heads, H.
+    /// Number of heads, H.
     pub heads: usize,
     /// Width of a query and key, dqk.
     pub key_dim: usize,
@@ -56,7 +56,7 @@ pub struct StackConfig {
 pub struct LayerNormConfig {
     /// Whether it has weight and bias.
     pub affine: bool,
-    /// Epsilon.
+    /// Epsilon of the norm.
     pub eps: f64,
 }
 
@@ -68,7 +68,7 @@ pub struct OutputNormConfig {
     pub kind: NormKind,
     /// Whether it has weight and bias; over each head these are one number per head.
     pub affine: bool,
-    /// Epsilon.
+    /// Epsilon of the norm.
     pub eps: f64,
 }
 
@@ -78,7 +78,7 @@ pub struct OutputNormConfig {
 pub enum NormKind {
     /// All heads together.
     Layer,
-    /// Each head.
+    /// Each head by itself.
     Group,
 }
 
@@ -86,9 +86,9 @@ pub enum NormKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Layout {
-    /// `[inputs, outputs]`.
+    /// Input dimension first: `[inputs, outputs]`.
     InOut,
-    /// `[outputs, inputs]`.
+    /// Output dimension first: `[outputs, inputs]`.
     OutIn,
 }
 
@@ -96,11 +96,11 @@ pub enum Layout {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SiluScope {
-    /// All four.
+    /// All four: u, v, q and k.
     Uvqk,
-    /// u only.
+    /// The gate u only.
     U,
-    /// Nothing.
+    /// None of the four.
     None,
 }
 
@@ -108,7 +108,7 @@ pub enum SiluScope {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OutputParts {
-    /// `u * n`.
+    /// The gated norm, `u * n`.
     Gated,
     /// `[u, a, u * n]`: the raw output.
     ConcatRaw,
@@ -126,7 +126,7 @@ impl OutputParts {
     }
 }
 
-/// Relative bias.
+/// Relative bias of position and time.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RelativeBiasConfig {
@@ -161,8 +161,9 @@ impl From<MaskConfig> for Mask {
 }
 
 impl StackConfig {
-    /// Positions that a row attends to with as many multiplications as the rest of it takes. Of a layer: weights over the
-    /// widths of all keys, for the scores, and of all values. A pair takes its activation besides, about as much.
+    /// Positions that a row attends to with as many multiplications as the rest of the row takes. For
+    /// one layer this is the number of weights over the widths of all keys, for the scores, plus those
+    /// of all values. The activation of a pair costs about as much again.
     pub fn pairs_per_row(&self) -> u64 {
         let [dim, keys, values, parts] =
             [self.model_dim, self.heads * self.key_dim, self.values(), self.output_parts.count()]

@@ -1,13 +1,15 @@
 //! config.json of family `t5`: `T5ForConditionalGeneration`, as transformers writes it.
 //!
-//! Place in the flow: read when a checkpoint is opened; the tensors are checked against it, the model is built from it.
+//! Place in the flow: read when a checkpoint is opened; the tensors are checked against it, the model is
+//! built from it.
 //!
 //! ```text
 //! mod     the configuration, and what follows from it
 //! read    all fields, read strictly
 //! ```
 //!
-//! Invariant: a field that the computation depends on is read with its exact type and range, or refused by its name.
+//! Invariant: a field that the computation depends on is read with its exact type and range, or refused
+//! by its name.
 
 mod read;
 
@@ -23,8 +25,9 @@ use crate::checkpoint::json;
 use crate::checkpoint::note::Note;
 use crate::error::ModelError;
 
-/// Most positions of a context: encoder tokens, and the row that the decoder starts with. T5 has relative positions, so
-/// nothing in a checkpoint limits them (`n_positions` only cut the texts of training); this bounds memory and time.
+/// Most positions of a context: encoder tokens, and the row that the decoder starts with. T5 has
+/// relative positions, so nothing in a checkpoint limits them (`n_positions` only cut the texts of
+/// training). This bounds memory and time.
 pub const MAX_POSITIONS: usize = 1 << 14;
 
 pub(super) const ARCHITECTURE: &str = "T5ForConditionalGeneration";
@@ -71,8 +74,8 @@ impl T5Config {
     ///
     /// # Errors
     ///
-    /// When a field is missing, contradictory, misspelt or out of range, or asks for something that is not implemented.
-    /// The message names all of them.
+    /// When a field is missing, contradictory, misspelt or out of range, or asks for something that is
+    /// not implemented. The message names every such field.
     pub fn parse(json: &str) -> Result<Self, ModelError> {
         Self::parse_with(json, &mut Vec::new())
     }
@@ -104,8 +107,9 @@ impl T5Config {
         MAX_POSITIONS
     }
 
-    /// Positions that a row attends to with as many multiplications as the rest of it takes: for a row of the encoder,
-    /// which are nearly all rows of a context. Its keys and values for the decoder's layers count as the rest of it.
+    /// Positions that a row attends to with as many multiplications as the rest of the row takes. It is
+    /// that of an encoder row, which nearly all rows of a context are. The keys and values of a row for
+    /// the decoder's layers count as the rest.
     pub fn pairs_per_row(&self) -> u64 {
         let [width, inner, feed, encoder, decoder] =
             [self.d_model, self.inner(), self.d_ff, self.encoder_layers, self.decoder_layers]

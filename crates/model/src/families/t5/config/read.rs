@@ -1,7 +1,7 @@
 //! All fields of a T5's config.json, one after the other.
 //!
-//! A field that is absent takes the default of transformers (`T5Config`), and a note says so. Sizes that say what the model is
-//! have none.
+//! A field that is absent takes the default of transformers (`T5Config`), and a note says so. Sizes that
+//! define the model have no default.
 
 use beamline_compute::cpu::activation::Activation;
 use beamline_compute::cpu::pages::PAGE_SIZE;
@@ -132,7 +132,8 @@ fn or_default(
     })
 }
 
-/// Buckets and distance must be such that the logarithm of the buckets means something: see [`bias`](beamline_compute::cpu::relative::bias).
+/// Buckets and distance must be such that the logarithm of the buckets has a meaning: see
+/// [`bias`](beamline_compute::cpu::relative::bias).
 fn read_buckets(fields: &mut Fields<'_>, notes: &mut Vec<Note>) -> (usize, usize) {
     const BUCKETS: &str = "relative_attention_num_buckets";
     const DISTANCE: &str = "relative_attention_max_distance";
