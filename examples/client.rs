@@ -34,7 +34,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Sends JSON and reads JSON. 429 and 503 say in Retry-After, in seconds, when another try makes sense; every other error is final.
+/// Sends JSON and reads JSON. 429 and 503 say in Retry-After, in seconds, when another try makes sense.
+/// Every other error is final.
 fn post(server: &str, path: &str, body: &Value) -> Result<Value> {
     let end = Instant::now() + PATIENCE;
     // Reuse an agent for many requests: it keeps connections.

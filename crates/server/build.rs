@@ -1,5 +1,5 @@
-//! Tells `beamline --version` which commit it was built from, where git knows. Without git, or outside of a clone, it says
-//! "unknown".
+//! Tells `beamline --version` which commit it was built from, where git knows. Without git, or outside of
+//! a clone, it says "unknown".
 
 #![allow(clippy::print_stdout, reason = "this is how a build script talks to cargo")]
 

@@ -1,9 +1,10 @@
 //! What coarse cuts of long histories are worth: `cargo xtask history-cuts`.
 //!
-//! Users come back again and again, each time with a few more items, until their histories are ten times as long as the
-//! context. Measured is how much of the context the cache holds when histories are cut one item at a time, and in coarser
-//! steps; and what the steps cost in kept history. First with the real scheduler and KV cache over a model that computes
-//! nothing, then, for the two cuts that can be set, with a running server and a real model.
+//! Users come back again and again, each time with a few more items, until their histories are ten
+//! times as long as the context. Measured is how much of the context the cache holds when histories are
+//! cut one item at a time, and in coarser steps; and what the steps cost in kept history. First with
+//! the real scheduler and KV cache over a model that computes nothing, then, for the two cuts that can
+//! be set, with a running server and a real model.
 //!
 //! Progress goes to stderr, the figures as JSON to stdout.
 
@@ -78,7 +79,7 @@ fn steps(fit: usize) -> Vec<usize> {
     steps
 }
 
-/// SplitMix64.
+/// A generator of random numbers: SplitMix64 (Steele et al. 2014).
 struct Random(u64);
 
 impl Random {

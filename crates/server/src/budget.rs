@@ -1,8 +1,8 @@
 //! The memory that loaded versions may take together, and who has taken how much.
 //!
-//! Place in the flow: a load reserves weights and pages before it allocates them; a catalog is counted once it is built,
-//! because its size is not known before, and before it serves. A [`Reservation`] lives as long as the memory it stands
-//! for, which for a version or catalog that is being replaced is until its last request has ended.
+//! Place in the flow: a load reserves weights and pages before it allocates them. A catalog is counted once
+//! it is built, because its size is not known before, and before it serves. A [`Reservation`] lives as long
+//! as the memory it stands for, which for a version or catalog that is being replaced is until its last request has ended.
 //!
 //! Invariant: the sum of all reservations never exceeds the limit.
 //!
@@ -32,7 +32,7 @@ pub struct OverBudget {
     pub needed: usize,
     /// Bytes that nobody has.
     pub free: usize,
-    /// All bytes.
+    /// Bytes that may be taken in all.
     pub limit: usize,
 }
 
@@ -44,7 +44,7 @@ pub struct Reservation {
 }
 
 impl Budget {
-    /// A budget of so many bytes, or without limit.
+    /// A budget of `limit` bytes, or without limit.
     pub fn new(limit: Option<usize>) -> Arc<Self> {
         Arc::new(Self { limit, used: Mutex::new(0) })
     }

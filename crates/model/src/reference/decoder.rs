@@ -10,7 +10,7 @@ use crate::checkpoint::tensors::Tensors;
 use crate::error::ModelError;
 use crate::families::decoder::expected_tensors;
 
-/// A decoder.
+/// A decoder: weights, and the shapes that its equations need.
 #[derive(Debug)]
 pub struct DecoderReference {
     config: Config,

@@ -8,11 +8,11 @@
 //! verify_hstu   the same for HSTU, on random requests
 //! ```
 //!
-//! Place in the flow: tests and `beamline inspect --verify` ask it; nothing that serves does. One request at a time, no
-//! cache, no batches, on any candle device, in single or double precision.
+//! Place in the flow: tests and `beamline inspect --verify` ask it; nothing that serves does. One request
+//! at a time, no cache, no batches, on any candle device, in single or double precision.
 //!
-//! Invariant: nothing here uses a kernel, a layout or an executor of this crate; only what was read of config.json and the
-//! tensors is shared.
+//! Invariant: nothing here uses a kernel, a layout or an executor of the engine. It shares only what was
+//! read of config.json, and the tensors.
 
 mod decoder;
 mod hstu;
@@ -34,8 +34,8 @@ pub use t5::T5Reference;
 
 /// A model of tokens that says what follows a context.
 pub trait Reference {
-    /// Logits of the token after a context, `[vocab_size]`, padding rows included. The context of an encoder-decoder is as
-    /// that of a request: the tokens of the encoder, then one that the decoder starts with.
+    /// Logits of the token after a context, `[vocab_size]`, padding rows included. The context of an
+    /// encoder-decoder is that of a request: the tokens of the encoder, then one that the decoder starts with.
     ///
     /// # Errors
     ///

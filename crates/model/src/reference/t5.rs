@@ -10,7 +10,7 @@ use crate::error::ModelError;
 use crate::families::t5::config::T5Config;
 use crate::families::t5::tensors::expected_tensors;
 
-/// An encoder-decoder.
+/// An encoder-decoder: weights, and the shapes that its equations need.
 #[derive(Debug)]
 pub struct T5Reference {
     config: T5Config,

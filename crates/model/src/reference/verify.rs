@@ -61,7 +61,7 @@ pub fn verify_tokens<C: Referenced>(
 /// What came of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Verified {
-    /// Requests compared.
+    /// Number of requests compared.
     pub requests: usize,
     /// Largest difference of two outputs.
     pub largest_difference: f64,

@@ -54,7 +54,7 @@ struct Random<'a> {
 }
 
 impl Random<'_> {
-    /// A request of up to so many events and candidates.
+    /// A request of at most `most` events, and as many candidates.
     fn request(&mut self, most: usize) -> Request {
         let events = most.min(self.config.max_events());
         // The longest history meets fewer candidates than the shortest: lengths should not go
