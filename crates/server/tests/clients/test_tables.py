@@ -130,7 +130,7 @@ class Requests(Folder):
         table = self.frame()
         table["num_items"] = pandas.to_datetime([1, 2, 3], unit="s")
         table.to_parquet(self.path("times.parquet"))
-        self.refused("times.parquet", "`num_items`", "no time")
+        self.refused("times.parquet", "`num_items`", "is not a time")
 
     def test_an_unknown_column_is_refused_with_the_one_that_was_meant(self):
         self.frame().rename(columns={"num_items": "num_item"}).to_parquet(self.path("typo.parquet"))
