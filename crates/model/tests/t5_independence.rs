@@ -6,8 +6,10 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use beamline_catalog::FilterSpec;
 use beamline_compute::cpu::Cpu;
 use beamline_compute::cpu::isa::Isa;
 use beamline_compute::cpu::kv_format::KvFormat;
@@ -19,7 +21,7 @@ use beamline_model::executor::Executor;
 use beamline_model::executor::cpu::CpuBackend;
 use beamline_model::families::t5::T5;
 use beamline_model::step::{Chunk, Plan, Progress, Slot, StepModel};
-use beamline_model::task::{Found, Job, Task};
+use beamline_model::task::{Found, Job, Retrieve, Task};
 use candle_core::{Device, Tensor};
 use common::Running;
 use common::t5::{T5Case, WHOLE, run_all};
@@ -134,12 +136,49 @@ fn a_request_that_cannot_be_computed_fails_alone() {
     let good = requests(&case).remove(1);
     let expected = cold(&mut case.executor(KvFormat::F32, 512), std::slice::from_ref(&good), WHOLE);
     let of = |tokens: Vec<u32>| case.job(tokens, &[], Normalization::FullVocab);
-    let bad = [of(vec![1, 246]), of(vec![case.start]), Job { task: Task::Warm, ..of(vec![1, case.start]) }];
+    let asking = |task: Task| Job { task, ..of(vec![1, case.start]) };
+    let filter = case.catalog.filter(&FilterSpec::default());
+    let items = Retrieve { count: 3, catalog: Arc::clone(&case.catalog), filter };
+    let bad = [
+        of(vec![1, 246]),
+        of(vec![case.start]),
+        // What the model does not do.
+        asking(Task::Warm),
+        asking(Task::Score),
+        asking(Task::Retrieve(Arc::new(items))),
+    ];
     for bad in bad {
         let requests = [(bad, 4, None), (good.0.clone(), good.1, None)];
         let found = run_all(&mut case.executor(KvFormat::F32, 512), &requests, WHOLE);
         assert!(found[0].is_err());
         assert_eq!(bits(found[1].as_ref().unwrap()), expected[0]);
+    }
+}
+
+/// Beams that go in waves are those of requests alone: enough of them share a step on one thread.
+#[test]
+fn waves_change_no_bit() {
+    for name in CASES {
+        let case = T5Case::of(name, WeightFormat::F32);
+        let first_token = |item| {
+            let mut path = Vec::new();
+            case.catalog.trie().path(case.catalog.leaf_of(item), &mut path);
+            path[0]
+        };
+        let beams = case.catalog.items().map(first_token).collect::<BTreeSet<u32>>().len();
+        let requests: Vec<_> =
+            requests(&case).into_iter().cycle().take(60).map(|(job, _)| (job, 70)).collect();
+        assert!(requests.len() * beams.min(70) >= 512, "{beams} beams each are cut into waves");
+        let executor = |pages| case.executor_on(Arc::new(Cpu::new(1).unwrap()), KvFormat::F32, pages);
+        let alone = requests
+            .iter()
+            .take(8)
+            .map(|request| cold(&mut executor(512), std::slice::from_ref(request), WHOLE).remove(0));
+        let alone: Vec<_> = alone.collect();
+        let together = cold(&mut executor(4096), &requests, WHOLE);
+        for (index, found) in together.iter().enumerate() {
+            assert!(*found == alone[index % 8], "{name}: request {index}");
+        }
     }
 }
 
