@@ -165,9 +165,14 @@ mod stopped {
     struct Stopped(Pid);
 
     impl Stopped {
-        /// Stops the engine's thread alone, as a debugger does.
-        fn engine(server: &Server) -> Result<Self, Errno> {
-            let thread = Pid::from_raw(server.thread("beamline-engine"));
+        /// Stops the engine, as a debugger does: first the thread that computes for it, which would end the
+        /// step at hand and beat until then, last its own.
+        fn engine(server: &Server) -> Result<[Self; 2], Errno> {
+            Ok([Self::thread(server, "beamline-cpu-0")?, Self::thread(server, "beamline-engine")?])
+        }
+
+        fn thread(server: &Server, name: &str) -> Result<Self, Errno> {
+            let thread = Pid::from_raw(server.thread(name));
             ptrace::seize(thread, ptrace::Options::empty())?;
             ptrace::interrupt(thread)?;
             waitpid(thread, Some(WaitPidFlag::__WALL))?;
@@ -204,13 +209,8 @@ mod stopped {
                     return;
                 }
             };
-            // Without work, its last beat was before it stood still. So the limit has passed, however
-            // slow this machine is. In a request, the threads that compute the current step end it, and
-            // beat until then.
+            // Its last beat was before it stood still. So the limit has passed, however slow this machine is.
             std::thread::sleep(LIMIT + Duration::from_millis(1));
-            if busy {
-                server.wait_for("death after the step at hand", |server| server.get("/livez").status == 503);
-            }
             server.get("/livez").fails(503, "unhealthy");
             server.get("/readyz").fails(503, "unhealthy");
             drop(stopped);
